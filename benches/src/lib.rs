@@ -1,0 +1,1 @@
+//! Criterion benches of the hot path and the side-by-side harness.

@@ -1,0 +1,1 @@
+//! Wire types: cilium.* written here, Envoy's from envoy-types; no logic.

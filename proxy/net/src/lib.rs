@@ -1,0 +1,1 @@
+//! Linux sockets: TPROXY listeners, original destination, marks, transparent upstreams.

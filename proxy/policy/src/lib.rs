@@ -1,0 +1,15 @@
+//! The policy engine: what a `cilium.NetworkPolicy` means, compiled and evaluated.
+//!
+//! Pure by construction: no IO, no clock, no logging, no `unsafe`. The same [`Snapshot`], [`Flow`] and [`Request`] always
+//! give the same verdict, so the data path, `tollgate policy explain` and the tests all run this one code.
+//!
+//! It must never allow what the policy denies. Whatever it cannot compile takes its most restrictive reading and is
+//! listed as a [`Quarantine`] entry; nothing is dropped in silence.
+
+#![forbid(unsafe_code)]
+
+mod flow;
+mod verdict;
+
+pub use flow::{Direction, Flow, Headers, NoHeaders, Request, SecurityId};
+pub use verdict::{ConnectionVerdict, DenyReason, NearestMiss, Permit, RuleRef, Verdict};

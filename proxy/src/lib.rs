@@ -1,0 +1,1 @@
+//! Tollgate: a node-local L7 policy proxy.

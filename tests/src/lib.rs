@@ -1,0 +1,1 @@
+//! End-to-end suites: namespaces with real TPROXY, real clients, servers and control planes.

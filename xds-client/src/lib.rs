@@ -1,0 +1,1 @@
+//! Generic xDS client: streams, subscriptions, versions, ACK/NACK, backoff; knows no policy.
