@@ -1,1 +1,5 @@
-//! Tollgate: a node-local L7 policy proxy.
+//! Tollgate: a node-local L7 policy proxy. The crate behind the `tollgate` binary; see ARCHITECTURE.md for the rooms.
+
+pub mod config;
+pub mod flow;
+pub mod reason;

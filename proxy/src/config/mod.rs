@@ -1,0 +1,187 @@
+//! Configuration: every key of `tollgate.yaml` as a plain value, checked before anything starts.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tollgate_policy::{Direction, SecurityId};
+
+/// The whole configuration, resolved: defaults filled in, every value checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Who we are towards the control plane.
+    pub node: Node,
+    /// Number of worker threads.
+    pub workers: usize,
+    /// Admin endpoint.
+    pub admin: Option<ListenAddress>,
+    /// Prometheus scrape endpoint.
+    pub metrics: Option<SocketAddr>,
+    /// Health probe endpoint.
+    pub health: Option<SocketAddr>,
+    /// Where policy comes from.
+    pub policy_source: PolicySource,
+    /// Where peer identities come from.
+    pub identities: Identities,
+    /// Sockets that accept redirected connections.
+    pub listeners: Vec<Listener>,
+    /// Sinks of flow records.
+    pub access_log: Vec<AccessLog>,
+    /// Time given to connections on shutdown before they are cut.
+    pub drain_timeout: Duration,
+    /// Open downstream connections per process, at most; shared between the workers.
+    pub max_connections: usize,
+}
+
+/// Identity towards the control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Four parts joined by `~`, the second an IP address, as Cilium's agent demands.
+    pub id: String,
+    /// Cluster name.
+    pub cluster: String,
+}
+
+/// A stream socket address of ours or of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// Unix stream socket.
+    Unix(PathBuf),
+}
+
+/// Where policy comes from: exactly one.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PolicySource {
+    /// An xDS control plane.
+    Xds {
+        /// Its address.
+        address: ListenAddress,
+        /// How to speak to it.
+        mode: XdsMode,
+    },
+    /// A watched directory of NetworkPolicy files (JSON or YAML).
+    Directory(PathBuf),
+}
+
+/// xDS transport variants (`spec/cilium-agent.md` section 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdsMode {
+    /// Find out.
+    Auto,
+    /// One state-of-the-world stream per type.
+    Split,
+    /// One aggregated state-of-the-world stream.
+    Ads,
+    /// One incremental stream per type.
+    DeltaSplit,
+}
+
+/// Where peer identities come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Identities {
+    /// A fixed list; longest prefix wins.
+    Static(Vec<StaticIdentity>),
+    /// `cilium.NetworkPolicyHosts` over xDS.
+    Nphds,
+}
+
+/// One identity with its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticIdentity {
+    /// The identity.
+    pub identity: SecurityId,
+    /// Addresses or prefixes that carry it.
+    pub addresses: Vec<IpNet>,
+}
+
+/// A socket that accepts connections.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// Name in records and metrics; unique.
+    pub name: String,
+    /// Address to bind.
+    pub address: SocketAddr,
+    /// Further addresses of the same listener, such as the IPv6 loopback.
+    pub additional_addresses: Vec<SocketAddr>,
+    /// Policy direction of what arrives here.
+    pub direction: Direction,
+    /// TPROXY mode: needs CAP_NET_ADMIN or CAP_NET_RAW; false needs no privilege.
+    pub transparent: bool,
+    /// Matched against a rule's `proxy_id`; 0 for none.
+    pub proxy_id: u16,
+    /// Where allowed connections go.
+    pub upstream: Upstream,
+    /// Whose policy is enforced, when it is not the original destination (ingress) or the source (egress): for load
+    /// tests on loopback.
+    pub endpoint: Option<IpAddr>,
+    /// Whether upstream sockets keep the client's source address.
+    pub original_source: OriginalSource,
+    /// Path canonicalisation.
+    pub normalize: Normalize,
+    /// How long a new connection is held for its endpoint's first policy.
+    pub policy_wait: Duration,
+    /// Time to establish an upstream connection.
+    pub connect_timeout: Duration,
+    /// Time for a complete request head once its first byte came (and for protocol detection).
+    pub request_head_timeout: Duration,
+    /// Body of a 403, without its final CRLF.
+    pub denied_body: String,
+    /// Whether refusals carry `x-tollgate-reason`.
+    pub reason_header: bool,
+}
+
+/// Where an allowed connection goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// The address before redirection.
+    OriginalDst,
+    /// Always this address, for load tests.
+    Fixed(SocketAddr),
+}
+
+/// When an upstream socket is bound to the client's own address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OriginalSource {
+    /// Never: the node's address is used.
+    Never,
+    /// Whenever family and addresses permit.
+    Always,
+    /// Only when no local policy owns the destination (Cilium's egress rule).
+    RemoteDestinations,
+}
+
+/// How a request path is made canonical before it is matched and forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Normalize {
+    /// Resolve dot segments, decode unreserved escapes (RFC 3986 section 6.2.2).
+    pub path: bool,
+    /// `//` becomes `/`.
+    pub merge_slashes: bool,
+    /// What `%2F` and `%5C` lead to.
+    pub escaped_slashes: EscapedSlashes,
+}
+
+/// Treatment of escaped slashes, as Envoy names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EscapedSlashes {
+    /// Leave them.
+    Keep,
+    /// 400.
+    Reject,
+    /// Decode, then answer 307 to the decoded path.
+    UnescapeAndRedirect,
+    /// Decode and go on.
+    UnescapeAndForward,
+}
+
+/// A sink of flow records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// JSON lines to standard output.
+    JsonStdout,
+    /// JSON lines appended to a file.
+    JsonFile(PathBuf),
+}

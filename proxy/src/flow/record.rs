@@ -1,0 +1,91 @@
+//! One record per request or connection, made when it starts and emitted exactly once, whatever happens to it.
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use tollgate_policy::{Direction, NearestMiss, RuleRef, SecurityId};
+
+use crate::reason::Reason;
+
+/// What the proxy did with the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Allowed and forwarded (its end may still carry a [`Reason`], such as an upstream reset).
+    Forwarded,
+    /// Refused by policy, a limit or because it was malformed.
+    Denied,
+    /// Allowed, but it could not be completed.
+    Failed,
+}
+
+/// Protocol spoken on the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Passed as bytes, not inspected.
+    Tcp,
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/2.
+    Http2,
+}
+
+/// The HTTP part of a record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HttpRecord {
+    /// Method as received.
+    pub method: Box<[u8]>,
+    /// `:authority`, lower-cased never.
+    pub authority: Box<[u8]>,
+    /// Canonical path with query, cut at [`HttpRecord::MAX_PATH`] bytes.
+    pub path: Box<[u8]>,
+    /// Status sent downstream; 0 when none was.
+    pub status: u16,
+}
+
+impl HttpRecord {
+    /// Longest path kept in a record, in bytes.
+    pub const MAX_PATH: usize = 2048;
+}
+
+/// What is known about one request (HTTP) or one connection (TCP, or refused before HTTP).
+#[derive(Clone, Debug)]
+pub struct FlowRecord {
+    /// Wall clock at the start; for logs only.
+    pub time: SystemTime,
+    /// From first byte of the request (or accept) to the end, in microseconds.
+    pub duration_us: u64,
+    /// Name of the listener.
+    pub listener: std::sync::Arc<str>,
+    /// Policy direction.
+    pub direction: Direction,
+    /// The peer that connected to us.
+    pub downstream: SocketAddr,
+    /// Address before redirection.
+    pub original_dst: SocketAddr,
+    /// Address actually connected to, when there was one.
+    pub upstream: Option<SocketAddr>,
+    /// Source identity.
+    pub source: SecurityId,
+    /// Destination identity; 0 for ingress, as on the Cilium access log.
+    pub destination: SecurityId,
+    /// Protocol of the flow.
+    pub protocol: Protocol,
+    /// HTTP part.
+    pub http: Option<HttpRecord>,
+    /// What was done.
+    pub outcome: Outcome,
+    /// Why, whenever it is not a plain success.
+    pub reason: Option<Reason>,
+    /// The rule that admitted it.
+    pub rule: Option<RuleRef>,
+    /// On a denial, the rule that came closest.
+    pub nearest_miss: Option<Box<NearestMiss>>,
+    /// Generation of the snapshot that decided.
+    pub generation: u64,
+    /// Bytes of body (HTTP) or payload (TCP) from downstream to upstream.
+    pub bytes_up: u64,
+    /// Bytes of body (HTTP) or payload (TCP) from upstream to downstream.
+    pub bytes_down: u64,
+}

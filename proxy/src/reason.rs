@@ -1,0 +1,125 @@
+//! The closed list of reasons for refusing, failing or ending a flow, and the one table that says what a client sees.
+//!
+//! A reason is a metric label, a log field, the flow record's `reason` and (opt-in) the `x-tollgate-reason` header. Each
+//! refusal has exactly one.
+
+use tollgate_policy::DenyReason;
+
+/// What the client of a refused request sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status of the local reply.
+    pub status: u16,
+    /// gRPC status sent (with HTTP 200) when the request is gRPC.
+    pub grpc_status: u8,
+    /// Whether the downstream connection ends after the reply.
+    pub close: bool,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident => $code:literal, $status:literal, $grpc:literal, $close:literal;)*) => {
+        /// Why a request or connection was refused, failed or ended. One row of the table in this module each.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason { $($(#[$doc])* $name,)* }
+
+        impl Reason {
+            /// Every reason, in the order of the table; a reason's position is its metric slot.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The stable snake-case code.
+            pub const fn code(self) -> &'static str {
+                match self { $(Self::$name => $code,)* }
+            }
+
+            /// What the client sees, where it can still be told.
+            pub const fn answer(self) -> Answer {
+                match self {
+                    $(Self::$name => Answer { status: $status, grpc_status: $grpc, close: $close },)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    // Policy said no. Close only where the connection's own L4 permission is gone.
+    /// The endpoint's first policy did not come within `policy_wait`.
+    PolicyPending => "policy_pending", 403, 7, true;
+    /// Policies are known, but none for this endpoint.
+    NoPolicy => "no_policy", 403, 7, true;
+    /// No rule covers the port.
+    PortNotAllowed => "port_not_allowed", 403, 7, true;
+    /// Rules cover the port, none admits this peer.
+    PeerNotAllowed => "peer_not_allowed", 403, 7, true;
+    /// Rules admit the peer, none this request.
+    RequestNotAllowed => "request_not_allowed", 403, 7, false;
+    /// A deny rule matched.
+    DenyRule => "deny_rule", 403, 7, false;
+    /// What would have decided is quarantined.
+    Quarantined => "quarantined", 403, 7, false;
+    /// The peer's identity cannot be looked up.
+    IdentityUnknown => "identity_unknown", 403, 7, true;
+    /// Policy changed and no longer allows this tunnel, stream or connection.
+    Revoked => "revoked", 403, 7, true;
+    /// The flow would reach one of our own listeners or carries our own mark.
+    Loop => "loop", 403, 7, true;
+
+    // The client's message cannot be taken.
+    /// Not HTTP, or HTTP that two readers could read differently.
+    MalformedRequest => "malformed_request", 400, 13, true;
+    /// The path cannot be made canonical without guessing.
+    AmbiguousPath => "ambiguous_path", 400, 13, true;
+    /// Missing, repeated or malformed `Host` / `:authority`.
+    BadAuthority => "bad_authority", 400, 13, true;
+    /// Request line over the limit.
+    TargetTooLong => "target_too_long", 414, 13, true;
+    /// Header section over the limit in bytes or fields.
+    HeadersTooLarge => "headers_too_large", 431, 8, true;
+    /// A transfer coding other than `chunked`.
+    TransferCoding => "transfer_coding", 501, 12, true;
+    /// CONNECT or TRACE without a rule that names it.
+    MethodNotSupported => "method_not_supported", 405, 12, true;
+    /// An expectation other than `100-continue`.
+    Expectation => "expectation", 417, 13, true;
+    /// Neither HTTP/1.x nor HTTP/2 within the detection bound, on a port with HTTP rules.
+    ProtocolUnknown => "protocol_unknown", 400, 13, true;
+    /// The client stopped sending in the middle of a message.
+    DownstreamTimeout => "downstream_timeout", 408, 4, true;
+    /// The client went away before the end.
+    DownstreamReset => "downstream_reset", 400, 1, true;
+
+    // A limit of the process or the tenant.
+    /// Too many open connections.
+    ConnectionLimit => "connection_limit", 503, 14, true;
+
+    // The upstream failed.
+    /// Connection refused, unreachable, or timed out.
+    UpstreamConnect => "upstream_connect", 503, 14, false;
+    /// Reset or closed before a complete response head.
+    UpstreamReset => "upstream_reset", 503, 14, true;
+    /// A response that cannot be forwarded safely.
+    UpstreamMalformed => "upstream_malformed", 502, 13, true;
+    /// Closed in the middle of the response body.
+    UpstreamTruncated => "upstream_truncated", 502, 14, true;
+
+    // Ours.
+    /// The process is draining.
+    Draining => "draining", 503, 14, true;
+    /// A defect of ours; counted, logged, and only this flow is lost.
+    Internal => "internal", 500, 13, true;
+    /// The record was dropped unfinished: the task ended without saying why.
+    Dropped => "dropped", 500, 13, true;
+}
+
+impl From<DenyReason> for Reason {
+    fn from(reason: DenyReason) -> Self {
+        match reason {
+            DenyReason::NoPolicy => Self::NoPolicy,
+            DenyReason::NoPortRule => Self::PortNotAllowed,
+            DenyReason::NoPeerRule => Self::PeerNotAllowed,
+            DenyReason::NoHttpRule => Self::RequestNotAllowed,
+            DenyReason::DenyRule => Self::DenyRule,
+            DenyReason::Quarantined => Self::Quarantined,
+        }
+    }
+}
