@@ -1,1 +1,22 @@
 //! Linux sockets: TPROXY listeners, original destination, marks, transparent upstreams.
+//!
+//! All sockets made here are non-blocking and close-on-exec. The crate decides nothing about policy: it takes addresses and
+//! marks and says, in its errors, which operation failed on which address and what an operator can do about it.
+
+mod accept;
+mod capability;
+mod descriptors;
+mod error;
+mod listener;
+mod mark;
+mod unix;
+mod upstream;
+
+pub use accept::{AcceptError, Accepted, original_dst, prepare_accepted};
+pub use capability::{Capabilities, Capability, check_transparent};
+pub use descriptors::{DescriptorLimit, open_descriptors, raise_nofile};
+pub use error::{NetError, Operation};
+pub use listener::{ListenOptions, listen};
+pub use mark::Mark;
+pub use unix::listen_unix;
+pub use upstream::{Upstream, UpstreamOptions, connect, reset, reset_on_close};
