@@ -1,1 +1,29 @@
-//! Wire types: cilium.* written here, Envoy's from envoy-types; no logic.
+//! Wire types: `cilium.*` generated from the files under `proto/`, Envoy's from `envoy-types`.
+//!
+//! No logic lives here except reading and writing the JSON form of policies ([`json`]). What a
+//! message means is decided by the policy crate.
+
+pub mod type_url;
+
+/// Messages, enums, clients and servers of package `cilium`.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "generated"
+)]
+#[allow(clippy::all, clippy::pedantic, clippy::use_self, reason = "generated")]
+pub mod cilium {
+    tonic::include_proto!("cilium");
+}
+
+/// Envoy's messages (`envoy.config.core.v3` is `envoy::config::core::v3`).
+pub use envoy_types::pb::envoy;
+/// Google's messages: the well-known types in the form that [`envoy`] uses, and `google.rpc`.
+pub use envoy_types::pb::google;
+/// The messages that Envoy shares with other proxies.
+pub use envoy_types::pb::xds;
+
+/// Descriptors of package `cilium` and of what it imports, as an encoded
+/// `google.protobuf.FileDescriptorSet`. Messages that come from `stubs/` are incomplete in it.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
