@@ -1,1 +1,31 @@
-//! Generic xDS client: streams, subscriptions, versions, ACK/NACK, backoff; knows no policy.
+//! Generic xDS client: keeps subscriptions to a control plane alive and acknowledges what arrived; knows no policy.
+//!
+//! The rules that it keeps, whatever the peer does:
+//! - A response is acknowledged only after its [`Handler`] returned, that is, after the new state is visible.
+//! - A response is refused (NACK) only if it cannot be decoded or the handler rejects it. Nothing is forgotten then:
+//!   the handler simply keeps what it had.
+//! - A lost stream, a silent peer or a refused call never clears anything; reconnecting never ends.
+//! - Every new stream starts from nothing (empty version, empty nonce), so that the peer sends everything again.
+//!
+//! Layers, from the wire inwards: [`Transport`] carries undecoded messages of one call; a session per type builds
+//! requests and tracks what was accepted; [`Handler`] is typed and belongs to the user. Only the transport does IO, so
+//! that the protocol is tested against a scripted peer with a paused clock.
+
+mod backoff;
+mod client;
+mod config;
+mod handler;
+mod resource;
+mod service;
+mod session;
+mod status;
+mod transport;
+
+pub use backoff::Backoff;
+pub use client::Client;
+pub use config::{Address, ClientConfig, ConfigError, Mode, Node};
+pub use handler::{Handler, Rejection, Update};
+pub use resource::Resource;
+pub use service::{NETWORK_POLICY, NETWORK_POLICY_HOSTS, Service};
+pub use status::{Status, StreamStatus};
+pub use transport::{Call, GrpcTransport, Transport, TransportError};

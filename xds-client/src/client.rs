@@ -1,0 +1,253 @@
+//! Keeps one stream per subscription open for ever, and answers each response once it has been applied.
+
+use std::convert::Infallible;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use futures_util::StreamExt as _;
+use prost::Message as _;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::handler::ErasedHandler;
+use crate::session::Session;
+use crate::status::StreamStatusWriter;
+use crate::{
+    ClientConfig, ConfigError, GrpcTransport, Handler, Mode, Rejection, Service, Status, Transport,
+    TransportError,
+};
+
+/// An xDS client: subscribe to types, then [`run`](Client::run) it.
+pub struct Client<T = GrpcTransport> {
+    shared: Arc<Shared<T>>,
+    streams: Vec<Stream>,
+}
+
+struct Shared<T> {
+    config: ClientConfig,
+    transport: T,
+}
+
+impl Client {
+    /// A client that reaches its peer through gRPC.
+    ///
+    /// # Errors
+    /// The configured mode is not supported.
+    pub fn new(config: ClientConfig) -> Result<Self, ConfigError> {
+        let transport = GrpcTransport::new(config.address.clone(), config.max_message_bytes);
+        Self::with_transport(config, transport)
+    }
+}
+
+impl<T: Transport> Client<T> {
+    /// A client on another transport.
+    ///
+    /// # Errors
+    /// The configured mode is not supported.
+    pub fn with_transport(config: ClientConfig, transport: T) -> Result<Self, ConfigError> {
+        match config.mode {
+            Mode::Auto | Mode::Split => Ok(Self {
+                shared: Arc::new(Shared { config, transport }),
+                streams: Vec::new(),
+            }),
+            mode => Err(ConfigError::UnsupportedMode(mode)),
+        }
+    }
+
+    /// Wants all resources of `service`; each accepted state goes to `handler`.
+    #[must_use]
+    pub fn subscribe<H: Handler>(mut self, service: Service, handler: H) -> Self {
+        let status = StreamStatusWriter::new(service.type_url);
+        self.streams.push(Stream {
+            service,
+            handler: Box::new(handler),
+            status,
+        });
+        self
+    }
+
+    /// A view of what the streams do; valid before, during and after [`run`](Client::run).
+    #[must_use]
+    pub fn status(&self) -> Status {
+        Status::new(
+            self.streams
+                .iter()
+                .map(|stream| stream.status.subscribe())
+                .collect(),
+        )
+    }
+
+    /// Keeps all subscriptions alive until the future is dropped, which closes the streams.
+    pub async fn run(self) {
+        let mut tasks = JoinSet::new();
+        for stream in self.streams {
+            tasks.spawn(stream.keep_alive(Arc::clone(&self.shared)));
+        }
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended
+                && let Ok(panic) = error.try_into_panic()
+            {
+                // Going on without a subscription would look healthy while policy ages.
+                resume_unwind(panic);
+            }
+        }
+    }
+}
+
+/// One subscription.
+struct Stream {
+    service: Service,
+    handler: Box<dyn ErasedHandler>,
+    status: StreamStatusWriter,
+}
+
+/// How a stream, or the attempt to open one, came to its end.
+struct Ended {
+    /// At least one response was received.
+    delivered: bool,
+    reason: StreamError,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error(
+        "no HTTP/2 frame from the control plane within {0:?}; the socket may be bound but not served yet"
+    )]
+    Silent(Duration),
+    #[error("the control plane closed the stream")]
+    Closed,
+    #[error("response is not a DiscoveryResponse: {0}")]
+    Undecodable(prost::DecodeError),
+}
+
+impl Stream {
+    async fn keep_alive<T: Transport>(mut self, shared: Arc<Shared<T>>) {
+        let mut attempt = 0;
+        loop {
+            let ended = self.once(&shared).await;
+            self.report_end(&ended.reason);
+            if ended.delivered {
+                attempt = 0;
+            }
+            sleep(shared.config.backoff.delay(attempt, fastrand::f64())).await;
+            // A silent peer has been waited for already; it may begin to serve any moment.
+            if !matches!(ended.reason, StreamError::Silent(_)) {
+                attempt = attempt.saturating_add(1);
+            }
+        }
+    }
+
+    /// Opens a stream and serves it to its end.
+    async fn once<T: Transport>(&mut self, shared: &Shared<T>) -> Ended {
+        let mut session = Session::new(self.service.type_url);
+        let mut delivered = false;
+        let reason = match self.serve(shared, &mut session, &mut delivered).await {
+            Ok(never) => match never {},
+            Err(reason) => reason,
+        };
+        Ended { delivered, reason }
+    }
+
+    async fn serve<T: Transport>(
+        &mut self,
+        shared: &Shared<T>,
+        session: &mut Session,
+        delivered: &mut bool,
+    ) -> Result<Infallible, StreamError> {
+        let first = encode(&session.subscribe(&shared.config.node));
+        let wait = shared.config.handshake_timeout;
+        let opening = timeout(
+            wait,
+            shared
+                .transport
+                .open(self.service.state_of_the_world, first),
+        );
+        let mut call = opening.await.map_err(|_| StreamError::Silent(wait))??;
+        self.status.opened();
+        debug!(xds.type_url = self.service.type_url, "xDS stream opened");
+        loop {
+            let response = call.responses.next().await.ok_or(StreamError::Closed)??;
+            let response = DiscoveryResponse::decode(response).map_err(StreamError::Undecodable)?;
+            *delivered = true;
+            self.status.received();
+            let answer = self.answer(session, response).await;
+            // A closed request side is no error of its own: the reason comes with the end of the responses.
+            let _ = call.requests.send(encode(&answer)).await;
+        }
+    }
+
+    /// Applies one response and says what to answer.
+    async fn answer(
+        &mut self,
+        session: &mut Session,
+        response: DiscoveryResponse,
+    ) -> DiscoveryRequest {
+        let DiscoveryResponse {
+            version_info: version,
+            nonce,
+            type_url,
+            resources,
+            ..
+        } = response;
+        let count = resources.len();
+        // An empty type cannot be mistaken on a stream of one type, and every resource carries its own.
+        let applied = if type_url.is_empty() || type_url == self.service.type_url {
+            let first = !session.has_accepted();
+            self.handler
+                .apply(self.service.type_url, version.clone(), resources, first)
+                .await
+        } else {
+            let wanted = self.service.type_url;
+            Err(Rejection::new(format!(
+                "response of type {type_url} on a stream of type {wanted}"
+            )))
+        };
+        match applied {
+            Ok(()) => {
+                self.status.accepted(&version);
+                info!(
+                    xds.type_url = self.service.type_url,
+                    xds.version = version,
+                    resources = count,
+                    "xDS update accepted"
+                );
+                session.acknowledge(version, nonce)
+            }
+            Err(rejection) => {
+                self.status.refused(rejection.to_string());
+                warn!(xds.type_url = self.service.type_url, xds.version = version, %rejection,
+                    "xDS update refused; the last accepted state stays in force");
+                session.refuse(nonce, &rejection)
+            }
+        }
+    }
+
+    fn report_end(&self, reason: &StreamError) {
+        let type_url = self.service.type_url;
+        let text = reason.to_string();
+        if self.status.closed(text.clone()) {
+            warn!(
+                xds.type_url = type_url,
+                reason = text,
+                "xDS stream is down; the last accepted state stays in force, retrying"
+            );
+        } else {
+            debug!(
+                xds.type_url = type_url,
+                reason = text,
+                "xDS stream is still down"
+            );
+        }
+    }
+}
+
+fn encode(request: &DiscoveryRequest) -> Bytes {
+    request.encode_to_vec().into()
+}

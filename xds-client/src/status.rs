@@ -1,0 +1,169 @@
+//! What each stream is doing, for status pages and metrics.
+
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+
+/// State of one type's stream. Counters run from the start of the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamStatus {
+    /// Resource type.
+    pub type_url: &'static str,
+    /// A stream is open and the peer speaks HTTP/2.
+    pub connected: bool,
+    /// When `connected` last changed.
+    pub since: SystemTime,
+    /// Last accepted version, also of an earlier stream.
+    pub version: Option<String>,
+    /// When it was accepted.
+    pub accepted_at: Option<SystemTime>,
+    /// Responses received.
+    pub responses: u64,
+    /// Responses accepted.
+    pub acks: u64,
+    /// Responses refused.
+    pub nacks: u64,
+    /// Streams opened after the first.
+    pub reconnects: u64,
+    /// Attempts in a row that ended before anything was received.
+    pub failed_attempts: u64,
+    /// Why the last stream ended, could not be opened, or the last response was refused. Cleared by an acceptance.
+    pub last_error: Option<String>,
+}
+
+impl StreamStatus {
+    fn new(type_url: &'static str) -> Self {
+        Self {
+            type_url,
+            connected: false,
+            since: SystemTime::now(),
+            version: None,
+            accepted_at: None,
+            responses: 0,
+            acks: 0,
+            nacks: 0,
+            reconnects: 0,
+            failed_attempts: 0,
+            last_error: None,
+        }
+    }
+
+    fn set_connected(&mut self, connected: bool) {
+        if self.connected != connected {
+            self.connected = connected;
+            self.since = SystemTime::now();
+        }
+    }
+}
+
+/// Reads the state of all streams of a client, from any thread.
+#[derive(Clone, Debug)]
+pub struct Status {
+    streams: Vec<watch::Receiver<StreamStatus>>,
+}
+
+impl Status {
+    pub(crate) fn new(streams: Vec<watch::Receiver<StreamStatus>>) -> Self {
+        Self { streams }
+    }
+
+    /// A copy of every stream's state, in the order of subscription.
+    #[must_use]
+    pub fn streams(&self) -> Vec<StreamStatus> {
+        self.streams
+            .iter()
+            .map(|stream| stream.borrow().clone())
+            .collect()
+    }
+
+    /// A copy of the state of one type's stream; `None` if the type was not subscribed to.
+    #[must_use]
+    pub fn stream(&self, type_url: &str) -> Option<StreamStatus> {
+        self.streams()
+            .into_iter()
+            .find(|stream| stream.type_url == type_url)
+    }
+
+    /// Waits until the state of one type's stream satisfies `wanted`, and returns it. `None` if the type was not
+    /// subscribed to or the client was dropped.
+    pub async fn wait_for(
+        &self,
+        type_url: &str,
+        wanted: impl FnMut(&StreamStatus) -> bool,
+    ) -> Option<StreamStatus> {
+        let mut stream = self
+            .streams
+            .iter()
+            .find(|stream| stream.borrow().type_url == type_url)?
+            .clone();
+        stream
+            .wait_for(wanted)
+            .await
+            .ok()
+            .map(|state| state.clone())
+    }
+}
+
+/// The writing side of one stream's state.
+#[derive(Debug)]
+pub(crate) struct StreamStatusWriter {
+    state: watch::Sender<StreamStatus>,
+    opened_before: bool,
+}
+
+impl StreamStatusWriter {
+    pub(crate) fn new(type_url: &'static str) -> Self {
+        Self {
+            state: watch::Sender::new(StreamStatus::new(type_url)),
+            opened_before: false,
+        }
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<StreamStatus> {
+        self.state.subscribe()
+    }
+
+    pub(crate) fn opened(&mut self) {
+        let reconnect = std::mem::replace(&mut self.opened_before, true);
+        self.state.send_modify(|state| {
+            state.set_connected(true);
+            state.reconnects += u64::from(reconnect);
+        });
+    }
+
+    pub(crate) fn received(&self) {
+        self.state.send_modify(|state| {
+            state.responses += 1;
+            state.failed_attempts = 0;
+        });
+    }
+
+    pub(crate) fn accepted(&self, version: &str) {
+        self.state.send_modify(|state| {
+            state.acks += 1;
+            state.version = Some(version.to_owned());
+            state.accepted_at = Some(SystemTime::now());
+            state.last_error = None;
+        });
+    }
+
+    pub(crate) fn refused(&self, reason: String) {
+        self.state.send_modify(|state| {
+            state.nacks += 1;
+            state.last_error = Some(reason);
+        });
+    }
+
+    /// The stream ended, or could not be opened. Returns whether this is news: the first failure after something was
+    /// received, or another reason than before.
+    pub(crate) fn closed(&self, reason: String) -> bool {
+        let mut news = false;
+        self.state.send_modify(|state| {
+            state.set_connected(false);
+            state.failed_attempts += 1;
+            news = state.failed_attempts == 1 || state.last_error.as_ref() != Some(&reason);
+            state.last_error = Some(reason);
+        });
+        news
+    }
+}
