@@ -1,5 +1,10 @@
 //! Sockets on loopback; no privileges needed.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "tests may panic, in their shared functions too"
+)]
+
 use std::{
     io::{self, ErrorKind, Read},
     net::{SocketAddr, TcpListener, TcpStream},

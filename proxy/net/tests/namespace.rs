@@ -1,6 +1,12 @@
 //! What needs privileges: marks and addresses that are not this host's. Each test runs itself again in a network
 //! namespace of its own (in a user namespace too when not root), so that nothing outside is touched.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests may panic, in their shared functions too"
+)]
+
 use std::{
     net::{IpAddr, SocketAddr},
     process::Command,
