@@ -1,5 +1,19 @@
-//! Flow records: what is known about each request or connection, and the sinks they go to.
+//! Flow records: what is known about each request or connection, and where it goes.
+//!
+//! ```text
+//! worker: OpenFlow ─▶ FlowSender ─ring─▶ flow thread ─▶ FlowLog (last records: /flows, followers)
+//!                                             └───────▶ one thread per sink (JSON lines)
+//! ```
+//! A worker never locks, blocks, waits or writes because of a record. What it cannot hand over at once is lost and
+//! counted: allowed flows first, denials last (a share of the ring is theirs alone). Every record carries its worker and a
+//! number that counts that worker's records including the lost ones, so a gap in the numbers is exactly a loss.
 
+mod channel;
+#[path = "../metrics/mod.rs"]
+pub mod metrics;
+mod open;
 mod record;
 
+pub use channel::{FlowConsumer, FlowSender, Sequenced, channel};
+pub use open::OpenFlow;
 pub use record::{FlowRecord, HttpRecord, Outcome, Protocol};

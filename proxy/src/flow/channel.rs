@@ -1,0 +1,198 @@
+//! The way of a record from a worker to the flow thread: one single-producer ring per worker, and a doorbell that is rung only
+//! when the consumer sleeps.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+
+use super::{FlowRecord, Outcome, metrics};
+
+/// A record with its place in the stream of its worker.
+#[derive(Debug)]
+pub struct Sequenced {
+    /// Index of the worker.
+    pub worker: u16,
+    /// Number of the record among all that its worker finished, lost ones included; from 0. A gap is a loss.
+    pub seq: u64,
+    /// The record.
+    pub record: Box<FlowRecord>,
+}
+
+/// Connects workers to the one consumer of their flow records.
+///
+/// Each worker's ring holds `capacity` records (raised to 8), of which a quarter is reserved for denials. The senders come in
+/// the order of `workers`; each belongs to one worker thread.
+pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSender>, FlowConsumer) {
+    let capacity = capacity.max(8);
+    let doorbell = Arc::new(Doorbell::default());
+    let mut senders = Vec::with_capacity(workers.len());
+    let mut rings = Vec::with_capacity(workers.len());
+    for (index, metrics) in workers.into_iter().enumerate() {
+        let (producer, consumer) = rtrb::RingBuffer::new(capacity);
+        rings.push(consumer);
+        senders.push(FlowSender {
+            ring: RefCell::new(producer),
+            free: Cell::new(capacity),
+            reserve: capacity / 4,
+            next_seq: Cell::new(0),
+            worker: u16::try_from(index).unwrap_or(u16::MAX),
+            doorbell: Arc::clone(&doorbell),
+            metrics,
+        });
+    }
+    (senders, FlowConsumer { rings, doorbell })
+}
+
+/// A worker's end. It may move to the worker's thread, and then stays there: it is `!Sync`, share it as `Rc<FlowSender>`.
+pub struct FlowSender {
+    ring: RefCell<rtrb::Producer<Sequenced>>,
+    /// Free slots at least; refreshed from the consumer's cache line only when it runs low.
+    free: Cell<usize>,
+    reserve: usize,
+    next_seq: Cell<u64>,
+    worker: u16,
+    doorbell: Arc<Doorbell>,
+    metrics: metrics::Worker,
+}
+
+impl FlowSender {
+    /// Counts the record in the metrics and hands it over, or loses and counts it when the ring has no room for its class.
+    /// Never blocks. Use [`super::OpenFlow`] rather than this, so that no path can forget it.
+    pub fn send(&self, record: Box<FlowRecord>) {
+        let outcome = record.outcome;
+        self.metrics.flow_finished(&record);
+        let seq = self.next_seq.get();
+        self.next_seq.set(seq.wrapping_add(1));
+        if self.push(
+            outcome,
+            Sequenced {
+                worker: self.worker,
+                seq,
+                record,
+            },
+        ) {
+            self.doorbell.ring();
+        } else {
+            self.metrics.flow_record_lost(outcome);
+        }
+    }
+
+    /// This worker's counters.
+    pub fn metrics(&self) -> &metrics::Worker {
+        &self.metrics
+    }
+
+    fn push(&self, outcome: Outcome, item: Sequenced) -> bool {
+        let Ok(mut ring) = self.ring.try_borrow_mut() else {
+            return false;
+        };
+        let needed = if outcome == Outcome::Denied {
+            0
+        } else {
+            self.reserve
+        };
+        if self.free.get() <= needed {
+            self.free.set(ring.slots());
+            if self.free.get() <= needed {
+                return false;
+            }
+        }
+        let pushed = ring.push(item).is_ok();
+        self.free.set(self.free.get().saturating_sub(1));
+        pushed
+    }
+}
+
+impl fmt::Debug for FlowSender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowSender")
+            .field("worker", &self.worker)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The consuming end of all rings.
+#[derive(Debug)]
+pub struct FlowConsumer {
+    rings: Vec<rtrb::Consumer<Sequenced>>,
+    doorbell: Arc<Doorbell>,
+}
+
+impl FlowConsumer {
+    /// Moves what is there, at most `limit` records, to `batch`; every ring gets its turn. Returns how many came.
+    pub fn drain(&mut self, batch: &mut Vec<Sequenced>, limit: usize) -> usize {
+        let before = batch.len();
+        let share = (limit / self.rings.len().max(1)).max(1);
+        for ring in &mut self.rings {
+            let count = ring.slots().min(share);
+            if let Ok(chunk) = ring.read_chunk(count) {
+                batch.extend(chunk);
+            }
+        }
+        batch.len() - before
+    }
+
+    pub(super) fn doorbell(&self) -> Arc<Doorbell> {
+        Arc::clone(&self.doorbell)
+    }
+
+    /// Sleeps until a record comes or [`Doorbell::stop`] is called; returns at once if either has happened.
+    /// To be called from the consumer's own thread, always the same one.
+    pub(super) fn sleep(&mut self) {
+        self.doorbell
+            .sleep(|| self.rings.iter().any(|ring| !ring.is_empty()));
+    }
+}
+
+/// Wakes the consumer. Costs a producer one fence and one load of a read-mostly cache line, and a system call only when the
+/// consumer sleeps.
+#[derive(Debug, Default)]
+pub(super) struct Doorbell {
+    asleep: AtomicBool,
+    stopping: AtomicBool,
+    consumer: OnceLock<Thread>,
+}
+
+impl Doorbell {
+    fn ring(&self) {
+        // Pairs with the fence in `sleep`: either the consumer sees the record, or we see that it is asleep.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = self.consumer.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Asks the consumer to take what is left and end.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Names the calling thread as the one to wake.
+    pub(super) fn attach(&self) {
+        let _ = self.consumer.set(std::thread::current());
+    }
+
+    fn sleep(&self, has_work: impl Fn() -> bool) {
+        self.attach();
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        // A spurious wake-up ends the wait early; the caller finds nothing and comes back.
+        if !has_work() && !self.is_stopping() {
+            std::thread::park();
+        }
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+}

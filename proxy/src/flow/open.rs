@@ -1,0 +1,98 @@
+//! A flow that is under way. Whatever ends it, exactly one record leaves.
+
+use std::ops::Deref;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::{FlowRecord, FlowSender, Outcome};
+use crate::reason::Reason;
+
+/// The record of a request or connection that is still open; hold it where the end is seen (for HTTP, in the response body).
+///
+/// [`OpenFlow::finish`] says how it ended. Dropped without it, the record is sent with the ending last named by
+/// [`OpenFlow::if_dropped`], at first `Failed` with [`Reason::Dropped`]. Sending also counts the flow in the worker's metrics
+/// (requests, refusals, failures, duration): nobody else needs to.
+#[derive(Debug)]
+pub struct OpenFlow {
+    /// `None` only while the value is being dropped.
+    record: Option<Box<FlowRecord>>,
+    sender: Rc<FlowSender>,
+    started: Instant,
+    if_dropped: (Outcome, Option<Reason>),
+}
+
+impl OpenFlow {
+    /// Starts a flow now. `outcome`, `reason` and `duration_us` of `record` are set at its end.
+    pub fn new(sender: Rc<FlowSender>, record: FlowRecord) -> Self {
+        Self::started_at(sender, record, Instant::now())
+    }
+
+    /// Starts a flow whose first byte came at `started`.
+    pub fn started_at(sender: Rc<FlowSender>, record: FlowRecord, started: Instant) -> Self {
+        Self {
+            record: Some(Box::new(record)),
+            sender,
+            started,
+            if_dropped: (Outcome::Failed, Some(Reason::Dropped)),
+        }
+    }
+
+    /// The record, to fill in what becomes known on the way. Count bytes with [`OpenFlow::add_up`] and
+    /// [`OpenFlow::add_down`] instead, so that the metrics agree.
+    #[expect(
+        clippy::expect_used,
+        reason = "`record` is taken only in `drop`, after which nobody can call this"
+    )]
+    pub fn record_mut(&mut self) -> &mut FlowRecord {
+        self.record.as_mut().expect("an open flow has its record")
+    }
+
+    /// Counts bytes passed from downstream to upstream.
+    pub fn add_up(&mut self, bytes: u64) {
+        let record = self.record_mut();
+        record.bytes_up += bytes;
+        let direction = record.direction;
+        self.sender.metrics().bytes_up(direction, bytes);
+    }
+
+    /// Counts bytes passed from upstream to downstream.
+    pub fn add_down(&mut self, bytes: u64) {
+        let record = self.record_mut();
+        record.bytes_down += bytes;
+        let direction = record.direction;
+        self.sender.metrics().bytes_down(direction, bytes);
+    }
+
+    /// What a drop means from here on: for example, once the response body streams, that the client went away.
+    pub fn if_dropped(&mut self, outcome: Outcome, reason: Option<Reason>) {
+        self.if_dropped = (outcome, reason);
+    }
+
+    /// Ends the flow and sends its record.
+    pub fn finish(mut self, outcome: Outcome, reason: Option<Reason>) {
+        self.if_dropped = (outcome, reason);
+    }
+}
+
+impl Deref for OpenFlow {
+    type Target = FlowRecord;
+
+    #[expect(
+        clippy::expect_used,
+        reason = "`record` is taken only in `drop`, after which nobody can call this"
+    )]
+    fn deref(&self) -> &FlowRecord {
+        self.record.as_ref().expect("an open flow has its record")
+    }
+}
+
+impl Drop for OpenFlow {
+    fn drop(&mut self) {
+        let Some(mut record) = self.record.take() else {
+            return;
+        };
+        (record.outcome, record.reason) = self.if_dropped;
+        record.duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.sender.send(record);
+    }
+}

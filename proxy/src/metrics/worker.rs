@@ -1,0 +1,283 @@
+//! The counters of one worker.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tollgate_policy::Direction;
+
+use crate::flow::{FlowRecord, Outcome};
+use crate::reason::Reason;
+
+/// Upper bounds of the request duration histogram, in microseconds; one more bucket is unbounded.
+pub(super) const DURATION_BOUNDS_US: [u64; 16] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 5_000_000, 10_000_000,
+];
+
+/// A listener's position in `Config::listeners`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerIndex(pub usize);
+
+/// Why `accept` failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptErrorKind {
+    /// The client had gone before it was accepted (ECONNABORTED and the network errors that `accept` passes on).
+    Aborted,
+    /// Out of descriptors (EMFILE, ENFILE).
+    Descriptors,
+    /// Out of memory (ENOBUFS, ENOMEM).
+    Memory,
+    /// Anything else.
+    Other,
+}
+
+impl AcceptErrorKind {
+    pub(super) const ALL: [(Self, &'static str); 4] = [
+        (Self::Aborted, "aborted"),
+        (Self::Descriptors, "descriptors"),
+        (Self::Memory, "memory"),
+        (Self::Other, "other"),
+    ];
+}
+
+/// How the search for an upstream connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectResult {
+    /// A new connection was made.
+    Connected,
+    /// An idle one was taken from the pool.
+    Reused,
+    /// Refused or reset.
+    Refused,
+    /// No answer in time.
+    Timeout,
+    /// No route to it.
+    Unreachable,
+    /// Anything else: out of ports, no permission, …
+    Failed,
+}
+
+impl ConnectResult {
+    pub(super) const ALL: [(Self, &'static str); 6] = [
+        (Self::Connected, "connected"),
+        (Self::Reused, "reused"),
+        (Self::Refused, "refused"),
+        (Self::Timeout, "timeout"),
+        (Self::Unreachable, "unreachable"),
+        (Self::Failed, "failed"),
+    ];
+}
+
+/// A counter with one writer: an add is a load and a store, no locked instruction.
+#[derive(Debug, Default)]
+pub(super) struct Count(AtomicU64);
+
+impl Count {
+    fn add(&self, n: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
+    }
+
+    fn increment(&self) {
+        self.add(1);
+    }
+
+    pub(super) fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Per policy direction.
+#[derive(Debug, Default)]
+pub(super) struct DirectionCounters {
+    /// By [`Outcome`].
+    pub(super) requests: [Count; 3],
+    pub(super) bytes_up: Count,
+    pub(super) bytes_down: Count,
+    /// One per bound, then the unbounded one; not cumulative.
+    pub(super) duration_buckets: [Count; DURATION_BOUNDS_US.len() + 1],
+    pub(super) duration_sum_us: Count,
+}
+
+/// Per configured listener.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct ListenerCounters {
+    pub(super) opened: Count,
+    pub(super) closed: Count,
+}
+
+/// Everything one worker counts. Aligned to two cache lines (the adjacent-line prefetcher works in pairs), so that no two
+/// workers ever write to the same one.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Counters {
+    pub(super) directions: [DirectionCounters; 2],
+    pub(super) listeners: Box<[ListenerCounters]>,
+    pub(super) refusals: [Count; Reason::ALL.len()],
+    pub(super) failures: [Count; Reason::ALL.len()],
+    pub(super) upstream_connects: [Count; ConnectResult::ALL.len()],
+    pub(super) accept_errors: [Count; AcceptErrorKind::ALL.len()],
+    pub(super) source_port_changed: Count,
+    pub(super) held: Count,
+    pub(super) released: Count,
+    pub(super) panics: Count,
+    /// Finished records, by [`Outcome`], lost ones included.
+    pub(super) records: [Count; 3],
+    pub(super) records_lost: [Count; 3],
+}
+
+impl Counters {
+    pub(super) fn new(listeners: usize) -> Self {
+        Self {
+            directions: Default::default(),
+            listeners: (0..listeners)
+                .map(|_| ListenerCounters::default())
+                .collect(),
+            refusals: std::array::from_fn(|_| Count::default()),
+            failures: std::array::from_fn(|_| Count::default()),
+            upstream_connects: Default::default(),
+            accept_errors: Default::default(),
+            source_port_changed: Count::default(),
+            held: Count::default(),
+            released: Count::default(),
+            panics: Count::default(),
+            records: Default::default(),
+            records_lost: Default::default(),
+        }
+    }
+}
+
+/// A worker's handle on its counters. It may move to the worker's thread once; it is `!Sync`, and all clones must stay on
+/// that thread, because an add is not atomic: two writers would lose counts.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    counters: Arc<Counters>,
+    one_thread: PhantomData<Cell<()>>,
+}
+
+impl Worker {
+    pub(super) fn new(counters: Arc<Counters>) -> Self {
+        Self {
+            counters,
+            one_thread: PhantomData,
+        }
+    }
+
+    /// A worker without listeners whose counters nobody reads.
+    pub fn for_test() -> Self {
+        Self::new(Arc::new(Counters::new(0)))
+    }
+
+    /// Counts a finished flow: one HTTP request, or one connection that was passed as TCP or refused before HTTP.
+    /// [`crate::flow::FlowSender::send`] calls it for each record, so that metrics and records always agree.
+    pub(crate) fn flow_finished(&self, record: &FlowRecord) {
+        let counters = &*self.counters;
+        counters.records[record.outcome as usize].increment();
+        if record.http.is_some() {
+            let direction = self.direction(record.direction);
+            direction.requests[record.outcome as usize].increment();
+            let bucket = DURATION_BOUNDS_US.partition_point(|&bound| bound < record.duration_us);
+            direction.duration_buckets[bucket].increment();
+            direction.duration_sum_us.add(record.duration_us);
+        }
+        if let Some(reason) = record.reason {
+            let by_reason = if record.outcome == Outcome::Denied {
+                &counters.refusals
+            } else {
+                &counters.failures
+            };
+            by_reason[reason as usize].increment();
+        }
+    }
+
+    pub(crate) fn flow_record_lost(&self, outcome: Outcome) {
+        self.counters.records_lost[outcome as usize].increment();
+    }
+
+    /// Counts bytes from downstream to upstream.
+    pub fn bytes_up(&self, direction: Direction, bytes: u64) {
+        self.direction(direction).bytes_up.add(bytes);
+    }
+
+    /// Counts bytes from upstream to downstream.
+    pub fn bytes_down(&self, direction: Direction, bytes: u64) {
+        self.direction(direction).bytes_down.add(bytes);
+    }
+
+    /// Counts an accepted connection, and its end when the guard is dropped.
+    #[must_use = "the connection counts as open for as long as the guard lives"]
+    pub fn connection_opened(&self, listener: ListenerIndex) -> OpenConnection {
+        if let Some(counters) = self.counters.listeners.get(listener.0) {
+            counters.opened.increment();
+        }
+        OpenConnection {
+            worker: self.clone(),
+            listener,
+        }
+    }
+
+    /// Counts a connection that is held for its endpoint's first policy, until the guard is dropped.
+    #[must_use = "the connection counts as held for as long as the guard lives"]
+    pub fn hold(&self) -> HeldConnection {
+        self.counters.held.increment();
+        HeldConnection {
+            worker: self.clone(),
+        }
+    }
+
+    /// Counts the end of a search for an upstream connection.
+    pub fn upstream_connect(&self, result: ConnectResult) {
+        self.counters.upstream_connects[result as usize].increment();
+    }
+
+    /// Counts an upstream connection that kept the client's address but not its port.
+    pub fn upstream_source_port_changed(&self) {
+        self.counters.source_port_changed.increment();
+    }
+
+    /// Counts a failed `accept`.
+    pub fn accept_error(&self, kind: AcceptErrorKind) {
+        self.counters.accept_errors[kind as usize].increment();
+    }
+
+    /// Counts a connection task that panicked.
+    pub fn connection_panicked(&self) {
+        self.counters.panics.increment();
+    }
+
+    fn direction(&self, direction: Direction) -> &DirectionCounters {
+        &self.counters.directions[direction as usize]
+    }
+}
+
+/// An open downstream connection; see [`Worker::connection_opened`].
+#[derive(Debug)]
+pub struct OpenConnection {
+    worker: Worker,
+    listener: ListenerIndex,
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        if let Some(counters) = self.worker.counters.listeners.get(self.listener.0) {
+            counters.closed.increment();
+        }
+    }
+}
+
+/// A held connection; see [`Worker::hold`].
+#[derive(Debug)]
+pub struct HeldConnection {
+    worker: Worker,
+}
+
+impl Drop for HeldConnection {
+    fn drop(&mut self) {
+        self.worker.counters.released.increment();
+    }
+}
