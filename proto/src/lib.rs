@@ -3,6 +3,7 @@
 //! No logic lives here except reading and writing the JSON form of policies ([`json`]). What a
 //! message means is decided by the policy crate.
 
+pub mod json;
 pub mod type_url;
 
 /// Messages, enums, clients and servers of package `cilium`.
