@@ -2,4 +2,5 @@
 
 pub mod config;
 pub mod flow;
+pub mod http;
 pub mod reason;

@@ -1,0 +1,180 @@
+//! Local replies: what a client gets when the proxy answers itself. One table (`reason.rs`) says which status.
+
+use crate::reason::Reason;
+
+/// `content-type` values that make a request gRPC (the gRPC over HTTP/2 protocol).
+pub(crate) fn is_grpc(content_type: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let Some((head, rest)) = content_type.split_at_checked(GRPC.len()) else {
+        return false;
+    };
+    head.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+}
+
+/// A reply of our own, before it takes the form of a protocol version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LocalReply {
+    /// HTTP status.
+    pub(crate) status: u16,
+    /// gRPC status and message, when the request was gRPC.
+    pub(crate) grpc: Option<(u8, &'static str)>,
+    /// Body, CRLF included.
+    pub(crate) body: Vec<u8>,
+    /// `location`, for a redirect.
+    pub(crate) location: Option<Vec<u8>>,
+    /// `x-tollgate-reason`, when the listener asks for it.
+    pub(crate) reason: Option<Reason>,
+    /// Whether the downstream connection ends.
+    pub(crate) close: bool,
+}
+
+impl LocalReply {
+    /// The refusal for `reason`. `denied_body` is the listener's text for a 403.
+    pub(crate) fn refusal(
+        reason: Reason,
+        grpc: bool,
+        denied_body: &str,
+        reason_header: bool,
+    ) -> Self {
+        let answer = reason.answer();
+        let text = if answer.status == 403 {
+            denied_body
+        } else {
+            phrase(answer.status)
+        };
+        let mut body = text.trim_end_matches("\r\n").as_bytes().to_vec();
+        body.extend_from_slice(b"\r\n");
+        Self {
+            status: if grpc { 200 } else { answer.status },
+            grpc: grpc.then(|| (answer.grpc_status, reason.code())),
+            body: if grpc { Vec::new() } else { body },
+            location: None,
+            reason: reason_header.then_some(reason),
+            close: answer.close,
+        }
+    }
+
+    /// 307 to the canonical form of the path.
+    pub(crate) fn redirect(location: Vec<u8>) -> Self {
+        Self {
+            status: 307,
+            grpc: None,
+            body: Vec::new(),
+            location: Some(location),
+            reason: None,
+            close: false,
+        }
+    }
+
+    /// Header fields besides those of framing.
+    pub(crate) fn fields(&self) -> Vec<(&'static str, Vec<u8>)> {
+        let mut fields = Vec::new();
+        match self.grpc {
+            Some((status, message)) => {
+                fields.push(("content-type", b"application/grpc".to_vec()));
+                fields.push(("grpc-status", status.to_string().into_bytes()));
+                fields.push(("grpc-message", message.as_bytes().to_vec()));
+            }
+            None if !self.body.is_empty() => fields.push(("content-type", b"text/plain".to_vec())),
+            None => {}
+        }
+        if let Some(location) = &self.location {
+            fields.push(("location", location.clone()));
+        }
+        if matches!(self.status, 429 | 503) {
+            fields.push(("retry-after", b"1".to_vec()));
+        }
+        if self.status == 405 {
+            fields.push((
+                "allow",
+                b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS".to_vec(),
+            ));
+        }
+        if let Some(reason) = self.reason {
+            fields.push(("x-tollgate-reason", reason.code().as_bytes().to_vec()));
+        }
+        fields
+    }
+
+    /// The reply as HTTP/1.1 bytes. `bodiless` leaves the body out, for HEAD; `close` ends the connection even if the
+    /// reason alone would not.
+    pub(crate) fn to_http1(&self, bodiless: bool, close: bool) -> Vec<u8> {
+        let mut out = format!("HTTP/1.1 {} {}\r\n", self.status, phrase(self.status)).into_bytes();
+        for (name, value) in self.fields() {
+            crate::http::h1::write_field(&mut out, name.as_bytes(), &value);
+        }
+        out.extend_from_slice(format!("content-length: {}\r\n", self.body.len()).as_bytes());
+        if self.close || close {
+            out.extend_from_slice(b"connection: close\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+        if !bodiless {
+            out.extend_from_slice(&self.body);
+        }
+        out
+    }
+}
+
+/// Reason phrases of the statuses that we send.
+fn phrase(status: u16) -> &'static str {
+    http::StatusCode::from_u16(status)
+        .ok()
+        .and_then(|status| status.canonical_reason())
+        .unwrap_or("Error")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denial_as_cilium_sends_it() {
+        let reply = LocalReply::refusal(Reason::RequestNotAllowed, false, "Access denied", false);
+        let expected = "HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\ncontent-length: 15\r\n\r\nAccess denied\r\n";
+        assert_eq!(
+            String::from_utf8(reply.to_http1(false, false)).unwrap(),
+            expected
+        );
+        assert!(
+            String::from_utf8(reply.to_http1(true, true))
+                .unwrap()
+                .ends_with("connection: close\r\n\r\n")
+        );
+        let custom = LocalReply::refusal(Reason::DenyRule, false, "no\r\n", true);
+        assert_eq!(custom.body, b"no\r\n");
+        assert!(
+            custom
+                .fields()
+                .contains(&("x-tollgate-reason", b"deny_rule".to_vec()))
+        );
+    }
+
+    #[test]
+    fn grpc_gets_a_status_of_its_own() {
+        let reply = LocalReply::refusal(Reason::RequestNotAllowed, true, "Access denied", false);
+        assert_eq!(
+            (reply.status, reply.grpc.map(|g| g.0), reply.body.len()),
+            (200, Some(7), 0)
+        );
+        for (content_type, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc-web", false),
+            ("text", false),
+        ] {
+            assert_eq!(is_grpc(content_type.as_bytes()), expected, "{content_type}");
+        }
+    }
+
+    #[test]
+    fn every_reason_has_a_reply() {
+        for &reason in Reason::ALL {
+            let reply = LocalReply::refusal(reason, false, "Access denied", false);
+            assert!(
+                reply.status >= 400 && reply.body.ends_with(b"\r\n"),
+                "{}",
+                reason.code()
+            );
+        }
+    }
+}
