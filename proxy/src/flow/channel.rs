@@ -1,5 +1,5 @@
-//! The way of a record from a worker to the flow thread: one single-producer ring per worker, and a doorbell that is rung only
-//! when the consumer sleeps.
+//! The way of a record from a worker to the flow thread: one single-producer ring per worker, and a doorbell that is
+//! rung only when the consumer sleeps.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -22,8 +22,8 @@ pub struct Sequenced {
 
 /// Connects workers to the one consumer of their flow records.
 ///
-/// Each worker's ring holds `capacity` records (raised to 8), of which a quarter is reserved for denials. The senders come in
-/// the order of `workers`; each belongs to one worker thread.
+/// Each worker's ring holds `capacity` records (raised to 8), of which a quarter is reserved for denials. The
+/// senders come in the order of `workers`; each belongs to one worker thread.
 pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSender>, FlowConsumer) {
     let capacity = capacity.max(8);
     let doorbell = Arc::new(Doorbell::default());
@@ -45,7 +45,8 @@ pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSende
     (senders, FlowConsumer { rings, doorbell })
 }
 
-/// A worker's end. It may move to the worker's thread, and then stays there: it is `!Sync`, share it as `Rc<FlowSender>`.
+/// A worker's end. It may move to the worker's thread, and then stays there: it is `!Sync`, share it as
+/// `Rc<FlowSender>`.
 pub struct FlowSender {
     ring: RefCell<rtrb::Producer<Sequenced>>,
     /// Free slots at least; refreshed from the consumer's cache line only when it runs low.
@@ -58,8 +59,8 @@ pub struct FlowSender {
 }
 
 impl FlowSender {
-    /// Counts the record in the metrics and hands it over, or loses and counts it when the ring has no room for its class.
-    /// Never blocks. Use [`super::OpenFlow`] rather than this, so that no path can forget it.
+    /// Counts the record in the metrics and hands it over, or loses and counts it when the ring has no room for its
+    /// class. Never blocks. Use [`super::OpenFlow`] rather than this, so that no path can forget it.
     pub fn send(&self, record: Box<FlowRecord>) {
         let outcome = record.outcome;
         self.metrics.flow_finished(&record);
@@ -146,8 +147,8 @@ impl FlowConsumer {
     }
 }
 
-/// Wakes the consumer. Costs a producer one fence and one load of a read-mostly cache line, and a system call only when the
-/// consumer sleeps.
+/// Wakes the consumer. Costs a producer one fence and one load of a read-mostly cache line, and a system call only
+/// when the consumer sleeps.
 #[derive(Debug, Default)]
 pub(super) struct Doorbell {
     asleep: AtomicBool,
@@ -196,3 +197,6 @@ impl Doorbell {
         self.asleep.store(false, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,15 +5,22 @@
 //!                                             └───────▶ one thread per sink (JSON lines)
 //! ```
 //! A worker never locks, blocks, waits or writes because of a record. What it cannot hand over at once is lost and
-//! counted: allowed flows first, denials last (a share of the ring is theirs alone). Every record carries its worker and a
-//! number that counts that worker's records including the lost ones, so a gap in the numbers is exactly a loss.
+//! counted: allowed flows first, denials last (a share of the ring is theirs alone). Every record carries its worker
+//! and a number that counts that worker's records including the lost ones, so a gap in the numbers is exactly a loss.
 
 mod channel;
+pub mod json;
+mod log;
 #[path = "../metrics/mod.rs"]
 pub mod metrics;
 mod open;
 mod record;
+mod sink;
+mod thread;
 
 pub use channel::{FlowConsumer, FlowSender, Sequenced, channel};
+pub use log::{FlowFilter, FlowLog, FlowReader};
 pub use open::OpenFlow;
 pub use record::{FlowRecord, HttpRecord, Outcome, Protocol};
+pub use sink::SinkCounters;
+pub use thread::{FlowError, FlowSettings, FlowThread};

@@ -7,11 +7,12 @@ use std::time::Instant;
 use super::{FlowRecord, FlowSender, Outcome};
 use crate::reason::Reason;
 
-/// The record of a request or connection that is still open; hold it where the end is seen (for HTTP, in the response body).
+/// The record of a request or connection that is still open; hold it where the end is seen (for HTTP, in the
+/// response body).
 ///
 /// [`OpenFlow::finish`] says how it ended. Dropped without it, the record is sent with the ending last named by
-/// [`OpenFlow::if_dropped`], at first `Failed` with [`Reason::Dropped`]. Sending also counts the flow in the worker's metrics
-/// (requests, refusals, failures, duration): nobody else needs to.
+/// [`OpenFlow::if_dropped`], at first `Failed` with [`Reason::Dropped`]. Sending also counts the flow in the
+/// worker's metrics (requests, refusals, failures, duration): nobody else needs to.
 #[derive(Debug)]
 pub struct OpenFlow {
     /// `None` only while the value is being dropped.

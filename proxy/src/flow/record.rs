@@ -89,3 +89,29 @@ pub struct FlowRecord {
     /// Bytes of body (HTTP) or payload (TCP) from upstream to downstream.
     pub bytes_down: u64,
 }
+
+impl FlowRecord {
+    /// A TCP flow from 10.244.1.17 to 10.244.2.232:5000 on the listener `ingress`, at the epoch.
+    pub fn for_test(outcome: Outcome) -> Self {
+        Self {
+            time: SystemTime::UNIX_EPOCH,
+            duration_us: 0,
+            listener: "ingress".into(),
+            direction: Direction::Ingress,
+            downstream: SocketAddr::from(([10, 244, 1, 17], 40000)),
+            original_dst: SocketAddr::from(([10, 244, 2, 232], 5000)),
+            upstream: None,
+            source: SecurityId::WORLD,
+            destination: SecurityId(0),
+            protocol: Protocol::Tcp,
+            http: None,
+            outcome,
+            reason: None,
+            rule: None,
+            nearest_miss: None,
+            generation: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        }
+    }
+}

@@ -111,8 +111,8 @@ pub(super) struct ListenerCounters {
     pub(super) closed: Count,
 }
 
-/// Everything one worker counts. Aligned to two cache lines (the adjacent-line prefetcher works in pairs), so that no two
-/// workers ever write to the same one.
+/// Everything one worker counts. Aligned to two cache lines (the adjacent-line prefetcher works in pairs), so that
+/// no two workers ever write to the same one.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Counters {
@@ -152,8 +152,8 @@ impl Counters {
     }
 }
 
-/// A worker's handle on its counters. It may move to the worker's thread once; it is `!Sync`, and all clones must stay on
-/// that thread, because an add is not atomic: two writers would lose counts.
+/// A worker's handle on its counters. It may move to the worker's thread once; it is `!Sync`, and all clones must
+/// stay on that thread, because an add is not atomic: two writers would lose counts.
 #[derive(Clone, Debug)]
 pub struct Worker {
     counters: Arc<Counters>,

@@ -1,0 +1,179 @@
+use std::rc::Rc;
+use std::sync::mpsc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::flow::OpenFlow;
+use crate::flow::metrics::{Metrics, Worker};
+use crate::reason::Reason;
+
+fn boxed(outcome: Outcome) -> Box<FlowRecord> {
+    Box::new(FlowRecord::for_test(outcome))
+}
+
+fn one_worker(capacity: usize) -> (FlowSender, FlowConsumer) {
+    let (mut senders, consumer) = channel(vec![Worker::for_test()], capacity);
+    (senders.remove(0), consumer)
+}
+
+fn drain(consumer: &mut FlowConsumer) -> Vec<Sequenced> {
+    let mut batch = Vec::new();
+    while consumer.drain(&mut batch, 64) > 0 {}
+    batch
+}
+
+#[test]
+fn a_quarter_of_the_ring_is_kept_for_denials() {
+    let (sender, mut consumer) = one_worker(8);
+    for outcome in [Outcome::Forwarded, Outcome::Failed]
+        .into_iter()
+        .cycle()
+        .take(10)
+    {
+        sender.send(boxed(outcome));
+    }
+    for _ in 0..3 {
+        sender.send(boxed(Outcome::Denied));
+    }
+    let seqs: Vec<u64> = drain(&mut consumer).iter().map(|item| item.seq).collect();
+    assert_eq!(seqs, [0, 1, 2, 3, 4, 5, 10, 11]);
+    sender.send(boxed(Outcome::Forwarded));
+    assert_eq!(
+        drain(&mut consumer)[0].seq,
+        13,
+        "what was lost in between keeps its numbers"
+    );
+}
+
+#[test]
+fn every_ring_gets_its_turn() {
+    let (senders, mut consumer) = channel(vec![Worker::for_test(), Worker::for_test()], 64);
+    for _ in 0..50 {
+        senders[0].send(boxed(Outcome::Forwarded));
+    }
+    senders[1].send(boxed(Outcome::Denied));
+    let mut batch = Vec::new();
+    assert_eq!(consumer.drain(&mut batch, 10), 6);
+    assert_eq!(batch[5].worker, 1);
+}
+
+#[test]
+fn an_unfinished_flow_sends_its_record() {
+    let (sender, mut consumer) = one_worker(8);
+    let sender = Rc::new(sender);
+    drop(OpenFlow::new(
+        Rc::clone(&sender),
+        FlowRecord::for_test(Outcome::Forwarded),
+    ));
+    let mut open = OpenFlow::new(Rc::clone(&sender), FlowRecord::for_test(Outcome::Forwarded));
+    open.add_up(3);
+    open.add_down(4);
+    open.if_dropped(Outcome::Forwarded, Some(Reason::DownstreamReset));
+    drop(open);
+    OpenFlow::new(Rc::clone(&sender), FlowRecord::for_test(Outcome::Failed))
+        .finish(Outcome::Forwarded, None);
+    let ends: Vec<_> = drain(&mut consumer)
+        .into_iter()
+        .map(|item| {
+            (
+                item.record.outcome,
+                item.record.reason,
+                item.record.bytes_up,
+                item.record.bytes_down,
+            )
+        })
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            (Outcome::Failed, Some(Reason::Dropped), 0, 0),
+            (Outcome::Forwarded, Some(Reason::DownstreamReset), 3, 4),
+            (Outcome::Forwarded, None, 0, 0),
+        ]
+    );
+}
+
+#[test]
+fn a_panicking_task_sends_its_record() {
+    let (sender, mut consumer) = one_worker(8);
+    let sender = Rc::new(sender);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _open = OpenFlow::new(Rc::clone(&sender), FlowRecord::for_test(Outcome::Forwarded));
+        panic!("a defect");
+    }));
+    assert!(result.is_err());
+    assert_eq!(drain(&mut consumer)[0].record.reason, Some(Reason::Dropped));
+}
+
+#[test]
+fn a_sleeping_consumer_is_woken_by_each_first_record() {
+    let (sender, mut consumer) = one_worker(8);
+    let (seen, woken) = mpsc::sync_channel(0);
+    let consumer = std::thread::spawn(move || {
+        let mut batch = Vec::new();
+        while batch.len() < 3 {
+            if consumer.drain(&mut batch, 64) > 0 {
+                seen.send(batch.len()).unwrap();
+            } else {
+                consumer.sleep();
+            }
+        }
+    });
+    for expected in 1..=3 {
+        sender.send(boxed(Outcome::Forwarded));
+        assert_eq!(woken.recv().unwrap(), expected);
+    }
+    consumer.join().unwrap();
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Send(Outcome),
+    Drain(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => prop_oneof![Just(Outcome::Forwarded), Just(Outcome::Denied), Just(Outcome::Failed)].prop_map(Step::Send),
+        1 => (1_usize..20).prop_map(Step::Drain),
+    ]
+}
+
+proptest! {
+    /// Whatever the consumer does: what came out and what was counted as lost make up what was sent, the gaps in the
+    /// numbers are exactly the losses, and no denial is lost while an allowed flow gets in.
+    #[test]
+    fn losses_are_exact(capacity in 8_usize..40, steps in prop::collection::vec(step(), 0..300)) {
+        let (metrics, workers) = Metrics::new(&[], 1);
+        let (senders, mut consumer) = channel(workers, capacity);
+        let mut sent = [0_u64; 3];
+        let mut out: Vec<Sequenced> = Vec::new();
+        let mut free = capacity;
+        for step in steps {
+            match step {
+                Step::Send(outcome) => {
+                    let lost_before = metrics.flow_records_lost();
+                    senders[0].send(boxed(outcome));
+                    sent[outcome as usize] += 1;
+                    let lost = metrics.flow_records_lost() != lost_before;
+                    let reserve = if outcome == Outcome::Denied { 0 } else { capacity / 4 };
+                    prop_assert_eq!(lost, free <= reserve);
+                    free -= usize::from(!lost);
+                }
+                Step::Drain(limit) => free += consumer.drain(&mut out, limit),
+            }
+        }
+        out.extend(drain(&mut consumer));
+        let lost = metrics.flow_records_lost();
+        for outcome in [Outcome::Forwarded, Outcome::Denied, Outcome::Failed] {
+            let came = out.iter().filter(|item| item.record.outcome == outcome).count() as u64;
+            prop_assert_eq!(came + lost[outcome as usize], sent[outcome as usize]);
+        }
+        let end = out.last().map_or(0, |item| item.seq + 1);
+        let gaps = end - out.len() as u64;
+        let trailing = sent.iter().sum::<u64>() - end;
+        prop_assert_eq!(gaps + trailing, lost.iter().sum::<u64>());
+        prop_assert!(out.windows(2).all(|pair| pair[0].seq < pair[1].seq));
+    }
+}

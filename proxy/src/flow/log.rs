@@ -1,0 +1,171 @@
+//! The last flow records, kept for `/flows`, and readers that follow them.
+//!
+//! A reader is a position in this log, so a slow one costs nothing: when the log has moved on past its position, it
+//! is told how many records it missed. Records become JSON only when a reader asks for them.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::json;
+use super::{FlowRecord, Outcome, Sequenced};
+
+/// Records turned to JSON while the log is locked, at most: the flow thread waits that long.
+const PAGE: usize = 128;
+
+/// What a reader wants to see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowFilter {
+    /// Only flows that were refused.
+    pub denied: bool,
+}
+
+impl FlowFilter {
+    fn admits(self, record: &FlowRecord) -> bool {
+        !self.denied || record.outcome == Outcome::Denied
+    }
+}
+
+/// The last records, bounded in number and bytes.
+#[derive(Debug)]
+pub struct FlowLog {
+    recent: Mutex<Recent>,
+    /// Position after the newest record; wakes readers.
+    end: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    records: VecDeque<Sequenced>,
+    /// Position of the oldest record kept: how many were forgotten.
+    first: u64,
+    bytes: usize,
+    max_records: usize,
+    max_bytes: usize,
+}
+
+impl FlowLog {
+    pub(super) fn new(max_records: usize, max_bytes: usize) -> Arc<Self> {
+        let recent = Recent {
+            records: VecDeque::new(),
+            first: 0,
+            bytes: 0,
+            max_records,
+            max_bytes,
+        };
+        Arc::new(Self {
+            recent: Mutex::new(recent),
+            end: watch::Sender::new(0),
+        })
+    }
+
+    /// Takes the batch, forgetting the oldest records where the bounds demand it.
+    pub(super) fn append(&self, batch: &mut Vec<Sequenced>) {
+        let mut recent = self.lock();
+        for item in batch.drain(..) {
+            recent.bytes += memory(&item.record);
+            recent.records.push_back(item);
+            while recent.records.len() > recent.max_records || recent.bytes > recent.max_bytes {
+                let Some(oldest) = recent.records.pop_front() else {
+                    break;
+                };
+                recent.bytes -= memory(&oldest.record);
+                recent.first += 1;
+            }
+        }
+        let end = recent.end();
+        drop(recent);
+        self.end.send_replace(end);
+    }
+
+    /// A reader that starts `last` matching records before the end (all that are kept, if there are fewer).
+    pub fn reader(self: &Arc<Self>, filter: FlowFilter, last: usize) -> FlowReader {
+        let recent = self.lock();
+        let mut next = recent.end();
+        let mut wanted = last;
+        for (back, item) in (1..).zip(recent.records.iter().rev()) {
+            if wanted == 0 {
+                break;
+            }
+            if filter.admits(&item.record) {
+                wanted -= 1;
+                next = recent.end() - back;
+            }
+        }
+        drop(recent);
+        FlowReader {
+            log: Arc::clone(self),
+            filter,
+            next,
+            end: self.end.subscribe(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Recent {
+    fn end(&self) -> u64 {
+        self.first + self.records.len() as u64
+    }
+}
+
+/// Approximate memory of a record, in bytes: what the bound of the log is about.
+fn memory(record: &FlowRecord) -> usize {
+    let http = record.http.as_ref().map_or(0, |http| {
+        http.method.len() + http.authority.len() + http.path.len()
+    });
+    // The texts of a nearest miss are shared with the policy snapshot.
+    let miss = record
+        .nearest_miss
+        .as_ref()
+        .map_or(0, |miss| size_of_val(&**miss) + miss.matched.len() * 16);
+    size_of::<Sequenced>() + size_of::<FlowRecord>() + http + miss
+}
+
+/// A position in the log; see [`FlowLog::reader`].
+#[derive(Debug)]
+pub struct FlowReader {
+    log: Arc<FlowLog>,
+    filter: FlowFilter,
+    next: u64,
+    end: watch::Receiver<u64>,
+}
+
+impl FlowReader {
+    /// Appends the next matching records to `out`, one JSON line each, in a bounded portion. Returns false when
+    /// there was nothing left to read. Records that were forgotten before they could be read are announced in
+    /// Hubble's form:
+    /// `{"lost_events":{"source":"FOLLOWER","num_events_lost":N}}` (N counts them all, matching or not).
+    pub fn read(&mut self, out: &mut Vec<u8>) -> bool {
+        let recent = self.log.lock();
+        let missed = recent.first.saturating_sub(self.next);
+        if missed > 0 {
+            json::write_lost(out, missed);
+            self.next = recent.first;
+        }
+        let skip = usize::try_from(self.next - recent.first).unwrap_or(usize::MAX);
+        let mut seen = 0;
+        for item in recent.records.iter().skip(skip).take(PAGE) {
+            if self.filter.admits(&item.record) {
+                json::write_line(out, item);
+            }
+            seen += 1;
+        }
+        self.next += seen;
+        missed > 0 || seen > 0
+    }
+
+    /// Waits until there is something to read. Cancel safe.
+    pub async fn wait(&mut self) {
+        let next = self.next;
+        // The sender lives in `self.log`, so this ends only with a record.
+        let _ = self.end.wait_for(|&end| end > next).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

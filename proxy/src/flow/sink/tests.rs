@@ -1,0 +1,173 @@
+use std::sync::Mutex;
+use std::sync::mpsc::RecvTimeoutError;
+
+use serde_json::Value;
+
+use super::*;
+use crate::flow::metrics::Worker;
+use crate::flow::{FlowConsumer, FlowRecord, FlowSender, FlowSettings, Outcome, channel};
+
+fn one_worker() -> (FlowSender, FlowConsumer) {
+    let (mut senders, consumer) = channel(vec![Worker::for_test()], 64);
+    (senders.remove(0), consumer)
+}
+
+fn seqs(lines: &[u8]) -> Vec<u64> {
+    let text = std::str::from_utf8(lines).unwrap();
+    text.lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["seq"]
+                .as_u64()
+                .unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn shutdown_writes_out_what_was_sent() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("access.log");
+    std::fs::write(&path, "{\"seq\":99}\n").unwrap();
+    let (sender, consumer) = one_worker();
+    let settings = FlowSettings {
+        sinks: vec![AccessLog::JsonFile(path.clone())],
+        ..FlowSettings::default()
+    };
+    let flows = consumer.spawn(&settings).unwrap();
+    for _ in 0..5 {
+        sender.send(Box::new(FlowRecord::for_test(Outcome::Denied)));
+    }
+    let sinks = flows.sinks();
+    assert!(flows.shutdown(Duration::from_secs(60)));
+    assert_eq!(
+        seqs(&std::fs::read(&path).unwrap()),
+        [99, 0, 1, 2, 3, 4],
+        "appended"
+    );
+    assert_eq!(sinks[0].written.load(Ordering::Relaxed), 5);
+    assert_eq!(sinks[0].name, path.display().to_string());
+}
+
+#[test]
+fn a_sink_that_cannot_be_opened_is_named() {
+    let (_sender, consumer) = one_worker();
+    let settings = FlowSettings {
+        sinks: vec![AccessLog::JsonFile("/nonexistent/access.log".into())],
+        ..FlowSettings::default()
+    };
+    let error = consumer.spawn(&settings).unwrap_err().to_string();
+    assert!(
+        error.contains("access_log: cannot open /nonexistent/access.log"),
+        "{error}"
+    );
+}
+
+/// Takes three bytes at a time and fails every other write.
+#[derive(Clone, Default)]
+struct Flaky {
+    written: Arc<Mutex<Vec<u8>>>,
+    calls: u32,
+}
+
+impl Write for Flaky {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.calls += 1;
+        if self.calls == 2 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let taken = bytes.len().min(3);
+        self.written
+            .lock()
+            .unwrap()
+            .extend_from_slice(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Blocks until the receiver gives way.
+struct Blocked(Receiver<()>);
+
+impl Write for Blocked {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.recv() {
+            Ok(()) | Err(_) => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_failed_write_is_retried_without_tearing_lines() {
+    let (sender, consumer) = one_worker();
+    let (alive, ended) = sync_channel(0);
+    let flaky = Flaky::default();
+    let sink = Sink::start("flaky".into(), flaky.clone(), alive.clone()).unwrap();
+    let flows = consumer
+        .spawn_with(&FlowSettings::default(), vec![sink], alive, ended)
+        .unwrap();
+    sender.send(Box::new(FlowRecord::for_test(Outcome::Denied)));
+    sender.send(Box::new(FlowRecord::for_test(Outcome::Denied)));
+    let sinks = flows.sinks();
+    assert!(flows.shutdown(Duration::from_secs(60)));
+    assert_eq!(seqs(&flaky.written.lock().unwrap()), [0, 1]);
+    assert_eq!(sinks[0].errors.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_blocked_sink_holds_up_nobody_and_its_losses_are_exact() {
+    let (alive, ended) = sync_channel(0);
+    let (release, gate) = sync_channel(0);
+    let blocked = Sink::start("blocked".into(), Blocked(gate), alive.clone()).unwrap();
+    let flaky = Flaky {
+        calls: 2,
+        ..Flaky::default()
+    };
+    let working = Sink::start("working".into(), flaky.clone(), alive).unwrap();
+    let counters = blocked.counters();
+    let batch = |seq| Lines {
+        bytes: Arc::new(format!("{{\"seq\":{seq}}}\n").into_bytes()),
+        records: 1,
+    };
+    let count = 500;
+    for seq in 0..count {
+        blocked.offer(batch(seq));
+    }
+    working.offer(batch(7));
+    drop(working);
+    let lost = counters.lost.load(Ordering::Relaxed);
+    // One batch may already be in the hands of the writer.
+    assert!(
+        (count - QUEUE as u64 - 1..=count - QUEUE as u64).contains(&lost),
+        "{lost}"
+    );
+    drop((release, blocked));
+    assert_eq!(
+        ended.recv_timeout(Duration::from_secs(60)),
+        Err(RecvTimeoutError::Disconnected)
+    );
+    assert_eq!(seqs(&flaky.written.lock().unwrap()), [7]);
+    assert_eq!(counters.written.load(Ordering::Relaxed) + lost, count);
+    assert_eq!(counters.queued_bytes.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn bytes_waiting_for_a_sink_are_bounded() {
+    let (alive, _ended) = sync_channel(0);
+    let (_release, gate) = sync_channel(0);
+    let blocked = Sink::start("blocked".into(), Blocked(gate), alive).unwrap();
+    let lines = Lines {
+        bytes: Arc::new(vec![b'\n'; QUEUE_BYTES / 2]),
+        records: 10,
+    };
+    for _ in 0..3 {
+        blocked.offer(lines.clone());
+    }
+    assert_eq!(blocked.counters.lost.load(Ordering::Relaxed), 10);
+}

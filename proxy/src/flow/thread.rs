@@ -1,0 +1,174 @@
+//! The flow thread: takes records from all workers in batches, keeps them in the log, and hands their JSON to the
+//! sinks.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use super::channel::Doorbell;
+use super::sink::{Lines, Sink, SinkCounters};
+use super::{FlowConsumer, FlowLog, Sequenced, json};
+use crate::config::AccessLog;
+
+/// Records taken at once, at most.
+const BATCH: usize = 512;
+/// How long the thread lets records gather before it takes the next batch. While traffic flows it wakes by this
+/// clock and producers never have to wake it; without traffic it sleeps for good.
+const GATHER: Duration = Duration::from_millis(10);
+/// Behind everything that serves traffic.
+const NICE: i32 = 5;
+
+/// Why flow records cannot be consumed.
+#[derive(Debug, thiserror::Error)]
+pub enum FlowError {
+    /// A sink cannot be opened.
+    #[error(
+        "access_log: cannot open {name} for appending: {source}; check that its directory exists and is writable"
+    )]
+    OpenSink {
+        /// The sink.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No thread.
+    #[error("cannot start a thread for flow records: {0}")]
+    Thread(io::Error),
+}
+
+/// Bounds and sinks.
+#[derive(Clone, Debug)]
+pub struct FlowSettings {
+    /// Records kept for `/flows`, at most.
+    pub recent_records: usize,
+    /// Memory of the records kept, at most, in bytes.
+    pub recent_bytes: usize,
+    /// Where JSON lines go.
+    pub sinks: Vec<AccessLog>,
+}
+
+impl Default for FlowSettings {
+    fn default() -> Self {
+        Self {
+            recent_records: 4096,
+            recent_bytes: 8 << 20,
+            sinks: Vec::new(),
+        }
+    }
+}
+
+/// The running consumer.
+#[derive(Debug)]
+pub struct FlowThread {
+    log: Arc<FlowLog>,
+    sinks: Arc<[Arc<SinkCounters>]>,
+    doorbell: Arc<Doorbell>,
+    ended: Receiver<()>,
+}
+
+impl FlowConsumer {
+    /// Opens the sinks and starts the flow thread.
+    ///
+    /// # Errors
+    /// A sink cannot be opened, or the system gives no thread.
+    pub fn spawn(self, settings: &FlowSettings) -> Result<FlowThread, FlowError> {
+        let (alive, ended) = sync_channel(0);
+        let sinks = settings
+            .sinks
+            .iter()
+            .map(|sink| Sink::open(sink, alive.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.spawn_with(settings, sinks, alive, ended)
+    }
+
+    pub(super) fn spawn_with(
+        self,
+        settings: &FlowSettings,
+        sinks: Vec<Sink>,
+        alive: SyncSender<()>,
+        ended: Receiver<()>,
+    ) -> Result<FlowThread, FlowError> {
+        let log = FlowLog::new(settings.recent_records, settings.recent_bytes);
+        let flows = FlowThread {
+            log: Arc::clone(&log),
+            sinks: sinks.iter().map(Sink::counters).collect(),
+            doorbell: self.doorbell(),
+            ended,
+        };
+        thread::Builder::new()
+            .name("flow".to_owned())
+            .spawn(move || {
+                // Being as important as a worker is no reason to give up.
+                let _ = rustix::process::setpriority_process(None, NICE);
+                run(self, &log, &sinks);
+                drop(sinks);
+                drop(alive);
+            })
+            .map_err(FlowError::Thread)?;
+        Ok(flows)
+    }
+}
+
+impl FlowThread {
+    /// The last records.
+    pub fn log(&self) -> Arc<FlowLog> {
+        Arc::clone(&self.log)
+    }
+
+    /// The counters of each sink, in the order of the settings.
+    pub fn sinks(&self) -> Arc<[Arc<SinkCounters>]> {
+        Arc::clone(&self.sinks)
+    }
+
+    /// Writes out what the workers have sent so far and ends; to be called after the workers are done. Blocks for
+    /// `limit` at most. Returns whether everything was written.
+    pub fn shutdown(self, limit: Duration) -> bool {
+        self.doorbell.stop();
+        self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Disconnected)
+    }
+}
+
+fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink]) {
+    let doorbell = consumer.doorbell();
+    doorbell.attach();
+    let mut batch = Vec::new();
+    let mut last_size = 0;
+    loop {
+        // Read before draining: what was sent before the stop is then still found below.
+        let stopping = doorbell.is_stopping();
+        let taken = consumer.drain(&mut batch, BATCH);
+        if taken == 0 {
+            if stopping {
+                return;
+            }
+            consumer.sleep();
+            continue;
+        }
+        if !sinks.is_empty() {
+            last_size = offer(&batch, sinks, last_size);
+        }
+        log.append(&mut batch);
+        if taken < BATCH / 2 && !stopping {
+            thread::park_timeout(GATHER);
+        }
+    }
+}
+
+/// Returns the size of the lines, a good first size for the next batch.
+fn offer(batch: &[Sequenced], sinks: &[Sink], capacity: usize) -> usize {
+    let mut bytes = Vec::with_capacity(capacity);
+    for item in batch {
+        json::write_line(&mut bytes, item);
+    }
+    let size = bytes.len();
+    let lines = Lines {
+        bytes: Arc::new(bytes),
+        records: batch.len() as u64,
+    };
+    for sink in sinks {
+        sink.offer(lines.clone());
+    }
+    size
+}

@@ -1,0 +1,245 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::*;
+use crate::flow::{FlowRecord, HttpRecord, Outcome};
+use crate::reason::Reason;
+
+/// Samples of a scrape by name with labels; fails on lines that neither format has.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let mut samples = BTreeMap::new();
+    for line in text.lines() {
+        if line.starts_with("# HELP ") || line.starts_with("# TYPE ") || line == "# EOF" {
+            continue;
+        }
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(
+            samples
+                .insert(name.to_owned(), value.parse().unwrap())
+                .is_none(),
+            "{name} twice"
+        );
+    }
+    samples
+}
+
+fn scrape(metrics: &Metrics) -> BTreeMap<String, f64> {
+    samples(&metrics.encode(Format::OpenMetrics).unwrap())
+}
+
+fn request(outcome: Outcome, reason: Option<Reason>, duration_us: u64) -> FlowRecord {
+    let mut record = FlowRecord::for_test(outcome);
+    record.http = Some(HttpRecord::default());
+    record.reason = reason;
+    record.duration_us = duration_us;
+    record
+}
+
+#[test]
+fn a_scrape_sums_over_workers() {
+    let (metrics, workers) = Metrics::new(&[], 2);
+    for worker in &workers {
+        worker.flow_finished(&request(
+            Outcome::Denied,
+            Some(Reason::RequestNotAllowed),
+            100,
+        ));
+        worker.bytes_up(Direction::Egress, 5);
+    }
+    workers[0].flow_finished(&request(
+        Outcome::Failed,
+        Some(Reason::UpstreamConnect),
+        101,
+    ));
+    workers[0].flow_finished(&request(Outcome::Forwarded, None, u64::MAX / 4));
+    workers[1].flow_finished(&FlowRecord::for_test(Outcome::Denied));
+    workers[1].flow_record_lost(Outcome::Denied);
+    let got = scrape(&metrics);
+    for (name, expected) in [
+        (
+            r#"tollgate_requests_total{direction="ingress",outcome="denied"}"#,
+            2.0,
+        ),
+        (
+            r#"tollgate_requests_total{direction="ingress",outcome="failed"}"#,
+            1.0,
+        ),
+        (
+            r#"tollgate_requests_total{direction="egress",outcome="denied"}"#,
+            0.0,
+        ),
+        (
+            r#"tollgate_refusals_total{reason="request_not_allowed"}"#,
+            2.0,
+        ),
+        (r#"tollgate_refusals_total{reason="upstream_connect"}"#, 0.0),
+        (r#"tollgate_failures_total{reason="upstream_connect"}"#, 1.0),
+        (
+            r#"tollgate_bytes_total{direction="egress",flow="up"}"#,
+            10.0,
+        ),
+        (r#"tollgate_flow_records_total{class="denied"}"#, 3.0),
+        (r#"tollgate_flow_records_lost_total{class="denied"}"#, 1.0),
+        (
+            r#"tollgate_request_duration_seconds_bucket{le="0.0001",direction="ingress"}"#,
+            2.0,
+        ),
+        (
+            r#"tollgate_request_duration_seconds_bucket{le="0.00025",direction="ingress"}"#,
+            3.0,
+        ),
+        (
+            r#"tollgate_request_duration_seconds_bucket{le="10.0",direction="ingress"}"#,
+            3.0,
+        ),
+        (
+            r#"tollgate_request_duration_seconds_bucket{le="+Inf",direction="ingress"}"#,
+            4.0,
+        ),
+        (
+            r#"tollgate_request_duration_seconds_count{direction="ingress"}"#,
+            4.0,
+        ),
+        (
+            &format!(
+                r#"tollgate_build_info{{version="{}"}}"#,
+                env!("CARGO_PKG_VERSION")
+            ),
+            1.0,
+        ),
+    ] {
+        assert_eq!(got.get(name), Some(&expected), "{name}");
+    }
+    assert!(got["process_resident_memory_bytes"] > 1e5);
+    assert!(got["process_open_fds"] >= 1.0);
+    assert!(got["process_cpu_seconds_total"] > 0.0);
+}
+
+#[test]
+fn connections_are_open_while_their_guard_lives() {
+    let listener = config::Listener {
+        name: "in\"g\\".into(),
+        ..listener()
+    };
+    let (metrics, workers) = Metrics::new(&[listener], 1);
+    let labels = r#"{listener="in\"g\\",direction="ingress"}"#;
+    let open = workers[0].connection_opened(ListenerIndex(0));
+    let closed = workers[0].connection_opened(ListenerIndex(0));
+    let held = workers[0].hold();
+    drop(closed);
+    let got = scrape(&metrics);
+    assert_eq!(got[&format!("tollgate_connections_total{labels}")], 2.0);
+    assert_eq!(got[&format!("tollgate_connections_open{labels}")], 1.0);
+    assert_eq!(got["tollgate_held_connections"], 1.0);
+    assert_eq!(metrics.connections_open(), 1);
+    drop((open, held));
+    assert_eq!(metrics.connections_open(), 0);
+    assert_eq!(scrape(&metrics)["tollgate_held_connections"], 0.0);
+}
+
+#[test]
+fn control_values_are_scraped() {
+    let (metrics, _workers) = Metrics::new(&[], 1);
+    let control = metrics.control();
+    let policy = PolicyGauges {
+        generation: 7,
+        endpoints: 3,
+        quarantined_rules: 1,
+        conflicts: 2,
+    };
+    control.policy_in_force(policy, SystemTime::UNIX_EPOCH + Duration::from_millis(1500));
+    control.policy_update(UpdateResult::Accepted);
+    control.xds_connected(ResourceType::NetworkPolicy, true);
+    control.xds_ack(ResourceType::NetworkPolicy);
+    control.xds_nack(ResourceType::NetworkPolicyHosts);
+    let got = scrape(&metrics);
+    for (name, expected) in [
+        ("tollgate_policy_generation", 7.0),
+        ("tollgate_policy_endpoints", 3.0),
+        ("tollgate_policy_quarantined_rules", 1.0),
+        ("tollgate_policy_conflicts", 2.0),
+        ("tollgate_policy_last_update_timestamp_seconds", 1.5),
+        (r#"tollgate_policy_updates_total{result="accepted"}"#, 1.0),
+        (r#"tollgate_xds_connected{type="network_policy"}"#, 1.0),
+        (
+            r#"tollgate_xds_connected{type="network_policy_hosts"}"#,
+            0.0,
+        ),
+        (r#"tollgate_xds_acks_total{type="network_policy"}"#, 1.0),
+        (
+            r#"tollgate_xds_nacks_total{type="network_policy_hosts"}"#,
+            1.0,
+        ),
+        (
+            r#"tollgate_xds_reconnects_total{type="network_policy"}"#,
+            0.0,
+        ),
+    ] {
+        assert_eq!(got.get(name), Some(&expected), "{name}");
+    }
+}
+
+#[test]
+fn every_sample_of_the_classic_format_has_its_type() {
+    let (metrics, _workers) = Metrics::new(&[listener()], 1);
+    let text = metrics.encode(Format::Prometheus).unwrap();
+    let mut family = String::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            family = rest.split_once(' ').unwrap().0.to_owned();
+        } else if !line.starts_with('#') {
+            let name = line.split(['{', ' ']).next().unwrap();
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix));
+            assert!(
+                name == family || base == Some(&family),
+                "{name} follows {family}"
+            );
+        }
+    }
+    assert!(
+        text.contains("# TYPE tollgate_requests_total counter\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("# TYPE tollgate_build_info gauge\n"),
+        "{text}"
+    );
+    assert!(!text.contains("# EOF"), "{text}");
+    assert_eq!(samples(&text).len(), scrape(&metrics).len());
+}
+
+#[test]
+fn the_accept_field_chooses_the_format() {
+    let prometheus =
+        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
+    assert_eq!(Format::for_accept(Some(prometheus)), Format::OpenMetrics);
+    assert_eq!(Format::for_accept(Some("*/*")), Format::Prometheus);
+    assert_eq!(Format::for_accept(None), Format::Prometheus);
+}
+
+fn listener() -> config::Listener {
+    use config::{EscapedSlashes, Listener, Normalize, OriginalSource, Upstream};
+    Listener {
+        name: "ingress".into(),
+        address: ([127, 0, 0, 1], 0).into(),
+        additional_addresses: Vec::new(),
+        direction: Direction::Ingress,
+        transparent: false,
+        proxy_id: 0,
+        upstream: Upstream::OriginalDst,
+        endpoint: None,
+        original_source: OriginalSource::Never,
+        normalize: Normalize {
+            path: true,
+            merge_slashes: true,
+            escaped_slashes: EscapedSlashes::Keep,
+        },
+        policy_wait: Duration::ZERO,
+        connect_timeout: Duration::ZERO,
+        request_head_timeout: Duration::ZERO,
+        denied_body: String::new(),
+        reason_header: false,
+    }
+}
