@@ -8,8 +8,21 @@
 
 #![forbid(unsafe_code)]
 
+mod compile;
+mod evaluate;
+mod explain;
 mod flow;
+pub mod model;
+mod quarantine;
+mod re2;
+mod snapshot;
 mod verdict;
 
+pub use explain::{
+    Explanation, PolicyExplanation, PredicateExplanation, RuleExplanation, RuleOutcome,
+};
 pub use flow::{Direction, Flow, Headers, NoHeaders, Request, SecurityId};
+pub use model::{EndpointKey, NetworkPolicy, PortPolicy, PortRule, RuleVerdict};
+pub use quarantine::Quarantine;
+pub use snapshot::{Conflict, EndpointPolicy, Snapshot, SnapshotBuilder};
 pub use verdict::{ConnectionVerdict, DenyReason, NearestMiss, Permit, RuleRef, Verdict};

@@ -1,0 +1,249 @@
+//! Turns one direction of a policy into disjoint port ranges, each with its rules in the order in which they decide.
+//!
+//! Nothing here fails: what cannot be honoured becomes a [`Finding`](rule::Finding) and its most restrictive reading.
+
+mod affix;
+mod bits;
+mod column;
+pub(crate) mod index;
+mod regex_set;
+pub(crate) mod rule;
+mod rule_set;
+mod server_name;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use self::rule::{CompiledRule, Finding, Findings, Origin};
+pub(crate) use self::rule_set::{RuleSet, Walk};
+use crate::model::{PortPolicy, Protocol, RuleVerdict, Unsupported};
+
+/// One direction of a policy, ready to evaluate. Knows no endpoint, so that endpoints with equal rules share it.
+#[derive(Debug)]
+pub(crate) struct CompiledDirection {
+    /// Disjoint, ascending.
+    ranges: Vec<PortRange>,
+    wildcard: Option<Arc<RuleSet>>,
+    /// Why nothing at all is allowed, when a port entry that cannot be placed holds a deny or a pass.
+    denied: Option<Finding>,
+    pub(crate) findings: Vec<Finding>,
+}
+
+#[derive(Debug)]
+struct PortRange {
+    first: u16,
+    last: u16,
+    rules: Arc<RuleSet>,
+}
+
+/// What a port resolves to.
+pub(crate) enum PortLookup<'a> {
+    /// The whole direction denies, for this reason.
+    Denied(&'a Finding),
+    /// No entry covers the port.
+    Nothing,
+    /// These rules decide.
+    Rules(&'a RuleSet),
+}
+
+impl CompiledDirection {
+    /// Exact or range hit, else the wildcard, else nothing.
+    pub(crate) fn lookup(&self, port: u16) -> PortLookup<'_> {
+        if let Some(finding) = &self.denied {
+            return PortLookup::Denied(finding);
+        }
+        let after = self.ranges.partition_point(|range| range.first <= port);
+        let hit = after.checked_sub(1).map(|i| &self.ranges[i]);
+        match (hit.filter(|range| port <= range.last), &self.wildcard) {
+            (Some(range), _) => PortLookup::Rules(&range.rules),
+            (None, Some(wildcard)) => PortLookup::Rules(wildcard),
+            (None, None) => PortLookup::Nothing,
+        }
+    }
+
+    /// Compiles the entries of one direction, in message order.
+    pub(crate) fn compile(entries: &[PortPolicy]) -> Self {
+        let mut findings = Findings::default();
+        let mut denied = None;
+        let mut placed = Vec::new();
+        for (entry, number) in entries.iter().zip(0..) {
+            let problem = match entry.protocol {
+                Protocol::Tcp => None,
+                Protocol::Udp => continue,
+                Protocol::Unknown(value) => Some(Unsupported {
+                    element: "protocol".into(),
+                    reason: format!("{value} is not a protocol that this version knows").into(),
+                }),
+            };
+            match Span::of(entry) {
+                Ok(span) => placed.push(Placed {
+                    span,
+                    rules: compile_rules(number, entry, problem.as_ref(), &mut findings),
+                }),
+                Err(reason) => {
+                    let origin = Origin {
+                        port_entry: number,
+                        rule: None,
+                    };
+                    findings.add(origin, None, "port", &reason);
+                    if entry
+                        .rules
+                        .iter()
+                        .any(|rule| rule.verdict != RuleVerdict::Allow)
+                    {
+                        denied = denied.or_else(|| findings.list.last().cloned());
+                    }
+                }
+            }
+        }
+        let (ranges, wildcard) = arrange(&placed, &mut findings);
+        Self {
+            ranges,
+            wildcard,
+            denied,
+            findings: findings.list,
+        }
+    }
+}
+
+/// The ports of one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Span {
+    Wildcard,
+    Ports(u16, u16),
+}
+
+impl Span {
+    fn of(entry: &PortPolicy) -> Result<Self, String> {
+        let (port, end) = (entry.port, entry.end_port);
+        let (Ok(first), Ok(last)) = (u16::try_from(port), u16::try_from(end)) else {
+            return Err(format!("{port}-{end}: a port is at most 65535"));
+        };
+        match (first, last) {
+            (0, 0) => Ok(Self::Wildcard),
+            (0, _) => Err(format!(
+                "0-{end}: a range cannot begin at the wildcard port 0; begin it at 1"
+            )),
+            (_, 0) => Ok(Self::Ports(first, first)),
+            _ if last < first => Err(format!("{port}-{end}: the range ends before it begins")),
+            _ => Ok(Self::Ports(first, last)),
+        }
+    }
+}
+
+struct Placed {
+    span: Span,
+    rules: Vec<Arc<CompiledRule>>,
+}
+
+fn compile_rules(
+    port_entry: u32,
+    entry: &PortPolicy,
+    problem: Option<&Unsupported>,
+    findings: &mut Findings,
+) -> Vec<Arc<CompiledRule>> {
+    if entry.rules.is_empty() {
+        // "No rules" means "allow everything" wherever it is merged, which an explicit rule says without exceptions.
+        if let Some(problem) = problem {
+            let origin = Origin {
+                port_entry,
+                rule: None,
+            };
+            findings.add(origin, None, &problem.element, &problem.reason);
+            return Vec::new();
+        }
+        return vec![Arc::new(CompiledRule::default_allow(port_entry))];
+    }
+    let numbered = entry.rules.iter().zip(0..);
+    numbered
+        .map(|(rule, i)| {
+            let origin = Origin {
+                port_entry,
+                rule: Some(i),
+            };
+            Arc::new(rule::compile(origin, rule, problem, findings))
+        })
+        .collect()
+}
+
+/// Splits the port space at every boundary, gives each part the rules of all entries that cover it, and adds the
+/// wildcard's rules to all of them.
+fn arrange(placed: &[Placed], findings: &mut Findings) -> (Vec<PortRange>, Option<Arc<RuleSet>>) {
+    let mut starts: Vec<u32> = Vec::new();
+    for entry in placed {
+        if let Span::Ports(first, last) = entry.span {
+            starts.extend([u32::from(first), u32::from(last) + 1]);
+        }
+    }
+    starts.sort_unstable();
+    starts.dedup();
+    let mut parts: Vec<Option<Vec<Arc<CompiledRule>>>> = vec![None; starts.len()];
+    let mut wildcard: Option<Vec<Arc<CompiledRule>>> = None;
+    for entry in placed {
+        match entry.span {
+            Span::Wildcard => contribute(wildcard.get_or_insert_default(), entry),
+            Span::Ports(first, last) => {
+                let from = starts.partition_point(|start| *start < u32::from(first));
+                let to = starts.partition_point(|start| *start <= u32::from(last));
+                for part in &mut parts[from..to] {
+                    contribute(part.get_or_insert_default(), entry);
+                }
+            }
+        }
+    }
+    let mut interned = Interned::default();
+    let mut ranges = Vec::new();
+    for (i, part) in parts.into_iter().enumerate() {
+        let (Some(mut rules), Some(next)) = (part, starts.get(i + 1)) else {
+            continue;
+        };
+        rules.extend(wildcard.iter().flatten().cloned());
+        ranges.push(PortRange {
+            first: starts[i] as u16,
+            last: (*next - 1) as u16,
+            rules: interned.rule_set(rules, findings),
+        });
+    }
+    (
+        ranges,
+        wildcard.map(|rules| interned.rule_set(rules, findings)),
+    )
+}
+
+/// Single ports (and the wildcard) go in front one by one, ranges behind: this decides which of several equal rules is
+/// reported, as it does in Cilium's filter.
+fn contribute(rules: &mut Vec<Arc<CompiledRule>>, entry: &Placed) {
+    match entry.span {
+        Span::Ports(first, last) if first != last => rules.extend(entry.rules.iter().cloned()),
+        _ => {
+            rules.splice(0..0, entry.rules.iter().rev().cloned());
+        }
+    }
+}
+
+/// Rule sets by the identity of their rules, so that ranges with the same rules share one.
+#[derive(Default)]
+struct Interned(HashMap<Vec<*const CompiledRule>, Arc<RuleSet>>);
+
+impl Interned {
+    fn rule_set(
+        &mut self,
+        mut rules: Vec<Arc<CompiledRule>>,
+        findings: &mut Findings,
+    ) -> Arc<RuleSet> {
+        rules.sort_by_key(|rule| (std::cmp::Reverse(rule.precedence), order(rule.verdict)));
+        let key = rules.iter().map(Arc::as_ptr).collect();
+        self.0
+            .entry(key)
+            .or_insert_with(|| Arc::new(RuleSet::new(rules, findings)))
+            .clone()
+    }
+}
+
+const fn order(verdict: RuleVerdict) -> u8 {
+    match verdict {
+        RuleVerdict::Deny => 0,
+        RuleVerdict::Allow => 1,
+        RuleVerdict::Pass(_) => 2,
+    }
+}

@@ -1,0 +1,306 @@
+//! All predicates on one header, decided together by looking at the value once.
+
+use std::collections::HashMap;
+
+use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, Hir, Repetition};
+
+use super::affix::AffixSet;
+use super::bits;
+use super::regex_set::{RegexSet, check_size};
+use crate::model::{HeaderMatcher, TextPart, ValueMatch};
+use crate::re2::{self, Pattern};
+
+/// Up to this many literals are compared one by one.
+const FEW_LITERALS: usize = 6;
+
+/// Tests on one value and which predicates each of them decides.
+#[derive(Debug, Default)]
+pub(super) struct Column {
+    few: Vec<(Box<[u8]>, u32)>,
+    many: HashMap<Box<[u8]>, u32>,
+    prefixes: Option<AffixSet>,
+    suffixes: Option<AffixSet>,
+    ranges: Vec<(i64, i64, u32)>,
+    regexes: Option<RegexSet>,
+    /// For each expression of `regexes` its test.
+    regex_tests: Vec<u32>,
+    effects: Vec<Effect>,
+    /// Predicates that hold when there is a value, unless a test says otherwise.
+    present: Vec<u32>,
+    /// Predicates that hold when there is none.
+    missing: Vec<u32>,
+}
+
+/// What a test that succeeds means for predicates.
+#[derive(Debug, Default)]
+struct Effect {
+    hold: Vec<u32>,
+    fail: Vec<u32>,
+}
+
+/// One test on a value; equal tests are made once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Test {
+    Exact(Box<[u8]>),
+    Prefix(Box<[u8]>),
+    Suffix(Box<[u8]>),
+    Range(i64, i64),
+    /// Index of an expression in [`ColumnBuilder::expressions`].
+    Expression(usize),
+}
+
+/// Collects the predicates of a column.
+#[derive(Debug, Default)]
+pub(super) struct ColumnBuilder {
+    tests: HashMap<Test, u32>,
+    expressions: Vec<Hir>,
+    expression_of: HashMap<ValueMatch, usize>,
+    column: Column,
+    /// Predicates that look at the empty value when there is none.
+    missing_as_empty: Vec<u32>,
+}
+
+impl ColumnBuilder {
+    /// Adds predicate `predicate`.
+    ///
+    /// # Errors
+    /// Text saying why the matcher cannot be compiled; [`check`] finds the same beforehand.
+    pub(super) fn add(&mut self, predicate: u32, matcher: &HeaderMatcher) -> Result<(), String> {
+        let empty = matcher.treat_missing_as_empty;
+        match &matcher.value {
+            ValueMatch::Present(wanted) => {
+                if *wanted != matcher.invert {
+                    self.column.present.push(predicate);
+                }
+                if (empty == *wanted) != matcher.invert {
+                    self.column.missing.push(predicate);
+                }
+                return Ok(());
+            }
+            ValueMatch::Any => {
+                if !matcher.invert {
+                    self.column.present.push(predicate);
+                }
+            }
+            value => {
+                let test = self.test(value)?;
+                if matcher.invert {
+                    self.column.present.push(predicate);
+                    self.column.effects[test as usize].fail.push(predicate);
+                } else {
+                    self.column.effects[test as usize].hold.push(predicate);
+                }
+            }
+        }
+        if empty {
+            self.missing_as_empty.push(predicate);
+        }
+        Ok(())
+    }
+
+    fn test(&mut self, value: &ValueMatch) -> Result<u32, String> {
+        let test = match lower(value)? {
+            Lowered::Exact(literal) => Test::Exact(literal),
+            Lowered::Prefix(literal) => Test::Prefix(literal),
+            Lowered::Suffix(literal) => Test::Suffix(literal),
+            Lowered::Range(start, end) => Test::Range(start, end),
+            Lowered::Expression(hir) => {
+                let next = self.expressions.len();
+                let index = *self.expression_of.entry(value.clone()).or_insert(next);
+                if index == next {
+                    self.expressions.push(hir);
+                }
+                Test::Expression(index)
+            }
+        };
+        let next = self.column.effects.len() as u32;
+        let number = *self.tests.entry(test).or_insert(next);
+        if number == next {
+            self.column.effects.push(Effect::default());
+        }
+        Ok(number)
+    }
+
+    /// # Errors
+    /// Text saying why the expressions cannot be combined.
+    pub(super) fn build(self, predicates: usize) -> Result<Column, String> {
+        let mut column = self.column;
+        let mut literals = Vec::new();
+        let (mut prefixes, mut suffixes) = (Vec::new(), Vec::new());
+        let mut regex_tests = vec![0; self.expressions.len()];
+        for (test, number) in &self.tests {
+            match test {
+                Test::Exact(literal) => literals.push((literal.clone(), *number)),
+                Test::Prefix(literal) => prefixes.push((&literal[..], *number)),
+                Test::Suffix(literal) => suffixes.push((&literal[..], *number)),
+                Test::Range(start, end) => column.ranges.push((*start, *end, *number)),
+                Test::Expression(index) => regex_tests[*index] = *number,
+            }
+        }
+        if literals.len() <= FEW_LITERALS {
+            column.few = literals;
+        } else {
+            column.many = literals.into_iter().collect();
+        }
+        column.prefixes = (!prefixes.is_empty()).then(|| AffixSet::prefixes(prefixes));
+        column.suffixes = (!suffixes.is_empty()).then(|| AffixSet::suffixes(suffixes));
+        if !self.expressions.is_empty() {
+            column.regexes = Some(RegexSet::new(&self.expressions)?);
+            column.regex_tests = regex_tests;
+        }
+        if !self.missing_as_empty.is_empty() {
+            let mut on_empty = vec![0; bits::words(predicates)];
+            column.decide(Some(b""), &mut on_empty);
+            let hold = self
+                .missing_as_empty
+                .iter()
+                .filter(|p| bits::contains(&on_empty, **p));
+            column.missing.extend(hold);
+        }
+        Ok(column)
+    }
+}
+
+impl Column {
+    /// Sets the bits of the predicates that hold for `value` (`None`: the header is absent).
+    pub(super) fn decide(&self, value: Option<&[u8]>, matched: &mut [u64]) {
+        let Some(value) = value else {
+            self.missing.iter().for_each(|p| bits::insert(matched, *p));
+            return;
+        };
+        self.present.iter().for_each(|p| bits::insert(matched, *p));
+        for (literal, test) in &self.few {
+            if literal[..] == *value {
+                self.apply(*test, matched);
+            }
+        }
+        if !self.many.is_empty()
+            && let Some(test) = self.many.get(value)
+        {
+            self.apply(*test, matched);
+        }
+        if let Some(prefixes) = &self.prefixes {
+            prefixes.each_match(value, |test| self.apply(test, matched));
+        }
+        if let Some(suffixes) = &self.suffixes {
+            suffixes.each_match(value, |test| self.apply(test, matched));
+        }
+        if !self.ranges.is_empty()
+            && let Some(number) = integer(value)
+        {
+            for (start, end, test) in &self.ranges {
+                if (*start..*end).contains(&number) {
+                    self.apply(*test, matched);
+                }
+            }
+        }
+        if let Some(regexes) = &self.regexes
+            && !regexes.each_match(value, |i| self.apply(self.regex_tests[i], matched))
+        {
+            // Nothing is known about these: neither they nor their inversions may hold.
+            for test in &self.regex_tests {
+                let effect = &self.effects[*test as usize];
+                effect.fail.iter().for_each(|p| bits::remove(matched, *p));
+            }
+        }
+    }
+
+    fn apply(&self, test: u32, matched: &mut [u64]) {
+        let effect = &self.effects[test as usize];
+        effect.hold.iter().for_each(|p| bits::insert(matched, *p));
+        effect.fail.iter().for_each(|p| bits::remove(matched, *p));
+    }
+}
+
+/// Reads a base-10 integer as Envoy does: surrounding white space and one sign are allowed.
+fn integer(value: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(value).ok()?;
+    text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b')
+        .parse()
+        .ok()
+}
+
+/// A value test in the form in which it is made.
+enum Lowered {
+    Exact(Box<[u8]>),
+    Prefix(Box<[u8]>),
+    Suffix(Box<[u8]>),
+    Range(i64, i64),
+    Expression(Hir),
+}
+
+/// Whether `value` can be compiled.
+///
+/// # Errors
+/// Text that names what is wrong.
+pub(super) fn check(value: &ValueMatch) -> Result<(), String> {
+    match value {
+        ValueMatch::Present(_) | ValueMatch::Any => Ok(()),
+        value => match lower(value)? {
+            Lowered::Expression(hir) => check_size(&hir),
+            _ => Ok(()),
+        },
+    }
+}
+
+fn lower(value: &ValueMatch) -> Result<Lowered, String> {
+    match value {
+        ValueMatch::Text { part, text, .. } if text.is_empty() && *part != TextPart::Whole => {
+            Err(format!("{value}: an empty literal would match every value"))
+        }
+        ValueMatch::Text {
+            part,
+            text,
+            ignore_case,
+        } => Ok(match (part, ignore_case) {
+            (TextPart::Whole, false) => Lowered::Exact(text.as_bytes().into()),
+            (TextPart::Prefix, false) => Lowered::Prefix(text.as_bytes().into()),
+            (TextPart::Suffix, false) => Lowered::Suffix(text.as_bytes().into()),
+            (part, ignore_case) => Lowered::Expression(text_expression(*part, text, *ignore_case)),
+        }),
+        ValueMatch::Regex(pattern) if pattern.is_empty() => Err("the regex is empty".into()),
+        ValueMatch::Regex(pattern) => match re2::parse(pattern) {
+            Ok(Pattern::Literal(literal)) => Ok(Lowered::Exact(literal)),
+            Ok(Pattern::Expression(hir)) => Ok(Lowered::Expression(hir)),
+            Err(reason) => Err(format!("regex {pattern:?}: {reason}")),
+        },
+        ValueMatch::Range { start, end } => Ok(Lowered::Range(*start, *end)),
+        ValueMatch::Unsupported(what) => Err(what.to_string()),
+        ValueMatch::Present(_) | ValueMatch::Any => {
+            Err("presence is not a test on the value".into())
+        }
+    }
+}
+
+fn text_expression(part: TextPart, text: &str, ignore_case: bool) -> Hir {
+    let byte = |b: u8| {
+        if ignore_case && b.is_ascii_alphabetic() {
+            let (lower, upper) = (b.to_ascii_lowercase(), b.to_ascii_uppercase());
+            let ranges = [
+                ClassBytesRange::new(lower, lower),
+                ClassBytesRange::new(upper, upper),
+            ];
+            Hir::class(Class::Bytes(ClassBytes::new(ranges)))
+        } else {
+            Hir::literal([b])
+        }
+    };
+    let anything = || {
+        Hir::repetition(Repetition {
+            min: 0,
+            max: None,
+            greedy: true,
+            sub: Box::new(Hir::class(Class::Bytes(ClassBytes::new([
+                ClassBytesRange::new(0, 255),
+            ])))),
+        })
+    };
+    let mut whole: Vec<Hir> = text.bytes().map(byte).collect();
+    if matches!(part, TextPart::Suffix | TextPart::Anywhere) {
+        whole.insert(0, anything());
+    }
+    if matches!(part, TextPart::Prefix | TextPart::Anywhere) {
+        whole.push(anything());
+    }
+    Hir::concat(whole)
+}

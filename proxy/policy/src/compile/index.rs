@@ -1,0 +1,343 @@
+//! Finds the rules that apply to a flow or request without looking at each of them.
+//!
+//! A rule is a conjunction of predicates (identity, proxy id, server name, one per header matcher). Equal predicates are
+//! shared. An evaluation decides all predicates at once, one look at each input, and then visits only the rules whose
+//! rarest predicate holds.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use super::bits;
+use super::column::{Column, ColumnBuilder};
+use super::server_name::{self, ServerName};
+use crate::model::{HeaderMatcher, TextPart, ValueMatch};
+use crate::{Flow, Request};
+
+/// One condition of a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Predicate {
+    /// The other side's identity is one of these (sorted).
+    Remotes(Arc<[u32]>),
+    /// The listener's proxy id.
+    ProxyId(u16),
+    /// One of these patterns accepts the server name.
+    ServerNames(Arc<[Box<str>]>),
+    /// A header matcher.
+    Header(Arc<HeaderMatcher>),
+    /// Stands for what is quarantined: never holds.
+    Never {
+        /// What was tested, or would have been.
+        field: Arc<str>,
+        /// Why it is quarantined.
+        reason: Arc<str>,
+    },
+}
+
+impl Predicate {
+    /// What it tests.
+    pub(crate) fn field(&self) -> Arc<str> {
+        match self {
+            Self::Remotes(_) => "remote_policies".into(),
+            Self::ProxyId(_) => "proxy_id".into(),
+            Self::ServerNames(_) => "server_names".into(),
+            Self::Header(matcher) => (&*matcher.name).into(),
+            Self::Never { field, .. } => field.clone(),
+        }
+    }
+}
+
+/// What the predicate asks for.
+impl fmt::Display for Predicate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Remotes(remotes) => write!(f, "one of {remotes:?}"),
+            Self::ProxyId(id) => id.fmt(f),
+            Self::ServerNames(patterns) => write!(f, "one of {patterns:?}"),
+            Self::Header(matcher) => {
+                f.write_str(if matcher.invert { "anything but " } else { "" })?;
+                matcher.value.fmt(f)?;
+                f.write_str(if matcher.treat_missing_as_empty {
+                    " (missing is empty)"
+                } else {
+                    ""
+                })
+            }
+            Self::Never { reason, .. } => write!(f, "enforceable: {reason}"),
+        }
+    }
+}
+
+/// What is judged.
+#[derive(Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) flow: &'a Flow<'a>,
+    pub(crate) request: Option<&'a Request<'a>>,
+}
+
+/// A rule, or one of its HTTP alternatives.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    /// Index in the rule set.
+    pub(crate) rule: u32,
+    /// Index in the rule's `http_rules`.
+    pub(crate) http_rule: Option<u32>,
+    /// Numbers of its predicates, in the order of the policy.
+    pub(crate) predicates: Box<[u32]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Source {
+    ServerName,
+    Method,
+    Scheme,
+    Authority,
+    Path,
+    Field(Box<str>),
+}
+
+impl Source {
+    fn of(name: &str) -> Self {
+        match name {
+            ":method" => Self::Method,
+            ":scheme" => Self::Scheme,
+            // Envoy keeps `Host` in `:authority` and finds it under both names.
+            ":authority" | "host" => Self::Authority,
+            ":path" => Self::Path,
+            name => Self::Field(name.into()),
+        }
+    }
+}
+
+/// The units of one rule set, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    predicates: Vec<Predicate>,
+    units: Vec<Unit>,
+    /// Units without predicates.
+    unconditional: Vec<u32>,
+    /// For each predicate the units that are visited when it holds.
+    visits: Vec<Box<[u32]>>,
+    remotes: HashMap<u32, Vec<u32>>,
+    proxy_ids: Vec<(u16, u32)>,
+    columns: Vec<(Source, Column)>,
+}
+
+impl Index {
+    /// `units` are `(rule, http_rule, predicates)` in the order in which they are to win.
+    ///
+    /// # Errors
+    /// Text saying why the matchers cannot be combined.
+    pub(crate) fn new(units: Vec<(u32, Option<u32>, Vec<&Predicate>)>) -> Result<Self, String> {
+        let mut index = Self::default();
+        let mut numbers: HashMap<&Predicate, u32> = HashMap::new();
+        let mut uses: Vec<u32> = Vec::new();
+        for (rule, http_rule, predicates) in &units {
+            let mut own = Vec::with_capacity(predicates.len());
+            for predicate in predicates {
+                let next = index.predicates.len() as u32;
+                let number = *numbers.entry(predicate).or_insert(next);
+                if number == next {
+                    index.predicates.push((*predicate).clone());
+                    uses.push(0);
+                }
+                uses[number as usize] += 1;
+                own.push(number);
+            }
+            index.units.push(Unit {
+                rule: *rule,
+                http_rule: *http_rule,
+                predicates: own.into(),
+            });
+        }
+        let mut visits = vec![Vec::new(); index.predicates.len()];
+        for (number, unit) in index.units.iter().enumerate() {
+            match unit.predicates.iter().min_by_key(|p| uses[**p as usize]) {
+                Some(rarest) => visits[*rarest as usize].push(number as u32),
+                None => index.unconditional.push(number as u32),
+            }
+        }
+        index.visits = visits.into_iter().map(Vec::into_boxed_slice).collect();
+        index.build_inputs()?;
+        Ok(index)
+    }
+
+    fn build_inputs(&mut self) -> Result<(), String> {
+        let mut columns: Vec<(Source, ColumnBuilder)> = Vec::new();
+        let mut at: HashMap<Source, usize> = HashMap::new();
+        let mut column_of = |source: Source| {
+            *at.entry(source.clone()).or_insert_with(|| {
+                columns.push((source, ColumnBuilder::default()));
+                columns.len() - 1
+            })
+        };
+        let mut parts: Vec<(usize, u32, HeaderMatcher)> = Vec::new();
+        for (number, predicate) in self.predicates.iter().enumerate() {
+            let number = number as u32;
+            match predicate {
+                Predicate::Remotes(remotes) => {
+                    for remote in remotes.iter() {
+                        self.remotes.entry(*remote).or_default().push(number);
+                    }
+                }
+                Predicate::ProxyId(id) => self.proxy_ids.push((*id, number)),
+                Predicate::ServerNames(patterns) => {
+                    let column = column_of(Source::ServerName);
+                    for pattern in patterns.iter() {
+                        parts.push((column, number, server_name_matcher(pattern)?));
+                    }
+                }
+                Predicate::Header(matcher) => {
+                    parts.push((
+                        column_of(Source::of(&matcher.name)),
+                        number,
+                        (**matcher).clone(),
+                    ));
+                }
+                Predicate::Never { .. } => {}
+            }
+        }
+        for (column, number, matcher) in &parts {
+            columns[*column].1.add(*number, matcher)?;
+        }
+        for (source, builder) in columns {
+            self.columns
+                .push((source, builder.build(self.predicates.len())?));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn units(&self) -> &[Unit] {
+        &self.units
+    }
+
+    pub(crate) fn predicate(&self, number: u32) -> &Predicate {
+        &self.predicates[number as usize]
+    }
+
+    /// Gives `walk` the set of units whose predicates all hold. Allocates nothing up to 32,768 predicates and units.
+    pub(crate) fn applicable<R>(&self, subject: Subject<'_>, walk: impl FnOnce(&[u64]) -> R) -> R {
+        let words = bits::words(self.predicates.len().max(self.units.len()));
+        // Zeroing is the cost of a large set, so a small one gets a small one.
+        match words {
+            0..=2 => self.applicable_in(subject, (&mut [0; 2], &mut [0; 2]), walk),
+            3..=32 => self.applicable_in(subject, (&mut [0; 32], &mut [0; 32]), walk),
+            33..=512 => self.applicable_in(subject, (&mut [0; 512], &mut [0; 512]), walk),
+            _ => self.applicable_in(subject, (&mut vec![0; words], &mut vec![0; words]), walk),
+        }
+    }
+
+    fn applicable_in<R>(
+        &self,
+        subject: Subject<'_>,
+        (matched, units): (&mut [u64], &mut [u64]),
+        walk: impl FnOnce(&[u64]) -> R,
+    ) -> R {
+        self.decide(subject, matched);
+        self.unconditional
+            .iter()
+            .for_each(|unit| bits::insert(units, *unit));
+        bits::for_each(matched, |predicate| {
+            for &unit in &self.visits[predicate as usize] {
+                let rest = &self.units[unit as usize].predicates;
+                if rest.iter().all(|p| bits::contains(matched, *p)) {
+                    bits::insert(units, unit);
+                }
+            }
+        });
+        walk(units)
+    }
+
+    /// For each predicate whether it holds.
+    pub(crate) fn decisions(&self, subject: Subject<'_>) -> Vec<bool> {
+        let mut matched = vec![0; bits::words(self.predicates.len())];
+        self.decide(subject, &mut matched);
+        (0..self.predicates.len() as u32)
+            .map(|p| bits::contains(&matched, p))
+            .collect()
+    }
+
+    fn decide(&self, subject: Subject<'_>, matched: &mut [u64]) {
+        if !self.remotes.is_empty()
+            && let Some(predicates) = self.remotes.get(&subject.flow.remote.0)
+        {
+            predicates.iter().for_each(|p| bits::insert(matched, *p));
+        }
+        for (id, predicate) in &self.proxy_ids {
+            if *id == subject.flow.proxy_id {
+                bits::insert(matched, *predicate);
+            }
+        }
+        for (source, column) in &self.columns {
+            decide_column(source, column, subject, matched);
+        }
+    }
+}
+
+fn server_name_matcher(pattern: &str) -> Result<HeaderMatcher, String> {
+    let value = match server_name::parse(pattern)? {
+        ServerName::Exact(text) => ValueMatch::Text {
+            part: TextPart::Whole,
+            text,
+            ignore_case: false,
+        },
+        ServerName::Expression(expression) => ValueMatch::Regex(expression),
+    };
+    Ok(HeaderMatcher::new("server_names", value))
+}
+
+fn decide_column(source: &Source, column: &Column, subject: Subject<'_>, matched: &mut [u64]) {
+    if *source == Source::ServerName {
+        return decide_server_name(subject.flow.server_name, column, matched);
+    }
+    let Some(request) = subject.request else {
+        return;
+    };
+    let value = match source {
+        Source::Method => request.method,
+        Source::Scheme => request.scheme,
+        Source::Authority => request.authority,
+        Source::Path => request.path,
+        Source::Field(name) => return decide_field(name, column, request, matched),
+        Source::ServerName => return,
+    };
+    // An empty pseudo-header is one that the request does not have.
+    column.decide((!value.is_empty()).then_some(value), matched);
+}
+
+/// Server names compare in lower case. A DNS name has at most 253 bytes; nothing longer matches anything.
+fn decide_server_name(server_name: Option<&str>, column: &Column, matched: &mut [u64]) {
+    let Some(name) = server_name else { return };
+    let mut buffer = [0; 255];
+    if let Some(lower) = buffer.get_mut(..name.len())
+        && !name.is_empty()
+    {
+        lower.copy_from_slice(name.as_bytes());
+        lower.make_ascii_lowercase();
+        column.decide(Some(lower), matched);
+    }
+}
+
+fn decide_field(name: &str, column: &Column, request: &Request<'_>, matched: &mut [u64]) {
+    let mut count = 0;
+    request.headers.each(name, &mut |_| count += 1);
+    match count {
+        0 => column.decide(None, matched),
+        1 => request
+            .headers
+            .each(name, &mut |value| column.decide(Some(value), matched)),
+        _ => {
+            // Several instances are one value with a bare comma between them.
+            let mut joined = Vec::new();
+            let mut first = true;
+            request.headers.each(name, &mut |value| {
+                if !first {
+                    joined.push(b',');
+                }
+                first = false;
+                joined.extend_from_slice(value);
+            });
+            column.decide(Some(&joined), matched);
+        }
+    }
+}

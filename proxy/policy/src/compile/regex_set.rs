@@ -1,0 +1,121 @@
+//! One automaton for all regular expressions on one header: a single pass over the value finds every one that matches
+//! it in full.
+//!
+//! A lazily built DFA walks one table step per byte. Its states are built as values need them, in a cache of bounded
+//! size that belongs to one worker at a time; the search is linear in the value whatever the expressions are.
+
+use std::fmt;
+
+use regex_automata::hybrid::dfa::{Cache, DFA};
+use regex_automata::nfa::thompson::{Compiler, Config, NFA, WhichCaptures};
+use regex_automata::util::pool::Pool;
+use regex_automata::util::start;
+use regex_automata::{Anchored, MatchKind};
+use regex_syntax::hir::{Hir, Look};
+
+/// Bytes of automaton that one expression may need before it is quarantined.
+pub(super) const PATTERN_SIZE_LIMIT: usize = 1 << 20;
+/// Bytes of lazily built states that one worker keeps per automaton.
+const CACHE_CAPACITY: usize = 512 << 10;
+
+type NewCache =
+    Box<dyn Fn() -> Cache + Send + Sync + std::panic::UnwindSafe + std::panic::RefUnwindSafe>;
+
+pub(super) struct RegexSet {
+    dfa: DFA,
+    caches: Pool<Cache, NewCache>,
+}
+
+impl RegexSet {
+    /// Compiles the expressions; the pattern numbers that [`RegexSet::each_match`] gives are indexes into `patterns`.
+    ///
+    /// # Errors
+    /// Text saying which limit they exceed.
+    pub(super) fn new(patterns: &[Hir]) -> Result<Self, String> {
+        let nfa = automaton(
+            patterns,
+            PATTERN_SIZE_LIMIT.saturating_mul(patterns.len().max(1)),
+        )?;
+        let config = DFA::config()
+            .match_kind(MatchKind::All)
+            .cache_capacity(CACHE_CAPACITY)
+            .skip_cache_capacity_check(true);
+        let dfa = DFA::builder()
+            .configure(config)
+            .build_from_nfa(nfa)
+            .map_err(|error| error.to_string())?;
+        let for_cache = dfa.clone();
+        Ok(Self {
+            dfa,
+            caches: Pool::new(Box::new(move || for_cache.create_cache())),
+        })
+    }
+
+    /// Calls `found` with the number of each expression that matches all of `value`. `false` when the search could
+    /// not be finished: then nothing is known about any of them.
+    #[must_use]
+    pub(super) fn each_match(&self, value: &[u8], mut found: impl FnMut(usize)) -> bool {
+        let mut cache = self.caches.get();
+        let start = start::Config::new().anchored(Anchored::Yes);
+        let Ok(mut state) = self.dfa.start_state(&mut cache, &start) else {
+            return false;
+        };
+        for &byte in value {
+            let Ok(next) = self.dfa.next_state(&mut cache, state, byte) else {
+                return false;
+            };
+            state = next;
+            if state.is_tagged() {
+                if state.is_dead() {
+                    return true;
+                }
+                if state.is_quit() {
+                    return false;
+                }
+            }
+        }
+        let Ok(end) = self.dfa.next_eoi_state(&mut cache, state) else {
+            return false;
+        };
+        if end.is_match() {
+            for i in 0..self.dfa.match_len(&cache, end) {
+                found(self.dfa.match_pattern(&cache, end, i).as_usize());
+            }
+        }
+        true
+    }
+}
+
+impl fmt::Debug for RegexSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegexSet")
+            .field("patterns", &self.dfa.pattern_len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether one expression fits the budget on its own.
+///
+/// # Errors
+/// Text saying which limit it exceeds.
+pub(super) fn check_size(pattern: &Hir) -> Result<(), String> {
+    automaton(std::slice::from_ref(pattern), PATTERN_SIZE_LIMIT).map(drop)
+}
+
+fn automaton(patterns: &[Hir], limit: usize) -> Result<NFA, String> {
+    let whole: Vec<Hir> = patterns
+        .iter()
+        .map(|pattern| Hir::concat(vec![pattern.clone(), Hir::look(Look::End)]))
+        .collect();
+    let config = Config::new()
+        .utf8(false)
+        .which_captures(WhichCaptures::None)
+        .nfa_size_limit(Some(limit));
+    Compiler::new()
+        .configure(config)
+        .build_many_from_hir(&whole)
+        .map_err(|error| match error.size_limit() {
+            Some(_) => format!("needs an automaton of more than {limit} bytes"),
+            None => error.to_string(),
+        })
+}

@@ -1,0 +1,252 @@
+//! One rule of the policy as predicates, with everything that cannot be honoured taken in its most restrictive reading.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::column;
+use super::index::Predicate;
+use super::server_name;
+use crate::model::{HeaderMatcher, HttpRule, PortRule, RuleVerdict, Unsupported, ValueMatch};
+
+/// Where a rule stands in its direction's list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) port_entry: u32,
+    pub(crate) rule: Option<u32>,
+}
+
+/// An element that cannot be honoured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) origin: Origin,
+    pub(crate) http_rule: Option<u32>,
+    pub(crate) element: Arc<str>,
+    pub(crate) reason: Arc<str>,
+}
+
+/// A rule, shared by all port ranges that it covers.
+#[derive(Debug)]
+pub(crate) struct CompiledRule {
+    pub(crate) origin: Origin,
+    pub(crate) name: Option<Arc<str>>,
+    pub(crate) precedence: u32,
+    pub(crate) verdict: RuleVerdict,
+    /// What the connection must be.
+    pub(crate) peer: Vec<Predicate>,
+    /// What the request must be: one of these, each a conjunction. `None`: any.
+    pub(crate) http: Option<Vec<Vec<Predicate>>>,
+    /// Set when skipping by this pass rule cannot be trusted: the port ranges that hold it deny.
+    pub(crate) unusable: Option<Finding>,
+}
+
+impl CompiledRule {
+    /// The explicit form of "no rules: everything is allowed".
+    pub(crate) fn default_allow(port_entry: u32) -> Self {
+        Self {
+            origin: Origin {
+                port_entry,
+                rule: None,
+            },
+            name: Some("default allow rule".into()),
+            precedence: 0,
+            verdict: RuleVerdict::Allow,
+            peer: Vec::new(),
+            http: None,
+            unusable: None,
+        }
+    }
+}
+
+/// State of one compilation: what was found, and which values were checked already.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    pub(crate) list: Vec<Finding>,
+    checked: HashMap<ValueMatch, Result<(), Arc<str>>>,
+}
+
+impl Findings {
+    pub(crate) fn add(
+        &mut self,
+        origin: Origin,
+        http_rule: Option<u32>,
+        element: &str,
+        reason: &str,
+    ) -> Finding {
+        let finding = Finding {
+            origin,
+            http_rule,
+            element: element.into(),
+            reason: reason.into(),
+        };
+        self.list.push(finding.clone());
+        finding
+    }
+
+    /// For what is seen again in each port range that holds the rule.
+    pub(crate) fn add_once(&mut self, origin: Origin, element: &str, reason: &str) -> Finding {
+        let same = |known: &&Finding| {
+            known.origin == origin && *known.element == *element && *known.reason == *reason
+        };
+        match self.list.iter().find(same) {
+            Some(known) => known.clone(),
+            None => self.add(origin, None, element, reason),
+        }
+    }
+
+    fn check(&mut self, value: &ValueMatch) -> Result<(), Arc<str>> {
+        if let Some(known) = self.checked.get(value) {
+            return known.clone();
+        }
+        let result = column::check(value).map_err(Arc::from);
+        self.checked.insert(value.clone(), result.clone());
+        result
+    }
+}
+
+/// Compiles `rule`. `entry_problem` is what is wrong with the port entry that holds it.
+pub(crate) fn compile(
+    origin: Origin,
+    rule: &PortRule,
+    entry_problem: Option<&Unsupported>,
+    findings: &mut Findings,
+) -> CompiledRule {
+    let mut compiled = CompiledRule {
+        origin,
+        name: (!rule.name.is_empty()).then(|| rule.name.as_str().into()),
+        precedence: rule.precedence,
+        verdict: rule.verdict,
+        peer: Vec::new(),
+        http: None,
+        unusable: None,
+    };
+    proxy_id(rule, &mut compiled, findings);
+    if !rule.remotes.is_empty() {
+        let mut remotes = rule.remotes.clone();
+        remotes.sort_unstable();
+        remotes.dedup();
+        compiled.peer.push(Predicate::Remotes(remotes.into()));
+    }
+    server_names(rule, &mut compiled, findings);
+    // What is above TCP matters to an allow only: a deny or a pass holds whatever the request is.
+    for part in rule.unsupported.iter().chain(entry_problem) {
+        findings.add(origin, None, &part.element, &part.reason);
+        if rule.verdict == RuleVerdict::Allow {
+            compiled.peer.push(never(&part.element, &part.reason));
+        }
+    }
+    match (&rule.http, rule.verdict) {
+        (Some(http), RuleVerdict::Allow) if http.is_empty() => {
+            let reason =
+                "is empty, so nothing says which requests to allow; remove it or list a rule";
+            findings.add(origin, None, "http_rules", reason);
+            compiled.peer.push(never("http_rules", reason));
+        }
+        (Some(http), _) => {
+            let alternatives = http.iter().zip(0..);
+            compiled.http = Some(
+                alternatives
+                    .map(|(rule, i)| http_rule(origin, i, rule, findings))
+                    .collect(),
+            );
+        }
+        (None, _) => {}
+    }
+    compiled
+}
+
+fn never(field: &str, reason: &str) -> Predicate {
+    Predicate::Never {
+        field: field.into(),
+        reason: reason.into(),
+    }
+}
+
+fn proxy_id(rule: &PortRule, compiled: &mut CompiledRule, findings: &mut Findings) {
+    match u16::try_from(rule.proxy_id) {
+        Ok(0) => {}
+        Ok(id) => compiled.peer.push(Predicate::ProxyId(id)),
+        Err(_) => {
+            let reason = format!("{} is not a proxy id (0 to 65535)", rule.proxy_id);
+            refuse(compiled, "proxy_id", &reason, findings);
+        }
+    }
+}
+
+/// Takes the most restrictive reading of a peer condition that makes no sense: an allow admits nobody, a deny refuses
+/// everybody, and a pass makes its port ranges deny.
+fn refuse(compiled: &mut CompiledRule, element: &str, reason: &str, findings: &mut Findings) {
+    let finding = findings.add(compiled.origin, None, element, reason);
+    match compiled.verdict {
+        RuleVerdict::Allow => compiled.peer.push(never(element, reason)),
+        RuleVerdict::Deny => {}
+        RuleVerdict::Pass(_) => compiled.unusable = Some(finding),
+    }
+}
+
+fn server_names(rule: &PortRule, compiled: &mut CompiledRule, findings: &mut Findings) {
+    if rule.server_names.is_empty() {
+        return;
+    }
+    let mut good: Vec<Box<str>> = Vec::new();
+    let mut bad = None;
+    for (i, pattern) in rule.server_names.iter().enumerate() {
+        match server_name::parse(pattern) {
+            Ok(_) => good.push(pattern.as_str().into()),
+            Err(reason) => bad = bad.or(Some((i, format!("{pattern:?}: {reason}")))),
+        }
+    }
+    match bad {
+        Some((i, reason)) if good.is_empty() || rule.verdict != RuleVerdict::Allow => {
+            refuse(compiled, &format!("server_names[{i}]"), &reason, findings);
+        }
+        bad => {
+            if let Some((i, reason)) = bad {
+                findings.add(
+                    compiled.origin,
+                    None,
+                    &format!("server_names[{i}]"),
+                    &reason,
+                );
+            }
+            compiled.peer.push(Predicate::ServerNames(good.into()));
+        }
+    }
+}
+
+fn http_rule(
+    origin: Origin,
+    number: u32,
+    rule: &HttpRule,
+    findings: &mut Findings,
+) -> Vec<Predicate> {
+    let mut predicates = Vec::with_capacity(rule.headers.len());
+    for (i, matcher) in rule.headers.iter().enumerate() {
+        match header(matcher, findings) {
+            Ok(()) => predicates.push(Predicate::Header(Arc::new(matcher.clone()))),
+            Err(reason) => {
+                findings.add(origin, Some(number), &format!("headers[{i}]"), &reason);
+                predicates.push(never(&matcher.name, &reason));
+            }
+        }
+    }
+    for part in &rule.unsupported {
+        findings.add(origin, Some(number), &part.element, &part.reason);
+        predicates.push(never(&part.element, &part.reason));
+    }
+    predicates
+}
+
+fn header(matcher: &HeaderMatcher, findings: &mut Findings) -> Result<(), Arc<str>> {
+    let name = &*matcher.name;
+    if name.starts_with(':') && ![":method", ":path", ":authority", ":scheme"].contains(&name) {
+        return Err(format!(
+            "name {name:?}: only :method, :path, :authority and :scheme can be matched"
+        )
+        .into());
+    }
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if !name.starts_with(':') && (name.is_empty() || !name.bytes().all(token)) {
+        return Err(format!("name {name:?} is not a header name").into());
+    }
+    findings.check(&matcher.value)
+}

@@ -1,0 +1,190 @@
+//! The rules of one port range, in deciding order.
+
+use std::sync::Arc;
+
+use super::bits;
+use super::index::{Index, Predicate, Subject, Unit};
+use super::rule::{CompiledRule, Finding, Findings};
+use crate::model::RuleVerdict;
+
+/// Rules of one port range, with the indexes that find the deciding one.
+#[derive(Debug)]
+pub(crate) struct RuleSet {
+    rules: Vec<Arc<CompiledRule>>,
+    /// For each rule the rule at which a pass goes on.
+    continuations: Vec<u32>,
+    /// Why the range denies everything.
+    denied: Option<Finding>,
+    /// Judges connections: what the peer must be.
+    connections: Index,
+    /// Judges requests: the peer and the request. `None` when no rule has an HTTP part, so that connections decide.
+    requests: Option<Index>,
+}
+
+/// Outcome of walking the rules.
+#[derive(Clone, Copy)]
+pub(crate) enum Walk<'a> {
+    /// This one admits.
+    Allow(&'a Unit),
+    /// This one refuses.
+    Deny(&'a Unit),
+    /// None decides, which refuses.
+    Undecided,
+    /// The range denies everything, for this reason.
+    Contradiction(&'a Finding),
+}
+
+impl RuleSet {
+    /// `rules` are sorted.
+    pub(crate) fn new(rules: Vec<Arc<CompiledRule>>, findings: &mut Findings) -> Self {
+        let mut denied = contradiction(&rules, findings);
+        let continuations = rules
+            .iter()
+            .enumerate()
+            .map(|(i, rule)| match rule.verdict {
+                RuleVerdict::Pass(below) => {
+                    let skipped = rules[i..]
+                        .iter()
+                        .take_while(|later| later.precedence >= below)
+                        .count();
+                    (i + skipped.max(1)) as u32
+                }
+                _ => i as u32 + 1,
+            })
+            .collect();
+        let mut units = Vec::new();
+        for (rule, i) in rules.iter().zip(0..) {
+            units.push((i, None, rule.peer.iter().collect()));
+        }
+        let mut index = |units| {
+            Index::new(units).unwrap_or_else(|reason| {
+                // Every matcher was checked on its own before, so this is a limit of their combination.
+                if let Some(rule) = rules.first() {
+                    denied = Some(findings.add(rule.origin, None, "rules", &reason));
+                }
+                Index::default()
+            })
+        };
+        let connections = index(units);
+        let has_http = rules.iter().any(|rule| rule.http.is_some());
+        let requests = has_http.then(|| index(request_units(&rules)));
+        Self {
+            rules,
+            continuations,
+            denied,
+            connections,
+            requests,
+        }
+    }
+
+    pub(crate) fn rule(&self, unit: &Unit) -> &CompiledRule {
+        &self.rules[unit.rule as usize]
+    }
+
+    /// Why the range denies everything, when it does.
+    pub(crate) const fn denied(&self) -> Option<&Finding> {
+        self.denied.as_ref()
+    }
+
+    /// The rule at which the walk goes on when this one passes.
+    pub(crate) fn continuation(&self, unit: &Unit) -> u32 {
+        self.continuations[unit.rule as usize]
+    }
+
+    pub(crate) fn has_http(&self) -> bool {
+        self.requests.is_some()
+    }
+
+    pub(crate) const fn connections(&self) -> &Index {
+        &self.connections
+    }
+
+    /// The index that judges requests.
+    pub(crate) const fn requests(&self) -> &Index {
+        match &self.requests {
+            Some(requests) => requests,
+            None => &self.connections,
+        }
+    }
+
+    /// Judges what the connection is, whatever is sent on it.
+    pub(crate) fn walk_connection(&self, subject: Subject<'_>) -> Walk<'_> {
+        self.walk(&self.connections, subject)
+    }
+
+    /// Judges a request. Includes the connection: the rule that admits a request also admits the peer.
+    pub(crate) fn walk_request(&self, subject: Subject<'_>) -> Walk<'_> {
+        self.walk(self.requests(), subject)
+    }
+
+    /// Steps from one applicable rule to the next: an allow or a deny decides, a pass goes on at its continuation.
+    fn walk<'a>(&'a self, index: &'a Index, subject: Subject<'_>) -> Walk<'a> {
+        if let Some(finding) = &self.denied {
+            return Walk::Contradiction(finding);
+        }
+        index.applicable(subject, |applicable| {
+            let mut from = 0;
+            while let Some(number) = bits::first_from(applicable, from) {
+                let unit = &index.units()[number as usize];
+                match self.rules[unit.rule as usize].verdict {
+                    RuleVerdict::Allow => return Walk::Allow(unit),
+                    RuleVerdict::Deny => return Walk::Deny(unit),
+                    RuleVerdict::Pass(_) => {
+                        let next = self.continuation(unit);
+                        from = index.units().partition_point(|unit| unit.rule < next) as u32;
+                    }
+                }
+            }
+            Walk::Undecided
+        })
+    }
+}
+
+fn request_units(rules: &[Arc<CompiledRule>]) -> Vec<(u32, Option<u32>, Vec<&Predicate>)> {
+    let mut units = Vec::new();
+    for (rule, i) in rules.iter().zip(0..) {
+        match &rule.http {
+            Some(alternatives) if rule.verdict == RuleVerdict::Allow => {
+                for (alternative, k) in alternatives.iter().zip(0..) {
+                    units.push((i, Some(k), rule.peer.iter().chain(alternative).collect()));
+                }
+            }
+            _ => units.push((i, None, rule.peer.iter().collect())),
+        }
+    }
+    units
+}
+
+/// Looks for pass rules that contradict each other or themselves. All pass rules of a tier must skip to the same
+/// precedence; a tier ends where a pass rule's precedence falls below it.
+fn contradiction(rules: &[Arc<CompiledRule>], findings: &mut Findings) -> Option<Finding> {
+    let mut tier: Option<u32> = None;
+    let mut found = None;
+    for rule in rules {
+        let RuleVerdict::Pass(below) = rule.verdict else {
+            continue;
+        };
+        let reason = match (&rule.unusable, tier) {
+            (Some(unusable), _) => {
+                found = found.or_else(|| Some(unusable.clone()));
+                continue;
+            }
+            (None, _) if below > rule.precedence => {
+                format!(
+                    "{below} is above the rule's own precedence {}",
+                    rule.precedence
+                )
+            }
+            (None, Some(other)) if rule.precedence >= other && below != other => {
+                format!("{below} disagrees with {other} of another pass rule in the same tier")
+            }
+            _ => {
+                tier = Some(below);
+                continue;
+            }
+        };
+        let finding = findings.add_once(rule.origin, "pass_precedence", &reason);
+        found = found.or(Some(finding));
+    }
+    found
+}

@@ -1,0 +1,81 @@
+//! Patterns for TLS server names: dot-separated labels with `*` (inside a label) and `**` (whole labels).
+
+/// What one pattern accepts, for a server name in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ServerName {
+    /// This name.
+    Exact(Box<str>),
+    /// Names that match this expression in full.
+    Expression(Box<str>),
+}
+
+/// Reads a pattern.
+///
+/// # Errors
+/// Text saying what is wrong with it.
+pub(super) fn parse(pattern: &str) -> Result<ServerName, String> {
+    if pattern.is_empty() {
+        return Err("is empty".into());
+    }
+    let lower = pattern.to_ascii_lowercase();
+    if let Some(c) = lower
+        .chars()
+        .find(|c| !(c.is_ascii_alphanumeric() || "-_*.".contains(*c)))
+    {
+        return Err(format!("{c:?} is not allowed in a server name pattern"));
+    }
+    if lower.split('.').any(str::is_empty) {
+        return Err("has an empty label (a leading, trailing or doubled dot)".into());
+    }
+    if lower
+        .split('.')
+        .any(|label| label != "**" && label.contains("**"))
+    {
+        return Err("`**` must be a whole label".into());
+    }
+    if !lower.contains('*') {
+        return Ok(ServerName::Exact(lower.into()));
+    }
+    const LABELS: &str = "[-a-z0-9_]+(?:[.][-a-z0-9_]+)*";
+    if lower == "*" {
+        return Ok(ServerName::Expression(LABELS.into()));
+    }
+    let labels: Vec<String> = lower
+        .split('.')
+        .map(|label| match label {
+            "**" => LABELS.to_owned(),
+            label => label.replace('*', "[-a-z0-9_]*"),
+        })
+        .collect();
+    Ok(ServerName::Expression(labels.join("[.]").into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grammar() {
+        for bad in [
+            "", ".", "a.", ".a", "a..b", "***", "a**", "**a.b", "a.***.b", "a+b", "a b", "[a]",
+            "é.com", "a@b",
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?} was accepted");
+        }
+        for good in [
+            "*",
+            "**",
+            "a",
+            "*.example.com",
+            "a*b*c.d",
+            "**.a.**",
+            "_dmarc.x-y",
+        ] {
+            assert!(parse(good).is_ok(), "{good:?} was refused");
+        }
+        assert_eq!(
+            parse("A.Example"),
+            Ok(ServerName::Exact("a.example".into()))
+        );
+    }
+}

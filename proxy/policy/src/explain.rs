@@ -1,0 +1,313 @@
+//! Why a verdict is what it is: the nearest miss of a denial, and the account of every rule for people.
+
+use std::cmp::Reverse;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::compile::index::{Index, Predicate, Subject, Unit};
+use crate::compile::rule::Finding;
+use crate::compile::{PortLookup, RuleSet};
+use crate::model::RuleVerdict;
+use crate::quarantine::rule_ref;
+use crate::{
+    ConnectionVerdict, DenyReason, Direction, EndpointKey, EndpointPolicy, Flow, NearestMiss,
+    Quarantine, Request, RuleRef, Snapshot, Verdict,
+};
+
+/// Everything that a verdict rests on.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Explanation {
+    /// Of the snapshot that was asked.
+    pub generation: u64,
+    /// The verdict on the connection.
+    pub connection: ConnectionVerdict,
+    /// The verdict on the request, when one was given.
+    pub request: Option<Verdict>,
+    /// What each policy of the endpoint contributed; empty when it has none.
+    pub policies: Vec<PolicyExplanation>,
+}
+
+/// What one policy contributed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct PolicyExplanation {
+    /// Its resource name.
+    pub resource: Arc<str>,
+    /// Why it denies everything on the port, when it does so because of what is quarantined.
+    pub refused: Option<Quarantine>,
+    /// The rules that cover the port, in deciding order; empty when none does.
+    pub rules: Vec<RuleExplanation>,
+}
+
+/// What one rule, or one of its HTTP alternatives, contributed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct RuleExplanation {
+    /// The rule.
+    pub rule: RuleRef,
+    /// Its name, when it has one.
+    pub name: Option<Arc<str>>,
+    /// Higher wins.
+    pub precedence: u32,
+    /// What it does with what it matches.
+    pub verdict: RuleVerdict,
+    /// Its conditions, in the order of the policy.
+    pub predicates: Vec<PredicateExplanation>,
+    /// What became of it.
+    pub outcome: RuleOutcome,
+}
+
+/// What one condition came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PredicateExplanation {
+    /// What is tested.
+    pub field: Arc<str>,
+    /// What is asked for.
+    pub expected: Arc<str>,
+    /// Whether it holds.
+    pub matched: bool,
+}
+
+/// What became of a rule in an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleOutcome {
+    /// It decided.
+    Decided,
+    /// It applied and passed on to rules of lower precedence.
+    Passed,
+    /// A condition failed.
+    NotApplicable,
+    /// It would have applied, but it is quarantined.
+    Quarantined,
+    /// A pass rule skipped it.
+    Skipped,
+    /// An earlier rule had decided already.
+    NotReached,
+}
+
+impl fmt::Display for RuleOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Decided => "decided",
+            Self::Passed => "passed on",
+            Self::NotApplicable => "does not apply",
+            Self::Quarantined => "quarantined",
+            Self::Skipped => "skipped by a pass rule",
+            Self::NotReached => "not reached",
+        })
+    }
+}
+
+impl Snapshot {
+    /// Accounts for the verdict on a connection, and on a request on it when one is given.
+    pub fn explain(&self, flow: &Flow<'_>, request: Option<&Request<'_>>) -> Explanation {
+        let subject = Subject { flow, request };
+        let policies = self.endpoint(&EndpointKey::from(flow.endpoint));
+        Explanation {
+            generation: self.generation(),
+            connection: self.evaluate_connection(flow),
+            request: request.map(|request| self.evaluate_request(flow, request)),
+            policies: policies
+                .iter()
+                .map(|policy| explain_policy(policy, subject))
+                .collect(),
+        }
+    }
+}
+
+fn explain_policy(policy: &EndpointPolicy, subject: Subject<'_>) -> PolicyExplanation {
+    let direction = subject.flow.direction;
+    let as_quarantine =
+        |finding: &Finding| Quarantine::new(policy.endpoint_id(), direction, finding);
+    let (refused, rules) = match policy.side(direction).compiled.lookup(subject.flow.port) {
+        PortLookup::Denied(finding) => (Some(as_quarantine(finding)), Vec::new()),
+        PortLookup::Nothing => (None, Vec::new()),
+        PortLookup::Rules(rules) => (
+            rules.denied().map(as_quarantine),
+            explain_rules(policy, rules, subject),
+        ),
+    };
+    PolicyExplanation {
+        resource: policy.resource().into(),
+        refused,
+        rules,
+    }
+}
+
+fn explain_rules(
+    policy: &EndpointPolicy,
+    rules: &RuleSet,
+    subject: Subject<'_>,
+) -> Vec<RuleExplanation> {
+    let index = index_for(rules, subject);
+    let decisions = index.decisions(subject);
+    let mut decided = rules.denied().is_some();
+    let mut resume = 0;
+    let mut explained = Vec::with_capacity(index.units().len());
+    for unit in index.units() {
+        let rule = rules.rule(unit);
+        let failed = Failed::of(index, unit, &decisions);
+        let outcome = match failed {
+            Failed::Quarantined => RuleOutcome::Quarantined,
+            Failed::Some => RuleOutcome::NotApplicable,
+            Failed::None if decided => RuleOutcome::NotReached,
+            Failed::None if unit.rule < resume => RuleOutcome::Skipped,
+            Failed::None if matches!(rule.verdict, RuleVerdict::Pass(_)) => {
+                resume = rules.continuation(unit);
+                RuleOutcome::Passed
+            }
+            Failed::None => {
+                decided = true;
+                RuleOutcome::Decided
+            }
+        };
+        let predicates = unit.predicates.iter().map(|number| {
+            let predicate = index.predicate(*number);
+            PredicateExplanation {
+                field: predicate.field(),
+                expected: predicate.to_string().into(),
+                matched: decisions[*number as usize],
+            }
+        });
+        explained.push(RuleExplanation {
+            rule: policy.rule_ref(rules, unit, subject.flow.direction),
+            name: rule.name.clone(),
+            precedence: rule.precedence,
+            verdict: rule.verdict,
+            predicates: predicates.collect(),
+            outcome,
+        });
+    }
+    explained
+}
+
+const fn index_for<'a>(rules: &'a RuleSet, subject: Subject<'_>) -> &'a Index {
+    match subject.request {
+        Some(_) => rules.requests(),
+        None => rules.connections(),
+    }
+}
+
+/// Which of a unit's predicates do not hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Failed {
+    None,
+    Some,
+    /// Only those that stand for what is quarantined.
+    Quarantined,
+}
+
+impl Failed {
+    fn of(index: &Index, unit: &Unit, decisions: &[bool]) -> Self {
+        let mut failed = unit
+            .predicates
+            .iter()
+            .filter(|p| !decisions[**p as usize])
+            .peekable();
+        if failed.peek().is_none() {
+            return Self::None;
+        }
+        match failed.all(|p| matches!(index.predicate(*p), Predicate::Never { .. })) {
+            true => Self::Quarantined,
+            false => Self::Some,
+        }
+    }
+}
+
+/// What refused when an element that is not enforced as written decides.
+#[cold]
+pub(crate) fn quarantined(
+    endpoint_id: u64,
+    direction: Direction,
+    finding: &Finding,
+) -> NearestMiss {
+    NearestMiss {
+        rule: rule_ref(endpoint_id, direction, finding.origin, finding.http_rule),
+        name: None,
+        field: finding.element.clone(),
+        expected: format!("enforceable: {}", finding.reason).into(),
+        matched: Vec::new(),
+    }
+}
+
+/// The deny rule that decided.
+#[cold]
+pub(crate) fn denied_by(
+    policy: &EndpointPolicy,
+    rules: &RuleSet,
+    unit: &Unit,
+    subject: Subject<'_>,
+) -> NearestMiss {
+    let index = index_for(rules, subject);
+    NearestMiss {
+        rule: policy.rule_ref(rules, unit, subject.flow.direction),
+        name: rules.rule(unit).name.clone(),
+        field: "verdict".into(),
+        expected: "allow".into(),
+        matched: unit
+            .predicates
+            .iter()
+            .map(|p| index.predicate(*p).field())
+            .collect(),
+    }
+}
+
+/// The reason of a denial that no rule decided, and the rule that came closest to admitting: one whose connection part
+/// holds before one whose does not, then the one with the most conditions that hold.
+#[cold]
+pub(crate) fn nearest(
+    policy: &EndpointPolicy,
+    rules: &RuleSet,
+    subject: Subject<'_>,
+) -> (DenyReason, Option<NearestMiss>) {
+    let index = index_for(rules, subject);
+    let decisions = index.decisions(subject);
+    let holds = |p: &&u32| decisions[**p as usize];
+    let best = index
+        .units()
+        .iter()
+        .filter(|unit| rules.rule(unit).verdict == RuleVerdict::Allow)
+        .max_by_key(|unit| {
+            let peer = rules.rule(unit).peer.len();
+            let admits_peer = unit.predicates[..peer]
+                .iter()
+                .all(|p| decisions[*p as usize]);
+            let held = unit.predicates.iter().filter(holds).count();
+            let quarantined = Failed::of(index, unit, &decisions) == Failed::Quarantined;
+            let failed = unit.predicates.len() - held;
+            (
+                quarantined,
+                admits_peer,
+                held,
+                Reverse(failed),
+                Reverse((unit.rule, unit.http_rule)),
+            )
+        });
+    let Some(unit) = best else {
+        return (DenyReason::NoPeerRule, None);
+    };
+    let rule = rules.rule(unit);
+    let failed = unit.predicates.iter().position(|p| !decisions[*p as usize]);
+    let reason = match failed {
+        Some(_) if Failed::of(index, unit, &decisions) == Failed::Quarantined => {
+            DenyReason::Quarantined
+        }
+        Some(at) if at >= rule.peer.len() => DenyReason::NoHttpRule,
+        _ => DenyReason::NoPeerRule,
+    };
+    let (field, expected) = match failed.map(|at| index.predicate(unit.predicates[at])) {
+        Some(predicate) => (predicate.field(), predicate.to_string().into()),
+        None => ("verdict".into(), "reached: a pass rule skips it".into()),
+    };
+    let held = unit.predicates.iter().filter(holds);
+    let miss = NearestMiss {
+        rule: policy.rule_ref(rules, unit, subject.flow.direction),
+        name: rule.name.clone(),
+        field,
+        expected,
+        matched: held.map(|p| index.predicate(*p).field()).collect(),
+    };
+    (reason, Some(miss))
+}
