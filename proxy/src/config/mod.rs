@@ -1,4 +1,22 @@
 //! Configuration: every key of `tollgate.yaml` as a plain value, checked before anything starts.
+//!
+//! [`load`] reads the file into a tree with places (`document`), walks it with typed readers (`read`, `scalar`,
+//! `sections`, `listeners`), and collects every mistake before it fails. The types below are what the rest of the
+//! process sees: resolved, with defaults filled in.
+
+mod document;
+mod error;
+mod listeners;
+mod load;
+mod read;
+mod scalar;
+mod sections;
+#[cfg(test)]
+mod tests;
+
+pub use error::{ConfigError, ConfigErrors};
+pub use load::{load, parse};
+pub use scalar::ParseAddressError;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

@@ -1,0 +1,197 @@
+//! A YAML document as a tree in which every value knows its line and column.
+//!
+//! Deserializing straight into typed structs would stop at the first error. The tree is read once, the typed readers
+//! in [`super::read`] then walk it and collect every mistake.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Spanned;
+
+/// Line and column in the file, both counted from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) line: u64,
+    pub(super) column: u64,
+}
+
+/// A value and where it stands.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) place: Place,
+    pub(super) value: Value,
+}
+
+/// What a value is, before anyone asked what it should be.
+#[derive(Debug)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    Integer(i128),
+    /// Also whole numbers too large for any key; no key takes one, so the number itself is not kept.
+    Float,
+    Text(String),
+    List(Vec<Node>),
+    Map(Vec<Entry>),
+}
+
+/// One `key: value` of a mapping.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) key: String,
+    pub(super) key_place: Place,
+    pub(super) node: Node,
+}
+
+/// Why the text is no YAML document.
+#[derive(Debug)]
+pub(super) struct SyntaxError {
+    pub(super) place: Option<Place>,
+    pub(super) message: String,
+}
+
+/// Reads one YAML 1.2 document. JSON is YAML. An empty document is an empty mapping.
+///
+/// # Errors
+/// The first syntax error, duplicate key, or second document, with its place.
+pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
+    // YAML 1.1 booleans (`yes`, `on`) stay text, so that a name spelled so is not turned into `true`.
+    let options = serde_saphyr::options! {
+        strict_booleans: true,
+        with_snippet: false,
+        reject_unsupported_tags: true,
+    };
+    match serde_saphyr::from_str_with_options::<Spanned<Value>>(text, options) {
+        Ok(spanned) => Ok(Node::from(spanned)),
+        Err(error) => Err(SyntaxError {
+            place: error.location().map(|location| Place {
+                line: location.line(),
+                column: location.column(),
+            }),
+            message: one_line(&error),
+        }),
+    }
+}
+
+impl Value {
+    /// How a person calls this kind of value in an error.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "nothing",
+            Self::Bool(_) => "a boolean",
+            Self::Integer(_) | Self::Float => "a number",
+            Self::Text(_) => "text",
+            Self::List(_) => "a list",
+            Self::Map(_) => "a mapping",
+        }
+    }
+}
+
+impl From<Spanned<Value>> for Node {
+    fn from(spanned: Spanned<Value>) -> Self {
+        Self {
+            place: place(&spanned),
+            value: spanned.value,
+        }
+    }
+}
+
+fn place<T>(spanned: &Spanned<T>) -> Place {
+    Place {
+        line: spanned.referenced.line(),
+        column: spanned.referenced.column(),
+    }
+}
+
+/// The error without the place, which the caller prints in front, and without advice for users of the library.
+fn one_line(error: &serde_saphyr::Error) -> String {
+    match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("key \"{key}\" appears twice")
+        }
+        serde_saphyr::Error::DuplicateMappingKey { .. } => "a key appears twice".to_owned(),
+        serde_saphyr::Error::MultipleDocuments { .. } => {
+            "a second YAML document; only one is read".to_owned()
+        }
+        other => {
+            let text = other.to_string().replace('\n', " ");
+            match text.rfind(" at line ") {
+                Some(end) => text[..end].to_owned(),
+                None => text,
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Integer(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Integer(value.into()))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
+        Ok(Value::Float)
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Text(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::Text(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = seq.next_element::<Spanned<Value>>()? {
+            list.push(Node::from(item));
+        }
+        Ok(Value::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some((key, node)) = map.next_entry::<Spanned<String>, Spanned<Value>>()? {
+            entries.push(Entry {
+                key_place: place(&key),
+                key: key.value,
+                node: Node::from(node),
+            });
+        }
+        Ok(Value::Map(entries))
+    }
+}

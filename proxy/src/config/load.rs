@@ -1,0 +1,192 @@
+//! From a file to a [`Config`], or to every mistake in it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::document::{self, Node, Value};
+use super::error::{ConfigError, ConfigErrors};
+use super::listeners::{self, Bound};
+use super::read::{Field, Mistakes, Section};
+use super::{Config, ListenAddress, scalar, sections};
+
+/// Under the 30 s that Kubernetes gives a pod to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// As Cilium's agent configures Envoy (`proxy-max-active-downstream-connections`).
+const MAX_CONNECTIONS: usize = 50_000;
+/// Where `tollgate status` and `tollgate flows` look when they are not told.
+pub(crate) const ADMIN_SOCKET: &str = "run/admin.sock";
+/// Top-level keys that only an Envoy bootstrap has, in both spellings.
+const ENVOY_KEYS: [&str; 6] = [
+    "static_resources",
+    "staticResources",
+    "dynamic_resources",
+    "dynamicResources",
+    "overload_manager",
+    "overloadManager",
+];
+
+/// Reads and checks a Tollgate configuration file (YAML, hence also JSON). Relative paths in it are relative to the
+/// working directory.
+///
+/// # Errors
+/// Every mistake in the file, each with its place and remedy.
+pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let message = match error.kind() {
+            std::io::ErrorKind::InvalidData => {
+                "not UTF-8 text; this is no configuration file".to_owned()
+            }
+            _ => format!(
+                "cannot read: {}; name a configuration file",
+                sections::io_reason(&error)
+            ),
+        };
+        ConfigErrors::one(path, None, message)
+    })?;
+    parse(&text, path)
+}
+
+/// Reads and checks the text of a configuration file; `path` names it in errors.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
+    let root = document::parse(text).map_err(|error| {
+        let place = error.place.map(|place| (place.line, place.column));
+        ConfigErrors::one(path, place, format!("not valid YAML: {}", error.message))
+    })?;
+    let mistakes = Mistakes::default();
+    let config = read(&root, &mistakes);
+    let mistakes = mistakes.into_sorted();
+    match config {
+        Some(config) if mistakes.is_empty() => Ok(config),
+        _ => Err(ConfigErrors::new(
+            mistakes
+                .into_iter()
+                .map(|mistake| ConfigError {
+                    file: path.to_owned(),
+                    place: Some((mistake.place.line, mistake.place.column)),
+                    field: mistake.field,
+                    message: mistake.message,
+                })
+                .collect(),
+        )),
+    }
+}
+
+/// `None` only after a mistake has been noted.
+fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
+    let empty = Node {
+        place: root.place,
+        value: Value::Map(Vec::new()),
+    };
+    let root = match root.value {
+        Value::Null => &empty,
+        _ => root,
+    };
+    let whole = Field {
+        node: root,
+        path: String::new(),
+        mistakes,
+    };
+    let mut top = whole.section("keys such as listeners and policies")?;
+    if ENVOY_KEYS.iter().any(|key| top.has(key)) {
+        top.refuse_whole(
+            "this is an Envoy bootstrap, which this version does not read; write node, xds and listeners as in \
+             deploy/examples/tollgate.yaml",
+        );
+        return None;
+    }
+
+    let mut bound = Bound::default();
+    let listeners = listeners::listeners(&mut top, &mut bound, mistakes);
+    let default_admin = Some(ListenAddress::Unix(ADMIN_SOCKET.into()));
+    let admin = endpoint(
+        &mut top,
+        "admin",
+        default_admin,
+        scalar::optional_listen_address,
+    );
+    let metrics = endpoint(&mut top, "metrics", None, scalar::optional_socket_address);
+    let health = endpoint(&mut top, "health", None, scalar::optional_socket_address);
+    let admin_tcp = match admin.value {
+        Some(ListenAddress::Tcp(address)) => Some(address),
+        _ => None,
+    };
+    for (key, address, place) in [
+        ("admin.address", admin_tcp, admin.place),
+        ("metrics.address", metrics.value, metrics.place),
+        ("health.address", health.value, health.place),
+    ] {
+        if let Some(address) = address {
+            bound.claim(address, key, place, mistakes);
+        }
+    }
+
+    let node = sections::node(&mut top);
+    let workers = top.read("workers", cores(), |value| count(value, 1024));
+    let policy_source = sections::policy_source(&mut top);
+    let identities = sections::identities(&mut top);
+    let access_log = sections::access_log(&mut top);
+    let drain_timeout = top.read("drain_timeout", DRAIN_TIMEOUT, scalar::duration);
+    let max_connections = top.read("max_connections", MAX_CONNECTIONS, |value| {
+        count(value, 10_000_000)
+    });
+    sections::tenants(&mut top);
+    top.finish(&[]);
+    Some(Config {
+        node,
+        workers,
+        admin: admin.value,
+        metrics: metrics.value,
+        health: health.value,
+        policy_source: policy_source?,
+        identities,
+        listeners,
+        access_log,
+        drain_timeout,
+        max_connections,
+    })
+}
+
+/// An address of ours and where the file names it.
+struct Endpoint<T> {
+    value: Option<T>,
+    place: document::Place,
+}
+
+/// `KEY: {address: …}`.
+fn endpoint<T>(
+    top: &mut Section<'_>,
+    key: &'static str,
+    default: Option<T>,
+    parse: impl FnOnce(&Value) -> Result<Option<T>, String>,
+) -> Endpoint<T> {
+    let mut endpoint = Endpoint {
+        value: default,
+        place: top.place,
+    };
+    let Some(mut section) = top
+        .field(key)
+        .and_then(|field| field.section("{address: …}"))
+    else {
+        return endpoint;
+    };
+    if let Some(field) = section.field("address") {
+        endpoint.place = field.node.place;
+        if let Some(value) = field.read(parse) {
+            endpoint.value = value;
+        }
+    }
+    section.finish(&[]);
+    endpoint
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn count(value: &Value, most: u64) -> Result<usize, String> {
+    let number = scalar::integer(value, 1, most)?;
+    usize::try_from(number).map_err(|_| "too large for this machine".to_owned())
+}

@@ -1,0 +1,352 @@
+//! The sections beside `listeners`: node, policy source, identities, access log, tenants.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use tollgate_policy::SecurityId;
+
+use super::document::{Place, Value};
+use super::read::{Field, Section};
+use super::scalar;
+use super::{AccessLog, Identities, ListenAddress, Node, PolicySource, StaticIdentity, XdsMode};
+
+/// Where Cilium's agent listens for its proxy.
+const XDS_SOCKET: &str = "/var/run/cilium/envoy/sockets/xds.sock";
+/// The literal that Cilium's agent gives its proxy.
+const NODE_ID: &str = "host~127.0.0.1~no-id~localdomain";
+const IDENTITIES_EXAMPLE: &str =
+    "nphds, or a list such as [{identity: 32226, addresses: [10.244.1.17]}]";
+
+/// `node: {id, cluster}`.
+pub(super) fn node(top: &mut Section<'_>) -> Node {
+    let mut node = Node {
+        id: NODE_ID.to_owned(),
+        cluster: "ingress-cluster".to_owned(),
+    };
+    if let Some(mut section) = top
+        .field("node")
+        .and_then(|field| field.section("{id: \"…\", cluster: …}"))
+    {
+        node.id = section.read("id", node.id, node_id);
+        node.cluster = section.read("cluster", node.cluster, |value| {
+            match scalar::text(value)? {
+                "" => Err("empty; the control plane needs a cluster name".to_owned()),
+                text => Ok(text.to_owned()),
+            }
+        });
+        section.finish(&[]);
+    }
+    node
+}
+
+/// The agent takes the node's address from the second part (`spec/cilium-agent.md` section 1) and drops streams whose
+/// id has another shape.
+fn node_id(value: &Value) -> Result<String, String> {
+    let text = scalar::text(value)?;
+    let parts: Vec<&str> = text.split('~').collect();
+    if parts.len() != 4 {
+        return Err(format!(
+            "\"{text}\" has {} parts joined by ~ and needs 4, the second an IP address, such as {NODE_ID}",
+            parts.len()
+        ));
+    }
+    match parts[1].parse::<IpAddr>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!(
+            "second part \"{}\" is not an IP address; write it like {NODE_ID}",
+            parts[1]
+        )),
+    }
+}
+
+/// `xds` or `policies`: exactly one.
+pub(super) fn policy_source(top: &mut Section<'_>) -> Option<PolicySource> {
+    let both = top.has("xds") && top.has("policies");
+    let xds = top.field("xds").and_then(|field| xds(&field));
+    let directory = top.field("policies").and_then(|field| policies(&field));
+    if both {
+        top.refuse(
+            "policies",
+            "policy comes from exactly one source; remove either xds or policies",
+        );
+    } else if !top.has("xds") && !top.has("policies") {
+        top.refuse_whole(format!(
+            "no policy source; add xds: {{address: \"unix:{XDS_SOCKET}\"}} or policies: {{directory: ./policies}}"
+        ));
+    }
+    xds.or(directory)
+}
+
+fn xds(field: &Field<'_>) -> Option<PolicySource> {
+    let mut section = field.section("{address: \"unix:run/xds.sock\"}")?;
+    let address = section.read(
+        "address",
+        ListenAddress::Unix(PathBuf::from(XDS_SOCKET)),
+        xds_address,
+    );
+    let modes = [
+        ("auto", XdsMode::Auto),
+        ("split", XdsMode::Split),
+        ("ads", XdsMode::Ads),
+        ("delta-split", XdsMode::DeltaSplit),
+    ];
+    let mode = section.read("mode", XdsMode::Auto, |value| scalar::word(value, &modes));
+    section.refuse(
+        "tls",
+        "TLS to the control plane is not implemented in this version; use a Unix socket",
+    );
+    section.finish(&["tls"]);
+    Some(PolicySource::Xds { address, mode })
+}
+
+fn xds_address(value: &Value) -> Result<ListenAddress, String> {
+    let text = scalar::text(value)?;
+    if text.starts_with("https:") {
+        return Err("TLS to the control plane is not implemented in this version; use unix:PATH or http://IP:PORT".into());
+    }
+    let wrong = || {
+        format!(
+            "\"{text}\" is not an address; write unix:PATH or http://IP:PORT, such as unix:run/xds.sock; names are not resolved"
+        )
+    };
+    match text.strip_prefix("http://") {
+        Some(address) => address
+            .trim_end_matches('/')
+            .parse()
+            .map(ListenAddress::Tcp)
+            .map_err(|_| wrong()),
+        None if text.starts_with("unix:") => scalar::listen_address(value),
+        None => Err(wrong()),
+    }
+}
+
+fn policies(field: &Field<'_>) -> Option<PolicySource> {
+    let mut section = field.section("{directory: ./policies}")?;
+    let default = PathBuf::from("./policies");
+    let directory = match section.field("directory") {
+        Some(field) => field
+            .read(|value| Ok(PathBuf::from(scalar::text(value)?)))
+            .inspect(|directory| {
+                if let Some(message) = no_directory(directory) {
+                    field.refuse(message);
+                }
+            }),
+        None => {
+            if let Some(message) = no_directory(&default) {
+                section.refuse_whole(message);
+            }
+            Some(default)
+        }
+    };
+    section.finish(&[]);
+    directory.map(PolicySource::Directory)
+}
+
+fn no_directory(path: &Path) -> Option<String> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => None,
+        Ok(_) => Some(format!(
+            "{} is not a directory; name the directory that holds the policy files",
+            path.display()
+        )),
+        Err(error) => Some(format!(
+            "cannot open directory {}: {}; create it (paths are relative to the working directory)",
+            path.display(),
+            io_reason(&error)
+        )),
+    }
+}
+
+/// What went wrong, without the errno that only developers read.
+pub(super) fn io_reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let end = text.find(" (os error").unwrap_or(text.len());
+    text[..end].to_lowercase()
+}
+
+/// `identities: nphds` or a list. Follows the policy source when absent: with xds its `NetworkPolicyHosts`, otherwise
+/// nothing, so that every peer is the world.
+pub(super) fn identities(top: &mut Section<'_>) -> Identities {
+    let with_xds = top.has("xds");
+    let default = if with_xds {
+        Identities::Nphds
+    } else {
+        Identities::Static(Vec::new())
+    };
+    let Some(field) = top.field("identities") else {
+        return default;
+    };
+    match &field.node.value {
+        Value::Text(word) if word == "nphds" => {
+            if !with_xds {
+                field.refuse("nphds comes over xds, which is not configured; add xds or list the identities here");
+            }
+            Identities::Nphds
+        }
+        Value::Map(entries) if entries.iter().any(|entry| entry.key == "ipcache") => {
+            field.refuse("ipcache is not implemented in this version; write nphds or a list");
+            default
+        }
+        Value::List(_) => Identities::Static(static_identities(&field)),
+        other => {
+            field.refuse(format!(
+                "{} where identities belong; write {IDENTITIES_EXAMPLE}",
+                other.kind()
+            ));
+            default
+        }
+    }
+}
+
+fn static_identities(field: &Field<'_>) -> Vec<StaticIdentity> {
+    let mut owners: HashMap<IpNet, (SecurityId, Place)> = HashMap::new();
+    let mut identities = Vec::new();
+    for item in field.list(IDENTITIES_EXAMPLE).unwrap_or_default() {
+        let Some(mut section) = item.section("{identity: 32226, addresses: [10.244.1.17]}") else {
+            continue;
+        };
+        let identity = match section.field("identity") {
+            // 0 means "any" in policies, so no peer may carry it.
+            Some(field) => field.read(|value| scalar::integer(value, 1, u32::MAX.into())),
+            None => {
+                section.refuse_whole("no identity; add identity: NUMBER");
+                None
+            }
+        };
+        let addresses = section.field("addresses");
+        if addresses.is_none() {
+            section.refuse_whole("no addresses; add addresses: [IP or prefix, …]");
+        }
+        let identity = SecurityId(
+            identity
+                .and_then(|number| u32::try_from(number).ok())
+                .unwrap_or_default(),
+        );
+        let mut prefixes = Vec::new();
+        for address in addresses
+            .and_then(|field| field.list("[10.244.1.17, \"fd00::/64\"]"))
+            .unwrap_or_default()
+        {
+            let Some(prefix) = address.read(scalar::prefix) else {
+                continue;
+            };
+            match owners.insert(prefix, (identity, address.node.place)) {
+                Some((owner, place)) if owner != identity => address.refuse(format!(
+                    "{prefix} belongs to identity {owner} already (line {}); give it to one of them",
+                    place.line
+                )),
+                _ => prefixes.push(prefix),
+            }
+        }
+        section.finish(&[]);
+        identities.push(StaticIdentity {
+            identity,
+            addresses: prefixes,
+        });
+    }
+    identities
+}
+
+/// `access_log: [{json: stdout}, {json: FILE}]`.
+pub(super) fn access_log(top: &mut Section<'_>) -> Vec<AccessLog> {
+    let mut sinks = Vec::new();
+    let items = top
+        .field("access_log")
+        .and_then(|field| field.list("[{json: stdout}]"));
+    for item in items.unwrap_or_default() {
+        let Some(mut section) = item.section("{json: stdout} or {json: FILE}") else {
+            continue;
+        };
+        section.refuse(
+            "unix",
+            "the Cilium access-log socket is not implemented in this version; write json: stdout or json: FILE",
+        );
+        match section.field("json") {
+            Some(field) => match field.read(json_sink) {
+                Some(sink) if sinks.contains(&sink) => {
+                    field.refuse("this sink is listed twice; remove one")
+                }
+                Some(sink) => sinks.push(sink),
+                None => {}
+            },
+            None if !section.has("unix") => {
+                section.refuse_whole("no sink; write {json: stdout} or {json: FILE}")
+            }
+            None => {}
+        }
+        section.finish(&["unix"]);
+    }
+    sinks
+}
+
+fn json_sink(value: &Value) -> Result<AccessLog, String> {
+    match scalar::text(value)? {
+        "" => Err("empty; write stdout or the path of a file".to_owned()),
+        "stdout" => Ok(AccessLog::JsonStdout),
+        path => {
+            let path = PathBuf::from(path);
+            if path.is_dir() {
+                return Err(format!(
+                    "{} is a directory; write the path of a file",
+                    path.display()
+                ));
+            }
+            let parent = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
+            match parent.and_then(no_directory) {
+                Some(message) => Err(message),
+                None => Ok(AccessLog::JsonFile(path)),
+            }
+        }
+    }
+}
+
+/// `tenants: {default: {weight: 1}}`: the one setting that says what happens anyway. Everything else would be a promise
+/// that this version does not keep.
+pub(super) fn tenants(top: &mut Section<'_>) {
+    let Some(field) = top.field("tenants") else {
+        return;
+    };
+    let Value::Map(entries) = &field.node.value else {
+        field.refuse("not a mapping; write {default: {weight: 1}} or remove it");
+        return;
+    };
+    for entry in entries {
+        let path = format!("{}.{}", field.path, entry.key);
+        if entry.key != "default" {
+            let message = "tenants are not implemented in this version; only default: {weight: 1} is taken, remove the rest";
+            field.mistakes.note(entry.key_place, path, message);
+            continue;
+        }
+        if matches!(entry.node.value, Value::Null) {
+            continue;
+        }
+        let default = Field {
+            node: &entry.node,
+            path,
+            mistakes: field.mistakes,
+        };
+        let Some(settings) = default.section("{weight: 1}") else {
+            continue;
+        };
+        tenant_default(settings, &entry.node.value, default.mistakes);
+    }
+}
+
+fn tenant_default(mut section: Section<'_>, value: &Value, mistakes: &super::read::Mistakes) {
+    section.read("weight", 1, |value| match value {
+        Value::Integer(1) => Ok(1),
+        _ => Err(
+            "tenant weights other than 1 are not implemented in this version; write 1 or remove it"
+                .to_owned(),
+        ),
+    });
+    let Value::Map(entries) = value else { return };
+    for entry in entries.iter().filter(|entry| entry.key != "weight") {
+        let message = "tenant limits are not implemented in this version; remove it";
+        mistakes.note(entry.key_place, section.path_of(&entry.key), message);
+    }
+}

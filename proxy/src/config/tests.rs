@@ -1,0 +1,550 @@
+//! Configuration files in, values or exact error lines out.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tollgate_policy::{Direction, SecurityId};
+
+use super::{
+    AccessLog, Config, EscapedSlashes, Identities, ListenAddress, OriginalSource, PolicySource,
+    Upstream, XdsMode, load, parse,
+};
+
+const FILE: &str = "tollgate.yaml";
+
+fn config(text: &str) -> Config {
+    parse(text, Path::new(FILE)).unwrap_or_else(|errors| panic!("{text}\n{errors}"))
+}
+
+/// Error lines without the file name.
+fn errors(text: &str) -> Vec<String> {
+    match parse(text, Path::new(FILE)) {
+        Ok(config) => panic!("accepted:\n{text}\n{config:?}"),
+        Err(errors) => errors
+            .iter()
+            .map(|error| {
+                let line = error.to_string();
+                line.strip_prefix("tollgate.yaml:")
+                    .expect("names the file")
+                    .to_owned()
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn a_policy_source_alone_gives_every_default() {
+    let config = config("xds: {}");
+    assert_eq!(config.node.id, "host~127.0.0.1~no-id~localdomain");
+    assert_eq!(config.node.cluster, "ingress-cluster");
+    assert_eq!(
+        config.workers,
+        std::thread::available_parallelism().expect("cores").get()
+    );
+    assert_eq!(
+        config.admin,
+        Some(ListenAddress::Unix("run/admin.sock".into()))
+    );
+    assert_eq!((config.metrics, config.health), (None, None));
+    assert_eq!(
+        config.policy_source,
+        PolicySource::Xds {
+            address: ListenAddress::Unix("/var/run/cilium/envoy/sockets/xds.sock".into()),
+            mode: XdsMode::Auto,
+        }
+    );
+    assert_eq!(config.identities, Identities::Nphds);
+    assert_eq!(config.access_log, []);
+    assert_eq!(config.drain_timeout, Duration::from_secs(20));
+    assert_eq!(config.max_connections, 50_000);
+
+    let [listener] = &config.listeners[..] else {
+        panic!("one listener, not {:?}", config.listeners);
+    };
+    assert_eq!(
+        (listener.name.as_str(), listener.direction),
+        ("ingress", Direction::Ingress)
+    );
+    assert_eq!(listener.address.to_string(), "127.0.0.1:15001");
+    assert!(listener.transparent);
+    assert_eq!(
+        (listener.upstream, listener.endpoint),
+        (Upstream::OriginalDst, None)
+    );
+    assert_eq!(listener.original_source, OriginalSource::Never);
+    assert!(listener.normalize.path && listener.normalize.merge_slashes);
+    assert_eq!(
+        listener.normalize.escaped_slashes,
+        EscapedSlashes::UnescapeAndRedirect
+    );
+    assert_eq!(listener.policy_wait, Duration::from_secs(5));
+    assert_eq!(listener.connect_timeout, Duration::from_secs(2));
+    assert_eq!(listener.request_head_timeout, Duration::from_secs(10));
+    assert_eq!(listener.denied_body, "Access denied");
+    assert!(!listener.reason_header);
+}
+
+#[test]
+fn every_key_is_read() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let root = directory.path().display();
+    let text = format!(
+        r#"
+node: {{ id: "sidecar~10.0.0.9~pod.ns~ns.svc", cluster: edge }}
+workers: 3
+max_connections: 10
+drain_timeout: 500ms
+admin: {{ address: 127.0.0.1:9901 }}
+metrics: {{ address: "[::1]:9964" }}
+health: {{ address: 127.0.0.1:9878 }}
+policies: {{ directory: "{root}" }}
+identities:
+  - {{ identity: 32226, addresses: [10.244.1.17, "fd00::/64"] }}
+access_log: [{{ json: stdout }}, {{ json: "{root}/flows.json" }}]
+tenants: {{ default: {{ weight: 1 }} }}
+listeners:
+  - name: load
+    address: 127.0.0.1:0
+    additional_addresses: ["[::1]:0"]
+    direction: egress
+    transparent: false
+    proxy_id: 65535
+    upstream: 127.0.0.1:8080
+    endpoint: 10.244.2.232
+    original_source: always
+    normalize: {{ path: false, merge_slashes: false, escaped_slashes: keep }}
+    policy_wait: 0s
+    connect_timeout: 1m
+    request_head_timeout: 1h
+    denied_body: |
+      Stop here.
+    reason_header: true
+"#
+    );
+    let config = config(&text);
+    assert_eq!(config.node.id, "sidecar~10.0.0.9~pod.ns~ns.svc");
+    assert_eq!(config.node.cluster, "edge");
+    assert_eq!((config.workers, config.max_connections), (3, 10));
+    assert_eq!(config.drain_timeout, Duration::from_millis(500));
+    assert_eq!(
+        config.admin,
+        Some("127.0.0.1:9901".parse().expect("address"))
+    );
+    assert_eq!(config.metrics, Some("[::1]:9964".parse().expect("address")));
+    assert_eq!(
+        config.health,
+        Some("127.0.0.1:9878".parse().expect("address"))
+    );
+    assert_eq!(
+        config.policy_source,
+        PolicySource::Directory(directory.path().to_owned())
+    );
+    let Identities::Static(identities) = &config.identities else {
+        panic!("a list, not {:?}", config.identities);
+    };
+    assert_eq!(identities[0].identity, SecurityId(32226));
+    let prefixes: Vec<_> = identities[0]
+        .addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(prefixes, ["10.244.1.17/32", "fd00::/64"]);
+    let file = directory.path().join("flows.json");
+    assert_eq!(
+        config.access_log,
+        [AccessLog::JsonStdout, AccessLog::JsonFile(file)]
+    );
+
+    let listener = &config.listeners[0];
+    assert_eq!(
+        (listener.name.as_str(), listener.direction),
+        ("load", Direction::Egress)
+    );
+    assert_eq!(
+        listener.additional_addresses,
+        ["[::1]:0".parse().expect("address")]
+    );
+    assert!(!listener.transparent && listener.reason_header);
+    assert_eq!(listener.proxy_id, 65535);
+    let upstream = "127.0.0.1:8080".parse().expect("address");
+    assert_eq!(listener.upstream, Upstream::Fixed(upstream));
+    assert_eq!(
+        listener.endpoint,
+        Some("10.244.2.232".parse().expect("address"))
+    );
+    assert_eq!(listener.original_source, OriginalSource::Always);
+    assert!(!listener.normalize.path && !listener.normalize.merge_slashes);
+    assert_eq!(listener.normalize.escaped_slashes, EscapedSlashes::Keep);
+    assert_eq!(listener.policy_wait, Duration::ZERO);
+    assert_eq!(listener.connect_timeout, Duration::from_secs(60));
+    assert_eq!(listener.request_head_timeout, Duration::from_secs(3600));
+    assert_eq!(listener.denied_body, "Stop here.");
+}
+
+#[test]
+fn json_is_read_and_none_turns_admin_off() {
+    let config = config(
+        "{\n\t\"xds\": {\"address\": \"http://127.0.0.1:18000\", \"mode\": \"split\"},\n\t\"admin\": {\"address\": \"none\"}}",
+    );
+    assert_eq!(config.admin, None);
+    assert_eq!(
+        config.policy_source,
+        PolicySource::Xds {
+            address: "127.0.0.1:18000".parse().expect("address"),
+            mode: XdsMode::Split,
+        }
+    );
+}
+
+#[test]
+fn transparent_egress_keeps_the_source_towards_remote_destinations() {
+    let config = config("xds: {}\nlisteners: [{direction: egress}]");
+    assert_eq!(config.listeners[0].name, "egress");
+    assert_eq!(
+        config.listeners[0].original_source,
+        OriginalSource::RemoteDestinations
+    );
+}
+
+#[test]
+fn one_mistake_is_one_line_with_place_and_remedy() {
+    for (text, expected) in [
+        // Keys.
+        (
+            "xds: {}\nlistners: []",
+            "2:1: listners: unknown key; did you mean \"listeners\"?",
+        ),
+        (
+            "xds: {}\nlisteners:\n  - name: a\n    adress: 127.0.0.1:1",
+            "4:5: listeners[0].adress: unknown key; did you mean \"address\"?",
+        ),
+        (
+            "xds: {}\nnode: {qqq: 1}",
+            "2:8: node.qqq: unknown key; known are id, cluster",
+        ),
+        (
+            "xds: {}\nxds: {}",
+            "2:1: not valid YAML: key \"xds\" appears twice",
+        ),
+        // The document.
+        (
+            "- xds",
+            "1:1: a list where a mapping belongs; write keys such as listeners and policies",
+        ),
+        (
+            "xds: [1\nb: 2",
+            "2:2: not valid YAML: illegal placement of ':' indicator",
+        ),
+        (
+            "xds: {}\n---\nxds: {}",
+            "3:1: not valid YAML: a second YAML document; only one is read",
+        ),
+        (
+            "",
+            "1:1: no policy source; add xds: {address: \"unix:/var/run/cilium/envoy/sockets/xds.sock\"} or policies: \
+             {directory: ./policies}",
+        ),
+        (
+            "node: {id: envoy}\nstatic_resources: {}\ndynamicResources: {}",
+            "1:1: this is an Envoy bootstrap, which this version does not read; write node, xds and listeners as in \
+             deploy/examples/tollgate.yaml",
+        ),
+        // Values.
+        (
+            "xds: {}\nworkers: 0",
+            "2:10: workers: not a whole number from 1 to 1024",
+        ),
+        (
+            "xds: {}\nworkers: many",
+            "2:10: workers: not a whole number from 1 to 1024",
+        ),
+        (
+            "xds: {}\ndrain_timeout: 5",
+            "2:16: drain_timeout: 5 has no unit; write 5s or 5ms",
+        ),
+        (
+            "xds: {}\ndrain_timeout: 5 s",
+            "2:16: drain_timeout: \"5 s\" is not a duration; write a whole number and ms, s, m or h, such as 5s or 500ms",
+        ),
+        (
+            "xds: {}\ndrain_timeout: 25h",
+            "2:16: drain_timeout: \"25h\" is longer than 24h",
+        ),
+        (
+            "xds: {}\nlisteners: [{connect_timeout: 0s}]",
+            "2:31: listeners[0].connect_timeout: must be longer than zero",
+        ),
+        (
+            "xds: {}\nlisteners: [{transparent: yes}]",
+            "2:27: listeners[0].transparent: neither true nor false",
+        ),
+        (
+            "xds: {}\nlisteners: [{denied_body: 7}]",
+            "2:27: listeners[0].denied_body: a number where text belongs; put it in quotes",
+        ),
+        (
+            "xds: {}\nlisteners: [{address: localhost:15001}]",
+            "2:23: listeners[0].address: \"localhost:15001\" is not an address; write IP:PORT, such as 127.0.0.1:15001 \
+             or \"[::1]:15001\"",
+        ),
+        (
+            "xds: {}\nlisteners: [{direction: ingres}]",
+            "2:25: listeners[0].direction: \"ingres\" is unknown; did you mean \"ingress\"?",
+        ),
+        (
+            "xds: {}\nlisteners: [{original_source: 10.0.0.1}]",
+            "2:31: listeners[0].original_source: \"10.0.0.1\" is none of never, always, remote_destinations",
+        ),
+        (
+            "xds: {}\nlisteners: [{name: in gress}]",
+            "2:20: listeners[0].name: \"in gress\" is not a name; write 1 to 64 letters, digits, dots, dashes or \
+             underscores",
+        ),
+        (
+            "xds: {}\nlisteners: []",
+            "2:12: listeners: no listener, so nothing would be accepted; write [{name: ingress, address: \
+             \"127.0.0.1:15001\", direction: ingress}]",
+        ),
+        (
+            "xds: {}\nlisteners: [{proxy_id: 65536}]",
+            "2:24: listeners[0].proxy_id: not a whole number from 0 to 65535",
+        ),
+        (
+            "xds: {}\nadmin: 127.0.0.1:9901",
+            "2:8: admin: text where a mapping belongs; write {address: …}",
+        ),
+        (
+            "xds: {}\nadmin: {address: /run/admin.sock}",
+            "2:18: admin.address: \"/run/admin.sock\" is not an address; write unix:PATH or IP:PORT, such as \
+             unix:run/admin.sock or 127.0.0.1:9901",
+        ),
+        // Node.
+        (
+            "xds: {}\nnode: {id: host}",
+            "2:12: node.id: \"host\" has 1 parts joined by ~ and needs 4, the second an IP address, such as \
+             host~127.0.0.1~no-id~localdomain",
+        ),
+        (
+            "xds: {}\nnode: {id: a~b~c~d}",
+            "2:12: node.id: second part \"b\" is not an IP address; write it like host~127.0.0.1~no-id~localdomain",
+        ),
+        // Policy source.
+        (
+            "xds: {}\npolicies: {directory: /}",
+            "2:1: policies: policy comes from exactly one source; remove either xds or policies",
+        ),
+        (
+            "policies: {directory: /nonexistent}",
+            "1:23: policies.directory: cannot open directory /nonexistent: no such file or directory; create it (paths \
+             are relative to the working directory)",
+        ),
+        (
+            "policies: {directory: /dev/null}",
+            "1:23: policies.directory: /dev/null is not a directory; name the directory that holds the policy files",
+        ),
+        (
+            "xds: {address: \"https://10.0.0.1:1\"}",
+            "1:16: xds.address: TLS to the control plane is not implemented in this version; use unix:PATH or \
+             http://IP:PORT",
+        ),
+        (
+            "xds: {address: 'http://agent:1'}",
+            "1:16: xds.address: \"http://agent:1\" is not an address; write unix:PATH or http://IP:PORT, such as \
+             unix:run/xds.sock; names are not resolved",
+        ),
+        (
+            "xds: {tls: {}}",
+            "1:7: xds.tls: TLS to the control plane is not implemented in this version; use a Unix socket",
+        ),
+        // Not in this version.
+        (
+            "xds: {}\nlisteners: [{tls: {}}]",
+            "2:14: listeners[0].tls: TLS is not implemented in this version; remove it",
+        ),
+        (
+            "xds: {}\nidentities: { ipcache: /sys/fs/bpf/tc }",
+            "2:13: identities: ipcache is not implemented in this version; write nphds or a list",
+        ),
+        (
+            "xds: {}\naccess_log: [{unix: /run/access_log.sock}]",
+            "2:15: access_log[0].unix: the Cilium access-log socket is not implemented in this version; write json: \
+             stdout or json: FILE",
+        ),
+        (
+            "xds: {}\ntenants: {gold: {weight: 2}}",
+            "2:11: tenants.gold: tenants are not implemented in this version; only default: {weight: 1} is taken, \
+             remove the rest",
+        ),
+        (
+            "xds: {}\ntenants: {default: {weight: 2}}",
+            "2:29: tenants.default.weight: tenant weights other than 1 are not implemented in this version; write 1 or \
+             remove it",
+        ),
+        (
+            "xds: {}\ntenants: {default: {connections: 2}}",
+            "2:21: tenants.default.connections: tenant limits are not implemented in this version; remove it",
+        ),
+        // Access log.
+        (
+            "xds: {}\naccess_log: [{json: stdout}, {json: stdout}]",
+            "2:37: access_log[1].json: this sink is listed twice; remove one",
+        ),
+        (
+            "xds: {}\naccess_log: [{json: /nonexistent/flows}]",
+            "2:21: access_log[0].json: cannot open directory /nonexistent: no such file or directory; create it (paths \
+             are relative to the working directory)",
+        ),
+    ] {
+        assert_eq!(errors(text), [expected], "{text}");
+    }
+}
+
+#[test]
+fn identities_are_checked() {
+    let directory = "policies: {directory: /}\n";
+    for (text, expected) in [
+        (
+            "identities: nphds",
+            "2:13: identities: nphds comes over xds, which is not configured; add xds or list the identities here",
+        ),
+        (
+            "identities: [{identity: 0, addresses: []}]",
+            "2:25: identities[0].identity: not a whole number from 1 to 4294967295",
+        ),
+        (
+            "identities: [{addresses: []}]",
+            "2:14: identities[0]: no identity; add identity: NUMBER",
+        ),
+        (
+            "identities: [{identity: 7}]",
+            "2:14: identities[0]: no addresses; add addresses: [IP or prefix, …]",
+        ),
+        (
+            "identities: [{identity: 7, addresses: [10.0.0.1/8]}]",
+            "2:40: identities[0].addresses[0]: \"10.0.0.1/8\" has bits set after its prefix; write 10.0.0.0/8",
+        ),
+        (
+            "identities: [{identity: 7, addresses: ['::ffff:10.0.0.1']}]",
+            "2:40: identities[0].addresses[0]: \"::ffff:10.0.0.1\" is an IPv4 address in IPv6 form, which no peer has; \
+             write it as IPv4",
+        ),
+        (
+            "identities:\n  - {identity: 7, addresses: [10.0.0.1]}\n  - {identity: 8, addresses: [10.0.0.1/32]}",
+            "4:31: identities[1].addresses[0]: 10.0.0.1/32 belongs to identity 7 already (line 3); give it to one of \
+             them",
+        ),
+    ] {
+        assert_eq!(errors(&format!("{directory}{text}")), [expected], "{text}");
+    }
+}
+
+#[test]
+fn listeners_must_not_compete_or_loop() {
+    for (text, expected) in [
+        (
+            "listeners: [{name: a}, {name: a, address: 127.0.0.1:2}]",
+            "2:31: listeners[1].name: \"a\" is the name of another listener (line 2); names must differ",
+        ),
+        (
+            "listeners: [{}, {address: 127.0.0.1:2}]",
+            "2:17: listeners[1]: \"ingress\" is the name of another listener (line 2); names must differ",
+        ),
+        (
+            "listeners: [{name: a}, {name: b, address: 0.0.0.0:15001}]",
+            "2:43: listeners[1].address: 0.0.0.0:15001 is taken by listeners[0].address (127.0.0.1:15001); choose \
+             another port",
+        ),
+        (
+            "listeners: [{additional_addresses: ['[::1]:15001', 127.0.0.1:15001]}]",
+            "2:52: listeners[0].additional_addresses[1]: 127.0.0.1:15001 is taken by listeners[0].address \
+             (127.0.0.1:15001); choose another port",
+        ),
+        (
+            "health: {address: 127.0.0.1:15001}",
+            "2:19: health.address: 127.0.0.1:15001 is taken by listeners (127.0.0.1:15001); choose another port",
+        ),
+        (
+            "listeners: [{transparent: false}]",
+            "2:27: listeners[0].transparent: upstream original_dst on a listener that is not transparent is the \
+             listener itself; write upstream: IP:PORT, or transparent: true",
+        ),
+        (
+            "listeners: [{transparent: false, upstream: original_dst}]",
+            "2:44: listeners[0].upstream: upstream original_dst on a listener that is not transparent is the listener \
+             itself; write upstream: IP:PORT, or transparent: true",
+        ),
+        (
+            "listeners: [{upstream: 127.0.0.1:15001}]",
+            "2:24: listeners[0].upstream: 127.0.0.1:15001 is this listener itself; write the address of the upstream",
+        ),
+        (
+            "listeners: [{transparent: false, upstream: helloworld:80}]",
+            "2:44: listeners[0].upstream: \"helloworld:80\" is neither original_dst nor an IP:PORT, such as \
+             127.0.0.1:8080; names are not resolved",
+        ),
+    ] {
+        assert_eq!(errors(&format!("xds: {{}}\n{text}")), [expected], "{text}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_in_the_order_of_the_file() {
+    let text = "worker: 2\nxds: {mode: delta}\nlisteners:\n  - {addres: x, policy_wait: soon}\n  - {name: ''}\ntenants: 3\n";
+    let found = errors(text);
+    let places: Vec<&str> = found
+        .iter()
+        .map(|line| line.split(' ').next().expect("place"))
+        .collect();
+    assert_eq!(
+        places,
+        ["1:1:", "2:13:", "4:6:", "4:30:", "5:5:", "5:12:", "6:10:"],
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let missing = load(Path::new("/nonexistent/tollgate.yaml"))
+        .expect_err("is not there")
+        .to_string();
+    assert_eq!(
+        missing,
+        "/nonexistent/tollgate.yaml: cannot read: no such file or directory; name a configuration file"
+    );
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let binary = directory.path().join("binary");
+    std::fs::write(&binary, [0xff, 0xfe, 0x00]).expect("writes");
+    let errors = load(&binary).expect_err("is not text").to_string();
+    assert_eq!(
+        errors,
+        format!(
+            "{}: not UTF-8 text; this is no configuration file",
+            binary.display()
+        )
+    );
+}
+
+/// The commented example is what people copy: it must load, and "# default." must be true on each line that says so.
+#[test]
+fn the_example_file_tells_the_truth() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples/tollgate.yaml");
+    let text = std::fs::read_to_string(&path).expect("the example is there");
+    let whole = config(&text);
+    assert_eq!(whole.listeners.len(), 2);
+
+    let lines: Vec<&str> = text.lines().collect();
+    let claims: Vec<usize> = (0..lines.len())
+        .filter(|&at| lines[at].ends_with("# default."))
+        .collect();
+    assert!(claims.len() > 20, "{claims:?}");
+    for claim in claims {
+        let mut rest = lines.clone();
+        let line = rest.remove(claim);
+        assert_eq!(
+            config(&rest.join("\n")),
+            whole,
+            "without line {}: {line}",
+            claim + 1
+        );
+    }
+}
