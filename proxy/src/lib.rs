@@ -1,6 +1,7 @@
 //! Tollgate: a node-local L7 policy proxy. The crate behind the `tollgate` binary; see ARCHITECTURE.md for the rooms.
 
 pub mod config;
+pub mod demo;
 pub mod flow;
 pub mod http;
 pub mod reason;

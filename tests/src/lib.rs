@@ -1,1 +1,3 @@
 //! End-to-end suites: namespaces with real TPROXY, real clients, servers and control planes.
+
+pub mod netns;
