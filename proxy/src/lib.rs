@@ -1,7 +1,10 @@
 //! Tollgate: a node-local L7 policy proxy. The crate behind the `tollgate` binary; see ARCHITECTURE.md for the rooms.
 
+pub mod admin;
 pub mod config;
 pub mod demo;
 pub mod flow;
 pub mod http;
+pub mod metrics;
+pub mod readiness;
 pub mod reason;

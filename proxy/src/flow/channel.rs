@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 
-use super::{FlowRecord, Outcome, metrics};
+use super::{FlowRecord, Outcome};
+use crate::metrics;
 
 /// A record with its place in the stream of its worker.
 #[derive(Debug)]

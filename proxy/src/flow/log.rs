@@ -159,6 +159,16 @@ impl FlowReader {
         missed > 0 || seen > 0
     }
 
+    /// Where the reader is: counts all records since the start of the process.
+    pub fn position(&self) -> u64 {
+        self.next
+    }
+
+    /// Where the log ends now.
+    pub fn end_of_log(&self) -> u64 {
+        *self.end.borrow()
+    }
+
     /// Waits until there is something to read. Cancel safe.
     pub async fn wait(&mut self) {
         let next = self.next;

@@ -11,8 +11,6 @@
 mod channel;
 pub mod json;
 mod log;
-#[path = "../metrics/mod.rs"]
-pub mod metrics;
 mod open;
 mod record;
 mod sink;

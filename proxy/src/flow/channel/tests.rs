@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::flow::OpenFlow;
-use crate::flow::metrics::{Metrics, Worker};
+use crate::metrics::{Metrics, Worker};
 use crate::reason::Reason;
 
 fn boxed(outcome: Outcome) -> Box<FlowRecord> {

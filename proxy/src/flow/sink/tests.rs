@@ -4,8 +4,8 @@ use std::sync::mpsc::RecvTimeoutError;
 use serde_json::Value;
 
 use super::*;
-use crate::flow::metrics::Worker;
 use crate::flow::{FlowConsumer, FlowRecord, FlowSender, FlowSettings, Outcome, channel};
+use crate::metrics::Worker;
 
 fn one_worker() -> (FlowSender, FlowConsumer) {
     let (mut senders, consumer) = channel(vec![Worker::for_test()], 64);

@@ -1,0 +1,81 @@
+//! `/flows`: recent flow records as JSON lines, and the stream of those to come.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::AdminState;
+use super::respond::Query;
+use crate::flow::{FlowFilter, FlowReader};
+
+/// Records shown when nobody says how many.
+const DEFAULT_LIMIT: usize = 100;
+
+/// Why the records are not shown.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(super) enum FlowsError {
+    #[error("{0}")]
+    BadQuery(String),
+    #[error("too many followers; end one and try again")]
+    TooManyFollowers,
+}
+
+/// The body. Starts with the last `limit` records (100; when following, 0), oldest first; `denied` leaves out the
+/// others;
+/// `follow` goes on until the client goes away.
+pub(super) fn body(
+    query: &Query<'_>,
+    state: &AdminState,
+) -> Result<BoxBody<Bytes, Infallible>, FlowsError> {
+    query
+        .only(&["follow", "denied", "limit"])
+        .map_err(FlowsError::BadQuery)?;
+    let follow = query.flag("follow").map_err(FlowsError::BadQuery)?;
+    let denied = query.flag("denied").map_err(FlowsError::BadQuery)?;
+    let default_limit = if follow { 0 } else { DEFAULT_LIMIT };
+    let limit = query
+        .number("limit")
+        .map_err(FlowsError::BadQuery)?
+        .unwrap_or(default_limit);
+    let slot = if follow {
+        let slot = Arc::clone(&state.followers).try_acquire_owned();
+        Some(slot.map_err(|_| FlowsError::TooManyFollowers)?)
+    } else {
+        None
+    };
+    let reader = state.flows.reader(FlowFilter { denied }, limit);
+    let records = Records {
+        end: reader.end_of_log(),
+        reader,
+        follower: slot,
+    };
+    Ok(StreamBody::new(stream::unfold(records, next)).boxed())
+}
+
+struct Records {
+    reader: FlowReader,
+    /// Where a reader that does not follow ends.
+    end: u64,
+    /// Held while following.
+    follower: Option<OwnedSemaphorePermit>,
+}
+
+async fn next(mut records: Records) -> Option<(Result<Frame<Bytes>, Infallible>, Records)> {
+    loop {
+        if records.follower.is_none() && records.reader.position() >= records.end {
+            return None;
+        }
+        let mut lines = Vec::new();
+        if !records.reader.read(&mut lines) {
+            records.reader.wait().await;
+        } else if !lines.is_empty() {
+            return Some((Ok(Frame::data(lines.into())), records));
+        }
+    }
+}
