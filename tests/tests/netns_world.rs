@@ -9,11 +9,15 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use socket2::{Domain, SockRef, Socket, Type};
-use tollgate::demo::world::{World, WorldError};
+use tollgate::demo::{
+    namespaces::private_command,
+    world::{World, WorldError},
+};
 use tollgate_net::{Accepted, ListenOptions, Mark, UpstreamOptions, connect, listen};
 use tollgate_tests::netns::inside;
 
@@ -278,6 +282,32 @@ fn dial_from(from: SocketAddr, to: SocketAddr) -> TcpStream {
     socket.into()
 }
 
+/// The kernel drops steered packets without a word when marks take part in its strict reverse-path check.
+#[test]
+fn redirect_refuses_settings_that_drop_steered_packets() {
+    if !inside("redirect_refuses_settings_that_drop_steered_packets") {
+        return;
+    }
+    let world = World::new().unwrap();
+    let set = |name: &str| {
+        let mut command = world.command("sysctl");
+        assert!(
+            command.args(["-qw", name]).status().unwrap().success(),
+            "{name}"
+        );
+    };
+    set("net.ipv4.conf.all.rp_filter=1");
+    world.redirect_up(&[PORT], LISTENER_PORT).unwrap();
+    set("net.ipv4.conf.all.src_valid_mark=1");
+    let text = world
+        .redirect_up(&[PORT], LISTENER_PORT)
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("src_valid_mark=1 with rp_filter=1"), "{text}");
+    set("net.ipv4.conf.all.rp_filter=2");
+    world.redirect_up(&[PORT], LISTENER_PORT).unwrap();
+}
+
 /// Nothing listens where the rules steer to: a connection must not reach the server around the proxy.
 #[test]
 fn without_a_listener_nothing_gets_through() {
@@ -296,4 +326,60 @@ fn without_a_listener_nothing_gets_through() {
         );
         assert_eq!(server.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     }
+}
+
+/// Started by the test below, as a process of its own: enters private namespaces and stays there.
+#[test]
+#[ignore = "never ends on its own; it is a part of another test"]
+fn stays_inside() {
+    let status = private_command("sleep").unwrap().arg("1000").status();
+    unreachable!("sleep was not killed: {status:?}");
+}
+
+#[test]
+fn everything_inside_dies_with_the_outer_process() {
+    let mut outer = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "stays_inside", "--ignored", "--nocapture"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Processes inside hold the pipe too: it ends when the last of them has ended.
+    let mut pipe = outer.stdout.take().unwrap();
+    let (sender, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(std::io::copy(&mut pipe, &mut std::io::sink())));
+    let sleeps = || inside_of(outer.id()).iter().any(|name| name == "sleep");
+    let found =
+        (0..1000).any(|_| sleeps() || ended.recv_timeout(Duration::from_millis(10)).is_ok());
+    assert!(found && sleeps(), "the inner process did not start");
+
+    outer.kill().unwrap();
+    outer.wait().unwrap();
+
+    ended
+        .recv_timeout(Duration::from_secs(30))
+        .expect("a process inside outlived the outer one")
+        .unwrap();
+}
+
+/// The names of all descendants of the process `pid`.
+fn inside_of(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let children =
+        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let children: Vec<u32> = children
+        .flat_map(|text| text.split(' ').flat_map(str::parse).collect::<Vec<_>>())
+        .collect();
+    let mut names = Vec::new();
+    for child in children {
+        names.extend(
+            std::fs::read_to_string(format!("/proc/{child}/comm"))
+                .map(|name| name.trim().to_owned()),
+        );
+        names.extend(inside_of(child));
+    }
+    names
 }
