@@ -6,9 +6,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{FlowRecord, Outcome};
 use crate::metrics;
+
+/// How long a reading of the wall clock is extended by the monotonic one.
+const CLOCK_AGE: Duration = Duration::from_secs(1);
 
 /// A record with its place in the stream of its worker.
 #[derive(Debug)]
@@ -38,6 +42,7 @@ pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSende
             free: Cell::new(capacity),
             reserve: capacity / 4,
             next_seq: Cell::new(0),
+            clock: Cell::new((Instant::now(), SystemTime::now())),
             worker: u16::try_from(index).unwrap_or(u16::MAX),
             doorbell: Arc::clone(&doorbell),
             metrics,
@@ -54,6 +59,8 @@ pub struct FlowSender {
     free: Cell<usize>,
     reserve: usize,
     next_seq: Cell<u64>,
+    /// The last reading of the wall clock, and when it was taken.
+    clock: Cell<(Instant, SystemTime)>,
     worker: u16,
     doorbell: Arc<Doorbell>,
     metrics: metrics::Worker,
@@ -79,6 +86,19 @@ impl FlowSender {
         } else {
             self.metrics.flow_record_lost(outcome);
         }
+    }
+
+    /// The wall clock at `now`, for [`FlowRecord::time`]. Saves a clock reading per request: the wall clock itself is
+    /// read once a second, so a stamp follows a clock that is set within that time.
+    pub fn wall_clock(&self, now: Instant) -> SystemTime {
+        let (read_at, time) = self.clock.get();
+        let age = now.saturating_duration_since(read_at);
+        if age < CLOCK_AGE {
+            return time + age;
+        }
+        let fresh = SystemTime::now();
+        self.clock.set((now, fresh));
+        fresh
     }
 
     /// This worker's counters.

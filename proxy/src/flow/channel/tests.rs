@@ -127,6 +127,27 @@ fn a_sleeping_consumer_is_woken_by_each_first_record() {
     consumer.join().unwrap();
 }
 
+#[test]
+fn the_wall_clock_is_extended_for_a_second() {
+    let (sender, _consumer) = one_worker(8);
+    let (read_at, time) = sender.clock.get();
+    assert_eq!(sender.wall_clock(read_at), time);
+    assert_eq!(
+        sender.wall_clock(read_at + CLOCK_AGE / 2),
+        time + CLOCK_AGE / 2
+    );
+    let later = read_at + 2 * CLOCK_AGE;
+    let fresh = sender.wall_clock(later);
+    assert!(
+        fresh >= time && fresh < time + 2 * CLOCK_AGE,
+        "read again, not extended"
+    );
+    assert_eq!(
+        sender.wall_clock(later + CLOCK_AGE / 2),
+        fresh + CLOCK_AGE / 2
+    );
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Send(Outcome),
