@@ -13,6 +13,8 @@ mod evaluate;
 mod explain;
 mod flow;
 pub mod model;
+#[cfg(feature = "proto")]
+mod proto;
 mod quarantine;
 mod re2;
 mod snapshot;
@@ -23,6 +25,8 @@ pub use explain::{
 };
 pub use flow::{Direction, Flow, Headers, NoHeaders, Request, SecurityId};
 pub use model::{EndpointKey, NetworkPolicy, PortPolicy, PortRule, RuleVerdict};
+#[cfg(feature = "proto")]
+pub use proto::PolicyError;
 pub use quarantine::Quarantine;
 pub use snapshot::{Conflict, EndpointPolicy, Snapshot, SnapshotBuilder};
 pub use verdict::{ConnectionVerdict, DenyReason, NearestMiss, Permit, RuleRef, Verdict};

@@ -1,13 +1,31 @@
-//! Regular expressions with RE2's meaning.
+//! Regular expressions with RE2's meaning, for RE2's default options over UTF-8 text, matched against whole values.
+//!
+//! The parser is our own because the syntax that Rust's regex crates accept differs from RE2's in places where both
+//! are valid and mean different things: `\s` with or without `\v`, `[a[b]]`, `&&` in classes, `\b{start}`, `(?x)`. What
+//! RE2 refuses is refused here; what it accepts either means the same or is refused by name, never something else.
+//!
+//! Known to be refused although RE2 accepts it: Unicode classes (`\pN`, `\p{Greek}`) and ignoring the case of letters
+//! beyond ASCII, because both depend on the version of the Unicode tables, and groups nested deeper than
+//! [`MAX_DEPTH`].
+//!
+//! Source: <https://github.com/google/re2/wiki/Syntax>, and the behaviour of the library itself.
 
-use regex_syntax::ParserBuilder;
+mod class;
+mod parser;
+
+use regex_syntax::hir::literal::Extractor;
 use regex_syntax::hir::{Hir, HirKind};
+
+/// Deepest nesting of groups.
+const MAX_DEPTH: u32 = 250;
+/// RE2's limit of a counted repetition, also of nested ones multiplied.
+const MAX_REPEAT: u32 = 1000;
 
 /// A parsed expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Pattern {
-    /// Matches exactly these bytes, so that no automaton is needed.
-    Literal(Box<[u8]>),
+    /// Matches exactly these values, so that no automaton is needed.
+    Literals(Vec<Box<[u8]>>),
     /// Everything else.
     Expression(Hir),
 }
@@ -18,17 +36,27 @@ pub(crate) enum Pattern {
 /// Text that names the construct that is invalid or cannot be given its meaning.
 pub(crate) fn parse(pattern: &str) -> Result<Pattern, String> {
     if !pattern.contains(|c: char| r"\.+*?()|[]{}^$".contains(c)) {
-        return Ok(Pattern::Literal(pattern.as_bytes().into()));
+        return Ok(Pattern::Literals(vec![pattern.as_bytes().into()]));
     }
-    let hir = ParserBuilder::new()
-        .unicode(false)
-        .utf8(false)
-        .build()
-        .parse(pattern)
-        .map_err(|error| error.to_string())?;
-    Ok(match hir.kind() {
-        HirKind::Empty => Pattern::Literal(Box::default()),
-        HirKind::Literal(literal) => Pattern::Literal(literal.0.clone()),
-        _ => Pattern::Expression(hir),
-    })
+    let hir = parser::parse(pattern)?;
+    match hir.kind() {
+        HirKind::Empty => return Ok(Pattern::Literals(vec![Box::default()])),
+        HirKind::Literal(literal) => return Ok(Pattern::Literals(vec![literal.0.clone()])),
+        _ => {}
+    }
+    if hir.properties().look_set().is_empty() {
+        let all = Extractor::new().extract(&hir);
+        if let Some(literals) = all.literals()
+            && all.is_exact()
+            && !literals.is_empty()
+        {
+            return Ok(Pattern::Literals(
+                literals.iter().map(|l| l.as_bytes().into()).collect(),
+            ));
+        }
+    }
+    Ok(Pattern::Expression(hir))
 }
+
+#[cfg(test)]
+mod tests;

@@ -83,12 +83,16 @@ impl ColumnBuilder {
                 }
             }
             value => {
-                let test = self.test(value)?;
                 if matcher.invert {
                     self.column.present.push(predicate);
-                    self.column.effects[test as usize].fail.push(predicate);
-                } else {
-                    self.column.effects[test as usize].hold.push(predicate);
+                }
+                for test in self.tests_of(value)? {
+                    let effect = &mut self.column.effects[test as usize];
+                    if matcher.invert {
+                        effect.fail.push(predicate);
+                    } else {
+                        effect.hold.push(predicate);
+                    }
                 }
             }
         }
@@ -98,27 +102,34 @@ impl ColumnBuilder {
         Ok(())
     }
 
-    fn test(&mut self, value: &ValueMatch) -> Result<u32, String> {
-        let test = match lower(value)? {
-            Lowered::Exact(literal) => Test::Exact(literal),
-            Lowered::Prefix(literal) => Test::Prefix(literal),
-            Lowered::Suffix(literal) => Test::Suffix(literal),
-            Lowered::Range(start, end) => Test::Range(start, end),
+    /// The tests of which one must succeed.
+    fn tests_of(&mut self, value: &ValueMatch) -> Result<Vec<u32>, String> {
+        Ok(match lower(value)? {
+            Lowered::Exact(literals) => literals
+                .into_iter()
+                .map(|literal| self.test(Test::Exact(literal)))
+                .collect(),
+            Lowered::Prefix(literal) => vec![self.test(Test::Prefix(literal))],
+            Lowered::Suffix(literal) => vec![self.test(Test::Suffix(literal))],
+            Lowered::Range(start, end) => vec![self.test(Test::Range(start, end))],
             Lowered::Expression(hir) => {
                 let next = self.expressions.len();
                 let index = *self.expression_of.entry(value.clone()).or_insert(next);
                 if index == next {
                     self.expressions.push(hir);
                 }
-                Test::Expression(index)
+                vec![self.test(Test::Expression(index))]
             }
-        };
+        })
+    }
+
+    fn test(&mut self, test: Test) -> u32 {
         let next = self.column.effects.len() as u32;
         let number = *self.tests.entry(test).or_insert(next);
         if number == next {
             self.column.effects.push(Effect::default());
         }
-        Ok(number)
+        number
     }
 
     /// # Errors
@@ -222,7 +233,8 @@ fn integer(value: &[u8]) -> Option<i64> {
 
 /// A value test in the form in which it is made.
 enum Lowered {
-    Exact(Box<[u8]>),
+    /// One of these.
+    Exact(Vec<Box<[u8]>>),
     Prefix(Box<[u8]>),
     Suffix(Box<[u8]>),
     Range(i64, i64),
@@ -253,14 +265,14 @@ fn lower(value: &ValueMatch) -> Result<Lowered, String> {
             text,
             ignore_case,
         } => Ok(match (part, ignore_case) {
-            (TextPart::Whole, false) => Lowered::Exact(text.as_bytes().into()),
+            (TextPart::Whole, false) => Lowered::Exact(vec![text.as_bytes().into()]),
             (TextPart::Prefix, false) => Lowered::Prefix(text.as_bytes().into()),
             (TextPart::Suffix, false) => Lowered::Suffix(text.as_bytes().into()),
             (part, ignore_case) => Lowered::Expression(text_expression(*part, text, *ignore_case)),
         }),
         ValueMatch::Regex(pattern) if pattern.is_empty() => Err("the regex is empty".into()),
         ValueMatch::Regex(pattern) => match re2::parse(pattern) {
-            Ok(Pattern::Literal(literal)) => Ok(Lowered::Exact(literal)),
+            Ok(Pattern::Literals(literals)) => Ok(Lowered::Exact(literals)),
             Ok(Pattern::Expression(hir)) => Ok(Lowered::Expression(hir)),
             Err(reason) => Err(format!("regex {pattern:?}: {reason}")),
         },

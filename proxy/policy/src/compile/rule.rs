@@ -167,19 +167,14 @@ fn proxy_id(rule: &PortRule, compiled: &mut CompiledRule, findings: &mut Finding
         Ok(id) => compiled.peer.push(Predicate::ProxyId(id)),
         Err(_) => {
             let reason = format!("{} is not a proxy id (0 to 65535)", rule.proxy_id);
-            refuse(compiled, "proxy_id", &reason, findings);
+            let bad = findings.add(compiled.origin, None, "proxy_id", &reason);
+            match rule.verdict {
+                RuleVerdict::Allow => compiled.peer.push(never(&bad.element, &bad.reason)),
+                // Denies at every listener.
+                RuleVerdict::Deny => {}
+                RuleVerdict::Pass(_) => compiled.unusable = Some(bad),
+            }
         }
-    }
-}
-
-/// Takes the most restrictive reading of a peer condition that makes no sense: an allow admits nobody, a deny refuses
-/// everybody, and a pass makes its port ranges deny.
-fn refuse(compiled: &mut CompiledRule, element: &str, reason: &str, findings: &mut Findings) {
-    let finding = findings.add(compiled.origin, None, element, reason);
-    match compiled.verdict {
-        RuleVerdict::Allow => compiled.peer.push(never(element, reason)),
-        RuleVerdict::Deny => {}
-        RuleVerdict::Pass(_) => compiled.unusable = Some(finding),
     }
 }
 
@@ -192,24 +187,25 @@ fn server_names(rule: &PortRule, compiled: &mut CompiledRule, findings: &mut Fin
     for (i, pattern) in rule.server_names.iter().enumerate() {
         match server_name::parse(pattern) {
             Ok(_) => good.push(pattern.as_str().into()),
-            Err(reason) => bad = bad.or(Some((i, format!("{pattern:?}: {reason}")))),
-        }
-    }
-    match bad {
-        Some((i, reason)) if good.is_empty() || rule.verdict != RuleVerdict::Allow => {
-            refuse(compiled, &format!("server_names[{i}]"), &reason, findings);
-        }
-        bad => {
-            if let Some((i, reason)) = bad {
-                findings.add(
+            Err(reason) => {
+                let reason = format!("{pattern:?}: {reason}");
+                bad = Some(findings.add(
                     compiled.origin,
                     None,
                     &format!("server_names[{i}]"),
                     &reason,
-                );
+                ));
             }
-            compiled.peer.push(Predicate::ServerNames(good.into()));
         }
+    }
+    // A pattern that makes no sense matches nothing in an allow and everything in a deny.
+    match (bad, rule.verdict) {
+        (Some(bad), RuleVerdict::Allow) if good.is_empty() => {
+            compiled.peer.push(never(&bad.element, &bad.reason))
+        }
+        (Some(_), RuleVerdict::Deny) => {}
+        (Some(bad), RuleVerdict::Pass(_)) => compiled.unusable = Some(bad),
+        _ => compiled.peer.push(Predicate::ServerNames(good.into())),
     }
 }
 
