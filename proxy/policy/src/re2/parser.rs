@@ -317,7 +317,7 @@ impl<'p> Parser<'p> {
                 char::from_u32(value).ok_or_else(bad)
             }
             'x' => self.hexadecimal().ok_or_else(bad),
-            c if c.is_ascii() && !c.is_ascii_alphanumeric() && c != '_' => Ok(c),
+            c if c.is_ascii() && !c.is_ascii_alphanumeric() => Ok(c),
             _ => Err(bad()),
         }
     }
