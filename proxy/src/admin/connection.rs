@@ -17,28 +17,46 @@ use super::{AdminState, Surface, respond};
 /// Request line and header fields together, in bytes.
 const MAX_HEAD: usize = 16 << 10;
 const MAX_HEADERS: usize = 64;
-/// For a request head to arrive, also on an idle keep-alive connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// For a client to take anything of what we write.
-pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// For a request head to arrive, also on an idle keep-alive connection.
+    pub(super) head: Duration,
+    /// To take anything of what we write.
+    pub(super) write: Duration,
+}
+
+impl Patience {
+    pub(super) const DEFAULT: Self = Self {
+        head: Duration::from_secs(30),
+        write: Duration::from_secs(10),
+    };
+}
 
 /// TCP or Unix.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-pub(super) async fn serve(stream: Box<dyn Stream>, surface: Surface, state: Arc<AdminState>) {
+pub(super) async fn serve(
+    stream: Box<dyn Stream>,
+    surface: Surface,
+    state: Arc<AdminState>,
+    patience: Patience,
+) {
     let service = service_fn(|request| {
         let response = respond::respond(&request, surface, &state);
         async move { Ok::<_, std::convert::Infallible>(response) }
     });
     let result = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(patience.head)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
         .serve_connection(
             TokioIo::new(Impatient {
                 stream,
+                limit: patience.write,
                 stalled: None,
             }),
             service,
@@ -50,9 +68,10 @@ pub(super) async fn serve(stream: Box<dyn Stream>, surface: Surface, state: Arc<
     }
 }
 
-/// Fails a write that makes no progress for [`WRITE_TIMEOUT`].
+/// Fails a write that makes no progress for `limit`.
 struct Impatient<S> {
     stream: S,
+    limit: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -73,13 +92,12 @@ impl<S: Stream> AsyncWrite for Impatient<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        let limit = this.limit;
         if let Poll::Ready(written) = Pin::new(&mut this.stream).poll_write(cx, buf) {
             this.stalled = None;
             return Poll::Ready(written);
         }
-        let stalled = this
-            .stalled
-            .get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+        let stalled = this.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
         ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }

@@ -21,7 +21,7 @@ use crate::config::{ListenAddress, Node};
 use crate::flow::FlowLog;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
-use connection::Stream;
+use connection::{Patience, Stream};
 
 /// Clients at the same time, per socket; more wait in the backlog.
 const MAX_CONNECTIONS: usize = 64;
@@ -171,7 +171,7 @@ pub async fn serve(socket: Socket, surface: Surface, state: Arc<AdminState>) {
                 Ok(stream) => {
                     let state = Arc::clone(&state);
                     connections.spawn(async move {
-                        connection::serve(stream, surface, state).await;
+                        connection::serve(stream, surface, state, Patience::DEFAULT).await;
                         drop(slot);
                     });
                 }
@@ -205,3 +205,6 @@ impl Socket {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
