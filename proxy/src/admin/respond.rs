@@ -269,7 +269,10 @@ fn listeners(query: &Query<'_>, state: &AdminState) -> Response<Body> {
             text(StatusCode::OK, lines.collect())
         }
         Some("json") => {
-            let address = |address: &std::net::SocketAddr| json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } });
+            let address = |address: &std::net::SocketAddr| {
+                let (ip, port) = (address.ip().to_string(), address.port());
+                json!({ "socket_address": { "address": ip, "port_value": port } })
+            };
             let statuses: Vec<Value> = listeners
                 .iter()
                 .map(|listener| {
