@@ -30,9 +30,7 @@ pub(crate) fn check(authority: &[u8]) -> Result<(), AuthorityError> {
         [b'[', rest @ ..] => {
             let end = memchr::memchr(b']', rest).ok_or(AuthorityError::Byte)?;
             let address = std::str::from_utf8(&rest[..end]).map_err(|_| AuthorityError::Byte)?;
-            address
-                .parse::<std::net::Ipv6Addr>()
-                .map_err(|_| AuthorityError::Byte)?;
+            address.parse::<std::net::Ipv6Addr>().map_err(|_| AuthorityError::Byte)?;
             match &rest[end + 1..] {
                 [] => return Ok(()),
                 [b':', port @ ..] => return check_port(port),
@@ -51,20 +49,7 @@ pub(crate) fn check(authority: &[u8]) -> Result<(), AuthorityError> {
         b.is_ascii_alphanumeric()
             || matches!(
                 b,
-                b'-' | b'.'
-                    | b'_'
-                    | b'~'
-                    | b'%'
-                    | b'!'
-                    | b'$'
-                    | b'&'
-                    | b'\''
-                    | b'('
-                    | b')'
-                    | b'*'
-                    | b'+'
-                    | b';'
-                    | b'='
+                b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'='
             )
     };
     if !host.iter().all(allowed) {
@@ -75,14 +60,8 @@ pub(crate) fn check(authority: &[u8]) -> Result<(), AuthorityError> {
 
 fn check_port(port: &[u8]) -> Result<(), AuthorityError> {
     let digits = !port.is_empty() && port.len() <= 5 && port.iter().all(u8::is_ascii_digit);
-    let number = std::str::from_utf8(port)
-        .ok()
-        .and_then(|text| text.parse::<u16>().ok());
-    if digits && number.is_some() {
-        Ok(())
-    } else {
-        Err(AuthorityError::Port)
-    }
+    let number = std::str::from_utf8(port).ok().and_then(|text| text.parse::<u16>().ok());
+    if digits && number.is_some() { Ok(()) } else { Err(AuthorityError::Port) }
 }
 
 #[cfg(test)]
@@ -91,16 +70,7 @@ mod tests {
 
     #[test]
     fn accepted() {
-        for host in [
-            "a",
-            "a.b",
-            "a:80",
-            "10.0.0.1:5000",
-            "[::1]",
-            "[fd00::2]:5000",
-            "a_b",
-            "A.example.",
-        ] {
+        for host in ["a", "a.b", "a:80", "10.0.0.1:5000", "[::1]", "[fd00::2]:5000", "a_b", "A.example."] {
             assert_eq!(check(host.as_bytes()), Ok(()), "{host}");
         }
     }

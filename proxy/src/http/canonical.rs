@@ -46,9 +46,7 @@ impl fmt::Display for PathError {
             Self::NotAbsolute => f.write_str("the path does not begin with a slash"),
             Self::ForbiddenByte(byte) => write!(f, "the target contains the byte 0x{byte:02x}"),
             Self::Fragment => f.write_str("the target contains a fragment"),
-            Self::BrokenEscape => {
-                f.write_str("a percent sign is not followed by two hexadecimal digits")
-            }
+            Self::BrokenEscape => f.write_str("a percent sign is not followed by two hexadecimal digits"),
             Self::EscapedNul => f.write_str("the path contains %00"),
             Self::NotUtf8 => f.write_str("the path contains escaped octets that are not UTF-8"),
             Self::EscapedSlash => f.write_str("the path contains an escaped slash"),
@@ -93,11 +91,7 @@ pub fn canonicalise(target: &[u8], mode: &Normalize) -> Result<CanonicalPath, Pa
         return Ok(CanonicalPath::Unchanged);
     }
     canonical.extend_from_slice(query);
-    Ok(if redirect {
-        CanonicalPath::Redirect(canonical)
-    } else {
-        CanonicalPath::Rewritten(canonical)
-    })
+    Ok(if redirect { CanonicalPath::Redirect(canonical) } else { CanonicalPath::Rewritten(canonical) })
 }
 
 /// Whether nothing in `target` can need attention under any mode: the common case, found in one pass.
@@ -106,14 +100,11 @@ fn is_plain(target: &[u8]) -> bool {
     for (at, &byte) in target.iter().enumerate() {
         match byte {
             b'?' => {
-                return target[at..]
-                    .iter()
-                    .all(|&b| matches!(b, 0x21..=0x7E) && b != b'#');
+                return target[at..].iter().all(|&b| matches!(b, 0x21..=0x7E) && b != b'#');
             }
             b'/' | b'.' if previous == b'/' => return false,
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' | b'~' => {}
-            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':'
-            | b'@' => {}
+            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@' => {}
             _ => return false,
         }
         previous = byte;
@@ -138,9 +129,7 @@ fn check_escapes(path: &[u8]) -> Result<(), PathError> {
         decoded.push(octet);
         rest = &rest[3..];
     }
-    std::str::from_utf8(&decoded)
-        .map(|_| ())
-        .map_err(|_| PathError::NotUtf8)
+    std::str::from_utf8(&decoded).map(|_| ()).map_err(|_| PathError::NotUtf8)
 }
 
 /// The octet written as `%XX` at the start of `bytes`.
@@ -186,9 +175,8 @@ fn normalise_octets(path: &[u8]) -> Vec<u8> {
     while at < path.len() {
         match path[at] {
             b'%' => {
-                if let Some(
-                    octet @ (b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~'),
-                ) = escape_at(&path[at..])
+                if let Some(octet @ (b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~')) =
+                    escape_at(&path[at..])
                 {
                     out.push(octet);
                 } else {
@@ -200,11 +188,7 @@ fn normalise_octets(path: &[u8]) -> Vec<u8> {
             b'\\' => out.push(b'/'),
             byte @ (b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}') => {
                 const HEX: &[u8; 16] = b"0123456789ABCDEF";
-                out.extend_from_slice(&[
-                    b'%',
-                    HEX[usize::from(byte >> 4)],
-                    HEX[usize::from(byte & 15)],
-                ]);
+                out.extend_from_slice(&[b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
             }
             byte => out.push(byte),
         }

@@ -2,5 +2,8 @@
 
 mod authority;
 pub mod canonical;
-mod h1;
-pub mod respond;
+pub(crate) mod h1;
+pub(crate) mod h2;
+pub(crate) mod respond;
+
+pub(crate) use h1::{Buffer, BufferPool};

@@ -30,18 +30,9 @@ pub(crate) struct LocalReply {
 
 impl LocalReply {
     /// The refusal for `reason`. `denied_body` is the listener's text for a 403.
-    pub(crate) fn refusal(
-        reason: Reason,
-        grpc: bool,
-        denied_body: &str,
-        reason_header: bool,
-    ) -> Self {
+    pub(crate) fn refusal(reason: Reason, grpc: bool, denied_body: &str, reason_header: bool) -> Self {
         let answer = reason.answer();
-        let text = if answer.status == 403 {
-            denied_body
-        } else {
-            phrase(answer.status)
-        };
+        let text = if answer.status == 403 { denied_body } else { phrase(answer.status) };
         let mut body = text.trim_end_matches("\r\n").as_bytes().to_vec();
         body.extend_from_slice(b"\r\n");
         Self {
@@ -56,14 +47,7 @@ impl LocalReply {
 
     /// 307 to the canonical form of the path.
     pub(crate) fn redirect(location: Vec<u8>) -> Self {
-        Self {
-            status: 307,
-            grpc: None,
-            body: Vec::new(),
-            location: Some(location),
-            reason: None,
-            close: false,
-        }
+        Self { status: 307, grpc: None, body: Vec::new(), location: Some(location), reason: None, close: false }
     }
 
     /// Header fields besides those of framing.
@@ -85,10 +69,7 @@ impl LocalReply {
             fields.push(("retry-after", b"1".to_vec()));
         }
         if self.status == 405 {
-            fields.push((
-                "allow",
-                b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS".to_vec(),
-            ));
+            fields.push(("allow", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS".to_vec()));
         }
         if let Some(reason) = self.reason {
             fields.push(("x-tollgate-reason", reason.code().as_bytes().to_vec()));
@@ -117,10 +98,7 @@ impl LocalReply {
 
 /// Reason phrases of the statuses that we send.
 fn phrase(status: u16) -> &'static str {
-    http::StatusCode::from_u16(status)
-        .ok()
-        .and_then(|status| status.canonical_reason())
-        .unwrap_or("Error")
+    http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error")
 }
 
 #[cfg(test)]
@@ -130,32 +108,19 @@ mod tests {
     #[test]
     fn denial_as_cilium_sends_it() {
         let reply = LocalReply::refusal(Reason::RequestNotAllowed, false, "Access denied", false);
-        let expected = "HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\ncontent-length: 15\r\n\r\nAccess denied\r\n";
-        assert_eq!(
-            String::from_utf8(reply.to_http1(false, false)).unwrap(),
-            expected
-        );
-        assert!(
-            String::from_utf8(reply.to_http1(true, true))
-                .unwrap()
-                .ends_with("connection: close\r\n\r\n")
-        );
+        let expected =
+            "HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\ncontent-length: 15\r\n\r\nAccess denied\r\n";
+        assert_eq!(String::from_utf8(reply.to_http1(false, false)).unwrap(), expected);
+        assert!(String::from_utf8(reply.to_http1(true, true)).unwrap().ends_with("connection: close\r\n\r\n"));
         let custom = LocalReply::refusal(Reason::DenyRule, false, "no\r\n", true);
         assert_eq!(custom.body, b"no\r\n");
-        assert!(
-            custom
-                .fields()
-                .contains(&("x-tollgate-reason", b"deny_rule".to_vec()))
-        );
+        assert!(custom.fields().contains(&("x-tollgate-reason", b"deny_rule".to_vec())));
     }
 
     #[test]
     fn grpc_gets_a_status_of_its_own() {
         let reply = LocalReply::refusal(Reason::RequestNotAllowed, true, "Access denied", false);
-        assert_eq!(
-            (reply.status, reply.grpc.map(|g| g.0), reply.body.len()),
-            (200, Some(7), 0)
-        );
+        assert_eq!((reply.status, reply.grpc.map(|g| g.0), reply.body.len()), (200, Some(7), 0));
         for (content_type, expected) in [
             ("application/grpc", true),
             ("application/grpc+proto", true),
@@ -170,11 +135,7 @@ mod tests {
     fn every_reason_has_a_reply() {
         for &reason in Reason::ALL {
             let reply = LocalReply::refusal(reason, false, "Access denied", false);
-            assert!(
-                reply.status >= 400 && reply.body.ends_with(b"\r\n"),
-                "{}",
-                reason.code()
-            );
+            assert!(reply.status >= 400 && reply.body.ends_with(b"\r\n"), "{}", reason.code());
         }
     }
 }

@@ -2,20 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-const CILIUM: Normalize = Normalize {
-    path: true,
-    merge_slashes: true,
-    escaped_slashes: EscapedSlashes::UnescapeAndRedirect,
-};
-const FORWARD: Normalize = Normalize {
-    escaped_slashes: EscapedSlashes::UnescapeAndForward,
-    ..CILIUM
-};
-const OFF: Normalize = Normalize {
-    path: false,
-    merge_slashes: false,
-    escaped_slashes: EscapedSlashes::Keep,
-};
+const CILIUM: Normalize =
+    Normalize { path: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndRedirect };
+const FORWARD: Normalize = Normalize { escaped_slashes: EscapedSlashes::UnescapeAndForward, ..CILIUM };
+const OFF: Normalize = Normalize { path: false, merge_slashes: false, escaped_slashes: EscapedSlashes::Keep };
 
 fn shown(target: &str, mode: &Normalize) -> String {
     match canonicalise(target.as_bytes(), mode) {
@@ -82,16 +72,7 @@ fn matrix() {
 #[test]
 fn modes() {
     assert_eq!(shown("/a%2f..%2Fb//c", &FORWARD), "> /b/c");
-    assert_eq!(
-        shown(
-            "/a%2fb",
-            &Normalize {
-                escaped_slashes: EscapedSlashes::Reject,
-                ..CILIUM
-            }
-        ),
-        "! EscapedSlash"
-    );
+    assert_eq!(shown("/a%2fb", &Normalize { escaped_slashes: EscapedSlashes::Reject, ..CILIUM }), "! EscapedSlash");
     assert_eq!(shown("/a%2fb//c/../d", &OFF), "= /a%2fb//c/../d");
     assert_eq!(shown("/a%zz", &OFF), "= /a%zz");
     assert_eq!(shown("/a#b", &OFF), "! Fragment");

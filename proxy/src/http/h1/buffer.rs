@@ -16,10 +16,7 @@ pub(crate) struct BufferPool {
 
 impl BufferPool {
     fn take(&self) -> Vec<u8> {
-        self.free
-            .borrow_mut()
-            .pop()
-            .unwrap_or_else(|| vec![0; CHUNK])
+        self.free.borrow_mut().pop().unwrap_or_else(|| vec![0; CHUNK])
     }
 
     fn give(&self, storage: Vec<u8>) {
@@ -43,12 +40,7 @@ pub(crate) struct Buffer {
 impl Buffer {
     /// An empty buffer that takes storage from `pool` when it is first written to.
     pub(crate) fn new(pool: &Rc<BufferPool>) -> Self {
-        Self {
-            pool: Rc::clone(pool),
-            storage: Vec::new(),
-            start: 0,
-            end: 0,
-        }
+        Self { pool: Rc::clone(pool), storage: Vec::new(), start: 0, end: 0 }
     }
 
     /// The bytes in the queue.

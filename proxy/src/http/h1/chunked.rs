@@ -67,10 +67,7 @@ impl ChunkScanner {
 
     /// A scanner at the start of a response's body.
     pub(crate) fn response() -> Self {
-        Self {
-            padding_allowed: true,
-            ..Self::request()
-        }
+        Self { padding_allowed: true, ..Self::request() }
     }
 
     /// Whether the last chunk has passed and the trailer section comes next.
@@ -90,9 +87,7 @@ impl ChunkScanner {
             match self.state {
                 State::Trailers => break,
                 State::Data => {
-                    let take = usize::try_from(self.remaining)
-                        .unwrap_or(usize::MAX)
-                        .min(bytes.len() - at);
+                    let take = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(bytes.len() - at);
                     at += take;
                     self.remaining -= take as u64;
                     self.data_bytes += take as u64;
@@ -118,9 +113,7 @@ impl ChunkScanner {
             }
             (State::Size { digits: 1.. } | State::Padding, b'\r') => State::SizeLineFeed,
             (State::Size { digits: 1.. }, b';') => State::Extension,
-            (State::Size { digits: 1.. } | State::Padding, b' ' | b'\t')
-                if self.padding_allowed =>
-            {
+            (State::Size { digits: 1.. } | State::Padding, b' ' | b'\t') if self.padding_allowed => {
                 self.count_extension()?;
                 State::Padding
             }
@@ -162,10 +155,7 @@ mod tests {
     #[test]
     fn well_formed() {
         assert_eq!(run(b"3\r\nabc\r\n0\r\n\r\nGET"), Ok((11, true)));
-        assert_eq!(
-            run(b"A;name=\"v\"\r\n0123456789\r\n000\r\nX: y\r\n\r\n"),
-            Ok((29, true))
-        );
+        assert_eq!(run(b"A;name=\"v\"\r\n0123456789\r\n000\r\nX: y\r\n\r\n"), Ok((29, true)));
         assert_eq!(run(b"3\r\nab"), Ok((5, false)));
     }
 
@@ -191,9 +181,7 @@ mod tests {
         }
         let long = [b"3;".as_slice(), &vec![b'a'; 64 * 1024]].concat();
         assert_eq!(run(&long), Err(ChunkError::ExtensionLimit));
-        let many = [b"1;".as_slice(), &[b'a'; 60], b"\r\nx\r\n"]
-            .concat()
-            .repeat(1000);
+        let many = [b"1;".as_slice(), &[b'a'; 60], b"\r\nx\r\n"].concat().repeat(1000);
         assert_eq!(run(&many), Err(ChunkError::ExtensionLimit));
     }
 
@@ -202,10 +190,7 @@ mod tests {
         let mut scanner = ChunkScanner::response();
         assert_eq!(scanner.advance(b"3  \r\nabc\r\n0\r\n"), Ok(13));
         assert!(scanner.at_trailers());
-        assert_eq!(
-            ChunkScanner::response().advance(b"3 x\r\n"),
-            Err(ChunkError::Size)
-        );
+        assert_eq!(ChunkScanner::response().advance(b"3 x\r\n"), Err(ChunkError::Size));
     }
 
     #[test]

@@ -33,6 +33,11 @@ pub(crate) struct HeadScanner {
 }
 
 impl HeadScanner {
+    /// Whether nothing was scanned yet.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.scanned == 0
+    }
+
     /// Looks at `buffer`, which holds what the last call saw and possibly more.
     pub(crate) fn scan(&mut self, buffer: &[u8]) -> HeadEnd {
         let window = &buffer[..buffer.len().min(MAX_HEAD)];
@@ -49,9 +54,7 @@ impl HeadScanner {
         }
         self.scanned = window.len();
         if window.len() == MAX_HEAD {
-            HeadEnd::TooLong {
-                in_first_line: self.line_start == 0,
-            }
+            HeadEnd::TooLong { in_first_line: self.line_start == 0 }
         } else {
             HeadEnd::Partial
         }
@@ -68,16 +71,10 @@ mod tests {
 
     #[test]
     fn ends() {
-        assert_eq!(
-            scan(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET"),
-            HeadEnd::At(27)
-        );
+        assert_eq!(scan(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET"), HeadEnd::At(27));
         assert_eq!(scan(b"GET / HTTP/1.1\r\nHost: a\r\n"), HeadEnd::Partial);
         assert_eq!(scan(b"GET / HTTP/1.1\nHost: a\n\n"), HeadEnd::BareLineFeed);
-        assert_eq!(
-            scan(b"GET / HTTP/1.1\r\nHost: a\r\n\n"),
-            HeadEnd::BareLineFeed
-        );
+        assert_eq!(scan(b"GET / HTTP/1.1\r\nHost: a\r\n\n"), HeadEnd::BareLineFeed);
         assert_eq!(scan(b"\n"), HeadEnd::BareLineFeed);
     }
 
@@ -94,19 +91,9 @@ mod tests {
     #[test]
     fn limits() {
         let long = vec![b'a'; MAX_HEAD + 1];
-        assert_eq!(
-            scan(&long),
-            HeadEnd::TooLong {
-                in_first_line: true
-            }
-        );
+        assert_eq!(scan(&long), HeadEnd::TooLong { in_first_line: true });
         let mut fields = b"GET / HTTP/1.1\r\nX: ".to_vec();
         fields.extend_from_slice(&long);
-        assert_eq!(
-            scan(&fields),
-            HeadEnd::TooLong {
-                in_first_line: false
-            }
-        );
+        assert_eq!(scan(&fields), HeadEnd::TooLong { in_first_line: false });
     }
 }

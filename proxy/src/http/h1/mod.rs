@@ -1,9 +1,19 @@
 //! HTTP/1.0 and HTTP/1.1: pure readers of heads and bodies, and the connection that moves the bytes.
 
+mod body;
 mod buffer;
 mod chunked;
+mod connection;
+mod decide;
+mod exchange;
 mod head;
 mod request;
-pub(crate) use request::write_field;
 mod response;
 mod trailers;
+
+pub(crate) use buffer::{Buffer, BufferPool};
+pub(crate) use connection::serve;
+pub(crate) use decide::cut;
+pub(crate) use head::{MAX_FIELDS, MAX_HEAD};
+pub(crate) use response::MAX_INTERIM;
+pub(crate) use request::write_field;

@@ -27,10 +27,7 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self {
-            reason,
-            detail: detail.into(),
-        }
+        Self { reason, detail: detail.into() }
     }
 
     fn malformed(detail: impl Into<String>) -> Self {
@@ -99,20 +96,13 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         match parsed.parse_with_uninit_headers(head, storage) {
             Ok(httparse::Status::Complete(length)) if length == head.len() => {}
             Ok(_) => {
-                return Err(Refusal::malformed(
-                    "the head does not end where its lines say",
-                ));
+                return Err(Refusal::malformed("the head does not end where its lines say"));
             }
             Err(httparse::Error::TooManyHeaders) => {
-                return Err(Refusal::new(
-                    Reason::HeadersTooLarge,
-                    format!("more than {MAX_FIELDS} header fields"),
-                ));
+                return Err(Refusal::new(Reason::HeadersTooLarge, format!("more than {MAX_FIELDS} header fields")));
             }
             Err(error) => {
-                return Err(Refusal::malformed(format!(
-                    "the head does not parse: {error}"
-                )));
+                return Err(Refusal::malformed(format!("the head does not parse: {error}")));
             }
         }
         let fields: &'h [Header<'b>] = parsed.headers;
@@ -148,10 +138,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     /// Values of all received fields of that name.
     fn named(&self, name: &'static str) -> impl Iterator<Item = &'b [u8]> + use<'h, 'b> {
         let fields = self.fields;
-        fields
-            .iter()
-            .filter(move |f| f.name.eq_ignore_ascii_case(name))
-            .map(|f| f.value)
+        fields.iter().filter(move |f| f.name.eq_ignore_ascii_case(name)).map(|f| f.value)
     }
 
     /// RFC 9112 section 6.3, with every case of two framings refused.
@@ -165,39 +152,27 @@ impl<'h, 'b> RequestHead<'h, 'b> {
 
         if let Some(value) = coding {
             if self.version == Version::Http10 {
-                return Err(Refusal::malformed(
-                    "Transfer-Encoding in an HTTP/1.0 request",
-                ));
+                return Err(Refusal::malformed("Transfer-Encoding in an HTTP/1.0 request"));
             }
             if length.is_some() {
-                return Err(Refusal::malformed(
-                    "both Content-Length and Transfer-Encoding",
-                ));
+                return Err(Refusal::malformed("both Content-Length and Transfer-Encoding"));
             }
             if second_coding {
                 return Err(Refusal::malformed("more than one Transfer-Encoding"));
             }
             if !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
-                return Err(Refusal::new(
-                    Reason::TransferCoding,
-                    "a transfer coding other than chunked",
-                ));
+                return Err(Refusal::new(Reason::TransferCoding, "a transfer coding other than chunked"));
             }
             self.body = RequestBody::Chunked;
         } else if let Some(value) = length {
             if second_length {
                 return Err(Refusal::malformed("more than one Content-Length"));
             }
-            let length = parse_length(value)
-                .ok_or_else(|| Refusal::malformed("Content-Length is not a number"))?;
+            let length = parse_length(value).ok_or_else(|| Refusal::malformed("Content-Length is not a number"))?;
             if value.len() > 1 && value[0] == b'0' {
                 self.rewrite.content_length = Some(length);
             }
-            self.body = if length == 0 {
-                RequestBody::None
-            } else {
-                RequestBody::Length(length)
-            };
+            self.body = if length == 0 { RequestBody::None } else { RequestBody::Length(length) };
         }
         Ok(())
     }
@@ -206,10 +181,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     fn read_target(&mut self, target: &'b [u8], normalize: &Normalize) -> Result<(), Refusal> {
         if self.method == b"CONNECT" || self.method == b"TRACE" {
             let method = String::from_utf8_lossy(self.method);
-            return Err(Refusal::new(
-                Reason::MethodNotSupported,
-                format!("{method} is not supported"),
-            ));
+            return Err(Refusal::new(Reason::MethodNotSupported, format!("{method} is not supported")));
         }
         let mut hosts = self.named("host");
         let host = hosts.next();
@@ -219,8 +191,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         }
         match host {
             Some(value) => {
-                authority::check(value)
-                    .map_err(|e| Refusal::new(Reason::BadAuthority, format!("Host: {e}")))?;
+                authority::check(value).map_err(|e| Refusal::new(Reason::BadAuthority, format!("Host: {e}")))?;
                 self.authority = value;
             }
             None if self.version == Version::Http11 => {
@@ -232,8 +203,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         let mut path = target;
         if !target.starts_with(b"/") && target != b"*" {
             let (authority, rest) = split_absolute(target)?;
-            authority::check(authority)
-                .map_err(|e| Refusal::new(Reason::BadAuthority, format!("target: {e}")))?;
+            authority::check(authority).map_err(|e| Refusal::new(Reason::BadAuthority, format!("target: {e}")))?;
             self.authority = authority;
             self.rewrite.host = Some(authority);
             path = if rest.is_empty() { b"/" } else { rest };
@@ -247,8 +217,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
                 Err(Refusal::malformed("the target * without OPTIONS"))
             };
         }
-        self.path = canonicalise(path, normalize)
-            .map_err(|e| Refusal::new(Reason::AmbiguousPath, e.to_string()))?;
+        self.path = canonicalise(path, normalize).map_err(|e| Refusal::new(Reason::AmbiguousPath, e.to_string()))?;
         Ok(())
     }
 
@@ -259,16 +228,8 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         let mut keep_alive = self.version == Version::Http11;
         let mut upgrade_option = false;
         let fields = self.fields;
-        for field in fields
-            .iter()
-            .filter(|f| f.name.eq_ignore_ascii_case("connection"))
-        {
-            for option in field
-                .value
-                .split(|&b| b == b',')
-                .map(|o| o.trim_ascii())
-                .filter(|o| !o.is_empty())
-            {
+        for field in fields.iter().filter(|f| f.name.eq_ignore_ascii_case("connection")) {
+            for option in field.value.split(|&b| b == b',').map(|o| o.trim_ascii()).filter(|o| !o.is_empty()) {
                 if option.eq_ignore_ascii_case(b"close") {
                     self.close = true;
                 } else if option.eq_ignore_ascii_case(b"keep-alive") {
@@ -298,18 +259,10 @@ impl<'h, 'b> RequestHead<'h, 'b> {
 
     /// A field that `Connection` names ends here, except those that framing and routing rest on.
     fn remove_nominated(&mut self, name: &[u8]) {
-        const KEPT: [&str; 5] = [
-            "host",
-            "content-length",
-            "transfer-encoding",
-            "connection",
-            "upgrade",
-        ];
+        const KEPT: [&str; 5] = ["host", "content-length", "transfer-encoding", "connection", "upgrade"];
         for (index, field) in self.fields.iter().enumerate() {
             if field.name.as_bytes().eq_ignore_ascii_case(name)
-                && !KEPT
-                    .iter()
-                    .any(|kept| field.name.eq_ignore_ascii_case(kept))
+                && !KEPT.iter().any(|kept| field.name.eq_ignore_ascii_case(kept))
             {
                 self.removed |= 1 << index;
             }
@@ -341,11 +294,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
             && self.version == Version::Http11
             && self.body == RequestBody::None;
         if self.websocket {
-            for (index, _) in fields
-                .iter()
-                .enumerate()
-                .filter(|(_, f)| f.name.eq_ignore_ascii_case("upgrade"))
-            {
+            for (index, _) in fields.iter().enumerate().filter(|(_, f)| f.name.eq_ignore_ascii_case("upgrade")) {
                 self.removed &= !(1 << index);
             }
         }
@@ -363,10 +312,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
                 self.expects_continue = self.body != RequestBody::None;
                 Ok(())
             }
-            Some(_) => Err(Refusal::new(
-                Reason::Expectation,
-                "an expectation other than 100-continue",
-            )),
+            Some(_) => Err(Refusal::new(Reason::Expectation, "an expectation other than 100-continue")),
         }
     }
 
@@ -380,9 +326,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
 
     /// Whether the fields say that this is a gRPC request.
     pub(crate) fn is_grpc(&self) -> bool {
-        self.named("content-type")
-            .next()
-            .is_some_and(|value| crate::http::respond::is_grpc(value))
+        self.named("content-type").next().is_some_and(|value| crate::http::respond::is_grpc(value))
     }
 
     /// Trailer fields that the client announced.
@@ -414,26 +358,17 @@ impl<'h, 'b> RequestHead<'h, 'b> {
             Version::Http11 => b" HTTP/1.1\r\n",
         });
         let mut connection_written = false;
-        for (_, field) in self
-            .fields
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| self.removed >> i & 1 == 0)
-        {
+        for (_, field) in self.fields.iter().enumerate().filter(|(i, _)| self.removed >> i & 1 == 0) {
             let mut value = field.value;
             let number;
             if let (Some(host), true) = (rewrite.host, field.name.eq_ignore_ascii_case("host")) {
                 value = host;
-            } else if let (Some(length), true) = (
-                rewrite.content_length,
-                field.name.eq_ignore_ascii_case("content-length"),
-            ) {
+            } else if let (Some(length), true) =
+                (rewrite.content_length, field.name.eq_ignore_ascii_case("content-length"))
+            {
                 number = length.to_string();
                 value = number.as_bytes();
-            } else if let (Some(options), true) = (
-                &rewrite.connection,
-                field.name.eq_ignore_ascii_case("connection"),
-            ) {
+            } else if let (Some(options), true) = (&rewrite.connection, field.name.eq_ignore_ascii_case("connection")) {
                 if connection_written || options.is_empty() {
                     continue;
                 }
@@ -456,24 +391,13 @@ impl Headers for RequestHead<'_, '_> {
         for (index, field) in self.fields.iter().enumerate() {
             if self.removed >> index & 1 == 0 && field.name.eq_ignore_ascii_case(name) {
                 match (&self.rewrite, name) {
-                    (
-                        Rewrite {
-                            connection: Some(options),
-                            ..
-                        },
-                        "connection",
-                    ) => {
+                    (Rewrite { connection: Some(options), .. }, "connection") => {
                         if !options.is_empty() {
                             visit(options);
                         }
                         return;
                     }
-                    (
-                        Rewrite {
-                            host: Some(host), ..
-                        },
-                        "host",
-                    ) => visit(host),
+                    (Rewrite { host: Some(host), .. }, "host") => visit(host),
                     _ => visit(field.value),
                 }
             }
@@ -505,10 +429,7 @@ fn split_absolute(target: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     if !scheme.eq_ignore_ascii_case(b"http") {
         return Err(Refusal::malformed("the target's scheme is not http"));
     }
-    let end = rest
-        .iter()
-        .position(|b| matches!(b, b'/' | b'?' | b'#'))
-        .unwrap_or(rest.len());
+    let end = rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     if path.first().is_some_and(|&b| b != b'/') {
         return Err(Refusal::malformed("an absolute target without a path"));

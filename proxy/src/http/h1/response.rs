@@ -35,6 +35,12 @@ pub(crate) enum ResponseError {
     /// 101 to a request that did not ask for it.
     #[error("the response switches protocols although nobody asked")]
     UnexpectedUpgrade,
+    /// A line that ends without CR.
+    #[error("the response head has a line that ends without CR")]
+    BareLineFeed,
+    /// No end within the limit.
+    #[error("the response head is over the limit")]
+    TooLong,
     /// More than [`MAX_INTERIM`] interim responses.
     #[error("more than {MAX_INTERIM} interim responses")]
     TooManyInterim,
@@ -57,6 +63,8 @@ pub(crate) struct ResponseHead {
     pub(crate) body: ResponseBody,
     /// The upstream ends its connection after this response, or speaks HTTP/1.0 without keep-alive.
     pub(crate) close: bool,
+    /// The upstream said `keep-alive` in so many words, which an HTTP/1.0 client needs to hear.
+    pub(crate) keep_alive: bool,
 }
 
 impl ResponseHead {
@@ -75,13 +83,12 @@ impl ResponseHead {
             Ok(_) => return Err(ResponseError::End),
             Err(error) => return Err(ResponseError::Syntax(error)),
         }
-        let status = parsed
-            .code
-            .filter(|code| (100..600).contains(code))
-            .ok_or(ResponseError::Status)?;
+        let status = parsed.code.filter(|code| (100..600).contains(code)).ok_or(ResponseError::Status)?;
         let mut length = None;
         let mut chunked = false;
-        let mut close = parsed.version == Some(0);
+        let old = parsed.version == Some(0);
+        let mut close_stated = false;
+        let mut keep_alive = false;
         for field in parsed.headers.iter() {
             if field.name.eq_ignore_ascii_case("content-length") {
                 if length.is_some() {
@@ -99,16 +106,14 @@ impl ResponseHead {
             } else if field.name.eq_ignore_ascii_case("connection") {
                 for option in field.value.split(|&b| b == b',').map(|o| o.trim_ascii()) {
                     if option.eq_ignore_ascii_case(b"close") {
-                        close = true;
-                    } else if option.eq_ignore_ascii_case(b"keep-alive")
-                        && parsed.version == Some(0)
-                    {
-                        close = false;
+                        close_stated = true;
+                    } else if option.eq_ignore_ascii_case(b"keep-alive") {
+                        keep_alive = true;
                     }
                 }
             }
         }
-        if chunked && (length.is_some() || parsed.version == Some(0)) {
+        if chunked && (length.is_some() || old) {
             return Err(ResponseError::Framing);
         }
         let bodiless = to_head || status < 200 || status == 204 || status == 304;
@@ -118,12 +123,8 @@ impl ResponseHead {
             (false, false, Some(length)) => ResponseBody::Length(length),
             (false, false, None) => ResponseBody::UntilClose,
         };
-        let close = close || body == ResponseBody::UntilClose;
-        Ok(Self {
-            status,
-            body,
-            close,
-        })
+        let close = close_stated || (old && !keep_alive) || body == ResponseBody::UntilClose;
+        Ok(Self { status, body, close, keep_alive })
     }
 }
 
@@ -132,8 +133,7 @@ pub(crate) fn with_close(head: &[u8]) -> Vec<u8> {
     let mut storage = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let Ok(httparse::Status::Complete(_)) =
-        config.parse_response_with_uninit_headers(&mut parsed, head, &mut storage)
+    let Ok(httparse::Status::Complete(_)) = config.parse_response_with_uninit_headers(&mut parsed, head, &mut storage)
     else {
         return head.to_vec();
     };
@@ -141,8 +141,7 @@ pub(crate) fn with_close(head: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(head.len() + 24);
     out.extend_from_slice(&head[..first_line]);
     for field in parsed.headers.iter() {
-        let hop = field.name.eq_ignore_ascii_case("connection")
-            || field.name.eq_ignore_ascii_case("keep-alive");
+        let hop = field.name.eq_ignore_ascii_case("connection") || field.name.eq_ignore_ascii_case("keep-alive");
         if !hop {
             write_field(&mut out, field.name.as_bytes(), field.value);
         }
@@ -162,53 +161,24 @@ mod tests {
     #[test]
     fn framing() {
         for (head, expected) in [
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
-                (200, ResponseBody::Length(5), false),
-            ),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-                (200, ResponseBody::None, true),
-            ),
-            (
-                "HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n",
-                (200, ResponseBody::Chunked, false),
-            ),
-            (
-                "HTTP/1.1 200 OK\r\n\r\n",
-                (200, ResponseBody::UntilClose, true),
-            ),
-            (
-                "HTTP/1.1 204 No Content\r\n\r\n",
-                (204, ResponseBody::None, false),
-            ),
-            (
-                "HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n",
-                (304, ResponseBody::None, false),
-            ),
-            (
-                "HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n",
-                (200, ResponseBody::Length(1), true),
-            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", (200, ResponseBody::Length(5), false)),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", (200, ResponseBody::None, true)),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n", (200, ResponseBody::Chunked, false)),
+            ("HTTP/1.1 200 OK\r\n\r\n", (200, ResponseBody::UntilClose, true)),
+            ("HTTP/1.1 204 No Content\r\n\r\n", (204, ResponseBody::None, false)),
+            ("HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n", (304, ResponseBody::None, false)),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n", (200, ResponseBody::Length(1), true)),
             (
                 "HTTP/1.0 200 OK\r\nContent-Length: 1\r\nConnection: Keep-Alive\r\n\r\n",
                 (200, ResponseBody::Length(1), false),
             ),
-            (
-                "HTTP/1.1 100 Continue\r\n\r\n",
-                (100, ResponseBody::None, false),
-            ),
-            (
-                "HTTP/1.1 200\r\nContent-Length: 1\r\n\r\n",
-                (200, ResponseBody::Length(1), false),
-            ),
+            ("HTTP/1.1 100 Continue\r\n\r\n", (100, ResponseBody::None, false)),
+            ("HTTP/1.1 200\r\nContent-Length: 1\r\n\r\n", (200, ResponseBody::Length(1), false)),
         ] {
             assert_eq!(parse(head), Ok(expected), "{head}");
         }
         assert_eq!(
-            ResponseHead::parse(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true)
-                .unwrap()
-                .body,
+            ResponseHead::parse(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true).unwrap().body,
             ResponseBody::None
         );
     }
@@ -217,39 +187,15 @@ mod tests {
     #[test]
     fn refused() {
         for (head, expected) in [
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-                ResponseError::Framing,
-            ),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-                ResponseError::Framing,
-            ),
-            (
-                "HTTP/1.1 200 OK\r\nTransfer-Encoding: xchunked\r\n\r\n",
-                ResponseError::TransferCoding,
-            ),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
-                ResponseError::Length,
-            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", ResponseError::Framing),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", ResponseError::Framing),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: xchunked\r\n\r\n", ResponseError::TransferCoding),
+            ("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", ResponseError::Length),
             ("HTTP/1.1 999 OK\r\n\r\n", ResponseError::Status),
-            (
-                "HTTP/1.1 1000 OK\r\n\r\n",
-                ResponseError::Syntax(httparse::Error::Status),
-            ),
-            (
-                "HTTP/1.1 200 OK\r\nX: a\x00\r\n\r\n",
-                ResponseError::Syntax(httparse::Error::HeaderValue),
-            ),
-            (
-                "HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n",
-                ResponseError::Syntax(httparse::Error::HeaderName),
-            ),
-            (
-                "okHTTP/1.1 200 OK\r\n\r\n",
-                ResponseError::Syntax(httparse::Error::Version),
-            ),
+            ("HTTP/1.1 1000 OK\r\n\r\n", ResponseError::Syntax(httparse::Error::Status)),
+            ("HTTP/1.1 200 OK\r\nX: a\x00\r\n\r\n", ResponseError::Syntax(httparse::Error::HeaderValue)),
+            ("HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n", ResponseError::Syntax(httparse::Error::HeaderName)),
+            ("okHTTP/1.1 200 OK\r\n\r\n", ResponseError::Syntax(httparse::Error::Version)),
         ] {
             assert_eq!(parse(head), Err(expected), "{head}");
         }
@@ -258,9 +204,6 @@ mod tests {
     #[test]
     fn closing() {
         let head = b"HTTP/1.1 200 Fine\r\nX-A: 1\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\n";
-        assert_eq!(
-            with_close(head),
-            b"HTTP/1.1 200 Fine\r\nX-A: 1\r\nconnection: close\r\n\r\n"
-        );
+        assert_eq!(with_close(head), b"HTTP/1.1 200 Fine\r\nX-A: 1\r\nconnection: close\r\n\r\n");
     }
 }

@@ -38,10 +38,7 @@ pub(crate) struct TrailerError;
 
 /// Rewrites a complete trailer `section` (its final empty line included) with the fields that may pass. Requests pass
 /// only the fields in `announced`; responses (`None`) all that are not forbidden.
-pub(crate) fn filter(
-    section: &[u8],
-    announced: Option<&[Vec<u8>]>,
-) -> Result<Vec<u8>, TrailerError> {
+pub(crate) fn filter(section: &[u8], announced: Option<&[Vec<u8>]>) -> Result<Vec<u8>, TrailerError> {
     let mut storage = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
     let (length, fields) = match httparse::parse_headers(section, &mut storage) {
         Ok(httparse::Status::Complete(parsed)) => parsed,
@@ -52,14 +49,9 @@ pub(crate) fn filter(
     }
     let mut out = Vec::with_capacity(section.len());
     for field in fields {
-        let forbidden = FORBIDDEN
-            .iter()
-            .any(|name| field.name.eq_ignore_ascii_case(name));
-        let passes = announced.is_none_or(|names| {
-            names
-                .iter()
-                .any(|name| field.name.as_bytes().eq_ignore_ascii_case(name))
-        });
+        let forbidden = FORBIDDEN.iter().any(|name| field.name.eq_ignore_ascii_case(name));
+        let passes =
+            announced.is_none_or(|names| names.iter().any(|name| field.name.as_bytes().eq_ignore_ascii_case(name)));
         if !forbidden && passes {
             write_field(&mut out, field.name.as_bytes(), field.value);
         }
@@ -76,26 +68,15 @@ mod tests {
     fn only_announced_and_harmless_fields_pass() {
         let section = b"Checksum: 1\r\nContent-Length: 9\r\nX-Auth: admin\r\nHost: evil\r\n\r\n";
         let announced = [b"checksum".to_vec(), b"host".to_vec()];
-        assert_eq!(
-            filter(section, Some(&announced)).unwrap(),
-            b"Checksum: 1\r\n\r\n"
-        );
+        assert_eq!(filter(section, Some(&announced)).unwrap(), b"Checksum: 1\r\n\r\n");
         assert_eq!(filter(section, Some(&[])).unwrap(), b"\r\n");
-        assert_eq!(
-            filter(section, None).unwrap(),
-            b"Checksum: 1\r\nX-Auth: admin\r\n\r\n"
-        );
+        assert_eq!(filter(section, None).unwrap(), b"Checksum: 1\r\nX-Auth: admin\r\n\r\n");
     }
 
     #[test]
     fn malformed() {
         for section in [&b"bad name: 1\r\n\r\n"[..], b"a\r\n\r\n", b"a: b\r\n"] {
-            assert_eq!(
-                filter(section, None),
-                Err(TrailerError),
-                "{}",
-                String::from_utf8_lossy(section)
-            );
+            assert_eq!(filter(section, None), Err(TrailerError), "{}", String::from_utf8_lossy(section));
         }
     }
 }

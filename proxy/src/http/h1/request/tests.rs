@@ -1,11 +1,8 @@
 use super::*;
 use crate::config::EscapedSlashes;
 
-const CILIUM: Normalize = Normalize {
-    path: true,
-    merge_slashes: true,
-    escaped_slashes: EscapedSlashes::UnescapeAndRedirect,
-};
+const CILIUM: Normalize =
+    Normalize { path: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndRedirect };
 
 fn with<T>(head: &[u8], f: impl FnOnce(Result<RequestHead<'_, '_>, Refusal>) -> T) -> T {
     let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
@@ -13,18 +10,14 @@ fn with<T>(head: &[u8], f: impl FnOnce(Result<RequestHead<'_, '_>, Refusal>) -> 
 }
 
 fn reason(head: &str) -> Option<Reason> {
-    with(head.as_bytes(), |result| {
-        result.err().map(|refusal| refusal.reason)
-    })
+    with(head.as_bytes(), |result| result.err().map(|refusal| refusal.reason))
 }
 
 /// What goes upstream, as text.
 fn forwarded(head: &str) -> String {
     with(head.as_bytes(), |result| {
         let request = result.unwrap();
-        let bytes = request
-            .rewritten(head.as_bytes())
-            .unwrap_or_else(|| head.as_bytes().to_vec());
+        let bytes = request.rewritten(head.as_bytes()).unwrap_or_else(|| head.as_bytes().to_vec());
         String::from_utf8_lossy(&bytes).into_owned()
     })
 }
@@ -35,102 +28,32 @@ fn refused() {
     use Reason::*;
     let h = "Host: a\r\n";
     for (head, expected) in [
+        (format!("POST / HTTP/1.1\r\n{h}Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n"), MalformedRequest),
+        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: xchunked\r\n\r\n"), TransferCoding),
+        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: chunked, identity\r\n\r\n"), TransferCoding),
+        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: identity, chunked\r\n\r\n"), TransferCoding),
         (
-            format!(
-                "POST / HTTP/1.1\r\n{h}Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n"
-            ),
+            format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"),
             MalformedRequest,
         ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: xchunked\r\n\r\n"),
-            TransferCoding,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: chunked, identity\r\n\r\n"),
-            TransferCoding,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: identity, chunked\r\n\r\n"),
-            TransferCoding,
-        ),
-        (
-            format!(
-                "POST / HTTP/1.1\r\n{h}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"
-            ),
-            MalformedRequest,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: ,chunked\r\n\r\n"),
-            TransferCoding,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: \x0bchunked\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding : chunked\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding:\r\n chunked\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("POST / HTTP/1.0\r\n{h}Transfer-Encoding: chunked\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: \r\n\r\n"),
-            TransferCoding,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Content-Length: 3\r\nContent-Length: 3\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Content-Length: 3, 3\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Content-Length: +3\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Content-Length: 0x3\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Content-Length: \r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\n{h}Content-Length: 18446744073709551616\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("GET / HTTP/1.1\r\n{h}X: a\rY: b\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("GET / HTTP/1.1\r\n{h}X: a\x00b\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("GET / HTTP/1.1\r\n{h}X: a\r\n b\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            "GET / HTTP/1.1\r\n Host: a\r\n\r\n".into(),
-            MalformedRequest,
-        ),
-        (
-            format!("GET / HTTP/1.1\r\n{h}Xabc\r\n\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("GET / HTTP/1.1\r\n{h}X Y: 1\r\n\r\n"),
-            MalformedRequest,
-        ),
+        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: ,chunked\r\n\r\n"), TransferCoding),
+        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: \x0bchunked\r\n\r\n"), MalformedRequest),
+        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding : chunked\r\n\r\n"), MalformedRequest),
+        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding:\r\n chunked\r\n\r\n"), MalformedRequest),
+        (format!("POST / HTTP/1.0\r\n{h}Transfer-Encoding: chunked\r\n\r\n"), MalformedRequest),
+        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: \r\n\r\n"), TransferCoding),
+        (format!("POST / HTTP/1.1\r\n{h}Content-Length: 3\r\nContent-Length: 3\r\n\r\n"), MalformedRequest),
+        (format!("POST / HTTP/1.1\r\n{h}Content-Length: 3, 3\r\n\r\n"), MalformedRequest),
+        (format!("POST / HTTP/1.1\r\n{h}Content-Length: +3\r\n\r\n"), MalformedRequest),
+        (format!("POST / HTTP/1.1\r\n{h}Content-Length: 0x3\r\n\r\n"), MalformedRequest),
+        (format!("POST / HTTP/1.1\r\n{h}Content-Length: \r\n\r\n"), MalformedRequest),
+        (format!("POST / HTTP/1.1\r\n{h}Content-Length: 18446744073709551616\r\n\r\n"), MalformedRequest),
+        (format!("GET / HTTP/1.1\r\n{h}X: a\rY: b\r\n\r\n"), MalformedRequest),
+        (format!("GET / HTTP/1.1\r\n{h}X: a\x00b\r\n\r\n"), MalformedRequest),
+        (format!("GET / HTTP/1.1\r\n{h}X: a\r\n b\r\n\r\n"), MalformedRequest),
+        ("GET / HTTP/1.1\r\n Host: a\r\n\r\n".into(), MalformedRequest),
+        (format!("GET / HTTP/1.1\r\n{h}Xabc\r\n\r\n"), MalformedRequest),
+        (format!("GET / HTTP/1.1\r\n{h}X Y: 1\r\n\r\n"), MalformedRequest),
         (format!("GET  /  HTTP/1.1\r\n{h}\r\n"), MalformedRequest),
         (format!("GET\t/ HTTP/1.1\r\n{h}\r\n"), MalformedRequest),
         (format!("GET / x HTTP/1.1\r\n{h}\r\n"), MalformedRequest),
@@ -138,41 +61,23 @@ fn refused() {
         (format!("GET / HTTP/1.2\r\n{h}\r\n"), MalformedRequest),
         (format!("GET / HTTP/2.0\r\n{h}\r\n"), MalformedRequest),
         (format!("GET / http/1.1\r\n{h}\r\n"), MalformedRequest),
-        (
-            format!("GET / HTTP/1.1\r\n{h}{}\r\n", "X: y\r\n".repeat(100)),
-            HeadersTooLarge,
-        ),
+        (format!("GET / HTTP/1.1\r\n{h}{}\r\n", "X: y\r\n".repeat(100)), HeadersTooLarge),
         ("GET / HTTP/1.1\r\n\r\n".into(), BadAuthority),
         (format!("GET / HTTP/1.1\r\n{h}{h}\r\n"), BadAuthority),
         ("GET / HTTP/1.1\r\nHost: a, b\r\n\r\n".into(), BadAuthority),
         ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n".into(), BadAuthority),
         ("GET / HTTP/1.1\r\nHost:\r\n\r\n".into(), BadAuthority),
-        (
-            format!("GET https://a/x HTTP/1.1\r\n{h}\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("GET ftp://a/x HTTP/1.1\r\n{h}\r\n"),
-            MalformedRequest,
-        ),
-        (
-            format!("GET http://a@evil/x HTTP/1.1\r\n{h}\r\n"),
-            BadAuthority,
-        ),
-        (
-            format!("CONNECT a:80 HTTP/1.1\r\n{h}\r\n"),
-            MethodNotSupported,
-        ),
+        (format!("GET https://a/x HTTP/1.1\r\n{h}\r\n"), MalformedRequest),
+        (format!("GET ftp://a/x HTTP/1.1\r\n{h}\r\n"), MalformedRequest),
+        (format!("GET http://a@evil/x HTTP/1.1\r\n{h}\r\n"), BadAuthority),
+        (format!("CONNECT a:80 HTTP/1.1\r\n{h}\r\n"), MethodNotSupported),
         (format!("TRACE / HTTP/1.1\r\n{h}\r\n"), MethodNotSupported),
         (format!("GET * HTTP/1.1\r\n{h}\r\n"), MalformedRequest),
         (format!("GET a:80 HTTP/1.1\r\n{h}\r\n"), MalformedRequest),
         (format!("GET admin HTTP/1.1\r\n{h}\r\n"), MalformedRequest),
         (format!("GET /a%00 HTTP/1.1\r\n{h}\r\n"), AmbiguousPath),
         (format!("GET /a#b HTTP/1.1\r\n{h}\r\n"), AmbiguousPath),
-        (
-            format!("GET / HTTP/1.1\r\n{h}Expect: 200-ok\r\n\r\n"),
-            Expectation,
-        ),
+        (format!("GET / HTTP/1.1\r\n{h}Expect: 200-ok\r\n\r\n"), Expectation),
     ] {
         assert_eq!(reason(&head), Some(expected), "{head}");
     }
@@ -190,27 +95,16 @@ fn accepted_and_unchanged() {
         "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-Continue\r\n\r\n",
     ] {
-        with(head.as_bytes(), |result| {
-            assert_eq!(result.unwrap().rewritten(head.as_bytes()), None, "{head}")
-        });
+        with(head.as_bytes(), |result| assert_eq!(result.unwrap().rewritten(head.as_bytes()), None, "{head}"));
     }
 }
 
 #[test]
 fn rewritten() {
     for (head, expected) in [
-        (
-            "GET /a/../b?c HTTP/1.1\r\nhost: a\r\n\r\n",
-            "GET /b?c HTTP/1.1\r\nhost: a\r\n\r\n",
-        ),
-        (
-            "GET http://evil/x HTTP/1.1\r\nX: 1\r\nHost: a\r\n\r\n",
-            "GET /x HTTP/1.1\r\nX: 1\r\nHost: evil\r\n\r\n",
-        ),
-        (
-            "GET http://evil HTTP/1.0\r\n\r\n",
-            "GET / HTTP/1.0\r\nHost: evil\r\n\r\n",
-        ),
+        ("GET /a/../b?c HTTP/1.1\r\nhost: a\r\n\r\n", "GET /b?c HTTP/1.1\r\nhost: a\r\n\r\n"),
+        ("GET http://evil/x HTTP/1.1\r\nX: 1\r\nHost: a\r\n\r\n", "GET /x HTTP/1.1\r\nX: 1\r\nHost: evil\r\n\r\n"),
+        ("GET http://evil HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\nHost: evil\r\n\r\n"),
         (
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 010\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n",
@@ -259,18 +153,10 @@ fn properties() {
     with(head, |result| {
         let request = result.unwrap();
         assert_eq!(request.body, RequestBody::Length(5));
-        assert_eq!(
-            (request.authority, request.canonical_path()),
-            (&b"h:1"[..], &b"/a"[..])
-        );
+        assert_eq!((request.authority, request.canonical_path()), (&b"h:1"[..], &b"/a"[..]));
         assert!(request.close && !request.websocket);
         assert_eq!(request.announced_trailers(), [b"a", b"b"]);
     });
-    with(
-        b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
-        |result| assert!(!result.unwrap().close),
-    );
-    with(b"GET / HTTP/1.0\r\n\r\n", |result| {
-        assert!(result.unwrap().close)
-    });
+    with(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", |result| assert!(!result.unwrap().close));
+    with(b"GET / HTTP/1.0\r\n\r\n", |result| assert!(result.unwrap().close));
 }

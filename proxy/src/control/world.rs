@@ -1,0 +1,98 @@
+//! What workers decide by: one immutable value, replaced as a whole and visible to every worker at once.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::watch;
+use tollgate_policy::{EndpointKey, SecurityId, Snapshot};
+
+use crate::identity::IdentityTable;
+
+/// Policies and identities of one moment.
+#[derive(Debug)]
+pub struct World {
+    /// Counts publications; 0 before the first.
+    pub generation: u64,
+    /// When this generation was published; for status only.
+    pub published: Option<SystemTime>,
+    /// Whether any policy set was ever accepted. Until then nothing is known about any endpoint.
+    pub has_policy: bool,
+    /// Compiled policies.
+    pub policy: Arc<Snapshot>,
+    /// Identities of peers.
+    pub identities: Arc<IdentityTable>,
+}
+
+impl World {
+    /// Whether the endpoint at `address` has a policy.
+    pub fn knows(&self, address: IpAddr) -> bool {
+        !self.policy.endpoint(&EndpointKey::Address(address)).is_empty()
+    }
+
+    /// Identity of the peer at `address`.
+    pub fn identity(&self, address: IpAddr) -> SecurityId {
+        self.identities.lookup(address)
+    }
+}
+
+/// Holds the current [`World`]. Reading is one atomic load; publishing is done by the control side only.
+#[derive(Debug)]
+pub struct WorldStore {
+    current: ArcSwap<World>,
+    /// Serialises publishers; never touched by workers.
+    publishing: Mutex<()>,
+    generation: watch::Sender<u64>,
+}
+
+impl WorldStore {
+    /// A store with no policy yet, and the identities that configuration gives.
+    pub fn new(identities: IdentityTable) -> Self {
+        let world = World {
+            generation: 0,
+            published: None,
+            has_policy: false,
+            policy: Arc::new(Snapshot::empty()),
+            identities: Arc::new(identities),
+        };
+        Self { current: ArcSwap::from_pointee(world), publishing: Mutex::new(()), generation: watch::Sender::new(0) }
+    }
+
+    /// The current world. Do not hold the guard across an await: decide, then let go.
+    pub fn load(&self) -> Guard<Arc<World>> {
+        self.current.load()
+    }
+
+    /// Replaces the policies. When this returns, every decision taken by any worker from now on is taken by them: the
+    /// update may be acknowledged.
+    pub fn publish_policy(&self, policy: Snapshot) -> u64 {
+        self.publish(|world| World { has_policy: true, policy: Arc::new(policy), ..world })
+    }
+
+    /// Replaces the identities; see [`WorldStore::publish_policy`].
+    pub fn publish_identities(&self, identities: IdentityTable) -> u64 {
+        self.publish(|world| World { identities: Arc::new(identities), ..world })
+    }
+
+    fn publish(&self, change: impl FnOnce(World) -> World) -> u64 {
+        let _turn = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.current.load();
+        let generation = old.generation + 1;
+        let next = change(World {
+            generation,
+            published: Some(SystemTime::now()),
+            has_policy: old.has_policy,
+            policy: Arc::clone(&old.policy),
+            identities: Arc::clone(&old.identities),
+        });
+        self.current.store(Arc::new(next));
+        self.generation.send_replace(generation);
+        generation
+    }
+
+    /// Follows the generation, to judge long-lived flows again. One subscription per worker.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+}

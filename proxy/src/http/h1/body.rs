@@ -1,0 +1,198 @@
+//! Moves one HTTP/1 body from a reader to a writer: bytes as they came, every one of them accounted for by the framing.
+
+use std::cell::Cell;
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use super::buffer::Buffer;
+use super::chunked::{ChunkError, ChunkScanner};
+use super::head::{HeadEnd, HeadScanner};
+use super::trailers::{self, MAX_TRAILERS, TrailerError};
+use crate::tcp::fill;
+
+/// Most body bytes held per direction.
+const WINDOW: usize = 16 * 1024;
+
+/// Why a body could not be moved to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The sender failed.
+    #[error("reading the body: {0}")]
+    Read(io::Error),
+    /// The sender ended before the body did.
+    #[error("the body is truncated")]
+    Truncated,
+    /// The receiver failed.
+    #[error("writing the body: {0}")]
+    Write(io::Error),
+    /// Chunked framing that is not well formed.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    /// A trailer section that is not well formed or too long.
+    #[error(transparent)]
+    Trailers(#[from] TrailerError),
+}
+
+/// A place in a body, and how its end is found.
+#[derive(Debug)]
+pub(crate) enum Cursor {
+    /// Nothing is left.
+    Done,
+    /// So many bytes are left.
+    Length(u64),
+    /// Chunked.
+    Chunked(ChunkScanner),
+    /// Until the sender closes.
+    UntilClose,
+}
+
+impl Cursor {
+    /// Moves over `bytes` as far as they belong to the body and may be forwarded as they are.
+    pub(crate) fn advance(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
+        match self {
+            Self::Done => Ok(0),
+            Self::UntilClose => Ok(bytes.len()),
+            Self::Length(left) => {
+                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= n as u64;
+                if *left == 0 {
+                    *self = Self::Done;
+                }
+                Ok(n)
+            }
+            Self::Chunked(scanner) => {
+                let mut n = scanner.advance(bytes)?;
+                // The usual end, no trailer fields, goes out with the last chunk.
+                if scanner.at_trailers() && bytes[n..].starts_with(b"\r\n") {
+                    n += 2;
+                    *self = Self::Done;
+                }
+                Ok(n)
+            }
+        }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self, Self::Done)
+    }
+
+    fn at_trailers(&self) -> bool {
+        matches!(self, Self::Chunked(scanner) if scanner.at_trailers())
+    }
+}
+
+/// A body under way: where it stands, which trailer fields may pass, and the count of bytes moved (framing included).
+#[derive(Debug)]
+pub(crate) struct Relay<'a> {
+    pub(crate) cursor: Cursor,
+    /// Trailer fields that pass; `None`: all harmless ones.
+    pub(crate) trailers: Option<&'a [Vec<u8>]>,
+    pub(crate) count: &'a Cell<u64>,
+}
+
+impl Relay<'_> {
+    /// Moves the rest of the body, beginning with what `buffer` holds.
+    pub(crate) async fn run(
+        &mut self,
+        reader: &mut (impl AsyncRead + Unpin),
+        buffer: &mut Buffer,
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), BodyError> {
+        loop {
+            let n = self.cursor.advance(buffer.filled())?;
+            if n > 0 {
+                writer.write_all(&buffer.filled()[..n]).await.map_err(BodyError::Write)?;
+                buffer.consume(n);
+                self.count.set(self.count.get() + n as u64);
+            }
+            if self.cursor.is_done() {
+                return Ok(());
+            }
+            if self.cursor.at_trailers() {
+                let section = read_trailers(reader, buffer).await?;
+                let filtered = trailers::filter(&buffer.filled()[..section], self.trailers)?;
+                buffer.consume(section);
+                writer.write_all(&filtered).await.map_err(BodyError::Write)?;
+                self.cursor = Cursor::Done;
+                return Ok(());
+            }
+            if fill(reader, buffer, WINDOW).await.map_err(BodyError::Read)? == 0 {
+                return match self.cursor {
+                    Cursor::UntilClose => Ok(()),
+                    _ => Err(BodyError::Truncated),
+                };
+            }
+        }
+    }
+}
+
+/// Reads until `buffer` begins with a complete trailer section, and returns its length.
+async fn read_trailers(reader: &mut (impl AsyncRead + Unpin), buffer: &mut Buffer) -> Result<usize, BodyError> {
+    let mut scanner = HeadScanner::default();
+    loop {
+        match scanner.scan(buffer.filled()) {
+            HeadEnd::At(length) if length <= MAX_TRAILERS => return Ok(length),
+            HeadEnd::Partial if buffer.len() < MAX_TRAILERS => {}
+            _ => return Err(TrailerError.into()),
+        }
+        if fill(reader, buffer, MAX_TRAILERS * 2).await.map_err(BodyError::Read)? == 0 {
+            return Err(BodyError::Truncated);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::http::h1::buffer::BufferPool;
+
+    async fn relay(cursor: Cursor, input: &[u8], announced: &[Vec<u8>]) -> (Result<(), BodyError>, Vec<u8>, Vec<u8>) {
+        let count = Cell::new(0);
+        let mut relay = Relay { cursor, trailers: Some(announced), count: &count };
+        let mut buffer = Buffer::new(&Rc::new(BufferPool::default()));
+        let (mut reader, mut out) = (input, Vec::new());
+        let result = relay.run(&mut reader, &mut buffer, &mut out).await;
+        let rest = [buffer.filled(), reader].concat();
+        (result, out, rest)
+    }
+
+    fn chunked() -> Cursor {
+        Cursor::Chunked(ChunkScanner::request())
+    }
+
+    #[tokio::test]
+    async fn bodies_end_where_they_end() {
+        let (result, out, rest) = relay(Cursor::Length(3), b"abcGET", &[]).await;
+        assert!(result.is_ok());
+        assert_eq!((&out[..], &rest[..]), (&b"abc"[..], &b"GET"[..]));
+
+        let (result, out, rest) = relay(chunked(), b"3\r\nabc\r\n0\r\n\r\nGET", &[]).await;
+        assert!(result.is_ok());
+        assert_eq!((&out[..], &rest[..]), (&b"3\r\nabc\r\n0\r\n\r\n"[..], &b"GET"[..]));
+
+        let (result, out, _) = relay(Cursor::UntilClose, b"all", &[]).await;
+        assert!(result.is_ok());
+        assert_eq!(out, b"all");
+    }
+
+    #[tokio::test]
+    async fn trailers_are_filtered() {
+        let body = b"1\r\na\r\n0\r\nSum: 1\r\nHost: evil\r\n\r\nGET";
+        let (result, out, rest) = relay(chunked(), body, &[b"sum".to_vec()]).await;
+        assert!(result.is_ok());
+        assert_eq!((&out[..], &rest[..]), (&b"1\r\na\r\n0\r\nSum: 1\r\n\r\n"[..], &b"GET"[..]));
+    }
+
+    #[tokio::test]
+    async fn broken_bodies_never_end_well() {
+        assert!(matches!(relay(Cursor::Length(4), b"abc", &[]).await.0, Err(BodyError::Truncated)));
+        assert!(matches!(relay(chunked(), b"3\r\nab", &[]).await.0, Err(BodyError::Truncated)));
+        assert!(matches!(relay(chunked(), b"x\r\n", &[]).await.0, Err(BodyError::Chunk(_))));
+        assert!(matches!(relay(chunked(), b"0\r\nbad name: 1\r\n\r\n", &[]).await.0, Err(BodyError::Trailers(_))));
+        let long = [b"0\r\nX: ".as_slice(), &vec![b'a'; MAX_TRAILERS]].concat();
+        assert!(matches!(relay(chunked(), &long, &[]).await.0, Err(BodyError::Trailers(_))));
+    }
+}

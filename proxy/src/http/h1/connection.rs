@@ -1,0 +1,418 @@
+//! An HTTP/1 connection: request after request through decision, exchange and record.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tollgate_policy::Permit;
+
+use super::body::{Cursor, Relay};
+use super::buffer::Buffer;
+use super::chunked::ChunkScanner;
+use super::decide::{Decision, Forward, Reply, decide, refused, still_allowed};
+use super::exchange::{self, Completed, Downstream, ExchangeError, Paired, Progress};
+use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
+use super::request::{Refusal, RequestBody};
+use crate::flow::{OpenFlow, Outcome};
+use crate::http::respond::LocalReply;
+use crate::listener::connection::Connection;
+use crate::reason::Reason;
+use crate::tcp::{self, Counts, Ended, fill, pump_both};
+use crate::upstream;
+
+/// Body bytes of a refused request that are read and thrown away so that the connection can go on.
+const DISCARD_LIMIT: u64 = 64 * 1024;
+/// How long, and how much, a connection that we end is still read from, so that our last bytes arrive before the reset
+/// that unread bytes would cause (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 * 1024;
+/// Empty lines accepted before a request line (RFC 9112 section 2.2).
+const MAX_EMPTY_LINES: usize = 4;
+
+/// What happens to the downstream connection after a request.
+#[derive(Debug)]
+enum Next {
+    /// Read another request.
+    Continue,
+    /// Nothing more will come or go: close.
+    Close,
+    /// Close in order, but give our last bytes time to arrive.
+    Linger,
+    /// End it so that nobody takes what was sent for complete.
+    Reset,
+    /// A WebSocket was accepted.
+    Tunnel(Box<Tunnel>),
+}
+
+#[derive(Debug)]
+struct Tunnel {
+    flow: OpenFlow,
+    head: Buffer,
+}
+
+/// Serves `stream` to its end. `buffer` holds what was read from it already.
+pub(crate) async fn serve(connection: &Connection, mut stream: TcpStream, buffer: Buffer) {
+    let mut session = Session { connection, buffer, paired: None };
+    let (mut reader, mut writer) = stream.split();
+    let next = session.run(&mut reader, &mut writer).await;
+    let Session { buffer, paired, .. } = session;
+    match (next, paired) {
+        (Next::Tunnel(tunnel), Some(paired)) => serve_tunnel(connection, *tunnel, stream, buffer, paired).await,
+        (Next::Linger, paired) => {
+            drop(paired);
+            linger(&mut reader, &mut writer).await;
+        }
+        (Next::Reset | Next::Tunnel(_), paired) => {
+            if let Some(paired) = paired {
+                tollgate_net::reset(paired.stream);
+            }
+            tollgate_net::reset(stream);
+        }
+        (Next::Close | Next::Continue, _) => {}
+    }
+}
+
+struct Session<'c> {
+    connection: &'c Connection,
+    /// Bytes read from the client and not yet used.
+    buffer: Buffer,
+    paired: Option<Paired>,
+}
+
+/// What waiting for a request head led to.
+enum NextHead {
+    /// The head is the first so many bytes of the buffer.
+    Complete(usize, Instant),
+    /// The client is done, or we are.
+    End,
+    /// What came is no head that can be taken.
+    Refused(Refusal, Instant),
+}
+
+impl Session<'_> {
+    async fn run(&mut self, reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) -> Next {
+        loop {
+            let next = match self.next_head(reader).await {
+                NextHead::End => return Next::Close,
+                NextHead::Refused(refusal, started) => {
+                    let decision = refused(self.connection, refusal, started);
+                    self.act(decision, Buffer::new(&self.connection.worker.buffers), reader, writer).await
+                }
+                NextHead::Complete(length, started) => {
+                    let head = self.buffer.split_front(length);
+                    let decision = decide(self.connection, head.filled(), started);
+                    self.act(decision, head, reader, writer).await
+                }
+            };
+            if !matches!(next, Next::Continue) {
+                return next;
+            }
+        }
+    }
+
+    async fn act(
+        &mut self,
+        decision: Decision,
+        head: Buffer,
+        reader: &mut ReadHalf<'_>,
+        writer: &mut WriteHalf<'_>,
+    ) -> Next {
+        match decision {
+            Decision::Reply(reply) => self.reply(*reply, reader, writer).await,
+            Decision::Forward(forward) => self.forward(*forward, head, reader, writer).await,
+        }
+    }
+
+    /// Waits for a complete request head. An idle connection waits as long as both ends like; one that has begun a head
+    /// has `request_head_timeout` to end it.
+    async fn next_head(&mut self, reader: &mut ReadHalf<'_>) -> NextHead {
+        if self.buffer.is_empty() && !self.wait_for_bytes(reader).await {
+            return NextHead::End;
+        }
+        let started = Instant::now();
+        let mut scanner = HeadScanner::default();
+        let mut empty_lines = 0;
+        let mut deadline = None;
+        loop {
+            while scanner.is_fresh() && self.buffer.filled().starts_with(b"\r\n") && empty_lines < MAX_EMPTY_LINES {
+                self.buffer.consume(2);
+                empty_lines += 1;
+            }
+            let refusal = match scanner.scan(self.buffer.filled()) {
+                HeadEnd::At(length) => return NextHead::Complete(length, started),
+                HeadEnd::Partial => None,
+                HeadEnd::BareLineFeed => Some((Reason::MalformedRequest, "a line ends without CR")),
+                HeadEnd::TooLong { in_first_line: true } => {
+                    Some((Reason::TargetTooLong, "the request line is over 60 KiB"))
+                }
+                HeadEnd::TooLong { in_first_line: false } => Some((Reason::HeadersTooLarge, "the head is over 60 KiB")),
+            };
+            if let Some((reason, detail)) = refusal {
+                return NextHead::Refused(Refusal { reason, detail: detail.to_owned() }, started);
+            }
+            let deadline = *deadline.get_or_insert_with(|| {
+                tokio::time::Instant::now() + self.connection.listener.config.request_head_timeout
+            });
+            match tokio::time::timeout_at(deadline, fill(reader, &mut self.buffer, MAX_HEAD)).await {
+                Ok(Ok(0) | Err(_)) => return NextHead::End,
+                Ok(Ok(_)) => {}
+                Err(_elapsed) => {
+                    let detail = "the request head did not end in time".to_owned();
+                    return NextHead::Refused(Refusal { reason: Reason::DownstreamTimeout, detail }, started);
+                }
+            }
+        }
+    }
+
+    /// Waits between requests. False when the connection ends: the client closed it, its upstream did, or we drain.
+    async fn wait_for_bytes(&mut self, reader: &mut ReadHalf<'_>) -> bool {
+        loop {
+            if self.connection.worker.signals.state().draining {
+                return false;
+            }
+            let upstream_ended = async {
+                match &mut self.paired {
+                    // Whatever an idle upstream does, a byte of it belongs to no response.
+                    Some(paired) => drop(paired.stream.readable().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                read = fill(reader, &mut self.buffer, MAX_HEAD) => return matches!(read, Ok(1..)),
+                () = upstream_ended => {
+                    // A client that would see the upstream's close without us sees it with us.
+                    if self.drop_ended_upstream() {
+                        return false;
+                    }
+                }
+                _ = self.connection.subscription.changed() => {}
+            }
+        }
+    }
+
+    /// Lets go of an upstream that has closed or has sent bytes nobody asked for. Returns whether it did.
+    fn drop_ended_upstream(&mut self) -> bool {
+        let Some(paired) = &self.paired else { return false };
+        let mut byte = [0];
+        let usable = paired.buffer.is_empty()
+            && matches!(paired.stream.try_read(&mut byte), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
+        if !usable {
+            self.paired = None;
+        }
+        !usable
+    }
+
+    /// Sends an answer of our own and makes the connection ready for what follows, if anything can follow.
+    async fn reply(&mut self, reply: Reply, reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) -> Next {
+        let Reply { reply, mut flow, reason, body, expects_continue, to_head, close } = reply;
+        let draining = self.connection.worker.signals.state().draining;
+        let keep = !reply.close && !close && !draining && !expects_continue && body.is_some();
+        let keep = keep && !matches!(body, Some(RequestBody::Length(DISCARD_LIMIT..)));
+        if let Some(http) = &mut flow.record_mut().http {
+            http.status = reply.status;
+        }
+        let outcome = if reason.is_some() { Outcome::Denied } else { Outcome::Forwarded };
+        let sent = writer.write_all(&reply.to_http1(to_head, !keep)).await;
+        flow.finish(outcome, reason);
+        match sent {
+            Err(_) => Next::Close,
+            Ok(()) if keep && self.discard(body, reader).await => Next::Continue,
+            Ok(()) => Next::Linger,
+        }
+    }
+
+    /// Reads a refused request's body to its end. False when it is too long, malformed or slow.
+    async fn discard(&mut self, body: Option<RequestBody>, reader: &mut ReadHalf<'_>) -> bool {
+        let cursor = match body {
+            None => return false,
+            Some(RequestBody::None) => return true,
+            Some(RequestBody::Length(length)) => Cursor::Length(length),
+            Some(RequestBody::Chunked) => Cursor::Chunked(ChunkScanner::request()),
+        };
+        let count = std::cell::Cell::new(0);
+        let mut relay = Relay { cursor, trailers: None, count: &count };
+        let mut limited = reader.take(DISCARD_LIMIT);
+        let mut nowhere = tokio::io::sink();
+        let discard = relay.run(&mut limited, &mut self.buffer, &mut nowhere);
+        matches!(tokio::time::timeout(LINGER, discard).await, Ok(Ok(())))
+    }
+
+    /// Sends an admitted request on and its response back.
+    async fn forward(
+        &mut self,
+        mut forward: Forward,
+        head: Buffer,
+        reader: &mut ReadHalf<'_>,
+        writer: &mut WriteHalf<'_>,
+    ) -> Next {
+        self.drop_ended_upstream();
+        let mut paired = match self.paired.take() {
+            Some(paired) => paired,
+            None => match open_upstream(self.connection, &forward.permit, &forward).await {
+                Ok(paired) => paired,
+                Err(reason) => return self.fail(forward, reason, reader, writer).await,
+            },
+        };
+        forward.flow.record_mut().upstream = Some(paired.address);
+        forward.flow.if_dropped(Outcome::Failed, Some(Reason::Draining));
+        let progress = Progress::default();
+        let downstream = Downstream { reader, writer, buffer: &mut self.buffer };
+        let result = exchange::run(self.connection, &forward, head.filled(), downstream, &mut paired, &progress).await;
+        note_progress(&mut forward.flow, &progress);
+        let reused = std::mem::replace(&mut paired.reused, true);
+        match result {
+            Ok(Completed::Tunnel) => {
+                self.paired = Some(paired);
+                Next::Tunnel(Box::new(Tunnel { flow: forward.flow, head }))
+            }
+            Ok(completed) => {
+                forward.flow.finish(Outcome::Forwarded, None);
+                match completed {
+                    Completed::KeepAlive => {
+                        self.paired = Some(paired);
+                        Next::Continue
+                    }
+                    Completed::Early => Next::Linger,
+                    _ => Next::Close,
+                }
+            }
+            Err(error) => {
+                tollgate_net::reset(paired.stream);
+                tracing::debug!(downstream = %self.connection.downstream, %error, "exchange failed");
+                self.exchange_failed(forward, &error, reused, reader, writer).await
+            }
+        }
+    }
+
+    /// Ends a failed exchange the way its cause asks for; where nothing was sent yet, the client is told why.
+    async fn exchange_failed(
+        &mut self,
+        forward: Forward,
+        error: &ExchangeError,
+        reused: bool,
+        reader: &mut ReadHalf<'_>,
+        writer: &mut WriteHalf<'_>,
+    ) -> Next {
+        let started = forward.flow.http.as_ref().is_some_and(|http| http.status != 0);
+        let (outcome, reason) = match error {
+            ExchangeError::Downstream(_) => (Outcome::Failed, Reason::DownstreamReset),
+            ExchangeError::RequestBody(_) => (Outcome::Denied, Reason::MalformedRequest),
+            ExchangeError::NoResponse => (Outcome::Failed, Reason::UpstreamReset),
+            ExchangeError::Response(_) => (Outcome::Failed, Reason::UpstreamMalformed),
+            ExchangeError::ResponseBody(_) => (Outcome::Failed, Reason::UpstreamTruncated),
+            ExchangeError::Revoked => (Outcome::Denied, Reason::Revoked),
+        };
+        let gone = matches!(error, ExchangeError::Downstream(_));
+        // A reused connection that ends without an answer is an ordinary race of keep-alive; clients repeat the request
+        // themselves where that is safe, but only if they see the close and not a 503.
+        let race = reused && matches!(error, ExchangeError::NoResponse);
+        if started || gone || race {
+            forward.flow.finish(outcome, Some(reason));
+            return if race { Next::Close } else { Next::Reset };
+        }
+        if outcome == Outcome::Denied {
+            let config = &self.connection.listener.config;
+            let reply = LocalReply::refusal(reason, forward.grpc, &config.denied_body, config.reason_header);
+            let to_head = forward.to_head;
+            let reply = Reply {
+                reply,
+                flow: forward.flow,
+                reason: Some(reason),
+                body: None,
+                expects_continue: false,
+                to_head,
+                close: true,
+            };
+            return self.reply(reply, reader, writer).await;
+        }
+        self.fail(forward, reason, reader, writer).await
+    }
+
+    /// Answers for an upstream that could not.
+    async fn fail(
+        &mut self,
+        forward: Forward,
+        reason: Reason,
+        reader: &mut ReadHalf<'_>,
+        writer: &mut WriteHalf<'_>,
+    ) -> Next {
+        let config = &self.connection.listener.config;
+        let Forward { mut flow, body, grpc, to_head, close, .. } = forward;
+        let reply = LocalReply::refusal(reason, grpc, &config.denied_body, config.reason_header);
+        if let Some(http) = &mut flow.record_mut().http {
+            http.status = reply.status;
+        }
+        let keep = !reply.close && !close && body == RequestBody::None;
+        let sent = writer.write_all(&reply.to_http1(to_head, !keep)).await;
+        flow.finish(Outcome::Failed, Some(reason));
+        let _ = reader;
+        match sent {
+            Err(_) => Next::Close,
+            Ok(()) if keep => Next::Continue,
+            Ok(()) => Next::Linger,
+        }
+    }
+}
+
+/// Connects the upstream of this connection's first request, or of the first after its last upstream ended.
+async fn open_upstream(connection: &Connection, permit: &Permit, forward: &Forward) -> Result<Paired, Reason> {
+    let (stream, address): (TcpStream, SocketAddr) = upstream::open(connection, permit, forward.source).await?;
+    Ok(Paired { stream, address, buffer: Buffer::new(&connection.worker.buffers), reused: false })
+}
+
+fn note_progress(flow: &mut OpenFlow, progress: &Progress) {
+    flow.add_up(progress.up.get());
+    flow.add_down(progress.down.get());
+    if let Some(http) = &mut flow.record_mut().http {
+        http.status = progress.status.get();
+    }
+}
+
+/// Relays an accepted WebSocket until it ends or policy no longer allows its handshake.
+async fn serve_tunnel(
+    connection: &Connection,
+    tunnel: Tunnel,
+    mut downstream: TcpStream,
+    buffer: Buffer,
+    paired: Paired,
+) {
+    let Tunnel { flow, head } = tunnel;
+    let mut upstream = paired.stream;
+    let counts = Counts::default();
+    let revoked = async {
+        loop {
+            connection.subscription.changed().await;
+            if !still_allowed(connection, head.filled()) {
+                return;
+            }
+        }
+    };
+    let ended = tokio::select! {
+        biased;
+        ended = pump_both(&mut downstream, buffer, &mut upstream, paired.buffer, &counts) => ended,
+        () = revoked => Ended::Revoked,
+    };
+    tcp::finish(flow, ended, &counts, &downstream, &upstream);
+}
+
+/// Says that nothing more will come, and reads on for a moment.
+async fn linger(reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) {
+    if writer.shutdown().await.is_err() {
+        return;
+    }
+    let mut scratch = [0; 1024];
+    let mut left = LINGER_BYTES;
+    let drained = async {
+        while left > 0 {
+            match reader.read(&mut scratch).await {
+                Ok(n @ 1..) => left = left.saturating_sub(n),
+                _ => return,
+            }
+        }
+    };
+    // When the time is over the client has had its chance.
+    let _ = tokio::time::timeout(LINGER, drained).await;
+}

@@ -1,0 +1,160 @@
+//! From the bytes of one request head to a decision. Nothing here reads, writes or waits.
+
+use std::mem::MaybeUninit;
+use std::time::Instant;
+
+use tollgate_policy::{Permit, Request, SecurityId, Verdict};
+
+use super::head::MAX_FIELDS;
+use super::request::{FieldStorage, Refusal, RequestBody, RequestHead, Version};
+use crate::flow::{HttpRecord, OpenFlow, Protocol};
+use crate::http::canonical::CanonicalPath;
+use crate::http::respond::LocalReply;
+use crate::listener::connection::{Connection, note_admission, note_denial};
+use crate::reason::Reason;
+
+/// What is to be done with a request.
+#[derive(Debug)]
+pub(crate) enum Decision {
+    /// Send it on.
+    Forward(Box<Forward>),
+    /// Answer it here.
+    Reply(Box<Reply>),
+}
+
+/// An admitted request.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    pub(crate) permit: Permit,
+    pub(crate) flow: OpenFlow,
+    /// Head to send, when it differs from the bytes received.
+    pub(crate) rewritten: Option<Vec<u8>>,
+    pub(crate) body: RequestBody,
+    pub(crate) trailers: Vec<Vec<u8>>,
+    pub(crate) version: Version,
+    /// The method is HEAD, so that no response has a body.
+    pub(crate) to_head: bool,
+    pub(crate) websocket: bool,
+    pub(crate) close: bool,
+    pub(crate) grpc: bool,
+    pub(crate) source: SecurityId,
+}
+
+/// A request that is answered here.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) reply: LocalReply,
+    pub(crate) flow: OpenFlow,
+    /// Why; `None` for a redirect.
+    pub(crate) reason: Option<Reason>,
+    /// Body that is still to come; `None` where framing is not known.
+    pub(crate) body: Option<RequestBody>,
+    pub(crate) expects_continue: bool,
+    pub(crate) to_head: bool,
+    pub(crate) close: bool,
+}
+
+/// Decides about the request whose complete head is `head`.
+pub(crate) fn decide(connection: &Connection, head: &[u8], started: Instant) -> Decision {
+    let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let config = &connection.listener.config;
+    match RequestHead::parse(head, &mut storage, &config.normalize) {
+        Ok(request) => judge(connection, &request, head, started),
+        Err(refusal) => refused(connection, refusal, started),
+    }
+}
+
+/// A head that cannot be taken, as a reply that ends the connection.
+pub(crate) fn refused(connection: &Connection, refusal: Refusal, started: Instant) -> Decision {
+    let config = &connection.listener.config;
+    let flow = connection.open_flow(Protocol::Http11, started);
+    tracing::debug!(downstream = %connection.downstream, reason = refusal.reason.code(), detail = refusal.detail, "refused");
+    Decision::Reply(Box::new(Reply {
+        reply: LocalReply::refusal(refusal.reason, false, &config.denied_body, config.reason_header),
+        flow,
+        reason: Some(refusal.reason),
+        body: None,
+        expects_continue: false,
+        to_head: false,
+        close: true,
+    }))
+}
+
+fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], started: Instant) -> Decision {
+    let config = &connection.listener.config;
+    let protocol = match request.version {
+        Version::Http10 => Protocol::Http10,
+        Version::Http11 => Protocol::Http11,
+    };
+    let mut flow = connection.open_flow(protocol, started);
+    flow.record_mut().http = Some(HttpRecord {
+        method: request.method.into(),
+        authority: request.authority.into(),
+        path: cut(request.canonical_path()).into(),
+        status: 0,
+    });
+    let to_head = request.method == b"HEAD";
+    let reply = |flow, reply, reason| {
+        Decision::Reply(Box::new(Reply {
+            reply,
+            flow,
+            reason,
+            body: Some(request.body),
+            expects_continue: request.expects_continue,
+            to_head,
+            close: request.close,
+        }))
+    };
+    if let CanonicalPath::Redirect(location) = &request.path {
+        return reply(flow, LocalReply::redirect(location.clone()), None);
+    }
+    let judged = connection.judge_request(&policy_view(request));
+    match judged.verdict {
+        Verdict::Allow { rule, permit } => {
+            note_admission(&mut flow, judged.generation, rule);
+            Decision::Forward(Box::new(Forward {
+                permit,
+                flow,
+                rewritten: request.rewritten(head),
+                body: request.body,
+                trailers: if request.body == RequestBody::Chunked { request.announced_trailers() } else { Vec::new() },
+                version: request.version,
+                to_head,
+                websocket: request.websocket,
+                close: request.close,
+                grpc: request.is_grpc(),
+                source: judged.identities.source,
+            }))
+        }
+        Verdict::Deny { reason, nearest } => {
+            note_denial(&mut flow, judged.generation, nearest);
+            let reason = Reason::from(reason);
+            let local = LocalReply::refusal(reason, request.is_grpc(), &config.denied_body, config.reason_header);
+            reply(flow, local, Some(reason))
+        }
+    }
+}
+
+/// Whether the request of `head` would be admitted now; for exchanges that outlive the policy that admitted them.
+pub(crate) fn still_allowed(connection: &Connection, head: &[u8]) -> bool {
+    let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let Ok(request) = RequestHead::parse(head, &mut storage, &connection.listener.config.normalize) else {
+        return false;
+    };
+    matches!(connection.judge_request(&policy_view(&request)).verdict, Verdict::Allow { .. })
+}
+
+fn policy_view<'a>(request: &'a RequestHead<'_, '_>) -> Request<'a> {
+    Request {
+        method: request.method,
+        scheme: b"http",
+        authority: request.authority,
+        path: request.canonical_path(),
+        headers: request,
+    }
+}
+
+/// The part of a path that a record keeps.
+pub(crate) fn cut(path: &[u8]) -> &[u8] {
+    &path[..path.len().min(HttpRecord::MAX_PATH)]
+}

@@ -1,0 +1,275 @@
+//! One admitted request and its response, both directions at once, between a downstream and its upstream connection.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+
+use bytes::Buf;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use super::body::{BodyError, Cursor, Relay};
+use super::buffer::Buffer;
+use super::chunked::ChunkScanner;
+use super::decide::{Forward, still_allowed};
+use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
+use super::request::{RequestBody, Version};
+use super::response::{MAX_INTERIM, ResponseBody, ResponseError, ResponseHead, with_close};
+use crate::listener::connection::Connection;
+use crate::tcp::fill;
+
+/// Bytes read ahead of the response, at most: the next requests of a pipelining client.
+const PIPELINED: usize = 16 * 1024;
+
+/// The upstream connection that belongs to a downstream connection.
+#[derive(Debug)]
+pub(crate) struct Paired {
+    pub(crate) stream: TcpStream,
+    pub(crate) address: SocketAddr,
+    /// Bytes received and not yet forwarded.
+    pub(crate) buffer: Buffer,
+    /// Whether an exchange has used it before.
+    pub(crate) reused: bool,
+}
+
+/// How an exchange ended when nothing went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Completed {
+    /// Both connections may carry another exchange.
+    KeepAlive,
+    /// Both connections end.
+    Close,
+    /// The response came before the request's body had ended; the client may still be sending.
+    Early,
+    /// The upstream accepted the WebSocket: from here on both sides exchange bytes.
+    Tunnel,
+}
+
+/// What went wrong in an exchange.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExchangeError {
+    /// The client's connection failed.
+    #[error("downstream failed: {0}")]
+    Downstream(io::Error),
+    /// The client's body is malformed or ended early.
+    #[error("request body: {0}")]
+    RequestBody(BodyError),
+    /// The upstream closed or failed before it had answered.
+    #[error("the upstream ended without a response")]
+    NoResponse,
+    /// The response must not be forwarded.
+    #[error(transparent)]
+    Response(#[from] ResponseError),
+    /// The upstream ended in the middle of the response.
+    #[error("response body: {0}")]
+    ResponseBody(BodyError),
+    /// Policy changed and no longer allows the request.
+    #[error("policy no longer allows the request")]
+    Revoked,
+}
+
+/// What is known about an exchange while it runs, for its record and for what can still be said to the client.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Status of the final response, once any byte of it may have gone out; 0 before.
+    pub(crate) status: Cell<u16>,
+    pub(crate) up: Cell<u64>,
+    pub(crate) down: Cell<u64>,
+}
+
+/// The two halves of a downstream connection and what was read from it beyond the request's head.
+#[derive(Debug)]
+pub(crate) struct Downstream<'r, 'w, 'b> {
+    pub(crate) reader: &'b mut ReadHalf<'r>,
+    pub(crate) writer: &'b mut WriteHalf<'w>,
+    pub(crate) buffer: &'b mut Buffer,
+}
+
+/// Runs the exchange of `forward`, whose head is `head`.
+pub(crate) async fn run(
+    connection: &Connection,
+    forward: &Forward,
+    head: &[u8],
+    downstream: Downstream<'_, '_, '_>,
+    paired: &mut Paired,
+    progress: &Progress,
+) -> Result<Completed, ExchangeError> {
+    let Downstream { reader, writer, buffer } = downstream;
+    let Paired { stream, buffer: response_buffer, .. } = paired;
+    let (mut upstream_reader, mut upstream_writer) = stream.split();
+
+    let mut relay = Relay { cursor: cursor_of(forward.body), trailers: Some(&forward.trailers), count: &progress.up };
+    let wire = forward.rewritten.as_deref().unwrap_or(head);
+    send_head(wire, &mut relay, buffer, &mut upstream_writer).await?;
+    let body_sent = Cell::new(relay.cursor.is_done());
+    let request = async {
+        if !body_sent.get() {
+            relay.run(reader, buffer, &mut upstream_writer).await?;
+            body_sent.set(true);
+        }
+        watch(reader, buffer).await
+    };
+    let receiving = ResponseReceiver { connection, forward, progress };
+    let response = receiving.run(&mut upstream_reader, response_buffer, writer);
+    let revoked = async {
+        loop {
+            connection.subscription.changed().await;
+            if !still_allowed(connection, head) {
+                return;
+            }
+        }
+    };
+    tokio::pin!(request, response, revoked);
+    let completed = tokio::select! {
+        biased;
+        completed = &mut response => completed?,
+        Err(error) = &mut request => match error {
+            // The upstream may have answered before it stopped reading.
+            BodyError::Write(_) => response.await.map(|_| Completed::Early)?,
+            BodyError::Read(error) => return Err(ExchangeError::Downstream(error)),
+            error => return Err(ExchangeError::RequestBody(error)),
+        },
+        () = &mut revoked => return Err(ExchangeError::Revoked),
+    };
+    Ok(if body_sent.get() || completed == Completed::Tunnel { completed } else { Completed::Early })
+}
+
+fn cursor_of(body: RequestBody) -> Cursor {
+    match body {
+        RequestBody::None => Cursor::Done,
+        RequestBody::Length(length) => Cursor::Length(length),
+        RequestBody::Chunked => Cursor::Chunked(ChunkScanner::request()),
+    }
+}
+
+/// Sends the head with as much of the body as is there already, in one write.
+async fn send_head(
+    wire: &[u8],
+    relay: &mut Relay<'_>,
+    buffer: &mut Buffer,
+    writer: &mut WriteHalf<'_>,
+) -> Result<(), ExchangeError> {
+    let body = relay.cursor.advance(buffer.filled()).map_err(|error| ExchangeError::RequestBody(error.into()))?;
+    let mut both = wire.chain(&buffer.filled()[..body]);
+    writer.write_all_buf(&mut both).await.map_err(|_| ExchangeError::NoResponse)?;
+    buffer.consume(body);
+    relay.count.set(body as u64);
+    Ok(())
+}
+
+/// Once the request is sent, notices a client that goes away, and keeps what it sends ahead. A half-close is no reason to
+/// stop: the response still has a reader.
+async fn watch(reader: &mut ReadHalf<'_>, buffer: &mut Buffer) -> Result<Infallible, BodyError> {
+    while buffer.len() < PIPELINED {
+        if fill(reader, buffer, PIPELINED).await.map_err(BodyError::Read)? == 0 {
+            break;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Reads the response and forwards it.
+struct ResponseReceiver<'a> {
+    connection: &'a Connection,
+    forward: &'a Forward,
+    progress: &'a Progress,
+}
+
+impl ResponseReceiver<'_> {
+    async fn run(
+        &self,
+        reader: &mut (impl AsyncRead + Unpin),
+        buffer: &mut Buffer,
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<Completed, ExchangeError> {
+        let mut interim = 0;
+        let (head, length) = loop {
+            let length = read_head(reader, buffer).await?;
+            let head = ResponseHead::parse(&buffer.filled()[..length], self.forward.to_head)?;
+            if !head.is_interim() {
+                break (head, length);
+            }
+            interim += 1;
+            if interim > MAX_INTERIM {
+                return Err(ResponseError::TooManyInterim.into());
+            }
+            // HTTP/1.0 knows no interim responses (RFC 9110 section 15.2).
+            if self.forward.version == Version::Http11 {
+                writer.write_all(&buffer.filled()[..length]).await.map_err(ExchangeError::Downstream)?;
+            }
+            buffer.consume(length);
+        };
+        if head.status == 101 {
+            if !self.forward.websocket {
+                return Err(ResponseError::UnexpectedUpgrade.into());
+            }
+            self.progress.status.set(101);
+            writer.write_all(&buffer.filled()[..length]).await.map_err(ExchangeError::Downstream)?;
+            buffer.consume(length);
+            return Ok(Completed::Tunnel);
+        }
+        self.forward_final(&head, length, reader, buffer, writer).await
+    }
+
+    async fn forward_final(
+        &self,
+        head: &ResponseHead,
+        length: usize,
+        reader: &mut (impl AsyncRead + Unpin),
+        buffer: &mut Buffer,
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<Completed, ExchangeError> {
+        let cursor = match head.body {
+            ResponseBody::None => Cursor::Done,
+            ResponseBody::Length(length) => Cursor::Length(length),
+            ResponseBody::Chunked => Cursor::Chunked(ChunkScanner::response()),
+            ResponseBody::UntilClose => Cursor::UntilClose,
+        };
+        let mut relay = Relay { cursor, trailers: None, count: &self.progress.down };
+        // Not `subscription.see()`: that would hide a change of policy from the task that judges again.
+        let draining = self.connection.worker.signals.state().draining;
+        // What came with the head goes out with it.
+        let body = relay
+            .cursor
+            .advance(&buffer.filled()[length..])
+            .map_err(|error| ExchangeError::ResponseBody(error.into()))?;
+        self.progress.status.set(head.status);
+        if draining && !head.close {
+            let edited = with_close(&buffer.filled()[..length]);
+            writer.write_all(&edited).await.map_err(ExchangeError::Downstream)?;
+            writer.write_all(&buffer.filled()[length..length + body]).await.map_err(ExchangeError::Downstream)?;
+        } else {
+            writer.write_all(&buffer.filled()[..length + body]).await.map_err(ExchangeError::Downstream)?;
+        }
+        buffer.consume(length + body);
+        self.progress.down.set(self.progress.down.get() + body as u64);
+        if !relay.cursor.is_done() {
+            relay.run(reader, buffer, writer).await.map_err(|error| match error {
+                BodyError::Write(error) => ExchangeError::Downstream(error),
+                error => ExchangeError::ResponseBody(error),
+            })?;
+        }
+        let persistent = self.forward.version == Version::Http11 || head.keep_alive;
+        let close = head.close || self.forward.close || draining || !persistent;
+        Ok(if close { Completed::Close } else { Completed::KeepAlive })
+    }
+}
+
+/// Reads until `buffer` begins with a complete response head, and returns its length.
+async fn read_head(reader: &mut (impl AsyncRead + Unpin), buffer: &mut Buffer) -> Result<usize, ExchangeError> {
+    let mut scanner = HeadScanner::default();
+    loop {
+        match scanner.scan(buffer.filled()) {
+            HeadEnd::At(length) => return Ok(length),
+            HeadEnd::Partial => {}
+            HeadEnd::BareLineFeed => return Err(ResponseError::BareLineFeed.into()),
+            HeadEnd::TooLong { .. } => return Err(ResponseError::TooLong.into()),
+        }
+        match fill(reader, buffer, MAX_HEAD).await {
+            Ok(0) | Err(_) => return Err(ExchangeError::NoResponse),
+            Ok(_) => {}
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! An HTTP/2 connection: accepts streams, starts a task for each, and ends with GOAWAY.
+
+use std::rc::Rc;
+
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use super::prefixed::Prefixed;
+use super::stream;
+use super::upstream::UpstreamSlot;
+use crate::http::Buffer;
+use crate::http::h1::MAX_HEAD;
+use crate::listener::connection::Connection;
+
+/// Streams open at a time on one connection.
+const MAX_STREAMS: u32 = 100;
+/// Bytes that a peer may send ahead on one stream.
+pub(super) const STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes that a peer may send ahead on all streams of a connection.
+pub(super) const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Largest header list; `h2` counts fields as RFC 9113 section 6.5.2 says.
+#[expect(clippy::cast_possible_truncation, reason = "60 KiB")]
+pub(super) const MAX_HEADER_LIST: u32 = MAX_HEAD as u32;
+/// Bytes queued for a peer that does not read, per stream.
+const MAX_SEND_BUFFER: usize = 256 * 1024;
+
+/// What the streams of one connection share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) connection: Rc<Connection>,
+    pub(super) upstream: UpstreamSlot,
+    /// Set off when the connection itself may not go on; its streams may end.
+    pub(super) goaway: Notify,
+}
+
+/// Serves `stream` to its end. `buffer` holds what was read from it already.
+pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer: Buffer) {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_send_buffer_size(MAX_SEND_BUFFER);
+    let handshake = builder.handshake(Prefixed { buffer, stream });
+    let timeout = connection.listener.config.request_head_timeout;
+    let Ok(Ok(mut server)) = tokio::time::timeout(timeout, handshake).await else { return };
+    let shared =
+        Rc::new(Shared { connection: Rc::clone(connection), upstream: UpstreamSlot::default(), goaway: Notify::new() });
+    let mut ending = false;
+    loop {
+        if connection.worker.signals.state().draining && !ending {
+            ending = true;
+            server.graceful_shutdown();
+        }
+        tokio::select! {
+            biased;
+            accepted = server.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    tokio::task::spawn_local(stream::serve(Rc::clone(&shared), request, respond));
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(downstream = %connection.downstream, %error, "HTTP/2 connection failed");
+                    return;
+                }
+                None => return,
+            },
+            _ = connection.subscription.changed() => {}
+            () = shared.goaway.notified(), if !ending => {
+                ending = true;
+                server.graceful_shutdown();
+            }
+        }
+    }
+}

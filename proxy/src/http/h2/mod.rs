@@ -1,0 +1,13 @@
+//! HTTP/2 with prior knowledge, downstream and upstream: each stream is judged on its own, and its frames pass with
+//! back-pressure, trailers, interim responses and resets.
+//!
+//! Framing, HPACK and flow control are the `h2` crate's; what is ours is the way of a request.
+
+mod connection;
+mod prefixed;
+mod request;
+mod stream;
+mod transfer;
+mod upstream;
+
+pub(crate) use connection::serve;

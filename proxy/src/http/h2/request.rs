@@ -1,0 +1,204 @@
+//! Reads the head of one HTTP/2 request: what policy judges and what is forwarded. Pure.
+
+use http::header::{COOKIE, HOST};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Uri, request};
+use tollgate_policy::{Headers, Request};
+
+use crate::config::Normalize;
+use crate::http::authority;
+use crate::http::canonical::{CanonicalPath, canonicalise};
+use crate::http::h1::MAX_FIELDS;
+use crate::reason::Reason;
+
+/// A head that is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) reason: Reason,
+    pub(super) detail: &'static str,
+}
+
+/// A request head, understood. `parts` is in the form that is forwarded.
+#[derive(Debug)]
+pub(super) struct RequestHead {
+    pub(super) parts: request::Parts,
+    /// The client is to be sent to this path instead.
+    pub(super) redirect: Option<Vec<u8>>,
+}
+
+impl RequestHead {
+    /// Checks the head and brings it into the form that is judged and forwarded: one authority, a canonical path.
+    pub(super) fn read(mut parts: request::Parts, normalize: &Normalize) -> Result<Self, Refusal> {
+        let refuse = |reason, detail| Err(Refusal { reason, detail });
+        if parts.method == Method::CONNECT || parts.method == Method::TRACE {
+            return refuse(Reason::MethodNotSupported, "CONNECT and TRACE are not supported");
+        }
+        if parts.headers.len() > MAX_FIELDS {
+            return refuse(Reason::HeadersTooLarge, "more than 100 header fields");
+        }
+        let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+        if parts.headers.values().any(|v| blank(v.as_bytes().first()) || blank(v.as_bytes().last())) {
+            // RFC 9113 section 8.2.1 forbids them; a later hop that trims would read another value.
+            return refuse(Reason::MalformedRequest, "a field value begins or ends with a blank");
+        }
+        let authority = read_authority(&mut parts)?;
+        let received = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        if received == "*" {
+            return if parts.method == Method::OPTIONS {
+                Ok(Self { parts, redirect: None })
+            } else {
+                refuse(Reason::MalformedRequest, "the path * without OPTIONS")
+            };
+        }
+        let path = match canonicalise(received.as_bytes(), normalize) {
+            Ok(CanonicalPath::Unchanged) => None,
+            Ok(CanonicalPath::Rewritten(path)) => Some(path),
+            Ok(CanonicalPath::Redirect(path)) => return Ok(Self { parts, redirect: Some(path) }),
+            Err(_) => return refuse(Reason::AmbiguousPath, "the path cannot be made canonical"),
+        };
+        // Cleartext is `http`, whatever the client calls it: a back end must not be told of a TLS that nobody checked.
+        if path.is_some() || authority.is_some() || parts.uri.scheme() != Some(&Scheme::HTTP) {
+            let mut uri = std::mem::take(&mut parts.uri).into_parts();
+            uri.scheme = Some(Scheme::HTTP);
+            uri.authority = authority.or(uri.authority);
+            if let Some(path) = path {
+                uri.path_and_query = PathAndQuery::try_from(path).ok();
+            }
+            let Ok(uri) = Uri::from_parts(uri) else {
+                return refuse(Reason::AmbiguousPath, "the canonical path is no URI");
+            };
+            parts.uri = uri;
+        }
+        Ok(Self { parts, redirect: None })
+    }
+
+    /// The path that is matched and forwarded.
+    pub(super) fn path(&self) -> &str {
+        self.parts.uri.path_and_query().map_or("/", PathAndQuery::as_str)
+    }
+
+    pub(super) fn authority(&self) -> &str {
+        self.parts.uri.authority().map_or("", Authority::as_str)
+    }
+
+    pub(super) fn is_grpc(&self) -> bool {
+        let content_type = self.parts.headers.get(http::header::CONTENT_TYPE);
+        content_type.is_some_and(|value| crate::http::respond::is_grpc(value.as_bytes()))
+    }
+
+    /// The request as policy judges it.
+    pub(super) fn policy_view(&self) -> Request<'_> {
+        Request {
+            method: self.parts.method.as_str().as_bytes(),
+            scheme: b"http",
+            authority: self.authority().as_bytes(),
+            path: self.path().as_bytes(),
+            headers: self,
+        }
+    }
+}
+
+/// Settles on one authority: `:authority` if there is one, else a single `host`; a `host` next to it is dropped, so that
+/// what is judged is what the back end reads (RFC 9113 section 8.3.1). Returns an authority that the URI lacks.
+fn read_authority(parts: &mut request::Parts) -> Result<Option<Authority>, Refusal> {
+    let refuse = |detail| Err(Refusal { reason: Reason::BadAuthority, detail });
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let (host, second) = (hosts.next().cloned(), hosts.next().is_some());
+    if second {
+        return refuse("more than one host");
+    }
+    if let Some(authority) = parts.uri.authority() {
+        if authority::check(authority.as_str().as_bytes()).is_err() {
+            return refuse(":authority is not a host with an optional port");
+        }
+        parts.headers.remove(HOST);
+        return Ok(None);
+    }
+    let Some(host) = host else { return refuse("neither :authority nor host") };
+    if authority::check(host.as_bytes()).is_err() {
+        return refuse("host is not a host with an optional port");
+    }
+    let Ok(authority) = Authority::try_from(host.as_bytes()) else {
+        return refuse("host is not an authority");
+    };
+    parts.headers.remove(HOST);
+    Ok(Some(authority))
+}
+
+/// Cookies that HTTP/2 split are one value (RFC 9113 section 8.2.3), as HTTP/1 would show them to policy.
+impl Headers for RequestHead {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        let headers: &HeaderMap = &self.parts.headers;
+        if name == "host" {
+            return visit(self.authority().as_bytes());
+        }
+        let values = headers.get_all(name);
+        if name == COOKIE.as_str() && values.iter().nth(1).is_some() {
+            let all: Vec<&[u8]> = values.iter().map(http::HeaderValue::as_bytes).collect();
+            return visit(&all.join(&b"; "[..]));
+        }
+        values.iter().for_each(|value| visit(value.as_bytes()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::EscapedSlashes;
+
+    const CILIUM: Normalize =
+        Normalize { path: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndRedirect };
+
+    fn read(method: &str, uri: &str, fields: &[(&str, &str)]) -> Result<RequestHead, Refusal> {
+        let mut builder = http::Request::builder().method(method).uri(uri);
+        for (name, value) in fields {
+            builder = builder.header(*name, *value);
+        }
+        RequestHead::read(builder.body(()).unwrap().into_parts().0, &CILIUM)
+    }
+
+    fn reason(method: &str, uri: &str, fields: &[(&str, &str)]) -> Option<Reason> {
+        read(method, uri, fields).err().map(|refusal| refusal.reason)
+    }
+
+    #[test]
+    fn one_authority() {
+        let head = read("GET", "http://a/x", &[("host", "b")]).unwrap();
+        assert_eq!(head.authority(), "a");
+        assert!(head.parts.headers.get(HOST).is_none());
+        let head = read("GET", "/x", &[("host", "b:1")]).unwrap();
+        assert_eq!(head.parts.uri.to_string(), "http://b:1/x");
+        for (uri, fields) in [
+            ("/x", &[][..]),
+            ("/x", &[("host", "a"), ("host", "a")]),
+            ("http://a/x", &[("host", "a"), ("host", "b")]),
+            ("http://u@a/x", &[]),
+            ("/x", &[("host", "a/b")]),
+        ] {
+            assert_eq!(reason("GET", uri, fields), Some(Reason::BadAuthority), "{uri} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn paths_and_methods() {
+        assert_eq!(read("GET", "https://a/x/../y?z", &[]).unwrap().parts.uri.to_string(), "http://a/y?z");
+        assert_eq!(read("GET", "http://a/x%2fy", &[]).unwrap().redirect, Some(b"/x/y".to_vec()));
+        assert_eq!(reason("GET", "http://a/%00", &[]), Some(Reason::AmbiguousPath));
+        assert_eq!(reason("TRACE", "http://a/", &[]), Some(Reason::MethodNotSupported));
+        assert_eq!(reason("CONNECT", "a:80", &[]), Some(Reason::MethodNotSupported));
+        assert_eq!(reason("GET", "http://a/", &[("x", " y")]), Some(Reason::MalformedRequest));
+    }
+
+    #[test]
+    fn cookies_are_one_value() {
+        let head = read("GET", "http://a/", &[("cookie", "a=1"), ("x", "1"), ("cookie", "b=2"), ("x", "2")]).unwrap();
+        let values = |name: &str| {
+            let mut values = Vec::new();
+            head.each(name, &mut |value| values.push(String::from_utf8(value.to_vec()).unwrap()));
+            values
+        };
+        assert_eq!(values("cookie"), ["a=1; b=2"]);
+        assert_eq!(values("x"), ["1", "2"]);
+        assert_eq!(values("host"), ["a"]);
+    }
+}

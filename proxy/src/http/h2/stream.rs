@@ -1,0 +1,259 @@
+//! One HTTP/2 request and its response.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::client::ResponseFuture;
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use tollgate_policy::{Permit, SecurityId, Verdict};
+
+use super::connection::Shared;
+use super::request::{Refusal, RequestHead};
+use super::transfer::{TransferError, reset_code, transfer};
+use crate::flow::{HttpRecord, OpenFlow, Outcome, Protocol};
+use crate::http::h1::cut;
+use crate::http::respond::LocalReply;
+use crate::listener::connection::{note_admission, note_denial};
+use crate::reason::Reason;
+
+/// Serves one stream from request to record.
+pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let connection = &shared.connection;
+    let config = &connection.listener.config;
+    let (parts, body) = request.into_parts();
+    let mut flow = connection.open_flow(Protocol::Http2, Instant::now());
+    let reply_to = |reason: Reason, grpc| LocalReply::refusal(reason, grpc, &config.denied_body, config.reason_header);
+    let head = match RequestHead::read(parts, &config.normalize) {
+        Ok(head) => head,
+        Err(Refusal { reason, detail }) => {
+            tracing::debug!(downstream = %connection.downstream, reason = reason.code(), detail, "refused");
+            return reply(&mut respond, &reply_to(reason, false), flow, Outcome::Denied, Some(reason));
+        }
+    };
+    flow.record_mut().http = Some(HttpRecord {
+        method: head.parts.method.as_str().as_bytes().into(),
+        authority: head.authority().as_bytes().into(),
+        path: cut(head.path().as_bytes()).into(),
+        status: 0,
+    });
+    if let Some(location) = head.redirect {
+        return reply(&mut respond, &LocalReply::redirect(location), flow, Outcome::Forwarded, None);
+    }
+    let judged = connection.judge_request(&head.policy_view());
+    let permit = match judged.verdict {
+        Verdict::Allow { rule, permit } => {
+            note_admission(&mut flow, judged.generation, rule);
+            permit
+        }
+        Verdict::Deny { reason, nearest } => {
+            note_denial(&mut flow, judged.generation, nearest);
+            let reason = Reason::from(reason);
+            reply(&mut respond, &reply_to(reason, head.is_grpc()), flow, Outcome::Denied, Some(reason));
+            if reason.answer().close {
+                shared.goaway.notify_one();
+            }
+            return;
+        }
+    };
+    let exchange = Exchange { shared: &shared, head: &head, flow, respond, body };
+    exchange.run(permit, judged.identities.source).await;
+}
+
+/// Sends an answer of our own and ends the record.
+fn reply(
+    respond: &mut SendResponse<Bytes>,
+    reply: &LocalReply,
+    mut flow: OpenFlow,
+    outcome: Outcome,
+    reason: Option<Reason>,
+) {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    for (name, value) in reply.fields() {
+        if let Ok(value) = HeaderValue::from_bytes(&value) {
+            response.headers_mut().insert(HeaderName::from_static(name), value);
+        }
+    }
+    if reply.grpc.is_none() {
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
+    }
+    if let Some(http) = &mut flow.record_mut().http {
+        http.status = reply.status;
+    }
+    let end = reply.body.is_empty();
+    // A client that is gone gets no answer; the record is the same.
+    if let Ok(mut stream) = respond.send_response(response, end)
+        && !end
+    {
+        let _ = stream.send_data(Bytes::copy_from_slice(&reply.body), true);
+    }
+    flow.finish(outcome, reason);
+}
+
+/// An admitted request.
+struct Exchange<'a> {
+    shared: &'a Shared,
+    head: &'a RequestHead,
+    flow: OpenFlow,
+    respond: SendResponse<Bytes>,
+    body: RecvStream,
+}
+
+/// How an exchange ended before its response did.
+enum Broken {
+    /// The client reset the stream or went away.
+    Downstream,
+    /// The upstream reset the stream or went away.
+    Upstream(h2::Reason),
+    /// Policy no longer allows it.
+    Revoked,
+}
+
+impl Exchange<'_> {
+    async fn run(mut self, permit: Permit, source: SecurityId) {
+        let connection = &self.shared.connection;
+        let opened = self.shared.upstream.sender(connection, &permit, source).await;
+        let (mut sender, address) = match opened {
+            Ok(opened) => opened,
+            Err(reason) => return self.fail(Outcome::Failed, reason),
+        };
+        self.flow.record_mut().upstream = Some(address);
+        self.flow.if_dropped(Outcome::Failed, Some(Reason::DownstreamReset));
+        let mut request = http::Request::new(());
+        *request.method_mut() = self.head.parts.method.clone();
+        *request.uri_mut() = self.head.parts.uri.clone();
+        *request.version_mut() = http::Version::HTTP_2;
+        *request.headers_mut() = self.head.parts.headers.clone();
+        let end = self.body.is_end_stream();
+        let Ok((response, upstream_body)) = sender.send_request(request, end) else {
+            return self.fail(Outcome::Failed, Reason::UpstreamReset);
+        };
+        self.relay(response, upstream_body, end).await;
+    }
+
+    /// Both directions at once, until the response has ended.
+    async fn relay(mut self, response: ResponseFuture, mut upstream_body: SendStream<Bytes>, end: bool) {
+        let connection = &self.shared.connection;
+        let (up, down, status) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        let respond = &mut self.respond;
+        let from_client = &mut self.body;
+        let request = async {
+            if end {
+                return std::future::pending().await;
+            }
+            match transfer(from_client, &mut upstream_body, &up).await {
+                // The response decides from here on.
+                Ok(()) | Err(TransferError::Sink(_)) => std::future::pending().await,
+                Err(TransferError::Source(code)) => {
+                    upstream_body.send_reset(code);
+                    Broken::Downstream
+                }
+            }
+        };
+        let revoked = async {
+            loop {
+                connection.subscription.changed().await;
+                let judged = connection.judge_request(&self.head.policy_view());
+                if !matches!(judged.verdict, Verdict::Allow { .. }) {
+                    return Broken::Revoked;
+                }
+            }
+        };
+        let answered = answer(response, respond, &status, &down);
+        let broken = tokio::select! {
+            biased;
+            result = answered => result.err(),
+            broken = request => Some(broken),
+            broken = revoked => Some(broken),
+        };
+        self.flow.add_up(up.get());
+        self.flow.add_down(down.get());
+        if let Some(http) = &mut self.flow.record_mut().http {
+            http.status = status.get();
+        }
+        self.finish(broken, status.get() != 0);
+    }
+
+    fn finish(mut self, broken: Option<Broken>, started: bool) {
+        let Some(broken) = broken else { return self.flow.finish(Outcome::Forwarded, None) };
+        let (outcome, reason, code) = match broken {
+            Broken::Downstream => (Outcome::Failed, Reason::DownstreamReset, h2::Reason::CANCEL),
+            Broken::Upstream(code) if started => (Outcome::Failed, Reason::UpstreamTruncated, code),
+            Broken::Upstream(code) => (Outcome::Failed, Reason::UpstreamReset, code),
+            Broken::Revoked => (Outcome::Denied, Reason::Revoked, h2::Reason::CANCEL),
+        };
+        if started || reason == Reason::DownstreamReset {
+            self.respond.send_reset(code);
+            return self.flow.finish(outcome, Some(reason));
+        }
+        self.fail(outcome, reason);
+    }
+
+    /// Tells the client why there will be no response.
+    fn fail(mut self, outcome: Outcome, reason: Reason) {
+        let config = &self.shared.connection.listener.config;
+        let local = LocalReply::refusal(reason, self.head.is_grpc(), &config.denied_body, config.reason_header);
+        reply(&mut self.respond, &local, self.flow, outcome, Some(reason));
+    }
+}
+
+/// Passes interim responses, the response, its body and its trailers on.
+async fn answer(
+    mut response: ResponseFuture,
+    respond: &mut SendResponse<Bytes>,
+    status: &Cell<u16>,
+    down: &Cell<u64>,
+) -> Result<(), Broken> {
+    enum Step {
+        Interim(Response<()>),
+        Final(Result<Response<RecvStream>, h2::Error>),
+        Reset,
+    }
+    let mut interim = 0;
+    let response = loop {
+        let step = poll_fn(|cx| {
+            if let Poll::Ready(Some(Ok(head))) = response.poll_informational(cx) {
+                return Poll::Ready(Step::Interim(head));
+            }
+            if respond.poll_reset(cx).is_ready() {
+                return Poll::Ready(Step::Reset);
+            }
+            std::pin::Pin::new(&mut response).poll(cx).map(Step::Final)
+        })
+        .await;
+        match step {
+            Step::Interim(head) => {
+                interim += 1;
+                if interim > crate::http::h1::MAX_INTERIM {
+                    return Err(Broken::Upstream(h2::Reason::ENHANCE_YOUR_CALM));
+                }
+                let _ = respond.send_informational(head);
+            }
+            Step::Final(Ok(response)) => break response,
+            Step::Final(Err(error)) => return Err(Broken::Upstream(reset_code(&error))),
+            Step::Reset => return Err(Broken::Downstream),
+        }
+    };
+    let (parts, mut body) = response.into_parts();
+    status.set(parts.status.as_u16());
+    let end = body.is_end_stream();
+    let mut sink = respond
+        .send_response(Response::from_parts(parts, ()), end)
+        .map_err(|_| Broken::Downstream)?;
+    if end {
+        return Ok(());
+    }
+    transfer(&mut body, &mut sink, down).await.map_err(|error| match error {
+        TransferError::Source(code) => {
+            sink.send_reset(code);
+            Broken::Upstream(code)
+        }
+        TransferError::Sink(_) => Broken::Downstream,
+    })
+}

@@ -1,0 +1,80 @@
+//! Moves the body and trailers of one stream from one connection to the other, at the pace of the slower one.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+
+/// Why a body could not be moved to its end.
+#[derive(Debug)]
+pub(super) enum TransferError {
+    /// The sending side reset the stream, or its connection failed.
+    Source(Reason),
+    /// The receiving side reset the stream, or its connection failed.
+    Sink(Reason),
+}
+
+/// The reset code of an error; a connection that broke counts as CANCEL.
+pub(super) fn reset_code(error: &h2::Error) -> Reason {
+    error.reason().unwrap_or(Reason::CANCEL)
+}
+
+/// Moves everything that is left of `from`, its end included.
+pub(super) async fn transfer(
+    from: &mut RecvStream,
+    to: &mut SendStream<Bytes>,
+    count: &Cell<u64>,
+) -> Result<(), TransferError> {
+    loop {
+        let chunk = tokio::select! {
+            biased;
+            chunk = from.data() => chunk,
+            code = reset(to) => return Err(TransferError::Sink(code)),
+        };
+        match chunk {
+            Some(Ok(chunk)) => send(from, to, chunk, count).await?,
+            Some(Err(error)) => return Err(TransferError::Source(reset_code(&error))),
+            None => break,
+        }
+    }
+    match from.trailers().await {
+        Ok(Some(trailers)) => to.send_trailers(trailers),
+        Ok(None) => to.send_data(Bytes::new(), true),
+        Err(error) => return Err(TransferError::Source(reset_code(&error))),
+    }
+    .map_err(|error| TransferError::Sink(reset_code(&error)))
+}
+
+/// Sends one chunk as the receiver's window allows, and only then lets the sender send so much more.
+async fn send(
+    from: &mut RecvStream,
+    to: &mut SendStream<Bytes>,
+    mut chunk: Bytes,
+    count: &Cell<u64>,
+) -> Result<(), TransferError> {
+    let broken = |error: h2::Error| TransferError::Sink(reset_code(&error));
+    let total = chunk.len();
+    while !chunk.is_empty() {
+        to.reserve_capacity(chunk.len());
+        let capacity = match poll_fn(|cx| to.poll_capacity(cx)).await {
+            Some(Ok(capacity)) => capacity,
+            Some(Err(error)) => return Err(broken(error)),
+            None => return Err(TransferError::Sink(Reason::CANCEL)),
+        };
+        let part = chunk.split_to(capacity.min(chunk.len()));
+        count.set(count.get() + part.len() as u64);
+        to.send_data(part, false).map_err(broken)?;
+    }
+    // Fails only if the stream has ended, which the next read reports.
+    let _ = from.flow_control().release_capacity(total);
+    Ok(())
+}
+
+/// Waits until the receiver resets the stream.
+async fn reset(to: &mut SendStream<Bytes>) -> Reason {
+    match poll_fn(|cx| to.poll_reset(cx)).await {
+        Ok(code) => code,
+        Err(error) => reset_code(&error),
+    }
+}

@@ -1,0 +1,91 @@
+//! The accept loop of one listening socket on one worker.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tollgate_net::{AcceptError, Accepted};
+
+use super::connection::{Connection, ListenerContext};
+use super::serve::serve;
+use crate::metrics::{AcceptErrorKind, Worker as Metrics};
+use crate::worker::Worker;
+
+/// Pause after an accept error that the next accept would meet again, such as running out of descriptors. The connection
+/// stays in the queue meanwhile.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts until the worker drains; each connection becomes a task of its own.
+pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<ListenerContext>, socket: TcpListener) {
+    let subscription = worker.signals.subscribe();
+    loop {
+        if worker.signals.state().draining {
+            return;
+        }
+        let accepted = tokio::select! {
+            biased;
+            _ = subscription.changed() => continue,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, downstream)) => match Accepted::new(stream, downstream) {
+                Ok(accepted) => spawn(&worker, &listener, accepted),
+                Err(error) => {
+                    worker.flows.metrics().accept_error(AcceptErrorKind::Aborted);
+                    tracing::debug!(listener = %listener.name, %error, "accepted connection is unusable");
+                }
+            },
+            Err(error) => {
+                worker.flows.metrics().accept_error(kind_of(&error));
+                match AcceptError::classify(&error) {
+                    AcceptError::PerConnection => {}
+                    AcceptError::Exhausted => {
+                        tracing::warn!(listener = %listener.name, %error, "accept failed; pausing");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    AcceptError::Fatal => {
+                        tracing::error!(listener = %listener.name, %error, "the listening socket is unusable; it accepts no more");
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Starts the task of one connection. Whatever happens in it, a panic included, ends that connection only.
+fn spawn(worker: &Rc<Worker>, listener: &Rc<ListenerContext>, accepted: Accepted) {
+    let metrics = worker.flows.metrics();
+    let opened = metrics.connection_opened(listener.index);
+    let Some(slot) = worker.slots.take() else {
+        super::serve::refuse_over_limit(worker, listener, accepted);
+        return;
+    };
+    let panics = PanicCount(metrics.clone());
+    let connection = Connection::new(worker, listener, accepted.downstream, accepted.original_dst);
+    let connection = Rc::new(connection);
+    tokio::task::spawn_local(async move {
+        let _guards = (opened, slot, panics);
+        serve(connection, accepted.stream).await;
+    });
+}
+
+/// Counts the panic, if one is what ends the task that owns it.
+struct PanicCount(Metrics);
+
+impl Drop for PanicCount {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.connection_panicked();
+        }
+    }
+}
+
+fn kind_of(error: &std::io::Error) -> AcceptErrorKind {
+    match AcceptError::classify(error) {
+        AcceptError::PerConnection => AcceptErrorKind::Aborted,
+        AcceptError::Exhausted if error.kind() == std::io::ErrorKind::OutOfMemory => AcceptErrorKind::Memory,
+        AcceptError::Exhausted => AcceptErrorKind::Descriptors,
+        AcceptError::Fatal => AcceptErrorKind::Other,
+    }
+}

@@ -1,0 +1,178 @@
+//! One downstream connection: who it is, and what policy says about it at this moment.
+
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use tollgate_policy::{ConnectionVerdict, Direction, Flow, NearestMiss, Request, RuleRef, SecurityId, Verdict};
+
+use crate::config;
+use crate::control::World;
+use crate::flow::{FlowRecord, OpenFlow, Outcome, Protocol};
+use crate::reason::Reason;
+use crate::worker::{Subscription, Worker};
+
+/// A listener as a worker sees it.
+#[derive(Debug)]
+pub(crate) struct ListenerContext {
+    pub(crate) config: config::Listener,
+    /// The listener's name, in the form that records share.
+    pub(crate) name: Arc<str>,
+    pub(crate) index: crate::metrics::ListenerIndex,
+}
+
+/// A downstream connection. Policy and identities are read anew for each decision; nothing of them is kept.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) listener: Rc<ListenerContext>,
+    pub(crate) downstream: SocketAddr,
+    pub(crate) original_dst: SocketAddr,
+    pub(crate) subscription: Subscription,
+    /// Identities of both ends, valid for the world generation they were looked up in.
+    identities: Cell<Option<(u64, Identities)>>,
+}
+
+/// Identities of the two ends of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identities {
+    pub(crate) source: SecurityId,
+    pub(crate) destination: SecurityId,
+}
+
+/// A decision with what a flow record needs to say about it.
+#[derive(Debug)]
+pub(crate) struct Judged<V> {
+    pub(crate) verdict: V,
+    pub(crate) generation: u64,
+    pub(crate) identities: Identities,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        worker: &Rc<Worker>,
+        listener: &Rc<ListenerContext>,
+        downstream: SocketAddr,
+        original_dst: SocketAddr,
+    ) -> Self {
+        Self {
+            worker: Rc::clone(worker),
+            listener: Rc::clone(listener),
+            downstream,
+            original_dst,
+            subscription: worker.signals.subscribe(),
+            identities: Cell::new(None),
+        }
+    }
+
+    /// The address whose policy is enforced.
+    pub(crate) fn endpoint(&self) -> IpAddr {
+        self.listener.config.endpoint.unwrap_or(match self.listener.config.direction {
+            Direction::Ingress => self.original_dst.ip(),
+            Direction::Egress => self.downstream.ip(),
+        })
+    }
+
+    /// Looks both ends up again whenever the world has changed: an address may have changed hands.
+    fn identities(&self, world: &World) -> Identities {
+        if let Some((generation, identities)) = self.identities.get()
+            && generation == world.generation
+        {
+            return identities;
+        }
+        let identities = Identities {
+            source: world.identity(self.downstream.ip()),
+            destination: world.identity(self.original_dst.ip()),
+        };
+        self.identities.set(Some((world.generation, identities)));
+        identities
+    }
+
+    fn flow(&self, identities: Identities) -> Flow<'static> {
+        let direction = self.listener.config.direction;
+        Flow {
+            direction,
+            endpoint: self.endpoint(),
+            remote: match direction {
+                Direction::Ingress => identities.source,
+                Direction::Egress => identities.destination,
+            },
+            port: self.original_dst.port(),
+            proxy_id: self.listener.config.proxy_id,
+            server_name: None,
+        }
+    }
+
+    /// Judges the connection by the newest policy.
+    pub(crate) fn judge(&self) -> Judged<ConnectionVerdict> {
+        let world = self.worker.world.load();
+        let identities = self.identities(&world);
+        let verdict = world.policy.evaluate_connection(&self.flow(identities));
+        Judged { verdict, generation: world.policy.generation(), identities }
+    }
+
+    /// Judges one request by the newest policy.
+    pub(crate) fn judge_request(&self, request: &Request<'_>) -> Judged<Verdict> {
+        let world = self.worker.world.load();
+        let identities = self.identities(&world);
+        let verdict = world.policy.evaluate_request(&self.flow(identities), request);
+        Judged { verdict, generation: world.policy.generation(), identities }
+    }
+
+    /// A record that begins now, with what is known about every flow of this connection.
+    pub(crate) fn open_flow(&self, protocol: Protocol, started: Instant) -> OpenFlow {
+        let identities = self.identities(&self.worker.world.load());
+        let direction = self.listener.config.direction;
+        let record = FlowRecord {
+            time: SystemTime::now(),
+            duration_us: 0,
+            listener: Arc::clone(&self.listener.name),
+            direction,
+            downstream: self.downstream,
+            original_dst: self.original_dst,
+            upstream: None,
+            source: identities.source,
+            destination: match direction {
+                Direction::Ingress => SecurityId(0),
+                Direction::Egress => identities.destination,
+            },
+            protocol,
+            http: None,
+            outcome: Outcome::Failed,
+            reason: None,
+            rule: None,
+            nearest_miss: None,
+            generation: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        };
+        OpenFlow::started_at(Rc::clone(&self.worker.flows), record, started)
+    }
+
+    /// Whether the flow would come back to one of our own listeners.
+    pub(crate) fn is_loop(&self) -> bool {
+        self.listener.config.upstream == config::Upstream::OriginalDst
+            && self.worker.own_addresses.contains(&self.original_dst)
+    }
+}
+
+/// Notes a denial in a record.
+pub(crate) fn note_denial(flow: &mut OpenFlow, generation: u64, nearest: Option<Box<NearestMiss>>) {
+    let record = flow.record_mut();
+    record.generation = generation;
+    record.nearest_miss = nearest;
+}
+
+/// Notes an admission in a record.
+pub(crate) fn note_admission(flow: &mut OpenFlow, generation: u64, rule: RuleRef) {
+    let record = flow.record_mut();
+    record.generation = generation;
+    record.rule = Some(rule);
+}
+
+/// The reason code of a policy denial, told apart from "no policy set was ever received".
+pub(crate) fn denial_reason(reason: tollgate_policy::DenyReason, has_policy: bool) -> Reason {
+    if has_policy { reason.into() } else { Reason::PolicyPending }
+}

@@ -1,0 +1,5 @@
+//! Sockets that accept redirected connections, and what happens to each from accept to its end.
+
+pub(crate) mod accept;
+pub(crate) mod connection;
+mod serve;

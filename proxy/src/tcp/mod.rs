@@ -1,0 +1,76 @@
+//! Connections that policy admits as bytes: copied both ways with half-close, judged again whenever policy changes.
+
+mod pump;
+
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+use tollgate_policy::{ConnectionVerdict, Permit, RuleRef};
+
+pub(crate) use pump::{Counts, Ended, fill, pump_both};
+
+use crate::flow::{OpenFlow, Outcome, Protocol};
+use crate::http::Buffer;
+use crate::listener::connection::{Connection, Judged, note_admission};
+use crate::reason::Reason;
+use crate::upstream;
+
+/// Relays an admitted connection to its end. `buffer` holds what was read from it already.
+pub(crate) async fn relay(
+    connection: &Connection,
+    mut downstream: TcpStream,
+    buffer: Buffer,
+    admitted: Judged<(RuleRef, Permit)>,
+) {
+    let (rule, permit) = admitted.verdict;
+    let mut flow = connection.open_flow(Protocol::Tcp, Instant::now());
+    note_admission(&mut flow, admitted.generation, rule);
+    let (mut stream, address) = match upstream::open(connection, &permit, admitted.identities.source).await {
+        Ok(opened) => opened,
+        Err(reason) => {
+            tollgate_net::reset(downstream);
+            flow.finish(Outcome::Failed, Some(reason));
+            return;
+        }
+    };
+    flow.record_mut().upstream = Some(address);
+    let counts = Counts::default();
+    let ended = {
+        let pumps = pump_both(&mut downstream, buffer, &mut stream, Buffer::new(&connection.worker.buffers), &counts);
+        tokio::select! {
+            biased;
+            ended = pumps => ended,
+            () = revoked(connection) => Ended::Revoked,
+        }
+    };
+    finish(flow, ended, &counts, &downstream, &stream);
+}
+
+/// Waits until the connection may no longer pass as bytes. A port that gained HTTP rules counts: its bytes would not be
+/// inspected.
+async fn revoked(connection: &Connection) {
+    loop {
+        connection.subscription.changed().await;
+        if !matches!(connection.judge().verdict, ConnectionVerdict::AllowTcp { .. }) {
+            return;
+        }
+    }
+}
+
+/// Ends both sides the way the relay ended, and the record with them.
+pub(crate) fn finish(mut flow: OpenFlow, ended: Ended, counts: &Counts, downstream: &TcpStream, upstream: &TcpStream) {
+    flow.add_up(counts.up.get());
+    flow.add_down(counts.down.get());
+    let (outcome, reason) = match ended {
+        Ended::Both => (Outcome::Forwarded, None),
+        Ended::Revoked => (Outcome::Denied, Some(Reason::Revoked)),
+        Ended::DownstreamReset => (Outcome::Forwarded, Some(Reason::DownstreamReset)),
+        Ended::UpstreamReset => (Outcome::Forwarded, Some(Reason::UpstreamReset)),
+    };
+    if ended != Ended::Both {
+        // A reset on one side is a reset on the other, never a clean end.
+        let _ = tollgate_net::reset_on_close(downstream);
+        let _ = tollgate_net::reset_on_close(upstream);
+    }
+    flow.finish(outcome, reason);
+}

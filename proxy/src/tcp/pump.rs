@@ -1,0 +1,117 @@
+//! Moves bytes between two sockets, each direction on its own, with half-close and back-pressure.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::Poll;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::http::Buffer;
+
+/// Most bytes held per direction: one read, written before the next.
+const WINDOW: usize = 16 * 1024;
+
+/// Bytes moved so far.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) up: Cell<u64>,
+    pub(crate) down: Cell<u64>,
+}
+
+/// How a relay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Both directions ended in order.
+    Both,
+    /// The client reset, or could not be written to.
+    DownstreamReset,
+    /// The upstream reset, or could not be written to.
+    UpstreamReset,
+    /// Policy no longer allows it.
+    Revoked,
+}
+
+/// Which end of one direction failed.
+enum Failed {
+    Read,
+    Write,
+}
+
+/// Reads once into `buffer`'s spare room; 0 at the end of the stream or when the buffer holds `limit` bytes. While nothing
+/// is there to read, an empty buffer owns no memory.
+pub(crate) async fn fill(
+    reader: &mut (impl AsyncRead + Unpin),
+    buffer: &mut Buffer,
+    limit: usize,
+) -> io::Result<usize> {
+    poll_fn(|context| {
+        let mut spare = ReadBuf::new(buffer.spare(limit));
+        match Pin::new(&mut *reader).poll_read(context, &mut spare) {
+            Poll::Ready(Ok(())) => {
+                let n = spare.filled().len();
+                buffer.filled_more(n);
+                Poll::Ready(Ok(n))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                buffer.release();
+                Poll::Pending
+            }
+        }
+    })
+    .await
+}
+
+/// Relays both directions until both have ended or one has failed. The buffers hold what was read already.
+pub(crate) async fn pump_both(
+    downstream: &mut TcpStream,
+    from_downstream: Buffer,
+    upstream: &mut TcpStream,
+    from_upstream: Buffer,
+    counts: &Counts,
+) -> Ended {
+    let (downstream_reader, downstream_writer) = downstream.split();
+    let (upstream_reader, upstream_writer) = upstream.split();
+    let up = pump(downstream_reader, from_downstream, upstream_writer, &counts.up);
+    let down = pump(upstream_reader, from_upstream, downstream_writer, &counts.down);
+    let up = async {
+        up.await.map_err(|failed| match failed {
+            Failed::Read => Ended::DownstreamReset,
+            Failed::Write => Ended::UpstreamReset,
+        })
+    };
+    let down = async {
+        down.await.map_err(|failed| match failed {
+            Failed::Read => Ended::UpstreamReset,
+            Failed::Write => Ended::DownstreamReset,
+        })
+    };
+    match tokio::try_join!(up, down) {
+        Ok(_) => Ended::Both,
+        Err(ended) => ended,
+    }
+}
+
+/// One direction, to its orderly end, which is passed on as a half-close.
+async fn pump(
+    mut reader: impl AsyncRead + Unpin,
+    mut buffer: Buffer,
+    mut writer: impl AsyncWrite + Unpin,
+    count: &Cell<u64>,
+) -> Result<(), Failed> {
+    loop {
+        if !buffer.is_empty() {
+            writer.write_all(buffer.filled()).await.map_err(|_| Failed::Write)?;
+            count.set(count.get() + buffer.len() as u64);
+            buffer.consume(buffer.len());
+        }
+        if fill(&mut reader, &mut buffer, WINDOW).await.map_err(|_| Failed::Read)? == 0 {
+            // Fails only when the peer is gone, which the other direction reports.
+            let _ = writer.shutdown().await;
+            return Ok(());
+        }
+    }
+}
