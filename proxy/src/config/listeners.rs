@@ -100,11 +100,7 @@ fn defaults(direction: Direction, transparent: bool) -> Listener {
             (Direction::Egress, true) => OriginalSource::RemoteDestinations,
             _ => OriginalSource::Never,
         },
-        normalize: Normalize {
-            path: true,
-            merge_slashes: true,
-            escaped_slashes: EscapedSlashes::UnescapeAndRedirect,
-        },
+        normalize: Normalize::default(),
         policy_wait: POLICY_WAIT,
         connect_timeout: CONNECT_TIMEOUT,
         request_head_timeout: REQUEST_HEAD_TIMEOUT,

@@ -13,8 +13,8 @@ use super::{Config, ListenAddress, scalar, sections};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// As Cilium's agent configures Envoy (`proxy-max-active-downstream-connections`).
 const MAX_CONNECTIONS: usize = 50_000;
-/// Where `tollgate status` and `tollgate flows` look when they are not told.
-pub(crate) const ADMIN_SOCKET: &str = "run/admin.sock";
+/// In the working directory, so that two proxies of two users do not compete.
+const ADMIN_SOCKET: &str = "run/admin.sock";
 /// Top-level keys that only an Envoy bootstrap has, in both spellings.
 const ENVOY_KEYS: [&str; 6] = [
     "static_resources",
@@ -24,6 +24,11 @@ const ENVOY_KEYS: [&str; 6] = [
     "overload_manager",
     "overloadManager",
 ];
+
+/// The admin address of a configuration that does not name one, and of a command that is not told one.
+pub fn default_admin() -> ListenAddress {
+    ListenAddress::Unix(ADMIN_SOCKET.into())
+}
 
 /// Reads and checks a Tollgate configuration file (YAML, hence also JSON). Relative paths in it are relative to the
 /// working directory.

@@ -15,7 +15,7 @@ mod sections;
 mod tests;
 
 pub use error::{ConfigError, ConfigErrors};
-pub use load::{load, parse};
+pub use load::{default_admin, load, parse};
 pub use scalar::ParseAddressError;
 
 use std::net::{IpAddr, SocketAddr};
@@ -180,6 +180,17 @@ pub struct Normalize {
     pub merge_slashes: bool,
     /// What `%2F` and `%5C` lead to.
     pub escaped_slashes: EscapedSlashes,
+}
+
+impl Default for Normalize {
+    /// As Cilium's agent configures Envoy.
+    fn default() -> Self {
+        Self {
+            path: true,
+            merge_slashes: true,
+            escaped_slashes: EscapedSlashes::UnescapeAndRedirect,
+        }
+    }
 }
 
 /// Treatment of escaped slashes, as Envoy names it.

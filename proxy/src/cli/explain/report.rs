@@ -1,0 +1,274 @@
+//! An explanation as text and as JSON.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+use tollgate_policy::{
+    ConnectionVerdict, DenyReason, Explanation, NearestMiss, PolicyExplanation, RuleExplanation,
+    RuleRef, RuleVerdict, Verdict,
+};
+
+use super::{Answer, AskedRequest, Canonical, Question};
+use crate::reason::Reason;
+
+/// What decided, whatever layer it was.
+enum Decision<'a> {
+    Rule(RuleRef),
+    /// The connection is admitted and its requests are judged one by one.
+    Inspect,
+    Denied(DenyReason, Option<&'a NearestMiss>),
+    /// The path has no canonical form.
+    Refused(&'a str),
+}
+
+fn decision<'a>(question: &'a Question, explanation: &'a Explanation) -> Decision<'a> {
+    if let Some(AskedRequest {
+        canonical: Canonical::Refused(why),
+        ..
+    }) = &question.request
+    {
+        return Decision::Refused(why);
+    }
+    match (&explanation.connection, &explanation.request) {
+        (ConnectionVerdict::Deny { reason, nearest }, _) => {
+            Decision::Denied(*reason, nearest.as_deref())
+        }
+        (ConnectionVerdict::AllowTcp { rule, .. }, _) => Decision::Rule(*rule),
+        (ConnectionVerdict::InspectHttp, None) => Decision::Inspect,
+        (ConnectionVerdict::InspectHttp, Some(Verdict::Allow { rule, .. })) => {
+            Decision::Rule(*rule)
+        }
+        (ConnectionVerdict::InspectHttp, Some(Verdict::Deny { reason, nearest })) => {
+            Decision::Denied(*reason, nearest.as_deref())
+        }
+    }
+}
+
+const fn word(answer: Answer) -> &'static str {
+    match answer {
+        Answer::Allowed => "allowed",
+        Answer::Denied => "denied",
+    }
+}
+
+fn verdict(verdict: RuleVerdict) -> String {
+    match verdict {
+        RuleVerdict::Allow => "allow".to_owned(),
+        RuleVerdict::Deny => "deny".to_owned(),
+        RuleVerdict::Pass(precedence) => format!("pass below {precedence}"),
+    }
+}
+
+/// For people: the answer first, then why, then every rule that covers the port.
+pub(super) fn text(
+    answer: Answer,
+    question: &Question,
+    explanation: &Explanation,
+    quarantined: &[String],
+) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail, here and below.
+    let _ = writeln!(out, "{}: {}", word(answer), subject(question));
+    match decision(question, explanation) {
+        Decision::Rule(rule) => {
+            let _ = writeln!(out, "  by rule: {rule}");
+        }
+        Decision::Inspect => {
+            let _ = writeln!(
+                out,
+                "  each HTTP request on it is judged; name a METHOD and PATH to ask about one"
+            );
+        }
+        Decision::Denied(reason, nearest) => {
+            let _ = writeln!(out, "  reason: {}", Reason::from(reason).code());
+            if let Some(miss) = nearest {
+                let _ = writeln!(out, "  nearest rule: {miss}");
+            }
+        }
+        Decision::Refused(why) => {
+            let _ = writeln!(
+                out,
+                "  reason: {}, before any policy: {why}",
+                Reason::AmbiguousPath.code()
+            );
+        }
+    }
+    for line in notes(question, explanation) {
+        let _ = writeln!(out, "  note: {line}");
+    }
+    for policy in &explanation.policies {
+        policy_text(&mut out, policy);
+    }
+    if !quarantined.is_empty() {
+        out.push_str("not enforced as written (quarantined):\n");
+        for line in quarantined {
+            let _ = writeln!(out, "  {line}");
+        }
+    }
+    out
+}
+
+fn subject(question: &Question) -> String {
+    let peer = match question.direction {
+        tollgate_policy::Direction::Ingress => "from",
+        tollgate_policy::Direction::Egress => "to",
+    };
+    let request = match &question.request {
+        Some(request) => format!("{} {}", request.method, request.path),
+        None => "connection".to_owned(),
+    };
+    format!(
+        "{request} {peer} identity {}, port {}, {} policy of {}",
+        question.remote, question.port, question.direction, question.endpoint
+    )
+}
+
+fn notes(question: &Question, explanation: &Explanation) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(request) = &question.request {
+        match &request.canonical {
+            Canonical::Redirected(path) => notes.push(format!(
+                "the client is first sent (307) to {}; this is about the request it then makes",
+                String::from_utf8_lossy(path)
+            )),
+            Canonical::Path(path) if path != request.path.as_bytes() => {
+                notes.push(format!(
+                    "matched and forwarded as {}",
+                    String::from_utf8_lossy(path)
+                ));
+            }
+            Canonical::Path(_) | Canonical::Refused(_) => {}
+        }
+        if matches!(explanation.connection, ConnectionVerdict::AllowTcp { .. }) {
+            notes.push(
+                "the port has no HTTP rules: it is passed as TCP and requests are not looked at"
+                    .to_owned(),
+            );
+        }
+    }
+    if matches!(&explanation.connection, ConnectionVerdict::Deny { .. }) {
+        notes.push("the connection itself is denied, so it is reset before any request".to_owned());
+    }
+    notes
+}
+
+fn policy_text(out: &mut String, policy: &PolicyExplanation) {
+    let _ = writeln!(out, "policy {}:", policy.resource);
+    if let Some(refused) = &policy.refused {
+        let _ = writeln!(out, "  denies everything on this port: {refused}");
+    }
+    if policy.rules.is_empty() {
+        out.push_str("  no rule covers the port\n");
+    }
+    for rule in &policy.rules {
+        let name = rule
+            .name
+            .as_ref()
+            .map(|name| format!(" \"{name}\""))
+            .unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "  {}{name}: {}, {}",
+            rule.rule,
+            verdict(rule.verdict),
+            rule.outcome
+        );
+        for predicate in &rule.predicates {
+            let mark = if predicate.matched {
+                "matched"
+            } else {
+                "did not match"
+            };
+            let _ = writeln!(
+                out,
+                "    {} {}: {mark}",
+                predicate.field, predicate.expected
+            );
+        }
+    }
+}
+
+/// For programs: one object with the same content as [`text`].
+pub(super) fn json(
+    answer: Answer,
+    question: &Question,
+    explanation: &Explanation,
+    quarantined: &[String],
+) -> Value {
+    let mut object = json!({
+        "verdict": word(answer),
+        "endpoint": question.endpoint.to_string(),
+        "direction": question.direction.as_str(),
+        "identity": question.remote.0,
+        "port": question.port,
+        "layer": match explanation.connection {
+            ConnectionVerdict::InspectHttp => "http",
+            ConnectionVerdict::AllowTcp { .. } | ConnectionVerdict::Deny { .. } => "connection",
+        },
+    });
+    match decision(question, explanation) {
+        Decision::Rule(rule) => object["rule"] = rule.to_string().into(),
+        Decision::Inspect => {}
+        Decision::Denied(reason, nearest) => {
+            object["reason"] = Reason::from(reason).code().into();
+            object["nearest_miss"] = nearest.map(miss_json).unwrap_or_default();
+        }
+        Decision::Refused(why) => {
+            object["reason"] = Reason::AmbiguousPath.code().into();
+            object["path_error"] = why.into();
+        }
+    }
+    if let Some(request) = &question.request {
+        object["request"] = request_json(request);
+    }
+    object["policies"] = explanation.policies.iter().map(policy_json).collect();
+    object["quarantined"] = quarantined.into();
+    object
+}
+
+fn request_json(request: &AskedRequest) -> Value {
+    let (canonical, redirected) = match &request.canonical {
+        Canonical::Path(path) => (Some(path), false),
+        Canonical::Redirected(path) => (Some(path), true),
+        Canonical::Refused(_) => (None, false),
+    };
+    json!({
+        "method": request.method,
+        "authority": request.authority,
+        "path": request.path,
+        "canonical_path": canonical.map(|path| String::from_utf8_lossy(path)),
+        "redirected": redirected,
+    })
+}
+
+fn miss_json(miss: &NearestMiss) -> Value {
+    json!({
+        "rule": miss.rule.to_string(),
+        "name": miss.name.as_deref(),
+        "field": &*miss.field,
+        "expected": &*miss.expected,
+        "matched": miss.matched.iter().map(|field| &**field).collect::<Vec<_>>(),
+    })
+}
+
+fn policy_json(policy: &PolicyExplanation) -> Value {
+    json!({
+        "resource": &*policy.resource,
+        "refused": policy.refused.as_ref().map(ToString::to_string),
+        "rules": policy.rules.iter().map(rule_json).collect::<Vec<_>>(),
+    })
+}
+
+fn rule_json(rule: &RuleExplanation) -> Value {
+    let predicates = rule.predicates.iter().map(|predicate| {
+        json!({ "field": &*predicate.field, "expected": &*predicate.expected, "matched": predicate.matched })
+    });
+    json!({
+        "rule": rule.rule.to_string(),
+        "name": rule.name.as_deref(),
+        "precedence": rule.precedence,
+        "verdict": verdict(rule.verdict),
+        "outcome": rule.outcome.to_string(),
+        "predicates": predicates.collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,177 @@
+//! `tollgate flows`: what a running proxy decided, newest last.
+
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+
+use super::{AdminAddress, Exit, Failure, Output, admin_client, asynchronously, print};
+
+/// Show flow records of a running proxy
+///
+/// One line per request or connection: time, verdict, addresses, request, and for a refusal its reason and the rule
+/// that came closest.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  tollgate flows --denied --admin unix:run/admin.sock
+
+Exit codes: 0 shown, also when there are none; 2 bad input; 3 no proxy answers, or it went away while following.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    admin: AdminAddress,
+    /// Go on with new records until interrupted
+    #[arg(short, long)]
+    follow: bool,
+    /// Only what was refused
+    #[arg(long)]
+    denied: bool,
+    /// Begin with this many of the latest records [default: 100, with --follow 0]
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    limit: Option<u32>,
+    /// How to print it: text, or the JSON lines as they are
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
+    output: Output,
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    asynchronously(show(args))?
+}
+
+async fn show(args: &Args) -> Result<Exit, Failure> {
+    let address = &args.admin.admin;
+    let response = admin_client::open(address, &path(args))
+        .await
+        .map_err(Failure::cannot_tell)?;
+    let mut body = response.into_body();
+    let mut partial = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            Failure::cannot_tell(format_args!(
+                "admin {address}: the flow records break off: {error}"
+            ))
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        partial.extend_from_slice(&data);
+        let Some(end) = partial.iter().rposition(|byte| *byte == b'\n') else {
+            continue;
+        };
+        let rest = partial.split_off(end + 1);
+        let lines = String::from_utf8_lossy(&partial).into_owned();
+        partial = rest;
+        let read = match args.output {
+            Output::Json => print(&lines)?,
+            Output::Text => print(
+                &lines
+                    .lines()
+                    .map(|line| text(line) + "\n")
+                    .collect::<String>(),
+            )?,
+        };
+        if !read {
+            return Ok(Exit::Fine);
+        }
+    }
+    match args.follow {
+        true => Err(Failure::cannot_tell(format_args!(
+            "admin {address}: the proxy went away"
+        ))),
+        false => Ok(Exit::Fine),
+    }
+}
+
+fn path(args: &Args) -> String {
+    let mut query = Vec::new();
+    if args.follow {
+        query.push("follow=1".to_owned());
+    }
+    if args.denied {
+        query.push("denied=1".to_owned());
+    }
+    if let Some(limit) = args.limit {
+        query.push(format!("limit={limit}"));
+    }
+    match query.is_empty() {
+        true => "/flows".to_owned(),
+        false => format!("/flows?{}", query.join("&")),
+    }
+}
+
+/// One record for people. What the line does not have is left out; a line that is no record is shown as it is.
+fn text(line: &str) -> String {
+    let Ok(record) = serde_json::from_str::<Value>(line) else {
+        return line.to_owned();
+    };
+    if let Some(lost) = record.pointer("/lost_events/num_events_lost") {
+        return format!("{lost} records were lost: this reader was too slow");
+    }
+    let word = |pointer: &str| match record.pointer(pointer) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => String::new(),
+        Some(other) => other.to_string(),
+    };
+    let socket = |address: String, port: String| match address.contains(':') {
+        true => format!("[{address}]:{port}"),
+        false => format!("{address}:{port}"),
+    };
+    let mut out = format!(
+        "{} {:9} {:7} {} ({}) -> {} ({})",
+        word("/time"),
+        word("/verdict"),
+        word("/traffic_direction").to_lowercase(),
+        socket(word("/IP/source"), word("/l4/TCP/source_port")),
+        word("/source/identity"),
+        socket(word("/IP/destination"), word("/l4/TCP/destination_port")),
+        word("/destination/identity"),
+    );
+    if record.pointer("/l7/http").is_some() {
+        let request = [
+            word("/l7/http/protocol"),
+            word("/l7/http/method"),
+            word("/l7/http/url"),
+            word("/l7/http/code"),
+        ];
+        out += &format!(" {}", request.join(" "));
+    }
+    if record.get("reason").is_some() {
+        out += &format!(" reason={}", word("/reason"));
+    }
+    if record.pointer("/policy/nearest_miss").is_some() {
+        out += &format!(
+            " nearest: {} is not {} ({})",
+            word("/policy/nearest_miss/field"),
+            word("/policy/nearest_miss/expected"),
+            word("/policy/nearest_miss/rule"),
+        );
+    } else if record.pointer("/policy/rule").is_some() {
+        out += &format!(" rule={}", word("/policy/rule"));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_one_line_with_its_reason_and_nearest_rule() {
+        let line = r#"{"time":"2026-01-02T03:04:05.678901Z","verdict":"DROPPED","IP":{"source":"10.0.0.1",
+            "destination":"fd00::2","ipVersion":"IPv6"},"l4":{"TCP":{"source_port":40000,"destination_port":5000}},
+            "source":{"identity":32226},"destination":{"identity":0},"traffic_direction":"INGRESS","Type":"L7",
+            "l7":{"type":"REQUEST","http":{"code":403,"method":"GET","url":"http://h/hello3","protocol":"HTTP/1.1"}},
+            "policy":{"generation":3,"nearest_miss":{"rule":"69 ingress","field":":path","expected":"regex \"/hello\""}},
+            "reason":"request_not_allowed"}"#;
+        assert_eq!(
+            text(line),
+            "2026-01-02T03:04:05.678901Z DROPPED   ingress 10.0.0.1:40000 (32226) -> [fd00::2]:5000 (0) HTTP/1.1 GET \
+             http://h/hello3 403 reason=request_not_allowed nearest: :path is not regex \"/hello\" (69 ingress)"
+        );
+    }
+
+    #[test]
+    fn losses_are_said_and_other_lines_are_kept() {
+        let lost = r#"{"lost_events":{"source":"FOLLOWER","num_events_lost":7}}"#;
+        assert_eq!(text(lost), "7 records were lost: this reader was too slow");
+        assert_eq!(text("not JSON"), "not JSON");
+    }
+}

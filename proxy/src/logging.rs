@@ -1,0 +1,79 @@
+//! The process log: events on standard error, as text for people or JSON lines for collectors.
+
+use clap::ValueEnum;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
+
+/// Why the log cannot start or change.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Not a filter.
+    #[error(
+        "\"{filter}\" is no log filter ({reason}); write off, error, warn, info, debug, trace, or such as \
+         info,tollgate::http=debug"
+    )]
+    Filter {
+        /// As given.
+        filter: String,
+        /// What the parser objects to.
+        reason: String,
+    },
+    /// The process logs already, or no more.
+    #[error("the log cannot be set: {0}")]
+    Subscriber(String),
+}
+
+/// Form of a log event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One line for people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Changes the level of the running process.
+#[derive(Clone, Debug)]
+pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+
+impl LogLevel {
+    /// Sets a level (`info`) or a filter (`info,tollgate::http=debug`).
+    ///
+    /// # Errors
+    /// The filter is not understood; the message says what is.
+    pub fn set(&self, filter: &str) -> Result<(), LogError> {
+        self.0
+            .reload(parse(filter)?)
+            .map_err(|error| LogError::Subscriber(error.to_string()))
+    }
+}
+
+/// Begins to log events that pass `filter`; once per process.
+///
+/// # Errors
+/// The filter is not understood, or the process logs already.
+pub fn start(filter: &str, format: LogFormat) -> Result<LogLevel, LogError> {
+    let (filter, handle) = reload::Layer::new(parse(filter)?);
+    let events = fmt::layer().with_writer(std::io::stderr);
+    let events = match format {
+        LogFormat::Text => events.with_ansi(false).boxed(),
+        LogFormat::Json => events.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(events)
+        .try_init()
+        .map_err(|error| LogError::Subscriber(error.to_string()))?;
+    Ok(LogLevel(handle))
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::builder()
+        .parse(filter)
+        .map_err(|error| LogError::Filter {
+            filter: filter.to_owned(),
+            reason: error.to_string(),
+        })
+}

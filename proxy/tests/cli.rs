@@ -1,0 +1,479 @@
+//! The binary as people call it: output, error lines and exit codes.
+
+#![expect(
+    clippy::expect_used,
+    reason = "what these tests stand on must be there"
+)]
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Runs `tollgate` in the root of the repository, as the examples do.
+fn tollgate(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tollgate"))
+        .args(arguments)
+        .current_dir(root())
+        .output()
+        .expect("the binary starts")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("ends by itself")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+const EXPLAIN: [&str; 10] = [
+    "policy",
+    "explain",
+    "deploy/examples/policies/helloworld.json",
+    "--endpoint",
+    "10.244.2.232",
+    "--ingress",
+    "--from",
+    "32226",
+    "--port",
+    "5000",
+];
+
+fn explain(more: &[&str]) -> Output {
+    tollgate(&[&EXPLAIN[..], more].concat())
+}
+
+#[test]
+fn every_help_has_an_example_and_the_exit_codes() {
+    for command in [
+        &["run"][..],
+        &["policy", "explain"],
+        &["status"],
+        &["flows"],
+        &["version"],
+    ] {
+        let output = tollgate(&[command, &["--help"]].concat());
+        let text = stdout(&output);
+        assert_eq!(code(&output), 0, "{command:?}");
+        assert!(text.contains("Exit code"), "{command:?}: {text}");
+        let example = format!("Example:\n  tollgate {}", command.join(" "));
+        assert!(text.contains(&example), "{command:?}: {text}");
+    }
+    let output = tollgate(&["--help"]);
+    assert!(stdout(&output).contains(
+        "Exit codes: 0 fine or allowed, 1 findings or denied, 2 bad input, 3 cannot tell."
+    ));
+}
+
+/// The examples of `run` and `policy explain` need no running proxy, so they are run as they stand.
+#[test]
+fn the_examples_of_offline_commands_work() {
+    for command in [&["run"][..], &["policy", "explain"], &["version"]] {
+        let help = stdout(&tollgate(&[command, &["--help"]].concat()));
+        let (_, example) = help.split_once("Example:\n").expect("has an example");
+        let (example, _) = example.split_once("\n\n").unwrap_or((example, ""));
+        let words: Vec<&str> = example
+            .split_whitespace()
+            .filter(|word| *word != "\\")
+            .collect();
+        let output = tollgate(&words[1..]);
+        assert_eq!(code(&output), 0, "{example}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn wrong_arguments_are_one_error_with_exit_2() {
+    for (arguments, expected) in [
+        (&[][..], "no command is named; see --help"),
+        (
+            &["rum"],
+            "unrecognized subcommand 'rum'; tip: a similar subcommand exists: 'run'; see --help",
+        ),
+        (
+            &["run"],
+            "the following required arguments were not provided: --config <FILE>; see --help",
+        ),
+        (
+            &["status", "--admin", "9901"],
+            "invalid value '9901' for '--admin <ADDRESS>': \"9901\" is not an address; write unix:PATH or IP:PORT, such \
+             as unix:run/admin.sock or 127.0.0.1:9901; see --help",
+        ),
+        (
+            &["run", "-c", "x", "--log-format", "xml"],
+            "invalid value 'xml' for '--log-format <FORMAT>' [possible values: text, json]; see --help",
+        ),
+    ] {
+        let output = tollgate(arguments);
+        assert_eq!(
+            stderr(&output),
+            format!("tollgate: error: {expected}\n"),
+            "{arguments:?}"
+        );
+        assert_eq!(
+            (code(&output), stdout(&output).as_str()),
+            (2, ""),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn check_accepts_the_shipped_configurations() {
+    // The overlay with a policy directory names one that is on the node only.
+    for file in [
+        "deploy/examples/tollgate.yaml",
+        "deploy/kustomize/base/tollgate.yaml",
+    ] {
+        let output = tollgate(&["run", "--check", "-c", file]);
+        assert_eq!(stderr(&output), "");
+        assert_eq!(
+            stdout(&output),
+            format!("{file}: the configuration is right\n")
+        );
+        assert_eq!(code(&output), 0);
+    }
+}
+
+#[test]
+fn check_lists_every_mistake_and_exits_2() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let file = directory.path().join("tollgate.yaml");
+    let name = file.display();
+    std::fs::write(
+        &file,
+        "xds: {}\nlisteners:\n  - name: a\n    adress: 127.0.0.1:1\nworkers: 0\n",
+    )
+    .expect("writes");
+    for check in [&["--check"][..], &[]] {
+        let output = tollgate(&[&["run", "-c", file.to_str().expect("UTF-8")], check].concat());
+        assert_eq!(code(&output), 2);
+        assert_eq!(
+            stderr(&output),
+            format!(
+                "tollgate: error: {name}:4:5: listeners[0].adress: unknown key; did you mean \"address\"?\n\
+                 tollgate: error: {name}:5:10: workers: not a whole number from 1 to 1024\n"
+            )
+        );
+    }
+}
+
+#[test]
+fn a_missing_configuration_is_bad_input() {
+    let output = tollgate(&["run", "--check", "-c", "/nonexistent.yaml"]);
+    assert_eq!(code(&output), 2);
+    assert_eq!(
+        stderr(&output),
+        "tollgate: error: /nonexistent.yaml: cannot read: no such file or directory; name a configuration file\n"
+    );
+}
+
+#[test]
+fn a_wrong_log_filter_is_bad_input() {
+    let output = tollgate(&[
+        "run",
+        "-c",
+        "deploy/examples/tollgate.yaml",
+        "--log-level",
+        "tollgate=loud",
+    ]);
+    assert_eq!(code(&output), 2);
+    assert!(
+        stderr(&output)
+            .starts_with("tollgate: error: --log-level: \"tollgate=loud\" is no log filter")
+    );
+    assert_eq!(stderr(&output).lines().count(), 1);
+}
+
+#[test]
+fn explain_allows_what_the_policy_allows() {
+    let output = explain(&["GET", "/hello"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(
+        text.starts_with(
+            "allowed: GET /hello from identity 32226, port 5000, ingress policy of 10.244.2.232\n  by rule: 69 \
+             ingress_per_port_policies[0].rules[0].http_rules[0]\n"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn explain_denies_with_reason_and_nearest_rule() {
+    for (request, field) in [
+        (["GET", "/hello3"], ":path"),
+        (["POST", "/hello"], ":method"),
+    ] {
+        let output = explain(&[&request[..], &["-o", "json"]].concat());
+        assert_eq!(code(&output), 1);
+        let answer = json(&output);
+        assert_eq!(answer["verdict"], "denied");
+        assert_eq!(answer["reason"], "request_not_allowed");
+        assert_eq!(answer["nearest_miss"]["field"], field);
+        assert_eq!(
+            answer["nearest_miss"]["rule"],
+            "69 ingress_per_port_policies[0].rules[0].http_rules[0]"
+        );
+        assert_eq!(
+            answer["policies"][0]["rules"][0]["outcome"],
+            "does not apply"
+        );
+    }
+    let text = stdout(&explain(&["GET", "/hello3"]));
+    assert!(
+        text.contains(
+            "\n  reason: request_not_allowed\n  nearest rule: :method matched, :path is not "
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn explain_denies_other_ports_and_unknown_endpoints() {
+    let mut arguments = EXPLAIN.map(str::to_owned);
+    arguments[9] = "5001".to_owned();
+    let run = |arguments: &[String]| {
+        let words: Vec<&str> = arguments
+            .iter()
+            .map(String::as_str)
+            .chain(["-o", "json", "GET", "/hello"])
+            .collect();
+        let output = tollgate(&words);
+        (code(&output), json(&output)["reason"].clone())
+    };
+    assert_eq!(run(&arguments), (1, "port_not_allowed".into()));
+    arguments[4] = "10.244.2.1".to_owned();
+    assert_eq!(run(&arguments), (1, "no_policy".into()));
+}
+
+#[test]
+fn explain_judges_the_path_that_is_forwarded() {
+    let output = explain(&["-o", "json", "GET", "/x/../hel%6Co"]);
+    assert_eq!(code(&output), 0);
+    assert_eq!(json(&output)["request"]["canonical_path"], "/hello");
+
+    let output = explain(&["-o", "json", "GET", "/x%2F..%2Fhello"]);
+    assert_eq!(code(&output), 0);
+    assert_eq!(json(&output)["request"]["redirected"], true);
+
+    let output = explain(&["-o", "json", "GET", "/hello%00"]);
+    assert_eq!(code(&output), 1);
+    assert_eq!(json(&output)["reason"], "ambiguous_path");
+}
+
+#[test]
+fn explain_uses_host_and_headers_and_both_directions() {
+    let orders = |more: &[&str]| {
+        let file = "deploy/examples/policies/orders.yaml";
+        let output = tollgate(&[&["policy", "explain", file, "-o", "json"], more].concat());
+        (code(&output), json(&output))
+    };
+    let endpoint = [
+        "--endpoint",
+        "fd00:10:244:2::233",
+        "--ingress",
+        "--from",
+        "32226",
+        "--port",
+    ];
+    let post =
+        |more: &[&str]| orders(&[&endpoint[..], &["8080", "POST", "/orders"], more].concat());
+    let (code, answer) = post(&[
+        "-H",
+        "Content-Type: application/json; charset=utf-8",
+        "--host",
+        "orders",
+    ]);
+    assert_eq!(
+        (code, &answer["request"]["authority"]),
+        (0, &"orders".into())
+    );
+    let (code, answer) = post(&["-H", "Content-Type: text/plain"]);
+    assert_eq!(
+        (code, &answer["nearest_miss"]["field"]),
+        (1, &"content-type".into())
+    );
+
+    let (code, answer) = orders(&[&endpoint[..], &["9090"]].concat());
+    assert_eq!((code, &answer["layer"]), (0, &"connection".into()));
+
+    let egress = ["--endpoint", "10.244.2.233", "--egress", "--port", "5432"];
+    assert_eq!(orders(&[&egress[..], &["--to", "4711"]].concat()).0, 0);
+    let (code, answer) = orders(&[&egress[..], &["--to", "2"]].concat());
+    assert_eq!((code, &answer["reason"]), (1, &"peer_not_allowed".into()));
+}
+
+#[test]
+fn explain_refuses_bad_input_with_exit_2() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let file = directory.path().join("typo.json");
+    std::fs::write(
+        &file,
+        r#"{"endpointId": 1, "endpointIps": ["10.0.0.1"], "ingresPerPortPolicies": []}"#,
+    )
+    .expect("writes");
+    let file = file.to_str().expect("UTF-8");
+    let unnumbered = directory.path().join("unnumbered.yaml");
+    std::fs::write(&unnumbered, "endpoint_ips: [10.0.0.1]\n").expect("writes");
+    let unnumbered = unnumbered.to_str().expect("UTF-8");
+    let rest = &EXPLAIN[3..];
+    for (arguments, expected) in [
+        (
+            [&["policy", "explain", file], rest].concat(),
+            format!("{file}: ingresPerPortPolicies: "),
+        ),
+        (
+            [&["policy", "explain", unnumbered], rest].concat(),
+            format!("{unnumbered}: endpoint_id: "),
+        ),
+        (
+            [&["policy", "explain", "/nonexistent.json"], rest].concat(),
+            "/nonexistent.json: cannot read: ".to_owned(),
+        ),
+        (
+            [&EXPLAIN[..], &["--host", "a", "-H", "Host: b", "GET", "/"]].concat(),
+            "the host is given twice".to_owned(),
+        ),
+        (
+            [&EXPLAIN[..], &["-H", "nonsense", "GET", "/"]].concat(),
+            "invalid value 'nonsense' for '--header".to_owned(),
+        ),
+        (
+            [&EXPLAIN[..], &["--egress"]].concat(),
+            "the argument '--ingress' cannot be used with '--egress'".to_owned(),
+        ),
+    ] {
+        let output = tollgate(&arguments);
+        assert_eq!(code(&output), 2, "{arguments:?}");
+        let line = stderr(&output);
+        assert!(
+            line.starts_with(&format!("tollgate: error: {expected}")),
+            "{arguments:?}: {line}"
+        );
+    }
+}
+
+#[test]
+fn without_a_proxy_nothing_can_be_told() {
+    for command in ["status", "flows"] {
+        let output = tollgate(&[command, "--admin", "unix:/nonexistent/admin.sock"]);
+        assert_eq!(code(&output), 3);
+        assert_eq!(
+            stderr(&output),
+            "tollgate: error: admin unix:/nonexistent/admin.sock: cannot connect: No such file or directory (os error 2); \
+             is the proxy running, and is this its admin.address?\n"
+        );
+    }
+}
+
+/// Answers one connection with `response` and returns the request line that came.
+fn answer_once(response: &'static str) -> (String, std::thread::JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let address = listener.local_addr().expect("is bound").to_string();
+    let peer = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accepts");
+        let mut request = Vec::new();
+        let mut chunk = [0; 1024];
+        while !request.ends_with(b"\r\n\r\n") {
+            let count = stream.read(&mut chunk).expect("reads");
+            assert_ne!(count, 0, "the request ends early");
+            request.extend_from_slice(&chunk[..count]);
+        }
+        stream.write_all(response.as_bytes()).expect("writes");
+        String::from_utf8(request)
+            .expect("UTF-8")
+            .lines()
+            .next()
+            .expect("a line")
+            .to_owned()
+    });
+    (address, peer)
+}
+
+#[test]
+fn status_exits_by_what_it_finds() {
+    for (body, expected, line) in [
+        (
+            "{\"ready\":true,\"quarantined\":[]}",
+            0,
+            "ready        yes\n",
+        ),
+        (
+            "{\"ready\":false,\"waiting_for\":[\"first policy\"]}",
+            1,
+            "! not ready: waits for first policy\n",
+        ),
+        ("[]", 3, ""),
+    ] {
+        let response = format!(
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let (address, peer) = answer_once(response.leak());
+        let output = tollgate(&["status", "--admin", &address]);
+        assert_eq!(peer.join().expect("answers"), "GET /status HTTP/1.1");
+        assert_eq!(code(&output), expected, "{body}");
+        assert!(stdout(&output).contains(line), "{}", stdout(&output));
+    }
+}
+
+#[test]
+fn flows_asks_for_what_was_wanted_and_keeps_json_as_it_is() {
+    let record = "{\"verdict\":\"DROPPED\",\"reason\":\"no_policy\"}\n";
+    let response = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{record}");
+    let (address, peer) = answer_once(response.leak());
+    let output = tollgate(&[
+        "flows", "--denied", "-n", "5", "-o", "json", "--admin", &address,
+    ]);
+    assert_eq!(
+        peer.join().expect("answers"),
+        "GET /flows?denied=1&limit=5 HTTP/1.1"
+    );
+    assert_eq!((code(&output), stdout(&output).as_str()), (0, record));
+}
+
+#[test]
+fn following_flows_ends_with_3_when_the_proxy_goes_away() {
+    let (address, peer) = answer_once("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n");
+    let output = tollgate(&["flows", "-f", "--admin", &address]);
+    assert_eq!(
+        peer.join().expect("answers"),
+        "GET /flows?follow=1 HTTP/1.1"
+    );
+    assert_eq!(code(&output), 3);
+    assert_eq!(
+        stderr(&output),
+        format!("tollgate: error: admin {address}: the proxy went away\n")
+    );
+}
+
+#[test]
+fn a_refusal_of_the_admin_endpoint_is_passed_on() {
+    let (address, peer) = answer_once(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 18\r\n\r\ntoo many followers",
+    );
+    let output = tollgate(&["flows", "-f", "--admin", &address]);
+    peer.join().expect("answers");
+    assert_eq!(code(&output), 3);
+    assert_eq!(
+        stderr(&output),
+        format!(
+            "tollgate: error: admin {address}: /flows?follow=1 answered 503 Service Unavailable: too many followers\n"
+        )
+    );
+}
