@@ -251,3 +251,6 @@ impl Stream {
 fn encode(request: &DiscoveryRequest) -> Bytes {
     request.encode_to_vec().into()
 }
+
+#[cfg(test)]
+mod tests;
