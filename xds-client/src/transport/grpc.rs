@@ -82,14 +82,20 @@ impl GrpcTransport {
                 .map_err(|error| self.handshake_error(chain(&error)))?;
         let mut tasks = JoinSet::new();
         tasks.spawn(driver);
-        if heard.await.is_err() {
-            let reason = match tasks.join_next().await {
-                Some(Ok(Err(error))) => chain(&error),
-                _ => "connection closed before the first frame".to_owned(),
-            };
-            return Err(self.handshake_error(reason));
+        let spoke = heard.await.is_ok();
+        // A first frame that is none has ended the driver by now, and only the driver knows what was wrong with it.
+        let ended = if spoke {
+            tasks.try_join_next()
+        } else {
+            tasks.join_next().await
+        };
+        match ended {
+            Some(Ok(Err(error))) => Err(self.handshake_error(chain(&error))),
+            Some(_) => {
+                Err(self.handshake_error("connection closed before the first frame".to_owned()))
+            }
+            None => Ok(Connection { sender, tasks }),
         }
-        Ok(Connection { sender, tasks })
     }
 
     fn connect_error(&self, error: &std::io::Error) -> TransportError {
