@@ -6,8 +6,9 @@ use std::time::SystemTime;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tollgate::flow::{
-    FlowConsumer, FlowRecord, FlowSender, HttpRecord, OpenFlow, Outcome, Protocol, channel, metrics,
+    FlowConsumer, FlowRecord, FlowSender, HttpRecord, OpenFlow, Outcome, Protocol, channel,
 };
+use tollgate::metrics;
 use tollgate::reason::Reason;
 use tollgate_policy::{Direction, SecurityId};
 

@@ -1,0 +1,143 @@
+//! Policy: finding an endpoint's rules and judging one request against them.
+//!
+//! Budget of DESIGN section 10: under 1 us against 1,000 rules, and about the same for one.
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use tollgate_policy::model::{HeaderMatcher, HttpRule, ValueMatch};
+use tollgate_policy::{
+    Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule, Request,
+    SecurityId, Snapshot, Verdict,
+};
+
+const ENDPOINT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1));
+const PORT: u16 = 5000;
+
+/// `rules` rules of the form `GET`, `/api/v1/svc00042/items/[0-9]+`, as in the side-by-side runs.
+fn policy(endpoint: IpAddr, endpoint_id: u64, rules: usize) -> NetworkPolicy {
+    let regex =
+        |name: &str, regex: String| HeaderMatcher::new(name, ValueMatch::Regex(regex.into()));
+    let http = (0..rules).map(|rule| HttpRule {
+        headers: vec![
+            regex(":method", "GET".to_owned()),
+            regex(":path", format!("/api/v1/svc{rule:05}/items/[0-9]+")),
+        ],
+        ..HttpRule::default()
+    });
+    let rule = PortRule {
+        http: Some(http.collect()),
+        ..PortRule::default()
+    };
+    NetworkPolicy {
+        endpoint_id,
+        endpoints: vec![EndpointKey::from(endpoint)],
+        ingress: vec![PortPolicy {
+            port: PORT.into(),
+            rules: vec![rule],
+            ..PortPolicy::default()
+        }],
+        egress: Vec::new(),
+    }
+}
+
+fn snapshot(policies: impl IntoIterator<Item = NetworkPolicy>) -> Snapshot {
+    let mut builder = Snapshot::empty().update();
+    builder.replace_all(policies);
+    builder.build()
+}
+
+fn flow() -> Flow<'static> {
+    Flow {
+        direction: Direction::Ingress,
+        endpoint: ENDPOINT,
+        remote: SecurityId(32226),
+        port: PORT,
+        proxy_id: 0,
+        server_name: None,
+    }
+}
+
+fn get(path: &str) -> Request<'_> {
+    Request {
+        method: b"GET",
+        scheme: b"http",
+        authority: b"helloworld:5000",
+        path: path.as_bytes(),
+        headers: &NoHeaders,
+    }
+}
+
+fn evaluate(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("policy/evaluate_request");
+    for rules in [1, 10, 100, 1_000] {
+        let snapshot = snapshot([policy(ENDPOINT, 1, rules)]);
+        let last = format!("/api/v1/svc{:05}/items/12345", rules - 1);
+        let (hit, miss) = (get(&last), get("/nothing/here"));
+        assert!(
+            matches!(
+                snapshot.evaluate_request(&flow(), &hit),
+                Verdict::Allow { .. }
+            ),
+            "{rules} rules"
+        );
+        assert!(
+            matches!(
+                snapshot.evaluate_request(&flow(), &miss),
+                Verdict::Deny { .. }
+            ),
+            "{rules} rules"
+        );
+        group.bench_function(BenchmarkId::new("last_rule", rules), |bencher| {
+            bencher.iter(|| snapshot.evaluate_request(black_box(&flow()), black_box(&hit)));
+        });
+        group.bench_function(BenchmarkId::new("denied", rules), |bencher| {
+            bencher.iter(|| snapshot.evaluate_request(black_box(&flow()), black_box(&miss)));
+        });
+    }
+    group.finish();
+}
+
+fn look_up(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("policy/evaluate_connection");
+    for endpoints in [1, 100, 1_000] {
+        let others = (1..endpoints).map(|index| policy(other(index), 1 + u64::from(index), 1));
+        let snapshot = snapshot(others.chain([policy(ENDPOINT, 1, 1)]));
+        group.bench_function(BenchmarkId::new("endpoints", endpoints), |bencher| {
+            bencher.iter(|| snapshot.evaluate_connection(black_box(&flow())));
+        });
+    }
+    group.finish();
+}
+
+fn other(index: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from_bits(
+        Ipv4Addr::new(10, 245, 0, 0).to_bits() + index,
+    ))
+}
+
+fn compile(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("policy/compile");
+    group.sample_size(10);
+    for rules in [1, 100, 1_000] {
+        let source = policy(ENDPOINT, 1, rules);
+        group.bench_function(BenchmarkId::new("rules", rules), |bencher| {
+            bencher.iter(|| snapshot([black_box(source.clone())]));
+        });
+    }
+    // One endpoint of a thousand changes: the work must not grow with the others.
+    let thousand = snapshot((1..=1_000).map(|index| policy(other(index), u64::from(index), 10)));
+    let changed = policy(other(7), 7, 11);
+    group.bench_function("one_of_1000_endpoints", |bencher| {
+        bencher.iter(|| {
+            let mut builder = thousand.update();
+            builder.upsert("7", black_box(changed.clone()));
+            builder.build()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, evaluate, look_up, compile);
+criterion_main!(benches);
