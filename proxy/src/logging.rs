@@ -44,9 +44,7 @@ impl LogLevel {
     /// # Errors
     /// The filter is not understood; the message says what is.
     pub fn set(&self, filter: &str) -> Result<(), LogError> {
-        self.0
-            .reload(parse(filter)?)
-            .map_err(|error| LogError::Subscriber(error.to_string()))
+        self.0.reload(parse(filter)?).map_err(|error| LogError::Subscriber(error.to_string()))
     }
 }
 
@@ -72,8 +70,5 @@ pub fn start(filter: &str, format: LogFormat) -> Result<LogLevel, LogError> {
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
     EnvFilter::builder()
         .parse(filter)
-        .map_err(|error| LogError::Filter {
-            filter: filter.to_owned(),
-            reason: error.to_string(),
-        })
+        .map_err(|error| LogError::Filter { filter: filter.to_owned(), reason: error.to_string() })
 }

@@ -30,9 +30,7 @@ pub struct PolicyFileError {
 
 /// Whether a directory entry is a policy file, by its name. Hidden files and editors' leftovers are not.
 pub fn is_policy_file(path: &Path) -> bool {
-    let hidden = path
-        .file_name()
-        .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
     !hidden && matches!(extension(path), Some("json" | "yaml" | "yml"))
 }
 
@@ -41,12 +39,8 @@ pub fn is_policy_file(path: &Path) -> bool {
 /// # Errors
 /// The file cannot be read, or the first of its resources that is wrong; nothing is read in part.
 pub fn read(path: &Path) -> Result<Vec<PolicyResource>, PolicyFileError> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        refused(
-            path,
-            format!("cannot read: {error}; name a JSON or YAML policy file"),
-        )
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| refused(path, format!("cannot read: {error}; name a JSON or YAML policy file")))?;
     parse(&text, path)
 }
 
@@ -56,26 +50,16 @@ pub fn read(path: &Path) -> Result<Vec<PolicyResource>, PolicyFileError> {
 /// As [`read`].
 pub fn parse(text: &str, path: &Path) -> Result<Vec<PolicyResource>, PolicyFileError> {
     if extension(path) == Some("json") {
-        let resource = resource(
-            || json::network_policy_from_json(text),
-            || json::network_policy_hosts_from_json(text),
-        );
-        return Ok(vec![
-            resource.map_err(|error| refused(path, error.to_string()))?,
-        ]);
+        let resource = resource(|| json::network_policy_from_json(text), || json::network_policy_hosts_from_json(text));
+        return Ok(vec![resource.map_err(|error| refused(path, error.to_string()))?]);
     }
     let options = serde_saphyr::options! {
         strict_booleans: true,
         with_snippet: false,
         reject_unsupported_tags: true,
     };
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
-            refused(
-                path,
-                format!("not valid YAML: {}", error.to_string().replace('\n', " ")),
-            )
-        })?;
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| refused(path, format!("not valid YAML: {}", error.to_string().replace('\n', " "))))?;
     let only = documents.len() == 1;
     documents
         .into_iter()
@@ -112,10 +96,7 @@ fn extension(path: &Path) -> Option<&str> {
 }
 
 fn refused(path: &Path, message: String) -> PolicyFileError {
-    PolicyFileError {
-        file: path.to_owned(),
-        message,
-    }
+    PolicyFileError { file: path.to_owned(), message }
 }
 
 #[cfg(test)]
@@ -123,26 +104,23 @@ mod tests {
     use super::*;
 
     const YAML: &str = "endpoint_id: 69\nendpoint_ips: [10.244.2.232]\ningress_per_port_policies: [{port: 5000}]\n";
-    const HOSTS: &str = "'@type': type.googleapis.com/cilium.NetworkPolicyHosts\npolicy: 32226\nhost_addresses: [10.244.1.17]\n";
+    const HOSTS: &str =
+        "'@type': type.googleapis.com/cilium.NetworkPolicyHosts\npolicy: 32226\nhost_addresses: [10.244.1.17]\n";
 
     fn error(text: &str, file: &str) -> String {
-        parse(text, Path::new(file))
-            .expect_err("is refused")
-            .to_string()
+        parse(text, Path::new(file)).expect_err("is refused").to_string()
     }
 
     #[test]
     fn yaml_and_json_give_the_same_policy() {
-        let json = r#"{"endpointId": "69", "endpointIps": ["10.244.2.232"], "ingressPerPortPolicies": [{"port": 5000}]}"#;
+        let json =
+            r#"{"endpointId": "69", "endpointIps": ["10.244.2.232"], "ingressPerPortPolicies": [{"port": 5000}]}"#;
         let from_yaml = parse(YAML, Path::new("a.yaml")).expect("reads");
         assert_eq!(from_yaml, parse(json, Path::new("a.json")).expect("reads"));
         let [PolicyResource::Policy(policy)] = &from_yaml[..] else {
             panic!("one policy, not {from_yaml:?}");
         };
-        assert_eq!(
-            (policy.endpoint_id, policy.ingress_per_port_policies[0].port),
-            (69, 5000)
-        );
+        assert_eq!((policy.endpoint_id, policy.ingress_per_port_policies[0].port), (69, 5000));
     }
 
     #[test]
@@ -158,22 +136,11 @@ mod tests {
     fn a_mistake_names_file_and_place() {
         assert!(error("endpoint_id: [", "a.yaml").starts_with("a.yaml: not valid YAML: "));
         assert!(error("endpoint_id: 1\nendpoint_id: 2\n", "a.yaml").contains("line 2"));
-        assert!(
-            error(&format!("{YAML}---\nprot: 1\n"), "a.yaml")
-                .starts_with("a.yaml: document 2: prot: ")
-        );
+        assert!(error(&format!("{YAML}---\nprot: 1\n"), "a.yaml").starts_with("a.yaml: document 2: prot: "));
         assert!(error("{", "a.json").starts_with("a.json: not usable as JSON: "));
-        assert!(
-            error("{\"@type\": \"type.googleapis.com/cilium.Foo\"}", "a.json")
-                .starts_with("a.json: @type: ")
-        );
-        let missing = read(Path::new("/nonexistent.yaml"))
-            .expect_err("is not there")
-            .to_string();
-        assert!(
-            missing.starts_with("/nonexistent.yaml: cannot read: "),
-            "{missing}"
-        );
+        assert!(error("{\"@type\": \"type.googleapis.com/cilium.Foo\"}", "a.json").starts_with("a.json: @type: "));
+        let missing = read(Path::new("/nonexistent.yaml")).expect_err("is not there").to_string();
+        assert!(missing.starts_with("/nonexistent.yaml: cannot read: "), "{missing}");
     }
 
     #[test]

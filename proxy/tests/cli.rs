@@ -1,9 +1,6 @@
 //! The binary as people call it: output, error lines and exit codes.
 
-#![expect(
-    clippy::expect_used,
-    reason = "what these tests stand on must be there"
-)]
+#![expect(clippy::expect_used, reason = "what these tests stand on must be there")]
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -60,13 +57,7 @@ fn explain(more: &[&str]) -> Output {
 
 #[test]
 fn every_help_has_an_example_and_the_exit_codes() {
-    for command in [
-        &["run"][..],
-        &["policy", "explain"],
-        &["status"],
-        &["flows"],
-        &["version"],
-    ] {
+    for command in [&["run"][..], &["policy", "explain"], &["status"], &["flows"], &["version"]] {
         let output = tollgate(&[command, &["--help"]].concat());
         let text = stdout(&output);
         assert_eq!(code(&output), 0, "{command:?}");
@@ -75,9 +66,9 @@ fn every_help_has_an_example_and_the_exit_codes() {
         assert!(text.contains(&example), "{command:?}: {text}");
     }
     let output = tollgate(&["--help"]);
-    assert!(stdout(&output).contains(
-        "Exit codes: 0 fine or allowed, 1 findings or denied, 2 bad input, 3 cannot tell."
-    ));
+    assert!(
+        stdout(&output).contains("Exit codes: 0 fine or allowed, 1 findings or denied, 2 bad input, 3 cannot tell.")
+    );
 }
 
 /// The examples of `run` and `policy explain` need no running proxy, so they are run as they stand.
@@ -87,10 +78,7 @@ fn the_examples_of_offline_commands_work() {
         let help = stdout(&tollgate(&[command, &["--help"]].concat()));
         let (_, example) = help.split_once("Example:\n").expect("has an example");
         let (example, _) = example.split_once("\n\n").unwrap_or((example, ""));
-        let words: Vec<&str> = example
-            .split_whitespace()
-            .filter(|word| *word != "\\")
-            .collect();
+        let words: Vec<&str> = example.split_whitespace().filter(|word| *word != "\\").collect();
         let output = tollgate(&words[1..]);
         assert_eq!(code(&output), 0, "{example}: {}", stderr(&output));
     }
@@ -100,14 +88,8 @@ fn the_examples_of_offline_commands_work() {
 fn wrong_arguments_are_one_error_with_exit_2() {
     for (arguments, expected) in [
         (&[][..], "no command is named; see --help"),
-        (
-            &["rum"],
-            "unrecognized subcommand 'rum'; tip: a similar subcommand exists: 'run'; see --help",
-        ),
-        (
-            &["run"],
-            "the following required arguments were not provided: --config <FILE>; see --help",
-        ),
+        (&["rum"], "unrecognized subcommand 'rum'; tip: a similar subcommand exists: 'run'; see --help"),
+        (&["run"], "the following required arguments were not provided: --config <FILE>; see --help"),
         (
             &["status", "--admin", "9901"],
             "invalid value '9901' for '--admin <ADDRESS>': \"9901\" is not an address; write unix:PATH or IP:PORT, such \
@@ -119,32 +101,18 @@ fn wrong_arguments_are_one_error_with_exit_2() {
         ),
     ] {
         let output = tollgate(arguments);
-        assert_eq!(
-            stderr(&output),
-            format!("tollgate: error: {expected}\n"),
-            "{arguments:?}"
-        );
-        assert_eq!(
-            (code(&output), stdout(&output).as_str()),
-            (2, ""),
-            "{arguments:?}"
-        );
+        assert_eq!(stderr(&output), format!("tollgate: error: {expected}\n"), "{arguments:?}");
+        assert_eq!((code(&output), stdout(&output).as_str()), (2, ""), "{arguments:?}");
     }
 }
 
 #[test]
 fn check_accepts_the_shipped_configurations() {
     // The overlay with a policy directory names one that is on the node only.
-    for file in [
-        "deploy/examples/tollgate.yaml",
-        "deploy/kustomize/base/tollgate.yaml",
-    ] {
+    for file in ["deploy/examples/tollgate.yaml", "deploy/kustomize/base/tollgate.yaml"] {
         let output = tollgate(&["run", "--check", "-c", file]);
         assert_eq!(stderr(&output), "");
-        assert_eq!(
-            stdout(&output),
-            format!("{file}: the configuration is right\n")
-        );
+        assert_eq!(stdout(&output), format!("{file}: the configuration is right\n"));
         assert_eq!(code(&output), 0);
     }
 }
@@ -154,11 +122,7 @@ fn check_lists_every_mistake_and_exits_2() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let file = directory.path().join("tollgate.yaml");
     let name = file.display();
-    std::fs::write(
-        &file,
-        "xds: {}\nlisteners:\n  - name: a\n    adress: 127.0.0.1:1\nworkers: 0\n",
-    )
-    .expect("writes");
+    std::fs::write(&file, "xds: {}\nlisteners:\n  - name: a\n    adress: 127.0.0.1:1\nworkers: 0\n").expect("writes");
     for check in [&["--check"][..], &[]] {
         let output = tollgate(&[&["run", "-c", file.to_str().expect("UTF-8")], check].concat());
         assert_eq!(code(&output), 2);
@@ -184,18 +148,9 @@ fn a_missing_configuration_is_bad_input() {
 
 #[test]
 fn a_wrong_log_filter_is_bad_input() {
-    let output = tollgate(&[
-        "run",
-        "-c",
-        "deploy/examples/tollgate.yaml",
-        "--log-level",
-        "tollgate=loud",
-    ]);
+    let output = tollgate(&["run", "-c", "deploy/examples/tollgate.yaml", "--log-level", "tollgate=loud"]);
     assert_eq!(code(&output), 2);
-    assert!(
-        stderr(&output)
-            .starts_with("tollgate: error: --log-level: \"tollgate=loud\" is no log filter")
-    );
+    assert!(stderr(&output).starts_with("tollgate: error: --log-level: \"tollgate=loud\" is no log filter"));
     assert_eq!(stderr(&output).lines().count(), 1);
 }
 
@@ -215,32 +170,18 @@ fn explain_allows_what_the_policy_allows() {
 
 #[test]
 fn explain_denies_with_reason_and_nearest_rule() {
-    for (request, field) in [
-        (["GET", "/hello3"], ":path"),
-        (["POST", "/hello"], ":method"),
-    ] {
+    for (request, field) in [(["GET", "/hello3"], ":path"), (["POST", "/hello"], ":method")] {
         let output = explain(&[&request[..], &["-o", "json"]].concat());
         assert_eq!(code(&output), 1);
         let answer = json(&output);
         assert_eq!(answer["verdict"], "denied");
         assert_eq!(answer["reason"], "request_not_allowed");
         assert_eq!(answer["nearest_miss"]["field"], field);
-        assert_eq!(
-            answer["nearest_miss"]["rule"],
-            "69 ingress_per_port_policies[0].rules[0].http_rules[0]"
-        );
-        assert_eq!(
-            answer["policies"][0]["rules"][0]["outcome"],
-            "does not apply"
-        );
+        assert_eq!(answer["nearest_miss"]["rule"], "69 ingress_per_port_policies[0].rules[0].http_rules[0]");
+        assert_eq!(answer["policies"][0]["rules"][0]["outcome"], "does not apply");
     }
     let text = stdout(&explain(&["GET", "/hello3"]));
-    assert!(
-        text.contains(
-            "\n  reason: request_not_allowed\n  nearest rule: :method matched, :path is not "
-        ),
-        "{text}"
-    );
+    assert!(text.contains("\n  reason: request_not_allowed\n  nearest rule: :method matched, :path is not "), "{text}");
 }
 
 #[test]
@@ -248,11 +189,7 @@ fn explain_denies_other_ports_and_unknown_endpoints() {
     let mut arguments = EXPLAIN.map(str::to_owned);
     arguments[9] = "5001".to_owned();
     let run = |arguments: &[String]| {
-        let words: Vec<&str> = arguments
-            .iter()
-            .map(String::as_str)
-            .chain(["-o", "json", "GET", "/hello"])
-            .collect();
+        let words: Vec<&str> = arguments.iter().map(String::as_str).chain(["-o", "json", "GET", "/hello"]).collect();
         let output = tollgate(&words);
         (code(&output), json(&output)["reason"].clone())
     };
@@ -283,33 +220,15 @@ fn explain_uses_host_and_headers_and_both_directions() {
         let output = tollgate(&[&["policy", "explain", file, "-o", "json"], more].concat());
         (code(&output), json(&output))
     };
-    let endpoint = [
-        "--endpoint",
-        "fd00:10:244:2::233",
-        "--ingress",
-        "--from",
-        "32226",
-        "--port",
-    ];
-    let post =
-        |more: &[&str]| orders(&[&endpoint[..], &["8080", "POST", "/orders"], more].concat());
-    let (code, answer) = post(&[
-        "-H",
-        "Content-Type: application/json; charset=utf-8",
-        "--host",
-        "orders",
-    ]);
-    assert_eq!(
-        (code, &answer["request"]["authority"]),
-        (0, &"orders".into())
-    );
+    let endpoint = ["--endpoint", "fd00:10:244:2::233", "--ingress", "--from", "32226", "--port"];
+    let post = |more: &[&str]| orders(&[&endpoint[..], &["8080", "POST", "/orders"], more].concat());
+    let (code, answer) = post(&["-H", "Content-Type: application/json; charset=utf-8", "--host", "orders"]);
+    assert_eq!((code, &answer["request"]["authority"]), (0, &"orders".into()));
     let (code, answer) = post(&["-H", "Content-Type: text/plain"]);
-    assert_eq!(
-        (code, &answer["nearest_miss"]["field"]),
-        (1, &"content-type".into())
-    );
+    assert_eq!((code, &answer["nearest_miss"]["field"]), (1, &"content-type".into()));
 
-    let (code, answer) = orders(&[&endpoint[..], &["9090"]].concat());
+    // Passed as TCP: whatever the path is, nobody looks at it.
+    let (code, answer) = orders(&[&endpoint[..], &["9090", "GET", "/%00"]].concat());
     assert_eq!((code, &answer["layer"]), (0, &"connection".into()));
 
     let egress = ["--endpoint", "10.244.2.233", "--egress", "--port", "5432"];
@@ -322,49 +241,25 @@ fn explain_uses_host_and_headers_and_both_directions() {
 fn explain_refuses_bad_input_with_exit_2() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let file = directory.path().join("typo.json");
-    std::fs::write(
-        &file,
-        r#"{"endpointId": 1, "endpointIps": ["10.0.0.1"], "ingresPerPortPolicies": []}"#,
-    )
-    .expect("writes");
+    std::fs::write(&file, r#"{"endpointId": 1, "endpointIps": ["10.0.0.1"], "ingresPerPortPolicies": []}"#)
+        .expect("writes");
     let file = file.to_str().expect("UTF-8");
     let unnumbered = directory.path().join("unnumbered.yaml");
     std::fs::write(&unnumbered, "endpoint_ips: [10.0.0.1]\n").expect("writes");
     let unnumbered = unnumbered.to_str().expect("UTF-8");
     let rest = &EXPLAIN[3..];
     for (arguments, expected) in [
-        (
-            [&["policy", "explain", file], rest].concat(),
-            format!("{file}: ingresPerPortPolicies: "),
-        ),
-        (
-            [&["policy", "explain", unnumbered], rest].concat(),
-            format!("{unnumbered}: endpoint_id: "),
-        ),
-        (
-            [&["policy", "explain", "/nonexistent.json"], rest].concat(),
-            "/nonexistent.json: cannot read: ".to_owned(),
-        ),
-        (
-            [&EXPLAIN[..], &["--host", "a", "-H", "Host: b", "GET", "/"]].concat(),
-            "the host is given twice".to_owned(),
-        ),
-        (
-            [&EXPLAIN[..], &["-H", "nonsense", "GET", "/"]].concat(),
-            "invalid value 'nonsense' for '--header".to_owned(),
-        ),
-        (
-            [&EXPLAIN[..], &["--egress"]].concat(),
-            "the argument '--ingress' cannot be used with '--egress'".to_owned(),
-        ),
+        ([&["policy", "explain", file], rest].concat(), format!("{file}: ingresPerPortPolicies: ")),
+        ([&["policy", "explain", unnumbered], rest].concat(), format!("{unnumbered}: endpoint_id: ")),
+        ([&["policy", "explain", "/nonexistent.json"], rest].concat(), "/nonexistent.json: cannot read: ".to_owned()),
+        ([&EXPLAIN[..], &["--host", "a", "-H", "Host: b", "GET", "/"]].concat(), "the host is given twice".to_owned()),
+        ([&EXPLAIN[..], &["-H", "nonsense", "GET", "/"]].concat(), "invalid value 'nonsense' for '--header".to_owned()),
+        ([&EXPLAIN[..], &["--egress"]].concat(), "the argument '--ingress' cannot be used with '--egress'".to_owned()),
     ] {
         let output = tollgate(&arguments);
         assert_eq!(code(&output), 2, "{arguments:?}");
         let line = stderr(&output);
-        assert!(
-            line.starts_with(&format!("tollgate: error: {expected}")),
-            "{arguments:?}: {line}"
-        );
+        assert!(line.starts_with(&format!("tollgate: error: {expected}")), "{arguments:?}: {line}");
     }
 }
 
@@ -395,12 +290,7 @@ fn answer_once(response: &'static str) -> (String, std::thread::JoinHandle<Strin
             request.extend_from_slice(&chunk[..count]);
         }
         stream.write_all(response.as_bytes()).expect("writes");
-        String::from_utf8(request)
-            .expect("UTF-8")
-            .lines()
-            .next()
-            .expect("a line")
-            .to_owned()
+        String::from_utf8(request).expect("UTF-8").lines().next().expect("a line").to_owned()
     });
     (address, peer)
 }
@@ -408,22 +298,11 @@ fn answer_once(response: &'static str) -> (String, std::thread::JoinHandle<Strin
 #[test]
 fn status_exits_by_what_it_finds() {
     for (body, expected, line) in [
-        (
-            "{\"ready\":true,\"quarantined\":[]}",
-            0,
-            "ready        yes\n",
-        ),
-        (
-            "{\"ready\":false,\"waiting_for\":[\"first policy\"]}",
-            1,
-            "! not ready: waits for first policy\n",
-        ),
+        ("{\"ready\":true,\"quarantined\":[]}", 0, "ready        yes\n"),
+        ("{\"ready\":false,\"waiting_for\":[\"first policy\"]}", 1, "! not ready: waits for first policy\n"),
         ("[]", 3, ""),
     ] {
-        let response = format!(
-            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
+        let response = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         let (address, peer) = answer_once(response.leak());
         let output = tollgate(&["status", "--admin", &address]);
         assert_eq!(peer.join().expect("answers"), "GET /status HTTP/1.1");
@@ -437,13 +316,8 @@ fn flows_asks_for_what_was_wanted_and_keeps_json_as_it_is() {
     let record = "{\"verdict\":\"DROPPED\",\"reason\":\"no_policy\"}\n";
     let response = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{record}");
     let (address, peer) = answer_once(response.leak());
-    let output = tollgate(&[
-        "flows", "--denied", "-n", "5", "-o", "json", "--admin", &address,
-    ]);
-    assert_eq!(
-        peer.join().expect("answers"),
-        "GET /flows?denied=1&limit=5 HTTP/1.1"
-    );
+    let output = tollgate(&["flows", "--denied", "-n", "5", "-o", "json", "--admin", &address]);
+    assert_eq!(peer.join().expect("answers"), "GET /flows?denied=1&limit=5 HTTP/1.1");
     assert_eq!((code(&output), stdout(&output).as_str()), (0, record));
 }
 
@@ -451,22 +325,15 @@ fn flows_asks_for_what_was_wanted_and_keeps_json_as_it_is() {
 fn following_flows_ends_with_3_when_the_proxy_goes_away() {
     let (address, peer) = answer_once("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n");
     let output = tollgate(&["flows", "-f", "--admin", &address]);
-    assert_eq!(
-        peer.join().expect("answers"),
-        "GET /flows?follow=1 HTTP/1.1"
-    );
+    assert_eq!(peer.join().expect("answers"), "GET /flows?follow=1 HTTP/1.1");
     assert_eq!(code(&output), 3);
-    assert_eq!(
-        stderr(&output),
-        format!("tollgate: error: admin {address}: the proxy went away\n")
-    );
+    assert_eq!(stderr(&output), format!("tollgate: error: admin {address}: the proxy went away\n"));
 }
 
 #[test]
 fn a_refusal_of_the_admin_endpoint_is_passed_on() {
-    let (address, peer) = answer_once(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 18\r\n\r\ntoo many followers",
-    );
+    let (address, peer) =
+        answer_once("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 18\r\n\r\ntoo many followers");
     let output = tollgate(&["flows", "-f", "--admin", &address]);
     peer.join().expect("answers");
     assert_eq!(code(&output), 3);

@@ -8,8 +8,7 @@ use std::path::PathBuf;
 
 use clap::ArgGroup;
 use tollgate_policy::{
-    ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, NetworkPolicy, Request,
-    SecurityId, Snapshot, Verdict,
+    ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, NetworkPolicy, Request, SecurityId, Snapshot, Verdict,
 };
 
 use super::{Exit, Failure, Output, print, print_json};
@@ -103,6 +102,16 @@ enum Canonical {
     Refused(String),
 }
 
+impl Question {
+    /// Why the path has no canonical form, when it has none.
+    fn refused_path(&self) -> Option<&str> {
+        match &self.request.as_ref()?.canonical {
+            Canonical::Refused(why) => Some(why),
+            Canonical::Path(_) | Canonical::Redirected(_) => None,
+        }
+    }
+}
+
 /// The answer in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
@@ -122,13 +131,10 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         proxy_id: args.proxy_id,
         server_name: args.server_name.as_deref(),
     };
-    let path = question
-        .request
-        .as_ref()
-        .and_then(|request| match &request.canonical {
-            Canonical::Path(path) | Canonical::Redirected(path) => Some((request, path)),
-            Canonical::Refused(_) => None,
-        });
+    let path = question.request.as_ref().and_then(|request| match &request.canonical {
+        Canonical::Path(path) | Canonical::Redirected(path) => Some((request, path)),
+        Canonical::Refused(_) => None,
+    });
     let request = path.map(|(request, path)| Request {
         method: request.method.as_bytes(),
         scheme: b"http",
@@ -155,12 +161,12 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 fn answer(question: &Question, explanation: &Explanation) -> Answer {
-    let refused = |request: &AskedRequest| matches!(request.canonical, Canonical::Refused(_));
+    let refused = question.refused_path().is_some();
     let allowed = match (&explanation.connection, &explanation.request) {
-        _ if question.request.as_ref().is_some_and(refused) => false,
         (ConnectionVerdict::Deny { .. }, _) => false,
         // Passed as TCP: no request is looked at.
         (ConnectionVerdict::AllowTcp { .. }, _) => true,
+        (ConnectionVerdict::InspectHttp, _) if refused => false,
         (ConnectionVerdict::InspectHttp, Some(verdict)) => matches!(verdict, Verdict::Allow { .. }),
         // Which requests pass depends on them; the connection itself does.
         (ConnectionVerdict::InspectHttp, None) => true,
@@ -177,9 +183,8 @@ fn snapshot(args: &Args) -> Result<Snapshot, Failure> {
         let resources = policy_file::read(file).map_err(Failure::bad_input)?;
         for resource in resources {
             if let PolicyResource::Policy(policy) = resource {
-                let policy = NetworkPolicy::try_from(&*policy).map_err(|error| {
-                    Failure::bad_input(format_args!("{}: {error}", file.display()))
-                })?;
+                let policy = NetworkPolicy::try_from(&*policy)
+                    .map_err(|error| Failure::bad_input(format_args!("{}: {error}", file.display())))?;
                 policies.push(policy);
             }
         }
@@ -196,11 +201,7 @@ fn question(args: &Args) -> Result<Question, Failure> {
     };
     Ok(Question {
         endpoint: args.endpoint,
-        direction: if args.ingress {
-            Direction::Ingress
-        } else {
-            Direction::Egress
-        },
+        direction: if args.ingress { Direction::Ingress } else { Direction::Egress },
         remote: SecurityId(args.from),
         port: args.port,
         request,
@@ -208,38 +209,25 @@ fn question(args: &Args) -> Result<Question, Failure> {
 }
 
 fn asked_request(args: &Args, method: &str, path: &str) -> Result<AskedRequest, Failure> {
-    let hosts = args
-        .headers
-        .iter()
-        .filter(|(name, _)| name.eq_ignore_ascii_case("host"));
+    let hosts = args.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("host"));
     let mut hosts = hosts.map(|(_, value)| value).chain(&args.host);
     let authority = hosts.next().cloned();
     if hosts.next().is_some() {
-        return Err(Failure::bad_input(
-            "the host is given twice; a request has one",
-        ));
+        return Err(Failure::bad_input("the host is given twice; a request has one"));
     }
-    let authority = authority
-        .unwrap_or_else(|| std::net::SocketAddr::new(args.endpoint, args.port).to_string());
+    let authority = authority.unwrap_or_else(|| std::net::SocketAddr::new(args.endpoint, args.port).to_string());
     let canonical = match canonicalise(path.as_bytes(), &Normalize::default()) {
         Ok(CanonicalPath::Unchanged) => Canonical::Path(path.as_bytes().to_vec()),
         Ok(CanonicalPath::Rewritten(path)) => Canonical::Path(path),
         Ok(CanonicalPath::Redirect(path)) => Canonical::Redirected(path),
         Err(error) => Canonical::Refused(error.to_string()),
     };
-    Ok(AskedRequest {
-        method: method.to_owned(),
-        authority,
-        path: path.to_owned(),
-        canonical,
-    })
+    Ok(AskedRequest { method: method.to_owned(), authority, path: path.to_owned(), canonical })
 }
 
 /// `host` is `:authority` to policy, not a header.
 fn other_headers(headers: &[(String, String)]) -> Fields {
-    let others = headers
-        .iter()
-        .filter(|(name, _)| !name.eq_ignore_ascii_case("host"));
+    let others = headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("host"));
     Fields(others.cloned().collect())
 }
 
@@ -261,9 +249,7 @@ fn header(text: &str) -> Result<(String, String), String> {
     let value = value.trim_matches([' ', '\t']);
     match http::HeaderValue::from_str(value) {
         Ok(_) => Ok((name.to_owned(), value.to_owned())),
-        Err(_) => Err(format!(
-            "\"{text}\" has a control character in its value; remove it"
-        )),
+        Err(_) => Err(format!("\"{text}\" has a control character in its value; remove it")),
     }
 }
 

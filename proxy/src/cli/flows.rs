@@ -38,16 +38,12 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 
 async fn show(args: &Args) -> Result<Exit, Failure> {
     let address = &args.admin.admin;
-    let response = admin_client::open(address, &path(args))
-        .await
-        .map_err(Failure::cannot_tell)?;
+    let response = admin_client::open(address, &path(args)).await.map_err(Failure::cannot_tell)?;
     let mut body = response.into_body();
     let mut partial = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
-            Failure::cannot_tell(format_args!(
-                "admin {address}: the flow records break off: {error}"
-            ))
+            Failure::cannot_tell(format_args!("admin {address}: the flow records break off: {error}"))
         })?;
         let Ok(data) = frame.into_data() else {
             continue;
@@ -61,21 +57,14 @@ async fn show(args: &Args) -> Result<Exit, Failure> {
         partial = rest;
         let read = match args.output {
             Output::Json => print(&lines)?,
-            Output::Text => print(
-                &lines
-                    .lines()
-                    .map(|line| text(line) + "\n")
-                    .collect::<String>(),
-            )?,
+            Output::Text => print(&lines.lines().map(|line| text(line) + "\n").collect::<String>())?,
         };
         if !read {
             return Ok(Exit::Fine);
         }
     }
     match args.follow {
-        true => Err(Failure::cannot_tell(format_args!(
-            "admin {address}: the proxy went away"
-        ))),
+        true => Err(Failure::cannot_tell(format_args!("admin {address}: the proxy went away"))),
         false => Ok(Exit::Fine),
     }
 }
@@ -125,12 +114,7 @@ fn text(line: &str) -> String {
         word("/destination/identity"),
     );
     if record.pointer("/l7/http").is_some() {
-        let request = [
-            word("/l7/http/protocol"),
-            word("/l7/http/method"),
-            word("/l7/http/url"),
-            word("/l7/http/code"),
-        ];
+        let request = [word("/l7/http/protocol"), word("/l7/http/method"), word("/l7/http/url"), word("/l7/http/code")];
         out += &format!(" {}", request.join(" "));
     }
     if record.get("reason").is_some() {

@@ -39,18 +39,12 @@ pub struct Failure {
 impl Failure {
     /// Exits 2.
     pub fn bad_input(reason: impl std::fmt::Display) -> Self {
-        Self {
-            exit: Exit::BadInput,
-            message: reason.to_string(),
-        }
+        Self { exit: Exit::BadInput, message: reason.to_string() }
     }
 
     /// Exits 3.
     pub fn cannot_tell(reason: impl std::fmt::Display) -> Self {
-        Self {
-            exit: Exit::CannotTell,
-            message: reason.to_string(),
-        }
+        Self { exit: Exit::CannotTell, message: reason.to_string() }
     }
 }
 
@@ -72,8 +66,7 @@ struct AdminAddress {
     admin: crate::config::ListenAddress,
 }
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 fine or allowed, 1 findings or denied, 2 bad input, 3 cannot tell.";
+const EXIT_CODES: &str = "Exit codes: 0 fine or allowed, 1 findings or denied, 2 bad input, 3 cannot tell.";
 
 /// A node-local L7 policy proxy: enforces Cilium network policies on redirected connections, and says why.
 #[derive(Debug, Parser)]
@@ -114,9 +107,7 @@ pub fn main() -> ExitCode {
         Command::Policy(Policy::Explain(args)) => explain::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Flows(args) => flows::run(&args),
-        Command::Version => {
-            print(&format!("tollgate {}\n", env!("CARGO_PKG_VERSION"))).map(|_| Exit::Fine)
-        }
+        Command::Version => print(&format!("tollgate {}\n", env!("CARGO_PKG_VERSION"))).map(|_| Exit::Fine),
     };
     let exit = outcome.unwrap_or_else(|failure| {
         for line in failure.message.lines() {
@@ -144,21 +135,11 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 /// Clap's message and its tips on one line, without the usage that `--help` shows.
 fn one_line(rendered: &str) -> String {
-    let lines = rendered
-        .trim_start_matches("error: ")
-        .lines()
-        .map(str::trim);
+    let lines = rendered.trim_start_matches("error: ").lines().map(str::trim);
     let said: Vec<&str> = lines
-        .filter(|line| {
-            !line.is_empty()
-                && !line.starts_with("Usage: ")
-                && !line.starts_with("For more information")
-        })
+        .filter(|line| !line.is_empty() && !line.starts_with("Usage: ") && !line.starts_with("For more information"))
         .collect();
-    format!(
-        "{}; see --help",
-        said.join(" ").replace(" tip: ", "; tip: ")
-    )
+    format!("{}; see --help", said.join(" ").replace(" tip: ", "; tip: "))
 }
 
 fn complain(message: &str) {
@@ -172,9 +153,7 @@ fn print(text: &str) -> Result<bool, Failure> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::cannot_tell(format_args!(
-            "cannot write to standard output: {error}"
-        ))),
+        Err(error) => Err(Failure::cannot_tell(format_args!("cannot write to standard output: {error}"))),
     }
 }
 

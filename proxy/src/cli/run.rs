@@ -34,16 +34,11 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<Exit, Failure> {
     let config = config::load(&args.config).map_err(Failure::bad_input)?;
     if args.check {
-        print(&format!(
-            "{}: the configuration is right\n",
-            args.config.display()
-        ))?;
+        print(&format!("{}: the configuration is right\n", args.config.display()))?;
         return Ok(Exit::Fine);
     }
     let _log_level = logging::start(&args.log_level, args.log_format)
         .map_err(|error| Failure::bad_input(format_args!("--log-level: {error}")))?;
     drop(config);
-    Err(Failure::cannot_tell(
-        "this build has no data plane yet, only --check works",
-    ))
+    Err(Failure::cannot_tell("this build has no data plane yet, only --check works"))
 }

@@ -26,12 +26,10 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let address = &args.admin.admin;
-    let answer =
-        asynchronously(admin_client::get(address, "/status"))?.map_err(Failure::cannot_tell)?;
+    let answer = asynchronously(admin_client::get(address, "/status"))?.map_err(Failure::cannot_tell)?;
     let Ok(Value::Object(status)) = serde_json::from_slice(&answer) else {
-        let reason = format!(
-            "admin {address}: /status is not a JSON object; is this the admin endpoint of a Tollgate?"
-        );
+        let reason =
+            format!("admin {address}: /status is not a JSON object; is this the admin endpoint of a Tollgate?");
         return Err(Failure::cannot_tell(reason));
     };
     let findings = findings(&status);
@@ -62,25 +60,15 @@ fn findings(status: &Map<String, Value>) -> Vec<String> {
     for stream in list(status, "xds_streams") {
         if stream.get("connected") == Some(&Value::Bool(false)) {
             let member = |name: &str| stream.get(name).map(inline).unwrap_or_default();
-            findings.push(
-                format!(
-                    "not connected: {} {}",
-                    member("type_url"),
-                    member("last_error")
-                )
-                .trim_end()
-                .to_owned(),
-            );
+            findings
+                .push(format!("not connected: {} {}", member("type_url"), member("last_error")).trim_end().to_owned());
         }
     }
     findings
 }
 
 fn list<'a>(status: &'a Map<String, Value>, name: &str) -> &'a [Value] {
-    status
-        .get(name)
-        .and_then(Value::as_array)
-        .map_or(&[], Vec::as_slice)
+    status.get(name).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 /// Every member on a line of its own, lists and tables below their names, so that whatever the proxy says is shown.

@@ -65,10 +65,7 @@ pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
     match serde_saphyr::from_str_with_options::<Spanned<Value>>(text, options) {
         Ok(spanned) => Ok(Node::from(spanned)),
         Err(error) => Err(SyntaxError {
-            place: error.location().map(|location| Place {
-                line: location.line(),
-                column: location.column(),
-            }),
+            place: error.location().map(|location| Place { line: location.line(), column: location.column() }),
             message: one_line(&error),
         }),
     }
@@ -90,18 +87,12 @@ impl Value {
 
 impl From<Spanned<Value>> for Node {
     fn from(spanned: Spanned<Value>) -> Self {
-        Self {
-            place: place(&spanned),
-            value: spanned.value,
-        }
+        Self { place: place(&spanned), value: spanned.value }
     }
 }
 
 fn place<T>(spanned: &Spanned<T>) -> Place {
-    Place {
-        line: spanned.referenced.line(),
-        column: spanned.referenced.column(),
-    }
+    Place { line: spanned.referenced.line(), column: spanned.referenced.column() }
 }
 
 /// The error without the place, which the caller prints in front, and without advice for users of the library.
@@ -111,9 +102,7 @@ fn one_line(error: &serde_saphyr::Error) -> String {
             format!("key \"{key}\" appears twice")
         }
         serde_saphyr::Error::DuplicateMappingKey { .. } => "a key appears twice".to_owned(),
-        serde_saphyr::Error::MultipleDocuments { .. } => {
-            "a second YAML document; only one is read".to_owned()
-        }
+        serde_saphyr::Error::MultipleDocuments { .. } => "a second YAML document; only one is read".to_owned(),
         other => {
             let text = other.to_string().replace('\n', " ");
             match text.rfind(" at line ") {
@@ -186,11 +175,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut entries = Vec::new();
         while let Some((key, node)) = map.next_entry::<Spanned<String>, Spanned<Value>>()? {
-            entries.push(Entry {
-                key_place: place(&key),
-                key: key.value,
-                node: Node::from(node),
-            });
+            entries.push(Entry { key_place: place(&key), key: key.value, node: Node::from(node) });
         }
         Ok(Value::Map(entries))
     }

@@ -40,12 +40,7 @@ impl ConfigErrors {
     }
 
     pub(super) fn one(file: &Path, place: Option<(u64, u64)>, message: String) -> Self {
-        Self(vec![ConfigError {
-            file: file.to_owned(),
-            place,
-            field: String::new(),
-            message,
-        }])
+        Self(vec![ConfigError { file: file.to_owned(), place, field: String::new(), message }])
     }
 
     /// The mistakes, one after the other.

@@ -12,8 +12,7 @@ use super::scalar;
 use super::{EscapedSlashes, Listener, Normalize, OriginalSource, Upstream};
 
 const EXAMPLE: &str = "[{name: ingress, address: \"127.0.0.1:15001\", direction: ingress}]";
-const DEFAULT_ADDRESS: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15001);
+const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15001);
 /// A held connection costs a slot; Cilium's own restore phase is shorter for pods that matter.
 const POLICY_WAIT: Duration = Duration::from_secs(5);
 /// As Cilium configures Envoy (`envoy.connectTimeoutSeconds`).
@@ -31,23 +30,10 @@ pub(super) struct Bound {
 
 impl Bound {
     /// Notes a mistake when `address` is taken. Port 0 is chosen by the kernel and never taken.
-    pub(super) fn claim(
-        &mut self,
-        address: SocketAddr,
-        path: &str,
-        place: Place,
-        mistakes: &Mistakes,
-    ) {
-        let taken = self
-            .addresses
-            .iter()
-            .find(|(other, _)| overlap(*other, address));
+    pub(super) fn claim(&mut self, address: SocketAddr, path: &str, place: Place, mistakes: &Mistakes) {
+        let taken = self.addresses.iter().find(|(other, _)| overlap(*other, address));
         if let Some((other, owner)) = taken {
-            mistakes.note(
-                place,
-                path,
-                format!("{address} is taken by {owner} ({other}); choose another port"),
-            );
+            mistakes.note(place, path, format!("{address} is taken by {owner} ({other}); choose another port"));
             return;
         }
         self.addresses.push((address, path.to_owned()));
@@ -63,26 +49,17 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
 }
 
 /// All listeners; without the key one with every default.
-pub(super) fn listeners(
-    top: &mut Section<'_>,
-    bound: &mut Bound,
-    mistakes: &Mistakes,
-) -> Vec<Listener> {
+pub(super) fn listeners(top: &mut Section<'_>, bound: &mut Bound, mistakes: &Mistakes) -> Vec<Listener> {
     let Some(field) = top.field("listeners") else {
         bound.claim(DEFAULT_ADDRESS, "listeners", top.place, mistakes);
         return vec![defaults(Direction::Ingress, true)];
     };
     let items = field.list(EXAMPLE).unwrap_or_default();
     if matches!(&field.node.value, Value::List(list) if list.is_empty()) {
-        field.refuse(format!(
-            "no listener, so nothing would be accepted; write {EXAMPLE}"
-        ));
+        field.refuse(format!("no listener, so nothing would be accepted; write {EXAMPLE}"));
     }
     let mut names = HashMap::new();
-    items
-        .into_iter()
-        .filter_map(|item| listener(&item, &mut names, bound))
-        .collect()
+    items.into_iter().filter_map(|item| listener(&item, &mut names, bound)).collect()
 }
 
 fn defaults(direction: Direction, transparent: bool) -> Listener {
@@ -109,19 +86,10 @@ fn defaults(direction: Direction, transparent: bool) -> Listener {
     }
 }
 
-fn listener(
-    field: &Field<'_>,
-    names: &mut HashMap<String, u64>,
-    bound: &mut Bound,
-) -> Option<Listener> {
+fn listener(field: &Field<'_>, names: &mut HashMap<String, u64>, bound: &mut Bound) -> Option<Listener> {
     let mut section = field.section("{name: ingress, address: \"127.0.0.1:15001\"}")?;
-    let directions = [
-        ("ingress", Direction::Ingress),
-        ("egress", Direction::Egress),
-    ];
-    let direction = section.read("direction", Direction::Ingress, |value| {
-        scalar::word(value, &directions)
-    });
+    let directions = [("ingress", Direction::Ingress), ("egress", Direction::Egress)];
+    let direction = section.read("direction", Direction::Ingress, |value| scalar::word(value, &directions));
     let transparent = section.read("transparent", true, scalar::boolean);
     let defaults = defaults(direction, transparent);
 
@@ -133,17 +101,11 @@ fn listener(
         transparent,
         proxy_id: section.read("proxy_id", defaults.proxy_id, proxy_id),
         upstream: section.read("upstream", defaults.upstream, scalar::upstream),
-        endpoint: section.read("endpoint", None, |value| {
-            scalar::ip_address(value).map(Some)
-        }),
+        endpoint: section.read("endpoint", None, |value| scalar::ip_address(value).map(Some)),
         original_source: section.read("original_source", defaults.original_source, original_source),
         normalize: normalize(&mut section, defaults.normalize),
         policy_wait: section.read("policy_wait", defaults.policy_wait, scalar::duration),
-        connect_timeout: section.read(
-            "connect_timeout",
-            defaults.connect_timeout,
-            scalar::positive_duration,
-        ),
+        connect_timeout: section.read("connect_timeout", defaults.connect_timeout, scalar::positive_duration),
         request_head_timeout: section.read(
             "request_head_timeout",
             defaults.request_head_timeout,
@@ -168,12 +130,9 @@ fn name(section: &mut Section<'_>, default: String, names: &mut HashMap<String, 
             None => return default, // Noted already; whether it is unique cannot be said.
         },
     };
-    let place = field
-        .as_ref()
-        .map_or(section.place, |field| field.node.place);
+    let place = field.as_ref().map_or(section.place, |field| field.node.place);
     if let Some(line) = names.insert(name.clone(), place.line) {
-        let message =
-            format!("\"{name}\" is the name of another listener (line {line}); names must differ");
+        let message = format!("\"{name}\" is the name of another listener (line {line}); names must differ");
         match field {
             Some(field) => field.refuse(message),
             None => section.refuse_whole(message),
@@ -187,27 +146,18 @@ fn listener_name(value: &Value) -> Result<String, String> {
     let text = scalar::text(value)?;
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if text.is_empty() || text.len() > 64 || !text.chars().all(plain) {
-        return Err(format!(
-            "\"{text}\" is not a name; write 1 to 64 letters, digits, dots, dashes or underscores"
-        ));
+        return Err(format!("\"{text}\" is not a name; write 1 to 64 letters, digits, dots, dashes or underscores"));
     }
     Ok(text.to_owned())
 }
 
 fn additional_addresses(section: &mut Section<'_>) -> Vec<SocketAddr> {
-    let items = section
-        .field("additional_addresses")
-        .and_then(|field| field.list("[\"[::1]:15001\"]"));
-    items
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|item| item.read(scalar::socket_address))
-        .collect()
+    let items = section.field("additional_addresses").and_then(|field| field.list("[\"[::1]:15001\"]"));
+    items.unwrap_or_default().iter().filter_map(|item| item.read(scalar::socket_address)).collect()
 }
 
 fn proxy_id(value: &Value) -> Result<u16, String> {
-    scalar::integer(value, 0, u16::MAX.into())
-        .map(|number| u16::try_from(number).unwrap_or_default())
+    scalar::integer(value, 0, u16::MAX.into()).map(|number| u16::try_from(number).unwrap_or_default())
 }
 
 fn original_source(value: &Value) -> Result<OriginalSource, String> {
@@ -221,9 +171,7 @@ fn original_source(value: &Value) -> Result<OriginalSource, String> {
 
 fn normalize(section: &mut Section<'_>, default: Normalize) -> Normalize {
     let field = section.field("normalize");
-    let Some(mut section) =
-        field.and_then(|field| field.section("{path: true, merge_slashes: true}"))
-    else {
+    let Some(mut section) = field.and_then(|field| field.section("{path: true, merge_slashes: true}")) else {
         return default;
     };
     let words = [
@@ -235,9 +183,7 @@ fn normalize(section: &mut Section<'_>, default: Normalize) -> Normalize {
     let normalize = Normalize {
         path: section.read("path", default.path, scalar::boolean),
         merge_slashes: section.read("merge_slashes", default.merge_slashes, scalar::boolean),
-        escaped_slashes: section.read("escaped_slashes", default.escaped_slashes, |value| {
-            scalar::word(value, &words)
-        }),
+        escaped_slashes: section.read("escaped_slashes", default.escaped_slashes, |value| scalar::word(value, &words)),
     };
     section.finish(&[]);
     normalize
@@ -250,21 +196,13 @@ fn denied_body(value: &Value) -> Result<String, String> {
     let text = text.strip_suffix('\n').unwrap_or(text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     if text.len() > MOST {
-        return Err(format!(
-            "{} bytes long; at most {MOST} are sent",
-            text.len()
-        ));
+        return Err(format!("{} bytes long; at most {MOST} are sent", text.len()));
     }
     Ok(text.to_owned())
 }
 
 /// Claims what was read well; the rest has been noted.
-fn claim_addresses(
-    section: &mut Section<'_>,
-    listener: &Listener,
-    bound: &mut Bound,
-    mistakes: &Mistakes,
-) {
+fn claim_addresses(section: &mut Section<'_>, listener: &Listener, bound: &mut Bound, mistakes: &Mistakes) {
     let path = section.path_of("address");
     match section.field("address") {
         None => bound.claim(listener.address, &path, section.place, mistakes),
@@ -282,12 +220,7 @@ fn claim_addresses(
     };
     for (index, item) in items.iter().enumerate() {
         if let Ok(address) = scalar::socket_address(&item.value) {
-            bound.claim(
-                address,
-                &format!("{}[{index}]", field.path),
-                item.place,
-                mistakes,
-            );
+            bound.claim(address, &format!("{}[{index}]", field.path), item.place, mistakes);
         }
     }
 }
@@ -297,18 +230,12 @@ fn claim_addresses(
 fn refuse_loop(section: &mut Section<'_>, listener: &Listener) {
     let own = |address: &SocketAddr| {
         overlap(*address, listener.address)
-            || listener
-                .additional_addresses
-                .iter()
-                .any(|other| overlap(*address, *other))
+            || listener.additional_addresses.iter().any(|other| overlap(*address, *other))
     };
     match listener.upstream {
         Upstream::OriginalDst if !listener.transparent => {
             let upstream = section.field("upstream");
-            if upstream
-                .as_ref()
-                .is_some_and(|field| scalar::upstream(&field.node.value).is_err())
-            {
+            if upstream.as_ref().is_some_and(|field| scalar::upstream(&field.node.value).is_err()) {
                 return; // Noted already; what was meant is not known.
             }
             let message = "upstream original_dst on a listener that is not transparent is the listener itself; write \
@@ -320,9 +247,7 @@ fn refuse_loop(section: &mut Section<'_>, listener: &Listener) {
         }
         Upstream::Fixed(address) if own(&address) => {
             if let Some(field) = section.field("upstream") {
-                field.refuse(format!(
-                    "{address} is this listener itself; write the address of the upstream"
-                ));
+                field.refuse(format!("{address} is this listener itself; write the address of the upstream"));
             }
         }
         _ => {}

@@ -38,13 +38,8 @@ pub fn default_admin() -> ListenAddress {
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         let message = match error.kind() {
-            std::io::ErrorKind::InvalidData => {
-                "not UTF-8 text; this is no configuration file".to_owned()
-            }
-            _ => format!(
-                "cannot read: {}; name a configuration file",
-                sections::io_reason(&error)
-            ),
+            std::io::ErrorKind::InvalidData => "not UTF-8 text; this is no configuration file".to_owned(),
+            _ => format!("cannot read: {}; name a configuration file", sections::io_reason(&error)),
         };
         ConfigErrors::one(path, None, message)
     })?;
@@ -81,19 +76,12 @@ pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
 
 /// `None` only after a mistake has been noted.
 fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
-    let empty = Node {
-        place: root.place,
-        value: Value::Map(Vec::new()),
-    };
+    let empty = Node { place: root.place, value: Value::Map(Vec::new()) };
     let root = match root.value {
         Value::Null => &empty,
         _ => root,
     };
-    let whole = Field {
-        node: root,
-        path: String::new(),
-        mistakes,
-    };
+    let whole = Field { node: root, path: String::new(), mistakes };
     let mut top = whole.section("keys such as listeners and policies")?;
     if ENVOY_KEYS.iter().any(|key| top.has(key)) {
         top.refuse_whole(
@@ -106,12 +94,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
     let mut bound = Bound::default();
     let listeners = listeners::listeners(&mut top, &mut bound, mistakes);
     let default_admin = Some(ListenAddress::Unix(ADMIN_SOCKET.into()));
-    let admin = endpoint(
-        &mut top,
-        "admin",
-        default_admin,
-        scalar::optional_listen_address,
-    );
+    let admin = endpoint(&mut top, "admin", default_admin, scalar::optional_listen_address);
     let metrics = endpoint(&mut top, "metrics", None, scalar::optional_socket_address);
     let health = endpoint(&mut top, "health", None, scalar::optional_socket_address);
     let admin_tcp = match admin.value {
@@ -134,9 +117,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
     let identities = sections::identities(&mut top);
     let access_log = sections::access_log(&mut top);
     let drain_timeout = top.read("drain_timeout", DRAIN_TIMEOUT, scalar::duration);
-    let max_connections = top.read("max_connections", MAX_CONNECTIONS, |value| {
-        count(value, 10_000_000)
-    });
+    let max_connections = top.read("max_connections", MAX_CONNECTIONS, |value| count(value, 10_000_000));
     sections::tenants(&mut top);
     top.finish(&[]);
     Some(Config {
@@ -167,14 +148,8 @@ fn endpoint<T>(
     default: Option<T>,
     parse: impl FnOnce(&Value) -> Result<Option<T>, String>,
 ) -> Endpoint<T> {
-    let mut endpoint = Endpoint {
-        value: default,
-        place: top.place,
-    };
-    let Some(mut section) = top
-        .field(key)
-        .and_then(|field| field.section("{address: …}"))
-    else {
+    let mut endpoint = Endpoint { value: default, place: top.place };
+    let Some(mut section) = top.field(key).and_then(|field| field.section("{address: …}")) else {
         return endpoint;
     };
     if let Some(field) = section.field("address") {

@@ -19,11 +19,7 @@ pub(super) struct Mistake {
 
 impl Mistakes {
     pub(super) fn note(&self, place: Place, field: impl Into<String>, message: impl Into<String>) {
-        self.0.borrow_mut().push(Mistake {
-            place,
-            field: field.into(),
-            message: message.into(),
-        });
+        self.0.borrow_mut().push(Mistake { place, field: field.into(), message: message.into() });
     }
 
     /// All mistakes in the order of the file.
@@ -45,8 +41,7 @@ pub(super) struct Field<'a> {
 impl<'a> Field<'a> {
     /// Notes a mistake about this value.
     pub(super) fn refuse(&self, message: impl Into<String>) {
-        self.mistakes
-            .note(self.node.place, self.path.clone(), message);
+        self.mistakes.note(self.node.place, self.path.clone(), message);
     }
 
     /// Reads the value with `parse`; notes what it objects to.
@@ -71,10 +66,7 @@ impl<'a> Field<'a> {
                 mistakes: self.mistakes,
             }),
             other => {
-                self.refuse(format!(
-                    "{} where a mapping belongs; write {example}",
-                    other.kind()
-                ));
+                self.refuse(format!("{} where a mapping belongs; write {example}", other.kind()));
                 None
             }
         }
@@ -95,10 +87,7 @@ impl<'a> Field<'a> {
                     .collect(),
             ),
             other => {
-                self.refuse(format!(
-                    "{} where a list belongs; write {example}",
-                    other.kind()
-                ));
+                self.refuse(format!("{} where a list belongs; write {example}", other.kind()));
                 None
             }
         }
@@ -118,11 +107,7 @@ pub(super) struct Section<'a> {
 impl<'a> Section<'a> {
     /// Path of `key` in this mapping.
     pub(super) fn path_of(&self, key: &str) -> String {
-        if self.path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.path)
-        }
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
     /// The value of `key`; `None` when it is absent or written without a value.
@@ -145,16 +130,13 @@ impl<'a> Section<'a> {
         default: T,
         parse: impl FnOnce(&Value) -> Result<T, String>,
     ) -> T {
-        self.field(key)
-            .and_then(|field| field.read(parse))
-            .unwrap_or(default)
+        self.field(key).and_then(|field| field.read(parse)).unwrap_or(default)
     }
 
     /// Refuses `key` by name: it has a meaning that this version does not implement.
     pub(super) fn refuse(&self, key: &str, message: &str) {
         if let Some(entry) = self.entries.iter().find(|entry| entry.key == key) {
-            self.mistakes
-                .note(entry.key_place, self.path_of(key), message);
+            self.mistakes.note(entry.key_place, self.path_of(key), message);
         }
     }
 
@@ -179,8 +161,7 @@ impl<'a> Section<'a> {
                 Some(known) => format!("unknown key; did you mean \"{known}\"?"),
                 None => format!("unknown key; known are {}", self.known.join(", ")),
             };
-            self.mistakes
-                .note(entry.key_place, self.path_of(key), message);
+            self.mistakes.note(entry.key_place, self.path_of(key), message);
         }
     }
 }

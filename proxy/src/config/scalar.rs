@@ -19,10 +19,9 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 pub(super) fn text(value: &Value) -> Result<&str, String> {
     match value {
         Value::Text(text) => Ok(text),
-        Value::Bool(_) | Value::Integer(_) | Value::Float => Err(format!(
-            "{} where text belongs; put it in quotes",
-            value.kind()
-        )),
+        Value::Bool(_) | Value::Integer(_) | Value::Float => {
+            Err(format!("{} where text belongs; put it in quotes", value.kind()))
+        }
         other => Err(format!("{} where text belongs", other.kind())),
     }
 }
@@ -38,10 +37,9 @@ pub(super) fn boolean(value: &Value) -> Result<bool, String> {
 pub(super) fn integer(value: &Value, least: u64, most: u64) -> Result<u64, String> {
     let wrong = || format!("not a whole number from {least} to {most}");
     match value {
-        Value::Integer(number) => u64::try_from(*number)
-            .ok()
-            .filter(|number| (least..=most).contains(number))
-            .ok_or_else(wrong),
+        Value::Integer(number) => {
+            u64::try_from(*number).ok().filter(|number| (least..=most).contains(number)).ok_or_else(wrong)
+        }
         _ => Err(wrong()),
     }
 }
@@ -51,22 +49,13 @@ pub(super) fn duration(value: &Value) -> Result<Duration, String> {
     let text = match value {
         Value::Text(text) => text.as_str(),
         Value::Integer(number) => {
-            return Err(format!(
-                "{number} has no unit; write {number}s or {number}ms"
-            ));
+            return Err(format!("{number} has no unit; write {number}s or {number}ms"));
         }
         _ => {
-            return Err(format!(
-                "{} where a duration belongs, such as 5s or 500ms",
-                value.kind()
-            ));
+            return Err(format!("{} where a duration belongs, such as 5s or 500ms", value.kind()));
         }
     };
-    let wrong = || {
-        format!(
-            "\"{text}\" is not a duration; write a whole number and ms, s, m or h, such as 5s or 500ms"
-        )
-    };
+    let wrong = || format!("\"{text}\" is not a duration; write a whole number and ms, s, m or h, such as 5s or 500ms");
     let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = text.split_at(unit_at);
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -97,39 +86,30 @@ pub(super) fn socket_address(value: &Value) -> Result<SocketAddr, String> {
 }
 
 fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        format!("\"{text}\" is not an address; write IP:PORT, such as 127.0.0.1:15001 or \"[::1]:15001\"")
-    })
+    text.parse()
+        .map_err(|_| format!("\"{text}\" is not an address; write IP:PORT, such as 127.0.0.1:15001 or \"[::1]:15001\""))
 }
 
 pub(super) fn ip_address(value: &Value) -> Result<IpAddr, String> {
     let text = text(value)?;
-    text.parse()
-        .map_err(|_| format!("\"{text}\" is not an IP address, such as 10.244.1.17 or fd00::17"))
+    text.parse().map_err(|_| format!("\"{text}\" is not an IP address, such as 10.244.1.17 or fd00::17"))
 }
 
 /// An address (then a prefix of full length) or a prefix in CIDR form without host bits.
 pub(super) fn prefix(value: &Value) -> Result<IpNet, String> {
     let text = text(value)?;
-    let wrong = || {
-        format!(
-            "\"{text}\" is neither an IP address nor a prefix, such as 10.244.1.17 or fd00::/64"
-        )
-    };
+    let wrong = || format!("\"{text}\" is neither an IP address nor a prefix, such as 10.244.1.17 or fd00::/64");
     let net = match text.parse::<IpAddr>() {
         Ok(address) => IpNet::from(address),
         Err(_) => text.parse::<IpNet>().map_err(|_| wrong())?,
     };
     if net != net.trunc() {
-        return Err(format!(
-            "\"{text}\" has bits set after its prefix; write {}",
-            net.trunc()
-        ));
+        return Err(format!("\"{text}\" has bits set after its prefix; write {}", net.trunc()));
     }
     match net.addr() {
-        IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => Err(format!(
-            "\"{text}\" is an IPv4 address in IPv6 form, which no peer has; write it as IPv4"
-        )),
+        IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => {
+            Err(format!("\"{text}\" is an IPv4 address in IPv6 form, which no peer has; write it as IPv4"))
+        }
         _ => Ok(net),
     }
 }
@@ -158,9 +138,7 @@ pub(super) fn word<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T, Str
 
 /// `unix:PATH` or `IP:PORT`.
 pub(super) fn listen_address(value: &Value) -> Result<ListenAddress, String> {
-    text(value)?
-        .parse()
-        .map_err(|error: ParseAddressError| error.to_string())
+    text(value)?.parse().map_err(|error: ParseAddressError| error.to_string())
 }
 
 /// `none`, `unix:PATH` or `IP:PORT`.
@@ -203,9 +181,7 @@ impl FromStr for ListenAddress {
             _ => path,
         };
         match path.len() {
-            0 => Err(ParseAddressError(
-                "\"unix:\" has no path; write unix:PATH".to_owned(),
-            )),
+            0 => Err(ParseAddressError("\"unix:\" has no path; write unix:PATH".to_owned())),
             1..=UNIX_PATH_MAX => Ok(Self::Unix(PathBuf::from(path))),
             length => Err(ParseAddressError(format!(
                 "the path has {length} bytes and Linux allows {UNIX_PATH_MAX} for a Unix socket; choose a shorter one"

@@ -16,25 +16,16 @@ use super::{AccessLog, Identities, ListenAddress, Node, PolicySource, StaticIden
 const XDS_SOCKET: &str = "/var/run/cilium/envoy/sockets/xds.sock";
 /// The literal that Cilium's agent gives its proxy.
 const NODE_ID: &str = "host~127.0.0.1~no-id~localdomain";
-const IDENTITIES_EXAMPLE: &str =
-    "nphds, or a list such as [{identity: 32226, addresses: [10.244.1.17]}]";
+const IDENTITIES_EXAMPLE: &str = "nphds, or a list such as [{identity: 32226, addresses: [10.244.1.17]}]";
 
 /// `node: {id, cluster}`.
 pub(super) fn node(top: &mut Section<'_>) -> Node {
-    let mut node = Node {
-        id: NODE_ID.to_owned(),
-        cluster: "ingress-cluster".to_owned(),
-    };
-    if let Some(mut section) = top
-        .field("node")
-        .and_then(|field| field.section("{id: \"…\", cluster: …}"))
-    {
+    let mut node = Node { id: NODE_ID.to_owned(), cluster: "ingress-cluster".to_owned() };
+    if let Some(mut section) = top.field("node").and_then(|field| field.section("{id: \"…\", cluster: …}")) {
         node.id = section.read("id", node.id, node_id);
-        node.cluster = section.read("cluster", node.cluster, |value| {
-            match scalar::text(value)? {
-                "" => Err("empty; the control plane needs a cluster name".to_owned()),
-                text => Ok(text.to_owned()),
-            }
+        node.cluster = section.read("cluster", node.cluster, |value| match scalar::text(value)? {
+            "" => Err("empty; the control plane needs a cluster name".to_owned()),
+            text => Ok(text.to_owned()),
         });
         section.finish(&[]);
     }
@@ -54,10 +45,7 @@ fn node_id(value: &Value) -> Result<String, String> {
     }
     match parts[1].parse::<IpAddr>() {
         Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err(format!(
-            "second part \"{}\" is not an IP address; write it like {NODE_ID}",
-            parts[1]
-        )),
+        Err(_) => Err(format!("second part \"{}\" is not an IP address; write it like {NODE_ID}", parts[1])),
     }
 }
 
@@ -67,10 +55,7 @@ pub(super) fn policy_source(top: &mut Section<'_>) -> Option<PolicySource> {
     let xds = top.field("xds").and_then(|field| xds(&field));
     let directory = top.field("policies").and_then(|field| policies(&field));
     if both {
-        top.refuse(
-            "policies",
-            "policy comes from exactly one source; remove either xds or policies",
-        );
+        top.refuse("policies", "policy comes from exactly one source; remove either xds or policies");
     } else if !top.has("xds") && !top.has("policies") {
         top.refuse_whole(format!(
             "no policy source; add xds: {{address: \"unix:{XDS_SOCKET}\"}} or policies: {{directory: ./policies}}"
@@ -81,11 +66,7 @@ pub(super) fn policy_source(top: &mut Section<'_>) -> Option<PolicySource> {
 
 fn xds(field: &Field<'_>) -> Option<PolicySource> {
     let mut section = field.section("{address: \"unix:run/xds.sock\"}")?;
-    let address = section.read(
-        "address",
-        ListenAddress::Unix(PathBuf::from(XDS_SOCKET)),
-        xds_address,
-    );
+    let address = section.read("address", ListenAddress::Unix(PathBuf::from(XDS_SOCKET)), xds_address);
     let modes = [
         ("auto", XdsMode::Auto),
         ("split", XdsMode::Split),
@@ -93,10 +74,7 @@ fn xds(field: &Field<'_>) -> Option<PolicySource> {
         ("delta-split", XdsMode::DeltaSplit),
     ];
     let mode = section.read("mode", XdsMode::Auto, |value| scalar::word(value, &modes));
-    section.refuse(
-        "tls",
-        "TLS to the control plane is not implemented in this version; use a Unix socket",
-    );
+    section.refuse("tls", "TLS to the control plane is not implemented in this version; use a Unix socket");
     section.finish(&["tls"]);
     Some(PolicySource::Xds { address, mode })
 }
@@ -104,7 +82,9 @@ fn xds(field: &Field<'_>) -> Option<PolicySource> {
 fn xds_address(value: &Value) -> Result<ListenAddress, String> {
     let text = scalar::text(value)?;
     if text.starts_with("https:") {
-        return Err("TLS to the control plane is not implemented in this version; use unix:PATH or http://IP:PORT".into());
+        return Err(
+            "TLS to the control plane is not implemented in this version; use unix:PATH or http://IP:PORT".into()
+        );
     }
     let wrong = || {
         format!(
@@ -112,11 +92,7 @@ fn xds_address(value: &Value) -> Result<ListenAddress, String> {
         )
     };
     match text.strip_prefix("http://") {
-        Some(address) => address
-            .trim_end_matches('/')
-            .parse()
-            .map(ListenAddress::Tcp)
-            .map_err(|_| wrong()),
+        Some(address) => address.trim_end_matches('/').parse().map(ListenAddress::Tcp).map_err(|_| wrong()),
         None if text.starts_with("unix:") => scalar::listen_address(value),
         None => Err(wrong()),
     }
@@ -126,13 +102,11 @@ fn policies(field: &Field<'_>) -> Option<PolicySource> {
     let mut section = field.section("{directory: ./policies}")?;
     let default = PathBuf::from("./policies");
     let directory = match section.field("directory") {
-        Some(field) => field
-            .read(|value| Ok(PathBuf::from(scalar::text(value)?)))
-            .inspect(|directory| {
-                if let Some(message) = no_directory(directory) {
-                    field.refuse(message);
-                }
-            }),
+        Some(field) => field.read(|value| Ok(PathBuf::from(scalar::text(value)?))).inspect(|directory| {
+            if let Some(message) = no_directory(directory) {
+                field.refuse(message);
+            }
+        }),
         None => {
             if let Some(message) = no_directory(&default) {
                 section.refuse_whole(message);
@@ -147,10 +121,7 @@ fn policies(field: &Field<'_>) -> Option<PolicySource> {
 fn no_directory(path: &Path) -> Option<String> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => None,
-        Ok(_) => Some(format!(
-            "{} is not a directory; name the directory that holds the policy files",
-            path.display()
-        )),
+        Ok(_) => Some(format!("{} is not a directory; name the directory that holds the policy files", path.display())),
         Err(error) => Some(format!(
             "cannot open directory {}: {}; create it (paths are relative to the working directory)",
             path.display(),
@@ -170,11 +141,7 @@ pub(super) fn io_reason(error: &std::io::Error) -> String {
 /// nothing, so that every peer is the world.
 pub(super) fn identities(top: &mut Section<'_>) -> Identities {
     let with_xds = top.has("xds");
-    let default = if with_xds {
-        Identities::Nphds
-    } else {
-        Identities::Static(Vec::new())
-    };
+    let default = if with_xds { Identities::Nphds } else { Identities::Static(Vec::new()) };
     let Some(field) = top.field("identities") else {
         return default;
     };
@@ -191,10 +158,7 @@ pub(super) fn identities(top: &mut Section<'_>) -> Identities {
         }
         Value::List(_) => Identities::Static(static_identities(&field)),
         other => {
-            field.refuse(format!(
-                "{} where identities belong; write {IDENTITIES_EXAMPLE}",
-                other.kind()
-            ));
+            field.refuse(format!("{} where identities belong; write {IDENTITIES_EXAMPLE}", other.kind()));
             default
         }
     }
@@ -219,16 +183,9 @@ fn static_identities(field: &Field<'_>) -> Vec<StaticIdentity> {
         if addresses.is_none() {
             section.refuse_whole("no addresses; add addresses: [IP or prefix, …]");
         }
-        let identity = SecurityId(
-            identity
-                .and_then(|number| u32::try_from(number).ok())
-                .unwrap_or_default(),
-        );
+        let identity = SecurityId(identity.and_then(|number| u32::try_from(number).ok()).unwrap_or_default());
         let mut prefixes = Vec::new();
-        for address in addresses
-            .and_then(|field| field.list("[10.244.1.17, \"fd00::/64\"]"))
-            .unwrap_or_default()
-        {
+        for address in addresses.and_then(|field| field.list("[10.244.1.17, \"fd00::/64\"]")).unwrap_or_default() {
             let Some(prefix) = address.read(scalar::prefix) else {
                 continue;
             };
@@ -241,10 +198,7 @@ fn static_identities(field: &Field<'_>) -> Vec<StaticIdentity> {
             }
         }
         section.finish(&[]);
-        identities.push(StaticIdentity {
-            identity,
-            addresses: prefixes,
-        });
+        identities.push(StaticIdentity { identity, addresses: prefixes });
     }
     identities
 }
@@ -252,9 +206,7 @@ fn static_identities(field: &Field<'_>) -> Vec<StaticIdentity> {
 /// `access_log: [{json: stdout}, {json: FILE}]`.
 pub(super) fn access_log(top: &mut Section<'_>) -> Vec<AccessLog> {
     let mut sinks = Vec::new();
-    let items = top
-        .field("access_log")
-        .and_then(|field| field.list("[{json: stdout}]"));
+    let items = top.field("access_log").and_then(|field| field.list("[{json: stdout}]"));
     for item in items.unwrap_or_default() {
         let Some(mut section) = item.section("{json: stdout} or {json: FILE}") else {
             continue;
@@ -265,15 +217,11 @@ pub(super) fn access_log(top: &mut Section<'_>) -> Vec<AccessLog> {
         );
         match section.field("json") {
             Some(field) => match field.read(json_sink) {
-                Some(sink) if sinks.contains(&sink) => {
-                    field.refuse("this sink is listed twice; remove one")
-                }
+                Some(sink) if sinks.contains(&sink) => field.refuse("this sink is listed twice; remove one"),
                 Some(sink) => sinks.push(sink),
                 None => {}
             },
-            None if !section.has("unix") => {
-                section.refuse_whole("no sink; write {json: stdout} or {json: FILE}")
-            }
+            None if !section.has("unix") => section.refuse_whole("no sink; write {json: stdout} or {json: FILE}"),
             None => {}
         }
         section.finish(&["unix"]);
@@ -288,14 +236,9 @@ fn json_sink(value: &Value) -> Result<AccessLog, String> {
         path => {
             let path = PathBuf::from(path);
             if path.is_dir() {
-                return Err(format!(
-                    "{} is a directory; write the path of a file",
-                    path.display()
-                ));
+                return Err(format!("{} is a directory; write the path of a file", path.display()));
             }
-            let parent = path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty());
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             match parent.and_then(no_directory) {
                 Some(message) => Err(message),
                 None => Ok(AccessLog::JsonFile(path)),
@@ -317,18 +260,15 @@ pub(super) fn tenants(top: &mut Section<'_>) {
     for entry in entries {
         let path = format!("{}.{}", field.path, entry.key);
         if entry.key != "default" {
-            let message = "tenants are not implemented in this version; only default: {weight: 1} is taken, remove the rest";
+            let message =
+                "tenants are not implemented in this version; only default: {weight: 1} is taken, remove the rest";
             field.mistakes.note(entry.key_place, path, message);
             continue;
         }
         if matches!(entry.node.value, Value::Null) {
             continue;
         }
-        let default = Field {
-            node: &entry.node,
-            path,
-            mistakes: field.mistakes,
-        };
+        let default = Field { node: &entry.node, path, mistakes: field.mistakes };
         let Some(settings) = default.section("{weight: 1}") else {
             continue;
         };
@@ -339,10 +279,7 @@ pub(super) fn tenants(top: &mut Section<'_>) {
 fn tenant_default(mut section: Section<'_>, value: &Value, mistakes: &super::read::Mistakes) {
     section.read("weight", 1, |value| match value {
         Value::Integer(1) => Ok(1),
-        _ => Err(
-            "tenant weights other than 1 are not implemented in this version; write 1 or remove it"
-                .to_owned(),
-        ),
+        _ => Err("tenant weights other than 1 are not implemented in this version; write 1 or remove it".to_owned()),
     });
     let Value::Map(entries) = value else { return };
     for entry in entries.iter().filter(|entry| entry.key != "weight") {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tollgate_policy::{Direction, SecurityId};
 
 use super::{
-    AccessLog, Config, EscapedSlashes, Identities, ListenAddress, OriginalSource, PolicySource,
-    Upstream, XdsMode, load, parse,
+    AccessLog, Config, EscapedSlashes, Identities, ListenAddress, OriginalSource, PolicySource, Upstream, XdsMode,
+    load, parse,
 };
 
 const FILE: &str = "tollgate.yaml";
@@ -24,9 +24,7 @@ fn errors(text: &str) -> Vec<String> {
             .iter()
             .map(|error| {
                 let line = error.to_string();
-                line.strip_prefix("tollgate.yaml:")
-                    .expect("names the file")
-                    .to_owned()
+                line.strip_prefix("tollgate.yaml:").expect("names the file").to_owned()
             })
             .collect(),
     }
@@ -37,14 +35,8 @@ fn a_policy_source_alone_gives_every_default() {
     let config = config("xds: {}");
     assert_eq!(config.node.id, "host~127.0.0.1~no-id~localdomain");
     assert_eq!(config.node.cluster, "ingress-cluster");
-    assert_eq!(
-        config.workers,
-        std::thread::available_parallelism().expect("cores").get()
-    );
-    assert_eq!(
-        config.admin,
-        Some(ListenAddress::Unix("run/admin.sock".into()))
-    );
+    assert_eq!(config.workers, std::thread::available_parallelism().expect("cores").get());
+    assert_eq!(config.admin, Some(ListenAddress::Unix("run/admin.sock".into())));
     assert_eq!((config.metrics, config.health), (None, None));
     assert_eq!(
         config.policy_source,
@@ -61,22 +53,13 @@ fn a_policy_source_alone_gives_every_default() {
     let [listener] = &config.listeners[..] else {
         panic!("one listener, not {:?}", config.listeners);
     };
-    assert_eq!(
-        (listener.name.as_str(), listener.direction),
-        ("ingress", Direction::Ingress)
-    );
+    assert_eq!((listener.name.as_str(), listener.direction), ("ingress", Direction::Ingress));
     assert_eq!(listener.address.to_string(), "127.0.0.1:15001");
     assert!(listener.transparent);
-    assert_eq!(
-        (listener.upstream, listener.endpoint),
-        (Upstream::OriginalDst, None)
-    );
+    assert_eq!((listener.upstream, listener.endpoint), (Upstream::OriginalDst, None));
     assert_eq!(listener.original_source, OriginalSource::Never);
     assert!(listener.normalize.path && listener.normalize.merge_slashes);
-    assert_eq!(
-        listener.normalize.escaped_slashes,
-        EscapedSlashes::UnescapeAndRedirect
-    );
+    assert_eq!(listener.normalize.escaped_slashes, EscapedSlashes::UnescapeAndRedirect);
     assert_eq!(listener.policy_wait, Duration::from_secs(5));
     assert_eq!(listener.connect_timeout, Duration::from_secs(2));
     assert_eq!(listener.request_head_timeout, Duration::from_secs(10));
@@ -126,52 +109,27 @@ listeners:
     assert_eq!(config.node.cluster, "edge");
     assert_eq!((config.workers, config.max_connections), (3, 10));
     assert_eq!(config.drain_timeout, Duration::from_millis(500));
-    assert_eq!(
-        config.admin,
-        Some("127.0.0.1:9901".parse().expect("address"))
-    );
+    assert_eq!(config.admin, Some("127.0.0.1:9901".parse().expect("address")));
     assert_eq!(config.metrics, Some("[::1]:9964".parse().expect("address")));
-    assert_eq!(
-        config.health,
-        Some("127.0.0.1:9878".parse().expect("address"))
-    );
-    assert_eq!(
-        config.policy_source,
-        PolicySource::Directory(directory.path().to_owned())
-    );
+    assert_eq!(config.health, Some("127.0.0.1:9878".parse().expect("address")));
+    assert_eq!(config.policy_source, PolicySource::Directory(directory.path().to_owned()));
     let Identities::Static(identities) = &config.identities else {
         panic!("a list, not {:?}", config.identities);
     };
     assert_eq!(identities[0].identity, SecurityId(32226));
-    let prefixes: Vec<_> = identities[0]
-        .addresses
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let prefixes: Vec<_> = identities[0].addresses.iter().map(ToString::to_string).collect();
     assert_eq!(prefixes, ["10.244.1.17/32", "fd00::/64"]);
     let file = directory.path().join("flows.json");
-    assert_eq!(
-        config.access_log,
-        [AccessLog::JsonStdout, AccessLog::JsonFile(file)]
-    );
+    assert_eq!(config.access_log, [AccessLog::JsonStdout, AccessLog::JsonFile(file)]);
 
     let listener = &config.listeners[0];
-    assert_eq!(
-        (listener.name.as_str(), listener.direction),
-        ("load", Direction::Egress)
-    );
-    assert_eq!(
-        listener.additional_addresses,
-        ["[::1]:0".parse().expect("address")]
-    );
+    assert_eq!((listener.name.as_str(), listener.direction), ("load", Direction::Egress));
+    assert_eq!(listener.additional_addresses, ["[::1]:0".parse().expect("address")]);
     assert!(!listener.transparent && listener.reason_header);
     assert_eq!(listener.proxy_id, 65535);
     let upstream = "127.0.0.1:8080".parse().expect("address");
     assert_eq!(listener.upstream, Upstream::Fixed(upstream));
-    assert_eq!(
-        listener.endpoint,
-        Some("10.244.2.232".parse().expect("address"))
-    );
+    assert_eq!(listener.endpoint, Some("10.244.2.232".parse().expect("address")));
     assert_eq!(listener.original_source, OriginalSource::Always);
     assert!(!listener.normalize.path && !listener.normalize.merge_slashes);
     assert_eq!(listener.normalize.escaped_slashes, EscapedSlashes::Keep);
@@ -189,10 +147,7 @@ fn json_is_read_and_none_turns_admin_off() {
     assert_eq!(config.admin, None);
     assert_eq!(
         config.policy_source,
-        PolicySource::Xds {
-            address: "127.0.0.1:18000".parse().expect("address"),
-            mode: XdsMode::Split,
-        }
+        PolicySource::Xds { address: "127.0.0.1:18000".parse().expect("address"), mode: XdsMode::Split }
     );
 }
 
@@ -200,45 +155,24 @@ fn json_is_read_and_none_turns_admin_off() {
 fn transparent_egress_keeps_the_source_towards_remote_destinations() {
     let config = config("xds: {}\nlisteners: [{direction: egress}]");
     assert_eq!(config.listeners[0].name, "egress");
-    assert_eq!(
-        config.listeners[0].original_source,
-        OriginalSource::RemoteDestinations
-    );
+    assert_eq!(config.listeners[0].original_source, OriginalSource::RemoteDestinations);
 }
 
 #[test]
 fn one_mistake_is_one_line_with_place_and_remedy() {
     for (text, expected) in [
         // Keys.
-        (
-            "xds: {}\nlistners: []",
-            "2:1: listners: unknown key; did you mean \"listeners\"?",
-        ),
+        ("xds: {}\nlistners: []", "2:1: listners: unknown key; did you mean \"listeners\"?"),
         (
             "xds: {}\nlisteners:\n  - name: a\n    adress: 127.0.0.1:1",
             "4:5: listeners[0].adress: unknown key; did you mean \"address\"?",
         ),
-        (
-            "xds: {}\nnode: {qqq: 1}",
-            "2:8: node.qqq: unknown key; known are id, cluster",
-        ),
-        (
-            "xds: {}\nxds: {}",
-            "2:1: not valid YAML: key \"xds\" appears twice",
-        ),
+        ("xds: {}\nnode: {qqq: 1}", "2:8: node.qqq: unknown key; known are id, cluster"),
+        ("xds: {}\nxds: {}", "2:1: not valid YAML: key \"xds\" appears twice"),
         // The document.
-        (
-            "- xds",
-            "1:1: a list where a mapping belongs; write keys such as listeners and policies",
-        ),
-        (
-            "xds: [1\nb: 2",
-            "2:2: not valid YAML: illegal placement of ':' indicator",
-        ),
-        (
-            "xds: {}\n---\nxds: {}",
-            "3:1: not valid YAML: a second YAML document; only one is read",
-        ),
+        ("- xds", "1:1: a list where a mapping belongs; write keys such as listeners and policies"),
+        ("xds: [1\nb: 2", "2:2: not valid YAML: illegal placement of ':' indicator"),
+        ("xds: {}\n---\nxds: {}", "3:1: not valid YAML: a second YAML document; only one is read"),
         (
             "",
             "1:1: no policy source; add xds: {address: \"unix:/var/run/cilium/envoy/sockets/xds.sock\"} or policies: \
@@ -250,34 +184,16 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
              deploy/examples/tollgate.yaml",
         ),
         // Values.
-        (
-            "xds: {}\nworkers: 0",
-            "2:10: workers: not a whole number from 1 to 1024",
-        ),
-        (
-            "xds: {}\nworkers: many",
-            "2:10: workers: not a whole number from 1 to 1024",
-        ),
-        (
-            "xds: {}\ndrain_timeout: 5",
-            "2:16: drain_timeout: 5 has no unit; write 5s or 5ms",
-        ),
+        ("xds: {}\nworkers: 0", "2:10: workers: not a whole number from 1 to 1024"),
+        ("xds: {}\nworkers: many", "2:10: workers: not a whole number from 1 to 1024"),
+        ("xds: {}\ndrain_timeout: 5", "2:16: drain_timeout: 5 has no unit; write 5s or 5ms"),
         (
             "xds: {}\ndrain_timeout: 5 s",
             "2:16: drain_timeout: \"5 s\" is not a duration; write a whole number and ms, s, m or h, such as 5s or 500ms",
         ),
-        (
-            "xds: {}\ndrain_timeout: 25h",
-            "2:16: drain_timeout: \"25h\" is longer than 24h",
-        ),
-        (
-            "xds: {}\nlisteners: [{connect_timeout: 0s}]",
-            "2:31: listeners[0].connect_timeout: must be longer than zero",
-        ),
-        (
-            "xds: {}\nlisteners: [{transparent: yes}]",
-            "2:27: listeners[0].transparent: neither true nor false",
-        ),
+        ("xds: {}\ndrain_timeout: 25h", "2:16: drain_timeout: \"25h\" is longer than 24h"),
+        ("xds: {}\nlisteners: [{connect_timeout: 0s}]", "2:31: listeners[0].connect_timeout: must be longer than zero"),
+        ("xds: {}\nlisteners: [{transparent: yes}]", "2:27: listeners[0].transparent: neither true nor false"),
         (
             "xds: {}\nlisteners: [{denied_body: 7}]",
             "2:27: listeners[0].denied_body: a number where text belongs; put it in quotes",
@@ -305,14 +221,8 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
             "2:12: listeners: no listener, so nothing would be accepted; write [{name: ingress, address: \
              \"127.0.0.1:15001\", direction: ingress}]",
         ),
-        (
-            "xds: {}\nlisteners: [{proxy_id: 65536}]",
-            "2:24: listeners[0].proxy_id: not a whole number from 0 to 65535",
-        ),
-        (
-            "xds: {}\nadmin: 127.0.0.1:9901",
-            "2:8: admin: text where a mapping belongs; write {address: …}",
-        ),
+        ("xds: {}\nlisteners: [{proxy_id: 65536}]", "2:24: listeners[0].proxy_id: not a whole number from 0 to 65535"),
+        ("xds: {}\nadmin: 127.0.0.1:9901", "2:8: admin: text where a mapping belongs; write {address: …}"),
         (
             "xds: {}\nadmin: {address: /run/admin.sock}",
             "2:18: admin.address: \"/run/admin.sock\" is not an address; write unix:PATH or IP:PORT, such as \
@@ -411,14 +321,8 @@ fn identities_are_checked() {
             "identities: [{identity: 0, addresses: []}]",
             "2:25: identities[0].identity: not a whole number from 1 to 4294967295",
         ),
-        (
-            "identities: [{addresses: []}]",
-            "2:14: identities[0]: no identity; add identity: NUMBER",
-        ),
-        (
-            "identities: [{identity: 7}]",
-            "2:14: identities[0]: no addresses; add addresses: [IP or prefix, …]",
-        ),
+        ("identities: [{addresses: []}]", "2:14: identities[0]: no identity; add identity: NUMBER"),
+        ("identities: [{identity: 7}]", "2:14: identities[0]: no addresses; add addresses: [IP or prefix, …]"),
         (
             "identities: [{identity: 7, addresses: [10.0.0.1/8]}]",
             "2:40: identities[0].addresses[0]: \"10.0.0.1/8\" has bits set after its prefix; write 10.0.0.0/8",
@@ -489,24 +393,16 @@ fn listeners_must_not_compete_or_loop() {
 
 #[test]
 fn all_mistakes_are_reported_in_the_order_of_the_file() {
-    let text = "worker: 2\nxds: {mode: delta}\nlisteners:\n  - {addres: x, policy_wait: soon}\n  - {name: ''}\ntenants: 3\n";
+    let text =
+        "worker: 2\nxds: {mode: delta}\nlisteners:\n  - {addres: x, policy_wait: soon}\n  - {name: ''}\ntenants: 3\n";
     let found = errors(text);
-    let places: Vec<&str> = found
-        .iter()
-        .map(|line| line.split(' ').next().expect("place"))
-        .collect();
-    assert_eq!(
-        places,
-        ["1:1:", "2:13:", "4:6:", "4:30:", "5:5:", "5:12:", "6:10:"],
-        "{found:#?}"
-    );
+    let places: Vec<&str> = found.iter().map(|line| line.split(' ').next().expect("place")).collect();
+    assert_eq!(places, ["1:1:", "2:13:", "4:6:", "4:30:", "5:5:", "5:12:", "6:10:"], "{found:#?}");
 }
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
-    let missing = load(Path::new("/nonexistent/tollgate.yaml"))
-        .expect_err("is not there")
-        .to_string();
+    let missing = load(Path::new("/nonexistent/tollgate.yaml")).expect_err("is not there").to_string();
     assert_eq!(
         missing,
         "/nonexistent/tollgate.yaml: cannot read: no such file or directory; name a configuration file"
@@ -515,13 +411,7 @@ fn a_file_that_cannot_be_read_is_named() {
     let binary = directory.path().join("binary");
     std::fs::write(&binary, [0xff, 0xfe, 0x00]).expect("writes");
     let errors = load(&binary).expect_err("is not text").to_string();
-    assert_eq!(
-        errors,
-        format!(
-            "{}: not UTF-8 text; this is no configuration file",
-            binary.display()
-        )
-    );
+    assert_eq!(errors, format!("{}: not UTF-8 text; this is no configuration file", binary.display()));
 }
 
 /// The commented example is what people copy: it must load, and "# default." must be true on each line that says so.
@@ -533,18 +423,11 @@ fn the_example_file_tells_the_truth() {
     assert_eq!(whole.listeners.len(), 2);
 
     let lines: Vec<&str> = text.lines().collect();
-    let claims: Vec<usize> = (0..lines.len())
-        .filter(|&at| lines[at].ends_with("# default."))
-        .collect();
+    let claims: Vec<usize> = (0..lines.len()).filter(|&at| lines[at].ends_with("# default.")).collect();
     assert!(claims.len() > 20, "{claims:?}");
     for claim in claims {
         let mut rest = lines.clone();
         let line = rest.remove(claim);
-        assert_eq!(
-            config(&rest.join("\n")),
-            whole,
-            "without line {}: {line}",
-            claim + 1
-        );
+        assert_eq!(config(&rest.join("\n")), whole, "without line {}: {line}", claim + 1);
     }
 }

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use tollgate_policy::{
-    ConnectionVerdict, DenyReason, Explanation, NearestMiss, PolicyExplanation, RuleExplanation,
-    RuleRef, RuleVerdict, Verdict,
+    ConnectionVerdict, DenyReason, Explanation, NearestMiss, PolicyExplanation, RuleExplanation, RuleRef, RuleVerdict,
+    Verdict,
 };
 
 use super::{Answer, AskedRequest, Canonical, Question};
@@ -22,25 +22,14 @@ enum Decision<'a> {
 }
 
 fn decision<'a>(question: &'a Question, explanation: &'a Explanation) -> Decision<'a> {
-    if let Some(AskedRequest {
-        canonical: Canonical::Refused(why),
-        ..
-    }) = &question.request
-    {
-        return Decision::Refused(why);
-    }
     match (&explanation.connection, &explanation.request) {
-        (ConnectionVerdict::Deny { reason, nearest }, _) => {
-            Decision::Denied(*reason, nearest.as_deref())
-        }
+        (ConnectionVerdict::Deny { reason, nearest }, _) => Decision::Denied(*reason, nearest.as_deref()),
         (ConnectionVerdict::AllowTcp { rule, .. }, _) => Decision::Rule(*rule),
-        (ConnectionVerdict::InspectHttp, None) => Decision::Inspect,
-        (ConnectionVerdict::InspectHttp, Some(Verdict::Allow { rule, .. })) => {
-            Decision::Rule(*rule)
-        }
+        (ConnectionVerdict::InspectHttp, Some(Verdict::Allow { rule, .. })) => Decision::Rule(*rule),
         (ConnectionVerdict::InspectHttp, Some(Verdict::Deny { reason, nearest })) => {
             Decision::Denied(*reason, nearest.as_deref())
         }
+        (ConnectionVerdict::InspectHttp, None) => question.refused_path().map_or(Decision::Inspect, Decision::Refused),
     }
 }
 
@@ -60,12 +49,7 @@ fn verdict(verdict: RuleVerdict) -> String {
 }
 
 /// For people: the answer first, then why, then every rule that covers the port.
-pub(super) fn text(
-    answer: Answer,
-    question: &Question,
-    explanation: &Explanation,
-    quarantined: &[String],
-) -> String {
+pub(super) fn text(answer: Answer, question: &Question, explanation: &Explanation, quarantined: &[String]) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail, here and below.
     let _ = writeln!(out, "{}: {}", word(answer), subject(question));
@@ -74,10 +58,7 @@ pub(super) fn text(
             let _ = writeln!(out, "  by rule: {rule}");
         }
         Decision::Inspect => {
-            let _ = writeln!(
-                out,
-                "  each HTTP request on it is judged; name a METHOD and PATH to ask about one"
-            );
+            let _ = writeln!(out, "  each HTTP request on it is judged; name a METHOD and PATH to ask about one");
         }
         Decision::Denied(reason, nearest) => {
             let _ = writeln!(out, "  reason: {}", Reason::from(reason).code());
@@ -86,14 +67,10 @@ pub(super) fn text(
             }
         }
         Decision::Refused(why) => {
-            let _ = writeln!(
-                out,
-                "  reason: {}, before any policy: {why}",
-                Reason::AmbiguousPath.code()
-            );
+            let _ = writeln!(out, "  reason: {}, before any policy: {why}", Reason::AmbiguousPath.code());
         }
     }
-    for line in notes(question, explanation) {
+    if let Some(line) = note(question, explanation) {
         let _ = writeln!(out, "  note: {line}");
     }
     for policy in &explanation.policies {
@@ -123,33 +100,26 @@ fn subject(question: &Question) -> String {
     )
 }
 
-fn notes(question: &Question, explanation: &Explanation) -> Vec<String> {
-    let mut notes = Vec::new();
-    if let Some(request) = &question.request {
-        match &request.canonical {
-            Canonical::Redirected(path) => notes.push(format!(
-                "the client is first sent (307) to {}; this is about the request it then makes",
-                String::from_utf8_lossy(path)
-            )),
-            Canonical::Path(path) if path != request.path.as_bytes() => {
-                notes.push(format!(
-                    "matched and forwarded as {}",
-                    String::from_utf8_lossy(path)
-                ));
-            }
-            Canonical::Path(_) | Canonical::Refused(_) => {}
+/// What the answer rests on beside policy.
+fn note(question: &Question, explanation: &Explanation) -> Option<String> {
+    let request = question.request.as_ref()?;
+    let note = match (&explanation.connection, &request.canonical) {
+        (ConnectionVerdict::Deny { .. }, _) => {
+            "the connection itself is denied, so it is reset before any request".to_owned()
         }
-        if matches!(explanation.connection, ConnectionVerdict::AllowTcp { .. }) {
-            notes.push(
-                "the port has no HTTP rules: it is passed as TCP and requests are not looked at"
-                    .to_owned(),
-            );
+        (ConnectionVerdict::AllowTcp { .. }, _) => {
+            "the port has no HTTP rules: it is passed as TCP and requests are not looked at".to_owned()
         }
-    }
-    if matches!(&explanation.connection, ConnectionVerdict::Deny { .. }) {
-        notes.push("the connection itself is denied, so it is reset before any request".to_owned());
-    }
-    notes
+        (ConnectionVerdict::InspectHttp, Canonical::Redirected(path)) => format!(
+            "the client is first sent (307) to {}; this is about the request it then makes",
+            String::from_utf8_lossy(path)
+        ),
+        (ConnectionVerdict::InspectHttp, Canonical::Path(path)) if path != request.path.as_bytes() => {
+            format!("matched and forwarded as {}", String::from_utf8_lossy(path))
+        }
+        (ConnectionVerdict::InspectHttp, Canonical::Path(_) | Canonical::Refused(_)) => return None,
+    };
+    Some(note)
 }
 
 fn policy_text(out: &mut String, policy: &PolicyExplanation) {
@@ -161,40 +131,17 @@ fn policy_text(out: &mut String, policy: &PolicyExplanation) {
         out.push_str("  no rule covers the port\n");
     }
     for rule in &policy.rules {
-        let name = rule
-            .name
-            .as_ref()
-            .map(|name| format!(" \"{name}\""))
-            .unwrap_or_default();
-        let _ = writeln!(
-            out,
-            "  {}{name}: {}, {}",
-            rule.rule,
-            verdict(rule.verdict),
-            rule.outcome
-        );
+        let name = rule.name.as_ref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
+        let _ = writeln!(out, "  {}{name}: {}, {}", rule.rule, verdict(rule.verdict), rule.outcome);
         for predicate in &rule.predicates {
-            let mark = if predicate.matched {
-                "matched"
-            } else {
-                "did not match"
-            };
-            let _ = writeln!(
-                out,
-                "    {} {}: {mark}",
-                predicate.field, predicate.expected
-            );
+            let mark = if predicate.matched { "matched" } else { "did not match" };
+            let _ = writeln!(out, "    {} {}: {mark}", predicate.field, predicate.expected);
         }
     }
 }
 
 /// For programs: one object with the same content as [`text`].
-pub(super) fn json(
-    answer: Answer,
-    question: &Question,
-    explanation: &Explanation,
-    quarantined: &[String],
-) -> Value {
+pub(super) fn json(answer: Answer, question: &Question, explanation: &Explanation, quarantined: &[String]) -> Value {
     let mut object = json!({
         "verdict": word(answer),
         "endpoint": question.endpoint.to_string(),
