@@ -124,7 +124,7 @@ impl EndpointPolicy {
                 Outcome::Deny(DenyReason::Quarantined, Some(Box::new(nearest)))
             }
             Walk::Undecided => {
-                let (reason, nearest) = explain::nearest(self, rules, subject);
+                let (reason, nearest) = explain::undecided(self, rules, subject);
                 Outcome::Deny(reason, nearest.map(Box::new))
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::compile::index::{Index, Predicate, Subject, Unit};
 use crate::compile::rule::Finding;
-use crate::compile::{PortLookup, RuleSet};
+use crate::compile::{PortLookup, RuleSet, Walk};
 use crate::model::RuleVerdict;
 use crate::quarantine::rule_ref;
 use crate::{
@@ -254,60 +254,118 @@ pub(crate) fn denied_by(
     }
 }
 
-/// The reason of a denial that no rule decided, and the rule that came closest to admitting: one whose connection part
-/// holds before one whose does not, then the one with the most conditions that hold.
+/// The reason of a denial that no rule decided, and the rule that came closest to admitting. When the connection itself
+/// is not admitted that is the reason, whatever was requested on it.
 #[cold]
-pub(crate) fn nearest(
+pub(crate) fn undecided(
     policy: &EndpointPolicy,
     rules: &RuleSet,
     subject: Subject<'_>,
 ) -> (DenyReason, Option<NearestMiss>) {
+    let connection = Subject {
+        request: None,
+        ..subject
+    };
+    let admitted = matches!(rules.walk_connection(connection), Walk::Allow(_));
+    let subject = if admitted { subject } else { connection };
     let index = index_for(rules, subject);
     let decisions = index.decisions(subject);
-    let holds = |p: &&u32| decisions[**p as usize];
-    let best = index
-        .units()
-        .iter()
-        .filter(|unit| rules.rule(unit).verdict == RuleVerdict::Allow)
-        .max_by_key(|unit| {
-            let peer = rules.rule(unit).peer.len();
-            let admits_peer = unit.predicates[..peer]
-                .iter()
-                .all(|p| decisions[*p as usize]);
-            let held = unit.predicates.iter().filter(holds).count();
-            let quarantined = Failed::of(index, unit, &decisions) == Failed::Quarantined;
-            let failed = unit.predicates.len() - held;
-            (
-                quarantined,
-                admits_peer,
-                held,
-                Reverse(failed),
-                Reverse((unit.rule, unit.http_rule)),
-            )
-        });
-    let Some(unit) = best else {
-        return (DenyReason::NoPeerRule, None);
-    };
-    let rule = rules.rule(unit);
-    let failed = unit.predicates.iter().position(|p| !decisions[*p as usize]);
-    let reason = match failed {
-        Some(_) if Failed::of(index, unit, &decisions) == Failed::Quarantined => {
-            DenyReason::Quarantined
+    let mut resume = 0;
+    let mut best: Option<(Nearness, Miss<'_>)> = None;
+    for unit in index.units() {
+        let rule = rules.rule(unit);
+        let miss = Miss {
+            unit,
+            failed: Failed::of(index, unit, &decisions),
+            skipped: unit.rule < resume,
+        };
+        if matches!(rule.verdict, RuleVerdict::Pass(_))
+            && !miss.skipped
+            && miss.failed == Failed::None
+        {
+            resume = rules.continuation(unit);
         }
-        Some(at) if at >= rule.peer.len() => DenyReason::NoHttpRule,
-        _ => DenyReason::NoPeerRule,
+        let nearness = miss.nearness(rule.peer.len(), &decisions);
+        if rule.verdict == RuleVerdict::Allow
+            && best.as_ref().is_none_or(|(other, _)| nearness > *other)
+        {
+            best = Some((nearness, miss));
+        }
+    }
+    let none_admits = if admitted {
+        DenyReason::NoHttpRule
+    } else {
+        DenyReason::NoPeerRule
     };
-    let (field, expected) = match failed.map(|at| index.predicate(unit.predicates[at])) {
-        Some(predicate) => (predicate.field(), predicate.to_string().into()),
-        None => ("verdict".into(), "reached: a pass rule skips it".into()),
+    let Some((nearness, miss)) = best else {
+        return (none_admits, None);
     };
-    let held = unit.predicates.iter().filter(holds);
-    let miss = NearestMiss {
-        rule: policy.rule_ref(rules, unit, subject.flow.direction),
-        name: rule.name.clone(),
-        field,
-        expected,
-        matched: held.map(|p| index.predicate(*p).field()).collect(),
+    let reason = if nearness.quarantined {
+        DenyReason::Quarantined
+    } else {
+        none_admits
     };
-    (reason, Some(miss))
+    (
+        reason,
+        Some(miss.describe(policy, rules, index, subject, &decisions)),
+    )
+}
+
+/// How close a rule came, the most telling part first; greater is closer.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Nearness {
+    /// Nothing but quarantine was in the way.
+    quarantined: bool,
+    reached: bool,
+    /// Its conditions on the connection hold.
+    admits_peer: bool,
+    held: usize,
+    failed: Reverse<usize>,
+}
+
+/// A rule that did not admit.
+struct Miss<'a> {
+    unit: &'a Unit,
+    failed: Failed,
+    /// A pass rule skipped it.
+    skipped: bool,
+}
+
+impl Miss<'_> {
+    fn nearness(&self, peer: usize, decisions: &[bool]) -> Nearness {
+        let holds = |p: &&u32| decisions[**p as usize];
+        let predicates = &self.unit.predicates;
+        let held = predicates.iter().filter(holds).count();
+        Nearness {
+            quarantined: self.failed == Failed::Quarantined && !self.skipped,
+            reached: !self.skipped,
+            admits_peer: predicates[..peer].iter().filter(holds).count() == peer,
+            held,
+            failed: Reverse(predicates.len() - held),
+        }
+    }
+
+    fn describe(
+        &self,
+        policy: &EndpointPolicy,
+        rules: &RuleSet,
+        index: &Index,
+        subject: Subject<'_>,
+        decisions: &[bool],
+    ) -> NearestMiss {
+        let holds = |p: &&u32| decisions[**p as usize];
+        let failed = self.unit.predicates.iter().find(|p| !holds(p));
+        let (field, expected) = match failed.map(|p| index.predicate(*p)) {
+            Some(predicate) if !self.skipped => (predicate.field(), predicate.to_string().into()),
+            _ => ("verdict".into(), "reached: a pass rule skips it".into()),
+        };
+        let held = self.unit.predicates.iter().filter(holds);
+        NearestMiss {
+            rule: policy.rule_ref(rules, self.unit, subject.flow.direction),
+            name: rules.rule(self.unit).name.clone(),
+            field,
+            expected,
+            matched: held.map(|p| index.predicate(*p).field()).collect(),
+        }
+    }
 }

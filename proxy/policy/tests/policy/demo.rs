@@ -1,7 +1,5 @@
 //! The policy of the demo: only `GET /hello` on port 5000.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
 use std::net::IpAddr;
 
 use tollgate_policy::model::{HeaderMatcher, HttpRule, ValueMatch};

@@ -1,0 +1,138 @@
+//! Nothing is allocated to allow a request, however many rules there are.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use tollgate_policy::model::{HeaderMatcher, HttpRule, TextPart, ValueMatch};
+use tollgate_policy::{
+    Direction, EndpointKey, Flow, NetworkPolicy, PortPolicy, PortRule, Request, SecurityId,
+    Snapshot, Verdict,
+};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+#[expect(unsafe_code, reason = "a global allocator cannot be written without")]
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promise is the one that is needed here.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+fn snapshot(rules: u32) -> Snapshot {
+    let rule = |i| {
+        let value = match i % 5 {
+            0 => ValueMatch::Regex(format!("/r{i}/[0-9]+.*").into()),
+            1 => text(TextPart::Prefix, &format!("/p{i}/")),
+            2 => text(TextPart::Suffix, &format!("/s{i}")),
+            _ => ValueMatch::Regex(format!("/l{i}").into()),
+        };
+        let headers = vec![
+            HeaderMatcher::new(":method", ValueMatch::Regex("GET|HEAD".into())),
+            HeaderMatcher::new(":path", value),
+            HeaderMatcher::new("x-tier", text(TextPart::Whole, "gold")),
+        ];
+        PortRule {
+            remotes: vec![i % 7, 100],
+            server_names: vec!["*.example".to_owned()],
+            http: Some(vec![HttpRule {
+                headers,
+                ..HttpRule::default()
+            }]),
+            ..PortRule::default()
+        }
+    };
+    let mut builder = Snapshot::empty().update();
+    builder.replace_all([NetworkPolicy {
+        endpoint_id: 1,
+        endpoints: vec![EndpointKey::parse("10.0.0.1")],
+        ingress: vec![PortPolicy {
+            port: 80,
+            rules: (0..rules).map(rule).collect(),
+            ..PortPolicy::default()
+        }],
+        egress: Vec::new(),
+    }]);
+    builder.build()
+}
+
+fn text(part: TextPart, text: &str) -> ValueMatch {
+    ValueMatch::Text {
+        part,
+        text: text.into(),
+        ignore_case: false,
+    }
+}
+
+#[test]
+fn allowing_allocates_nothing() {
+    for rules in [5, 100, 1000, 10_000] {
+        let snapshot = snapshot(rules);
+        let headers: &[(&str, &str)] = &[("accept", "*/*"), ("X-Tier", "gold")];
+        let flow = Flow {
+            direction: Direction::Ingress,
+            endpoint: [10, 0, 0, 1].into(),
+            remote: SecurityId(100),
+            port: 80,
+            proxy_id: 0,
+            server_name: Some("a.Example"),
+        };
+        let last = rules - 5;
+        for path in [
+            format!("/r{last}/42?q"),
+            format!("/p{}/x", last + 1),
+            format!("/s{}", last + 2),
+            format!("/l{}", last + 3),
+        ] {
+            let request = Request {
+                method: b"HEAD",
+                scheme: b"http",
+                authority: b"a",
+                path: path.as_bytes(),
+                headers: &Fields(headers),
+            };
+            let allow = || {
+                assert!(
+                    matches!(
+                        snapshot.evaluate_request(&flow, &request),
+                        Verdict::Allow { .. }
+                    ),
+                    "{path}"
+                );
+                let connection = snapshot.evaluate_connection(&flow);
+                assert_eq!(connection, tollgate_policy::ConnectionVerdict::InspectHttp);
+            };
+            // The automata build the states that a value needs when they first see one like it.
+            allow();
+            let before = ALLOCATIONS.with(Cell::get);
+            allow();
+            assert_eq!(
+                ALLOCATIONS.with(Cell::get) - before,
+                0,
+                "{rules} rules, {path}"
+            );
+        }
+    }
+}
+
+struct Fields<'a>(&'a [(&'a str, &'a str)]);
+
+impl tollgate_policy::Headers for Fields<'_> {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        self.0.each(name, visit);
+    }
+}

@@ -1,0 +1,163 @@
+//! One snapshot after another: what is reused, who owns an address, what is listed.
+
+use std::sync::Arc;
+
+use tollgate_policy::{
+    Direction, EndpointKey, EndpointPolicy, NetworkPolicy, PortPolicy, Snapshot,
+};
+
+use crate::support::{World, allow, flow, from, paths, policy, port};
+
+fn only_for(endpoint_id: u64, endpoints: &[&str], remote: u32) -> NetworkPolicy {
+    policy(
+        endpoint_id,
+        endpoints,
+        vec![port(80, vec![from(&[remote], allow())])],
+    )
+}
+
+fn next(before: &Snapshot, policies: Vec<NetworkPolicy>) -> Snapshot {
+    let mut builder = before.update();
+    builder.replace_all(policies);
+    builder.build()
+}
+
+fn owner(snapshot: &Snapshot, key: &str) -> Vec<Arc<EndpointPolicy>> {
+    snapshot.endpoint(&EndpointKey::parse(key)).to_vec()
+}
+
+#[test]
+fn empty_denies() {
+    let world = World(Snapshot::empty());
+    assert_eq!(world.0.generation(), 0);
+    assert_eq!(world.both(&flow(1, 80), "/"), "NoPolicy");
+}
+
+#[test]
+fn generations_reuse_what_did_not_change() {
+    let shared = || vec![port(80, vec![paths(&["/a"])])];
+    let first = next(
+        &Snapshot::empty(),
+        vec![
+            policy(1, &["10.0.0.1"], shared()),
+            policy(2, &["10.0.0.2"], shared()),
+        ],
+    );
+    let second = next(
+        &first,
+        vec![
+            policy(1, &["10.0.0.1"], shared()),
+            policy(2, &["10.0.0.2"], vec![]),
+            policy(3, &["c"], shared()),
+        ],
+    );
+    assert_eq!((first.generation(), second.generation()), (1, 2));
+    assert!(Arc::ptr_eq(
+        &owner(&first, "10.0.0.1")[0],
+        &owner(&second, "10.0.0.1")[0]
+    ));
+    assert!(!Arc::ptr_eq(
+        &owner(&first, "10.0.0.2")[0],
+        &owner(&second, "10.0.0.2")[0]
+    ));
+    // Equal rules are compiled once, whichever endpoint has them and whenever it came.
+    let rules = |snapshot: &Snapshot, key: &str| -> *const PortPolicy {
+        owner(snapshot, key)[0].rules(Direction::Ingress).as_ptr()
+    };
+    assert_eq!(rules(&first, "10.0.0.1"), rules(&first, "10.0.0.2"));
+    assert_eq!(rules(&first, "10.0.0.1"), rules(&second, "c"));
+    let ids: Vec<u64> = second
+        .endpoints()
+        .map(EndpointPolicy::endpoint_id)
+        .collect();
+    assert_eq!(ids, [1, 2, 3]);
+    assert_eq!(next(&second, vec![]).endpoints().len(), 0);
+}
+
+#[test]
+fn any_spelling_of_an_address_is_one_key() {
+    let snapshot = next(
+        &Snapshot::empty(),
+        vec![only_for(
+            1,
+            &["2001:DB8:0::1", "::ffff:10.0.0.1", "name"],
+            1,
+        )],
+    );
+    for key in ["2001:db8::1", "10.0.0.1", "name"] {
+        assert_eq!(owner(&snapshot, key).len(), 1, "{key}");
+    }
+    assert_eq!(snapshot.conflicts(), []);
+}
+
+#[test]
+fn the_latest_claim_owns_an_address() {
+    let address = "10.0.0.1";
+    let ids = |snapshot: &Snapshot| -> Vec<u64> {
+        owner(snapshot, address)
+            .iter()
+            .map(|p| p.endpoint_id())
+            .collect()
+    };
+    let a = || only_for(9, &[address], 1);
+    let b = || only_for(2, &[address, "10.0.0.2"], 2);
+    let first = next(&Snapshot::empty(), vec![a()]);
+    let both = next(&first, vec![a(), b()]);
+    assert_eq!(ids(&both), [2]);
+    // Remembered: the next response does not say again who came later.
+    let again = next(&both, vec![a(), b()]);
+    assert_eq!(ids(&again), [2]);
+    let [conflict] = again.conflicts() else {
+        panic!("{:?}", again.conflicts());
+    };
+    assert_eq!(
+        (&*conflict.enforced[0], &*conflict.overridden[0]),
+        ("2", "9")
+    );
+    assert_eq!(ids(&next(&again, vec![a()])), [9]);
+}
+
+#[test]
+fn claims_in_one_response_must_all_allow() {
+    let address = "10.0.0.1";
+    let a = policy(1, &[address], vec![port(80, vec![from(&[1, 2], allow())])]);
+    let b = policy(
+        2,
+        &[address],
+        vec![port(80, vec![from(&[2, 3], paths(&["/b"]))])],
+    );
+    let world = World(next(&Snapshot::empty(), vec![a.clone(), b]));
+    assert_eq!(world.both(&flow(1, 80), "/b"), "NoPeerRule");
+    assert_eq!(world.both(&flow(2, 80), "/b"), "http");
+    assert_eq!(world.both(&flow(2, 80), "/c"), "http NoHttpRule");
+    assert_eq!(world.both(&flow(3, 80), "/b"), "NoPeerRule");
+    assert_eq!(world.0.conflicts()[0].enforced.len(), 2);
+    // The same id twice is a conflict like any other.
+    let twin = only_for(1, &[address], 2);
+    let world = World(next(&Snapshot::empty(), vec![a, twin]));
+    assert_eq!(world.both(&flow(1, 80), "/"), "NoPeerRule");
+    assert_eq!(world.both(&flow(2, 80), "/"), "tcp");
+}
+
+#[test]
+fn single_resources() {
+    let mut builder = Snapshot::empty().update();
+    builder.upsert("policy-42", only_for(42, &["10.0.0.1"], 1));
+    builder.upsert("other", only_for(43, &["10.0.0.2"], 1));
+    let first = builder.build();
+    let mut builder = first.update();
+    assert!(builder.remove("other"));
+    assert!(!builder.remove("10.0.0.1"));
+    builder.upsert("policy-42", only_for(42, &["10.0.0.1"], 2));
+    let world = World(builder.build());
+    assert_eq!(
+        world
+            .0
+            .endpoints()
+            .map(EndpointPolicy::resource)
+            .collect::<Vec<_>>(),
+        ["policy-42"]
+    );
+    assert!(world.allows(2, 80, "/") && !world.allows(1, 80, "/"));
+    assert_eq!(World(first).both(&flow(1, 80), "/"), "tcp");
+}
