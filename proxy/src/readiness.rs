@@ -21,10 +21,7 @@ impl Readiness {
     pub fn pending(&self, what: impl Into<String>) -> Pending {
         let what = what.into();
         *self.lock().pending.entry(what.clone()).or_default() += 1;
-        Pending {
-            readiness: self.clone(),
-            what,
-        }
+        Pending { readiness: self.clone(), what }
     }
 
     /// From here on the process is not ready for new connections, for good.
@@ -80,10 +77,7 @@ mod tests {
         let policy = readiness.pending("first policy");
         let again = readiness.pending("first policy");
         let listener = readiness.pending("listener ingress");
-        assert_eq!(
-            readiness.waiting_for(),
-            ["first policy", "listener ingress"]
-        );
+        assert_eq!(readiness.waiting_for(), ["first policy", "listener ingress"]);
         drop((policy, listener));
         assert_eq!(readiness.waiting_for(), ["first policy"]);
         assert!(!readiness.is_ready());

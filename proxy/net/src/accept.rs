@@ -27,15 +27,9 @@ impl Accepted {
     /// An error concerns this connection only; drop it and accept the next.
     pub fn new(stream: TcpStream, downstream: SocketAddr) -> Result<Self, NetError> {
         prepare_accepted(&stream)?;
-        let original_dst = original_dst(&stream).map_err(|error| NetError::Accepted {
-            operation: "getsockname",
-            error,
-        })?;
-        Ok(Self {
-            stream,
-            downstream: canonical(downstream),
-            original_dst,
-        })
+        let original_dst =
+            original_dst(&stream).map_err(|error| NetError::Accepted { operation: "getsockname", error })?;
+        Ok(Self { stream, downstream: canonical(downstream), original_dst })
     }
 }
 
@@ -44,21 +38,9 @@ impl Accepted {
 /// The mark is inherited from the listener and stays as it is.
 pub fn prepare_accepted(stream: &impl AsFd) -> Result<(), NetError> {
     let socket = SockRef::from(stream);
-    socket
-        .set_tcp_nodelay(true)
-        .map_err(|error| NetError::Accepted {
-            operation: "TCP_NODELAY",
-            error,
-        })?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE);
-    socket
-        .set_tcp_keepalive(&keepalive)
-        .map_err(|error| NetError::Accepted {
-            operation: "SO_KEEPALIVE",
-            error,
-        })
+    socket.set_tcp_nodelay(true).map_err(|error| NetError::Accepted { operation: "TCP_NODELAY", error })?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+    socket.set_tcp_keepalive(&keepalive).map_err(|error| NetError::Accepted { operation: "SO_KEEPALIVE", error })
 }
 
 /// The destination that the client dialled: the local address of the accepted socket.
@@ -113,9 +95,7 @@ impl AcceptError {
                 | libc::ENONET
                 | libc::ETIMEDOUT,
             ) => Self::PerConnection,
-            Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT) => {
-                Self::Fatal
-            }
+            Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT) => Self::Fatal,
             _ => Self::Exhausted,
         }
     }

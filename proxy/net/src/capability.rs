@@ -46,16 +46,12 @@ impl Capabilities {
         let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
         let transparent = |address| {
-            listener::new_socket(address)
-                .and_then(|socket| listener::set_transparent(&socket, address))
-                .into()
+            listener::new_socket(address).and_then(|socket| listener::set_transparent(&socket, address)).into()
         };
         Self {
             transparent_v4: transparent(v4),
             transparent_v6: transparent(v6),
-            mark: listener::new_socket(v4)
-                .and_then(|socket| socket.set_mark(Mark::listener(true).raw()))
-                .into(),
+            mark: listener::new_socket(v4).and_then(|socket| socket.set_mark(Mark::listener(true).raw())).into(),
         }
     }
 }
@@ -70,37 +66,21 @@ pub fn check_transparent(name: &str, address: SocketAddr) -> Result<(), NetError
 
 fn check(capabilities: Capabilities, name: &str, address: SocketAddr) -> Result<(), NetError> {
     let (transparent, option) = if address.is_ipv4() {
-        (
-            capabilities.transparent_v4,
-            "IP_TRANSPARENT (CAP_NET_ADMIN or CAP_NET_RAW)",
-        )
+        (capabilities.transparent_v4, "IP_TRANSPARENT (CAP_NET_ADMIN or CAP_NET_RAW)")
     } else {
-        (
-            capabilities.transparent_v6,
-            "IPV6_TRANSPARENT (CAP_NET_ADMIN or CAP_NET_RAW)",
-        )
+        (capabilities.transparent_v6, "IPV6_TRANSPARENT (CAP_NET_ADMIN or CAP_NET_RAW)")
     };
-    let mark = (
-        capabilities.mark,
-        "SO_MARK (CAP_NET_ADMIN, or CAP_NET_RAW on Linux 5.17 and later)",
-    );
+    let mark = (capabilities.mark, "SO_MARK (CAP_NET_ADMIN, or CAP_NET_RAW on Linux 5.17 and later)");
     for (capability, needs) in [(transparent, option), mark] {
         if let Capability::Refused(error) = capability {
             let remedy = match error.raw_os_error() {
-                Some(libc::EAFNOSUPPORT) => {
-                    "IPv6 is disabled on this host: remove this listener's IPv6 address"
-                }
+                Some(libc::EAFNOSUPPORT) => "IPv6 is disabled on this host: remove this listener's IPv6 address",
                 _ => {
                     "add NET_ADMIN under securityContext.capabilities.add of the pod (or run as root), or set \
                      `transparent: false` for this listener"
                 }
             };
-            return Err(NetError::Capability {
-                listener: format!("{name} ({address})"),
-                needs,
-                error,
-                remedy,
-            });
+            return Err(NetError::Capability { listener: format!("{name} ({address})"), needs, error, remedy });
         }
     }
     Ok(())
@@ -113,11 +93,7 @@ mod tests {
 
     fn capabilities(transparent_v4: Capability, mark: Capability) -> Capabilities {
         let transparent_v6 = Capability::Refused(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
-        Capabilities {
-            transparent_v4,
-            transparent_v6,
-            mark,
-        }
+        Capabilities { transparent_v4, transparent_v6, mark }
     }
 
     fn eperm() -> Capability {
@@ -127,21 +103,13 @@ mod tests {
     #[test]
     fn names_the_listener_what_is_missing_and_the_remedy() {
         let v4 = "127.0.0.1:15001".parse().unwrap();
-        let text = check(capabilities(eperm(), eperm()), "ingress", v4)
-            .unwrap_err()
-            .to_string();
-        for part in [
-            "ingress (127.0.0.1:15001)",
-            "IP_TRANSPARENT",
-            "CAP_NET_ADMIN",
-            "not permitted",
-            "transparent: false",
-        ] {
+        let text = check(capabilities(eperm(), eperm()), "ingress", v4).unwrap_err().to_string();
+        for part in
+            ["ingress (127.0.0.1:15001)", "IP_TRANSPARENT", "CAP_NET_ADMIN", "not permitted", "transparent: false"]
+        {
             assert!(text.contains(part), "{part} is not in: {text}");
         }
-        let text = check(capabilities(Capability::Usable, eperm()), "ingress", v4)
-            .unwrap_err()
-            .to_string();
+        let text = check(capabilities(Capability::Usable, eperm()), "ingress", v4).unwrap_err().to_string();
         assert!(text.contains("needs SO_MARK"), "{text}");
     }
 
@@ -149,9 +117,7 @@ mod tests {
     fn judges_each_family_by_its_own_probe() {
         let usable = || capabilities(Capability::Usable, Capability::Usable);
         check(usable(), "ingress", "127.0.0.1:15001".parse().unwrap()).unwrap();
-        let text = check(usable(), "ingress", "[::1]:15001".parse().unwrap())
-            .unwrap_err()
-            .to_string();
+        let text = check(usable(), "ingress", "[::1]:15001".parse().unwrap()).unwrap_err().to_string();
         assert!(text.contains("IPv6 is disabled"), "{text}");
     }
 }

@@ -17,10 +17,7 @@ impl DescriptorLimit {
     /// Reads the limit.
     pub fn current() -> Self {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-        Self {
-            soft: current,
-            hard: maximum,
-        }
+        Self { soft: current, hard: maximum }
     }
 }
 
@@ -31,13 +28,7 @@ impl DescriptorLimit {
 pub fn raise_nofile() -> io::Result<DescriptorLimit> {
     let DescriptorLimit { soft, hard } = DescriptorLimit::current();
     if soft != hard {
-        setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: hard,
-                maximum: hard,
-            },
-        )?;
+        setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
     }
     Ok(DescriptorLimit::current())
 }
@@ -45,9 +36,7 @@ pub fn raise_nofile() -> io::Result<DescriptorLimit> {
 /// How many descriptors this process has open.
 pub fn open_descriptors() -> io::Result<usize> {
     // One of the entries is the directory that is being read.
-    Ok(std::fs::read_dir("/proc/self/fd")?
-        .count()
-        .saturating_sub(1))
+    Ok(std::fs::read_dir("/proc/self/fd")?.count().saturating_sub(1))
 }
 
 #[cfg(test)]
@@ -63,9 +52,7 @@ mod tests {
 
     #[test]
     fn counts_descriptors() {
-        let files: Vec<_> = (0..50)
-            .map(|_| std::fs::File::open("/dev/null").unwrap())
-            .collect();
+        let files: Vec<_> = (0..50).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
         assert!(open_descriptors().unwrap() >= files.len());
     }
 }

@@ -45,20 +45,14 @@ impl Operation {
             (Self::Mark, Some(libc::EPERM)) => {
                 "; give the process CAP_NET_ADMIN (or CAP_NET_RAW on Linux 5.17 and later)"
             }
-            (Self::Transparent, Some(libc::EPERM)) => {
-                "; give the process CAP_NET_ADMIN, or set `transparent: false`"
-            }
+            (Self::Transparent, Some(libc::EPERM)) => "; give the process CAP_NET_ADMIN, or set `transparent: false`",
             (Self::Bind | Self::Listen, Some(libc::EADDRINUSE)) => {
                 "; another socket holds this address: stop its process (`ss -ltnp` names it) or choose another address"
             }
             (Self::Bind, Some(libc::EADDRNOTAVAIL)) => "; this host has no such address",
             (Self::Bind, Some(libc::EACCES)) => "; ports below 1024 need CAP_NET_BIND_SERVICE",
-            (Self::Socket, Some(libc::EAFNOSUPPORT)) => {
-                "; IPv6 is disabled on this host: remove this address"
-            }
-            (Self::Socket, Some(libc::EMFILE | libc::ENFILE)) => {
-                "; raise the limit of open files (RLIMIT_NOFILE)"
-            }
+            (Self::Socket, Some(libc::EAFNOSUPPORT)) => "; IPv6 is disabled on this host: remove this address",
+            (Self::Socket, Some(libc::EMFILE | libc::ENFILE)) => "; raise the limit of open files (RLIMIT_NOFILE)",
             _ => "",
         }
     }
@@ -104,9 +98,7 @@ pub enum NetError {
         error: io::Error,
     },
     /// The source address to keep and the destination are of different families, so no socket can have both.
-    #[error(
-        "cannot connect to {destination} from {source_address}: one is IPv4 and the other IPv6"
-    )]
+    #[error("cannot connect to {destination} from {source_address}: one is IPv4 and the other IPv6")]
     FamilyMismatch {
         /// The upstream's address.
         destination: SocketAddr,
@@ -154,7 +146,6 @@ struct From<'a>(&'a Option<SocketAddr>);
 
 impl fmt::Display for From<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .map_or(Ok(()), |address| write!(f, " from {address}"))
+        self.0.map_or(Ok(()), |address| write!(f, " from {address}"))
     }
 }

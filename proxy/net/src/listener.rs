@@ -22,12 +22,7 @@ pub struct ListenOptions {
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self {
-            transparent: false,
-            mark: None,
-            reuse_port: false,
-            backlog: 1024,
-        }
+        Self { transparent: false, mark: None, reuse_port: false, backlog: 1024 }
     }
 }
 
@@ -36,48 +31,27 @@ impl Default for ListenOptions {
 /// IPv4 and IPv6 are separate sockets: an IPv6 listener never takes IPv4 traffic. A mark or transparency that the kernel
 /// refuses is an error: without them redirected traffic would not arrive or would lose its identity.
 pub fn listen(address: SocketAddr, options: &ListenOptions) -> Result<TcpListener, NetError> {
-    open(address, options).map_err(|(operation, error)| NetError::Listen {
-        address,
-        operation,
-        error,
-    })
+    open(address, options).map_err(|(operation, error)| NetError::Listen { address, operation, error })
 }
 
-fn open(
-    address: SocketAddr,
-    options: &ListenOptions,
-) -> Result<TcpListener, (Operation, std::io::Error)> {
+fn open(address: SocketAddr, options: &ListenOptions) -> Result<TcpListener, (Operation, std::io::Error)> {
     let socket = new_socket(address).map_err(|e| (Operation::Socket, e))?;
     set_mark_and_transparent(&socket, address, options.mark, options.transparent)?;
-    socket
-        .set_reuse_address(true)
-        .map_err(|e| (Operation::Option("SO_REUSEADDR"), e))?;
+    socket.set_reuse_address(true).map_err(|e| (Operation::Option("SO_REUSEADDR"), e))?;
     if options.reuse_port {
-        socket
-            .set_reuse_port(true)
-            .map_err(|e| (Operation::Option("SO_REUSEPORT"), e))?;
+        socket.set_reuse_port(true).map_err(|e| (Operation::Option("SO_REUSEPORT"), e))?;
     }
     if address.is_ipv6() {
-        socket
-            .set_only_v6(true)
-            .map_err(|e| (Operation::Option("IPV6_V6ONLY"), e))?;
+        socket.set_only_v6(true).map_err(|e| (Operation::Option("IPV6_V6ONLY"), e))?;
     }
-    socket
-        .bind(&address.into())
-        .map_err(|e| (Operation::Bind, e))?;
-    socket
-        .listen(options.backlog)
-        .map_err(|e| (Operation::Listen, e))?;
+    socket.bind(&address.into()).map_err(|e| (Operation::Bind, e))?;
+    socket.listen(options.backlog).map_err(|e| (Operation::Listen, e))?;
     Ok(socket.into())
 }
 
 /// A non-blocking, close-on-exec TCP socket of the family of `address`.
 pub(crate) fn new_socket(address: SocketAddr) -> std::io::Result<Socket> {
-    Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking(),
-        Some(Protocol::TCP),
-    )
+    Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))
 }
 
 /// Sets what must be there before `bind`: the mark, and the right to use addresses that are not ours.
@@ -88,9 +62,7 @@ pub(crate) fn set_mark_and_transparent(
     transparent: bool,
 ) -> Result<(), (Operation, std::io::Error)> {
     if let Some(mark) = mark {
-        socket
-            .set_mark(mark.raw())
-            .map_err(|e| (Operation::Mark, e))?;
+        socket.set_mark(mark.raw()).map_err(|e| (Operation::Mark, e))?;
     }
     if transparent {
         set_transparent(socket, address).map_err(|e| (Operation::Transparent, e))?;
@@ -99,9 +71,5 @@ pub(crate) fn set_mark_and_transparent(
 }
 
 pub(crate) fn set_transparent(socket: &Socket, address: SocketAddr) -> std::io::Result<()> {
-    if address.is_ipv4() {
-        socket.set_ip_transparent_v4(true)
-    } else {
-        socket.set_ip_transparent_v6(true)
-    }
+    if address.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
 }

@@ -60,11 +60,7 @@ mod tests {
             (true, 0x0100_0001, 0x0001_0A00),
         ];
         for (ingress, identity, mark) in table {
-            assert_eq!(
-                Mark::upstream(ingress, identity).raw(),
-                mark,
-                "ingress {ingress}, identity {identity:#x}"
-            );
+            assert_eq!(Mark::upstream(ingress, identity).raw(), mark, "ingress {ingress}, identity {identity:#x}");
         }
     }
 

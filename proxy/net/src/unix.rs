@@ -19,19 +19,10 @@ use crate::NetError;
 /// replaced; one that somebody answers on, and any file that is not a socket, is left alone and is an error.
 pub fn listen_unix(path: &Path, mode: u32) -> Result<UnixListener, NetError> {
     let fail = |operation: &'static str, remedy: &'static str| {
-        move |error: io::Error| NetError::ListenUnix {
-            path: path.to_owned(),
-            operation,
-            error,
-            remedy,
-        }
+        move |error: io::Error| NetError::ListenUnix { path: path.to_owned(), operation, error, remedy }
     };
-    let address =
-        SockAddr::unix(path).map_err(fail("address", "; socket paths have at most 107 bytes"))?;
-    if let Some(parent) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
+    let address = SockAddr::unix(path).map_err(fail("address", "; socket paths have at most 107 bytes"))?;
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(fail("create the directory", ""))?;
     }
     remove_stale(path, &address).map_err(fail(
@@ -39,8 +30,7 @@ pub fn listen_unix(path: &Path, mode: u32) -> Result<UnixListener, NetError> {
         "; another process answers on it, or it is no socket: stop it, or choose another path",
     ))?;
 
-    let socket =
-        Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).map_err(fail("socket", ""))?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).map_err(fail("socket", ""))?;
     // Before bind, so that the file never exists with more permission than asked for ...
     rustix::fs::fchmod(&socket, mode.into()).map_err(|e| fail("fchmod", "")(e.into()))?;
     socket.bind(&address).map_err(fail("bind", ""))?;
@@ -63,12 +53,10 @@ fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
     // Non-blocking: a listener whose queue is full answers EAGAIN, and is alive.
     let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     match probe.connect(address) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            }
-        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         _ => in_use(),
     }

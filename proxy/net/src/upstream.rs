@@ -36,41 +36,21 @@ pub struct Upstream {
 /// A source port that is taken (`EADDRINUSE` at bind, `EADDRNOTAVAIL` at connect because the same four addresses are in
 /// use, for example by a connection in TIME_WAIT) is given up for another port of the same address, and reported. Marks or
 /// transparency that the kernel refuses are errors, never ignored: the flow would go out under a wrong identity.
-pub async fn connect(
-    destination: SocketAddr,
-    options: &UpstreamOptions,
-) -> Result<Upstream, NetError> {
+pub async fn connect(destination: SocketAddr, options: &UpstreamOptions) -> Result<Upstream, NetError> {
     let destination = canonical(destination);
     let source = options.source.map(canonical);
-    if let Some(source_address) = source.filter(|source| source.is_ipv4() != destination.is_ipv4())
-    {
-        return Err(NetError::FamilyMismatch {
-            destination,
-            source_address,
-        });
+    if let Some(source_address) = source.filter(|source| source.is_ipv4() != destination.is_ipv4()) {
+        return Err(NetError::FamilyMismatch { destination, source_address });
     }
-    let fail = |(operation, error)| NetError::Connect {
-        destination,
-        source_address: source,
-        operation,
-        error,
-    };
+    let fail = |(operation, error)| NetError::Connect { destination, source_address: source, operation, error };
     match connect_from(destination, source, options).await {
-        Ok(stream) => Ok(Upstream {
-            stream,
-            source_port_changed: false,
-        }),
+        Ok(stream) => Ok(Upstream { stream, source_port_changed: false }),
         Err((operation, error)) => {
             let Some(any_port) = other_port(source, &error) else {
                 return Err(fail((operation, error)));
             };
-            let stream = connect_from(destination, Some(any_port), options)
-                .await
-                .map_err(fail)?;
-            Ok(Upstream {
-                stream,
-                source_port_changed: true,
-            })
+            let stream = connect_from(destination, Some(any_port), options).await.map_err(fail)?;
+            Ok(Upstream { stream, source_port_changed: true })
         }
     }
 }
@@ -78,10 +58,7 @@ pub async fn connect(
 /// The same address with any port, if `error` says that the port asked for is taken.
 fn other_port(source: Option<SocketAddr>, error: &io::Error) -> Option<SocketAddr> {
     let mut source = source.filter(|source| source.port() != 0)?;
-    if !matches!(
-        error.raw_os_error(),
-        Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL)
-    ) {
+    if !matches!(error.raw_os_error(), Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL)) {
         return None;
     }
     source.set_port(0);
@@ -97,35 +74,20 @@ async fn connect_from(
     set_mark_and_transparent(&socket, destination, options.mark, options.transparent)?;
     if let Some(source) = source {
         // Both, so that one client address and port can have connections to several upstreams at a time.
-        socket
-            .set_reuse_address(true)
-            .map_err(|e| (Operation::Option("SO_REUSEADDR"), e))?;
-        socket
-            .set_reuse_port(true)
-            .map_err(|e| (Operation::Option("SO_REUSEPORT"), e))?;
+        socket.set_reuse_address(true).map_err(|e| (Operation::Option("SO_REUSEADDR"), e))?;
+        socket.set_reuse_port(true).map_err(|e| (Operation::Option("SO_REUSEPORT"), e))?;
         if source.port() == 0 {
             // The port is then chosen at connect, unique per destination: else one client address would run out of
             // ports after about 28,000 connections to all upstreams together.
-            set_bind_address_no_port(&socket)
-                .map_err(|e| (Operation::Option("IP_BIND_ADDRESS_NO_PORT"), e))?;
+            set_bind_address_no_port(&socket).map_err(|e| (Operation::Option("IP_BIND_ADDRESS_NO_PORT"), e))?;
         }
-        socket
-            .bind(&source.into())
-            .map_err(|e| (Operation::Bind, e))?;
+        socket.bind(&source.into()).map_err(|e| (Operation::Bind, e))?;
     }
-    socket
-        .set_tcp_nodelay(true)
-        .map_err(|e| (Operation::Option("TCP_NODELAY"), e))?;
-    TcpSocket::from_std_stream(socket.into())
-        .connect(destination)
-        .await
-        .map_err(|e| (Operation::Connect, e))
+    socket.set_tcp_nodelay(true).map_err(|e| (Operation::Option("TCP_NODELAY"), e))?;
+    TcpSocket::from_std_stream(socket.into()).connect(destination).await.map_err(|e| (Operation::Connect, e))
 }
 
-#[expect(
-    unsafe_code,
-    reason = "none of the socket crates in the tree knows this option"
-)]
+#[expect(unsafe_code, reason = "none of the socket crates in the tree knows this option")]
 fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let on: libc::c_int = 1;
@@ -140,11 +102,7 @@ fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Makes the close of `stream` a reset instead of an orderly end (`SO_LINGER` with zero time). For streams that another

@@ -1,9 +1,6 @@
 //! Sockets on loopback; no privileges needed.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "tests may panic, in their shared functions too"
-)]
+#![expect(clippy::unwrap_used, reason = "tests may panic, in their shared functions too")]
 
 use std::{
     io::{self, ErrorKind, Read},
@@ -15,8 +12,7 @@ use std::{
 use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tollgate_net::{
-    AcceptError, Accepted, ListenOptions, NetError, UpstreamOptions, connect, listen, listen_unix,
-    original_dst, reset,
+    AcceptError, Accepted, ListenOptions, NetError, UpstreamOptions, connect, listen, listen_unix, original_dst, reset,
 };
 
 fn any_port(address: &str) -> SocketAddr {
@@ -30,8 +26,7 @@ fn tokio_listener(listener: TcpListener) -> tokio::net::TcpListener {
 #[tokio::test]
 async fn accepts_with_the_addresses_and_options_of_a_downstream_connection() {
     for address in ["127.0.0.1", "::1"] {
-        let listener =
-            tokio_listener(listen(any_port(address), &ListenOptions::default()).unwrap());
+        let listener = tokio_listener(listen(any_port(address), &ListenOptions::default()).unwrap());
         let listening = listener.local_addr().unwrap();
         let client = TcpStream::connect(listening).unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
@@ -57,18 +52,12 @@ fn original_destinations_mapped_into_ipv6_come_back_as_ipv4() {
     let (accepted, _) = listener.accept().unwrap();
     assert!(accepted.local_addr().unwrap().is_ipv6());
 
-    assert_eq!(
-        original_dst(&accepted).unwrap(),
-        SocketAddr::from(([127, 0, 0, 1], port))
-    );
+    assert_eq!(original_dst(&accepted).unwrap(), SocketAddr::from(([127, 0, 0, 1], port)));
 }
 
 #[test]
 fn families_are_separate_and_workers_can_share_a_port() {
-    let options = ListenOptions {
-        reuse_port: true,
-        ..ListenOptions::default()
-    };
+    let options = ListenOptions { reuse_port: true, ..ListenOptions::default() };
     let v6 = listen(any_port("::"), &options).unwrap();
     let port = v6.local_addr().unwrap().port();
     assert!(SockRef::from(&v6).only_v6().unwrap());
@@ -77,10 +66,7 @@ fn families_are_separate_and_workers_can_share_a_port() {
 
     let second_worker = listen(v4.local_addr().unwrap(), &options).unwrap();
 
-    assert_eq!(
-        second_worker.local_addr().unwrap(),
-        v4.local_addr().unwrap()
-    );
+    assert_eq!(second_worker.local_addr().unwrap(), v4.local_addr().unwrap());
 }
 
 #[test]
@@ -88,9 +74,7 @@ fn an_address_in_use_is_told_with_the_address_and_the_remedy() {
     let first = listen(any_port("127.0.0.1"), &ListenOptions::default()).unwrap();
     let address = first.local_addr().unwrap();
 
-    let text = listen(address, &ListenOptions::default())
-        .unwrap_err()
-        .to_string();
+    let text = listen(address, &ListenOptions::default()).unwrap_err().to_string();
 
     for part in ["Address already in use", &address.to_string(), "ss -ltnp"] {
         assert!(text.contains(part), "{part} is not in: {text}");
@@ -102,14 +86,8 @@ async fn keeps_the_source_port_and_gives_it_up_only_when_it_is_taken() {
     for address in ["127.0.0.1", "::1"] {
         let listener = listen(any_port(address), &ListenOptions::default()).unwrap();
         let destination = listener.local_addr().unwrap();
-        let free = TcpListener::bind(any_port(address))
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        let options = UpstreamOptions {
-            source: Some(free),
-            ..UpstreamOptions::default()
-        };
+        let free = TcpListener::bind(any_port(address)).unwrap().local_addr().unwrap();
+        let options = UpstreamOptions { source: Some(free), ..UpstreamOptions::default() };
 
         let first = connect(destination, &options).await.unwrap();
         assert_eq!(first.stream.local_addr().unwrap(), free);
@@ -123,10 +101,7 @@ async fn keeps_the_source_port_and_gives_it_up_only_when_it_is_taken() {
         assert_ne!(second.stream.local_addr().unwrap().port(), free.port());
 
         // The port of a listener: the kernel refuses at bind.
-        let taken = UpstreamOptions {
-            source: Some(destination),
-            ..UpstreamOptions::default()
-        };
+        let taken = UpstreamOptions { source: Some(destination), ..UpstreamOptions::default() };
         let third = connect(destination, &taken).await.unwrap();
         assert!(third.source_port_changed);
     }
@@ -134,76 +109,38 @@ async fn keeps_the_source_port_and_gives_it_up_only_when_it_is_taken() {
 
 #[tokio::test]
 async fn one_source_port_serves_several_upstreams() {
-    let upstreams =
-        [(); 2].map(|()| listen(any_port("127.0.0.1"), &ListenOptions::default()).unwrap());
-    let free = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let options = UpstreamOptions {
-        source: Some(free),
-        ..UpstreamOptions::default()
-    };
+    let upstreams = [(); 2].map(|()| listen(any_port("127.0.0.1"), &ListenOptions::default()).unwrap());
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let options = UpstreamOptions { source: Some(free), ..UpstreamOptions::default() };
     let mut connections = Vec::new();
     for upstream in &upstreams {
-        connections.push(
-            connect(upstream.local_addr().unwrap(), &options)
-                .await
-                .unwrap(),
-        );
+        connections.push(connect(upstream.local_addr().unwrap(), &options).await.unwrap());
     }
-    assert!(
-        connections
-            .iter()
-            .all(|upstream| !upstream.source_port_changed)
-    );
+    assert!(connections.iter().all(|upstream| !upstream.source_port_changed));
 }
 
 #[tokio::test]
 async fn a_failed_connect_names_both_ends() {
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let options = UpstreamOptions {
-        source: Some(any_port("127.0.0.1")),
-        ..UpstreamOptions::default()
-    };
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let options = UpstreamOptions { source: Some(any_port("127.0.0.1")), ..UpstreamOptions::default() };
     let error = connect(closed, &options).await.unwrap_err();
-    assert_eq!(
-        error.io_error().unwrap().kind(),
-        ErrorKind::ConnectionRefused
-    );
-    assert!(
-        error
-            .to_string()
-            .contains(&format!("connect to {closed} from 127.0.0.1:0")),
-        "{error}"
-    );
+    assert_eq!(error.io_error().unwrap().kind(), ErrorKind::ConnectionRefused);
+    assert!(error.to_string().contains(&format!("connect to {closed} from 127.0.0.1:0")), "{error}");
 
-    let options = UpstreamOptions {
-        source: Some(any_port("::1")),
-        ..UpstreamOptions::default()
-    };
+    let options = UpstreamOptions { source: Some(any_port("::1")), ..UpstreamOptions::default() };
     let error = connect(closed, &options).await.unwrap_err();
     assert!(matches!(error, NetError::FamilyMismatch { .. }), "{error}");
 }
 
 #[tokio::test]
 async fn reset_reaches_the_peer_as_a_reset() {
-    let listener =
-        tokio_listener(listen(any_port("127.0.0.1"), &ListenOptions::default()).unwrap());
-    let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap())
-        .await
-        .unwrap();
+    let listener = tokio_listener(listen(any_port("127.0.0.1"), &ListenOptions::default()).unwrap());
+    let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (accepted, _) = listener.accept().await.unwrap();
 
     reset(accepted);
 
-    assert_eq!(
-        client.read(&mut [0; 1]).await.unwrap_err().kind(),
-        ErrorKind::ConnectionReset
-    );
+    assert_eq!(client.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]
@@ -223,11 +160,7 @@ fn accept_errors_are_sorted_by_what_the_loop_must_do() {
         (libc::EUCLEAN, AcceptError::Exhausted),
     ];
     for (errno, expected) in table {
-        assert_eq!(
-            AcceptError::classify(&io::Error::from_raw_os_error(errno)),
-            expected,
-            "errno {errno}"
-        );
+        assert_eq!(AcceptError::classify(&io::Error::from_raw_os_error(errno)), expected, "errno {errno}");
     }
 }
 
@@ -240,10 +173,7 @@ fn unix_sockets_replace_only_what_nobody_answers_on() {
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);
     UnixStream::connect(&path).unwrap();
     let text = listen_unix(&path, 0o660).unwrap_err().to_string();
-    assert!(
-        text.contains("Address already in use") && text.contains(path.to_str().unwrap()),
-        "{text}"
-    );
+    assert!(text.contains("Address already in use") && text.contains(path.to_str().unwrap()), "{text}");
     UnixStream::connect(&path).unwrap();
 
     drop(first); // leaves the file behind, as a killed process does
@@ -260,22 +190,12 @@ fn unix_sockets_leave_other_files_alone() {
     let file = directory.path().join("precious");
     std::fs::write(&file, "content").unwrap();
     let text = listen_unix(&file, 0o600).unwrap_err().to_string();
-    assert!(
-        text.contains(file.to_str().unwrap()) && text.contains("no socket"),
-        "{text}"
-    );
+    assert!(text.contains(file.to_str().unwrap()) && text.contains("no socket"), "{text}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "content");
 
-    let text = listen_unix(&file.join("admin.sock"), 0o600)
-        .unwrap_err()
-        .to_string();
+    let text = listen_unix(&file.join("admin.sock"), 0o600).unwrap_err().to_string();
     assert!(text.contains("create the directory"), "{text}");
     let long = directory.path().join("x".repeat(120));
-    assert!(
-        listen_unix(&long, 0o600)
-            .unwrap_err()
-            .to_string()
-            .contains("107 bytes")
-    );
+    assert!(listen_unix(&long, 0o600).unwrap_err().to_string().contains("107 bytes"));
     assert!(!Path::new(&long).exists());
 }

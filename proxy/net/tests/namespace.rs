@@ -1,11 +1,7 @@
 //! What needs privileges: marks and addresses that are not this host's. Each test runs itself again in a network
 //! namespace of its own (in a user namespace too when not root), so that nothing outside is touched.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "tests may panic, in their shared functions too"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests may panic, in their shared functions too")]
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,10 +9,7 @@ use std::{
 };
 
 use socket2::SockRef;
-use tollgate_net::{
-    Accepted, Capabilities, ListenOptions, Mark, UpstreamOptions, check_transparent, connect,
-    listen,
-};
+use tollgate_net::{Accepted, Capabilities, ListenOptions, Mark, UpstreamOptions, check_transparent, connect, listen};
 
 /// Set in the child that runs inside the namespace.
 const INSIDE: &str = "TOLLGATE_NET_TEST_INSIDE";
@@ -32,10 +25,7 @@ fn inside_namespace(name: &str, setup: &str) -> bool {
     if !rustix::process::geteuid().is_root() {
         command.args(["--user", "--map-root-user"]);
     }
-    run_again(
-        command.args(["sh", "-ec", &format!("{setup}\nexec \"$0\" \"$@\"")]),
-        name,
-    );
+    run_again(command.args(["sh", "-ec", &format!("{setup}\nexec \"$0\" \"$@\"")]), name);
     false
 }
 
@@ -46,13 +36,8 @@ fn run_again(command: &mut Command, name: &str) {
         .env(INSIDE, "1")
         .output()
         .expect("util-linux must be installed");
-    let text = [output.stdout, output.stderr]
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .concat();
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{name} in its namespace: {text}"
-    );
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success() && text.contains("1 passed"), "{name} in its namespace: {text}");
 }
 
 /// Loopback, and a route for the packets that carry an egress mark: they reach the "client" addresses through lo although
@@ -66,36 +51,19 @@ const ROUTES_BY_MARK: &str = "
 
 #[test]
 fn upstream_connects_from_the_client_address_with_the_mark() {
-    if !inside_namespace(
-        "upstream_connects_from_the_client_address_with_the_mark",
-        ROUTES_BY_MARK,
-    ) {
+    if !inside_namespace("upstream_connects_from_the_client_address_with_the_mark", ROUTES_BY_MARK) {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        for (listening, client) in [
-            ("127.0.0.1:0", "203.0.113.7:4711"),
-            ("[::1]:0", "[2001:db8::7]:4711"),
-        ] {
+        for (listening, client) in [("127.0.0.1:0", "203.0.113.7:4711"), ("[::1]:0", "[2001:db8::7]:4711")] {
             let listening: SocketAddr = listening.parse().unwrap();
             let client: SocketAddr = client.parse().unwrap();
-            let options = ListenOptions {
-                mark: Some(Mark::listener(false)),
-                ..ListenOptions::default()
-            };
-            let listener =
-                tokio::net::TcpListener::from_std(listen(listening, &options).unwrap()).unwrap();
+            let options = ListenOptions { mark: Some(Mark::listener(false)), ..ListenOptions::default() };
+            let listener = tokio::net::TcpListener::from_std(listen(listening, &options).unwrap()).unwrap();
             let destination = listener.local_addr().unwrap();
             let mark = Mark::upstream(false, 12001);
-            let mut options = UpstreamOptions {
-                transparent: true,
-                mark: Some(mark),
-                source: Some(client),
-            };
+            let mut options = UpstreamOptions { transparent: true, mark: Some(mark), source: Some(client) };
 
             let upstream = connect(destination, &options).await.unwrap();
 
@@ -104,17 +72,10 @@ fn upstream_connects_from_the_client_address_with_the_mark() {
             let (stream, peer) = listener.accept().await.unwrap();
             let accepted = Accepted::new(stream, peer).unwrap();
             assert_eq!(accepted.downstream, client);
-            assert_eq!(
-                SockRef::from(&accepted.stream).mark().unwrap(),
-                0x0B00,
-                "inherited from the listener"
-            );
+            assert_eq!(SockRef::from(&accepted.stream).mark().unwrap(), 0x0B00, "inherited from the listener");
 
             options.transparent = false;
-            let text = connect(destination, &options)
-                .await
-                .unwrap_err()
-                .to_string();
+            let text = connect(destination, &options).await.unwrap_err().to_string();
             assert!(text.contains("this host has no such address"), "{text}");
         }
     });
@@ -122,34 +83,19 @@ fn upstream_connects_from_the_client_address_with_the_mark() {
 
 #[test]
 fn transparent_listeners_take_addresses_of_others() {
-    if !inside_namespace(
-        "transparent_listeners_take_addresses_of_others",
-        "ip link set lo up",
-    ) {
+    if !inside_namespace("transparent_listeners_take_addresses_of_others", "ip link set lo up") {
         return;
     }
     let capabilities = Capabilities::probe();
-    assert!(
-        capabilities.transparent_v4.usable() && capabilities.transparent_v6.usable(),
-        "{capabilities:?}"
-    );
+    assert!(capabilities.transparent_v4.usable() && capabilities.transparent_v6.usable(), "{capabilities:?}");
     assert!(capabilities.mark.usable(), "{capabilities:?}");
     for address in ["198.51.100.1", "2001:db8::1"] {
         let address = SocketAddr::new(address.parse::<IpAddr>().unwrap(), 80);
         check_transparent("ingress", address).unwrap();
         let plain = ListenOptions::default();
-        assert!(
-            listen(address, &plain)
-                .unwrap_err()
-                .to_string()
-                .contains("this host has no such address")
-        );
+        assert!(listen(address, &plain).unwrap_err().to_string().contains("this host has no such address"));
 
-        let options = ListenOptions {
-            transparent: true,
-            mark: Some(Mark::listener(true)),
-            ..plain
-        };
+        let options = ListenOptions { transparent: true, mark: Some(Mark::listener(true)), ..plain };
         let listener = listen(address, &options).unwrap();
 
         assert_eq!(SockRef::from(&listener).mark().unwrap(), 0x0A00);
@@ -172,33 +118,14 @@ fn missing_capabilities_are_refused_by_name() {
         return;
     }
     let address = "127.0.0.1:0".parse().unwrap();
-    let text = check_transparent("ingress", address)
-        .unwrap_err()
-        .to_string();
-    for part in [
-        "listener ingress",
-        "IP_TRANSPARENT",
-        "CAP_NET_ADMIN",
-        "transparent: false",
-    ] {
+    let text = check_transparent("ingress", address).unwrap_err().to_string();
+    for part in ["listener ingress", "IP_TRANSPARENT", "CAP_NET_ADMIN", "transparent: false"] {
         assert!(text.contains(part), "{part} is not in: {text}");
     }
-    let transparent = ListenOptions {
-        transparent: true,
-        ..ListenOptions::default()
-    };
+    let transparent = ListenOptions { transparent: true, ..ListenOptions::default() };
     let text = listen(address, &transparent).unwrap_err().to_string();
-    assert!(
-        text.contains("IP_TRANSPARENT") && text.contains("CAP_NET_ADMIN"),
-        "{text}"
-    );
-    let marked = ListenOptions {
-        mark: Some(Mark::listener(true)),
-        ..ListenOptions::default()
-    };
+    assert!(text.contains("IP_TRANSPARENT") && text.contains("CAP_NET_ADMIN"), "{text}");
+    let marked = ListenOptions { mark: Some(Mark::listener(true)), ..ListenOptions::default() };
     let text = listen(address, &marked).unwrap_err().to_string();
-    assert!(
-        text.contains("SO_MARK") && text.contains("CAP_NET_ADMIN"),
-        "{text}"
-    );
+    assert!(text.contains("SO_MARK") && text.contains("CAP_NET_ADMIN"), "{text}");
 }

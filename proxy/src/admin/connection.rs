@@ -28,22 +28,14 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    pub(super) const DEFAULT: Self = Self {
-        head: Duration::from_secs(30),
-        write: Duration::from_secs(10),
-    };
+    pub(super) const DEFAULT: Self = Self { head: Duration::from_secs(30), write: Duration::from_secs(10) };
 }
 
 /// TCP or Unix.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-pub(super) async fn serve(
-    stream: Box<dyn Stream>,
-    surface: Surface,
-    state: Arc<AdminState>,
-    patience: Patience,
-) {
+pub(super) async fn serve(stream: Box<dyn Stream>, surface: Surface, state: Arc<AdminState>, patience: Patience) {
     let service = service_fn(|request| {
         let response = respond::respond(&request, surface, &state);
         async move { Ok::<_, std::convert::Infallible>(response) }
@@ -53,14 +45,7 @@ pub(super) async fn serve(
         .header_read_timeout(patience.head)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
-        .serve_connection(
-            TokioIo::new(Impatient {
-                stream,
-                limit: patience.write,
-                stalled: None,
-            }),
-            service,
-        )
+        .serve_connection(TokioIo::new(Impatient { stream, limit: patience.write, stalled: None }), service)
         .await;
     if let Err(error) = result {
         // A client that hangs up or sends garbage is its own affair.
@@ -76,21 +61,13 @@ struct Impatient<S> {
 }
 
 impl<S: Stream> AsyncRead for Impatient<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl<S: Stream> AsyncWrite for Impatient<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let limit = this.limit;
         if let Poll::Ready(written) = Pin::new(&mut this.stream).poll_write(cx, buf) {

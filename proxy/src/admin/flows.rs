@@ -29,20 +29,12 @@ pub(super) enum FlowsError {
 /// The body. Starts with the last `limit` records (100; when following, 0), oldest first; `denied` leaves out the
 /// others;
 /// `follow` goes on until the client goes away.
-pub(super) fn body(
-    query: &Query<'_>,
-    state: &AdminState,
-) -> Result<BoxBody<Bytes, Infallible>, FlowsError> {
-    query
-        .only(&["follow", "denied", "limit"])
-        .map_err(FlowsError::BadQuery)?;
+pub(super) fn body(query: &Query<'_>, state: &AdminState) -> Result<BoxBody<Bytes, Infallible>, FlowsError> {
+    query.only(&["follow", "denied", "limit"]).map_err(FlowsError::BadQuery)?;
     let follow = query.flag("follow").map_err(FlowsError::BadQuery)?;
     let denied = query.flag("denied").map_err(FlowsError::BadQuery)?;
     let default_limit = if follow { 0 } else { DEFAULT_LIMIT };
-    let limit = query
-        .number("limit")
-        .map_err(FlowsError::BadQuery)?
-        .unwrap_or(default_limit);
+    let limit = query.number("limit").map_err(FlowsError::BadQuery)?.unwrap_or(default_limit);
     let slot = if follow {
         let slot = Arc::clone(&state.followers).try_acquire_owned();
         Some(slot.map_err(|_| FlowsError::TooManyFollowers)?)
@@ -50,11 +42,7 @@ pub(super) fn body(
         None
     };
     let reader = state.flows.reader(FlowFilter { denied }, limit);
-    let records = Records {
-        end: reader.end_of_log(),
-        reader,
-        follower: slot,
-    };
+    let records = Records { end: reader.end_of_log(), reader, follower: slot };
     Ok(StreamBody::new(stream::unfold(records, next)).boxed())
 }
 

@@ -138,21 +138,14 @@ pub enum Socket {
 pub fn bind(address: &ListenAddress) -> Result<Socket, AdminError> {
     match address {
         ListenAddress::Tcp(address) => {
-            let fail = |source| AdminError::Listen {
-                address: *address,
-                source,
-            };
+            let fail = |source| AdminError::Listen { address: *address, source };
             let listener = std::net::TcpListener::bind(address).map_err(fail)?;
             listener.set_nonblocking(true).map_err(fail)?;
-            Ok(Socket::Tcp(
-                TcpListener::from_std(listener).map_err(AdminError::Register)?,
-            ))
+            Ok(Socket::Tcp(TcpListener::from_std(listener).map_err(AdminError::Register)?))
         }
         ListenAddress::Unix(path) => {
             let listener = tollgate_net::listen_unix(path, SOCKET_MODE)?;
-            Ok(Socket::Unix(
-                UnixListener::from_std(listener).map_err(AdminError::Register)?,
-            ))
+            Ok(Socket::Unix(UnixListener::from_std(listener).map_err(AdminError::Register)?))
         }
     }
 }

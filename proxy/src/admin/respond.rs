@@ -43,76 +43,26 @@ struct Route {
 }
 
 const fn show(path: &'static str, endpoint: Endpoint, about: &'static str) -> Route {
-    Route {
-        path,
-        endpoint,
-        changes: false,
-        about,
-    }
+    Route { path, endpoint, changes: false, about }
 }
 
 const fn change(path: &'static str, endpoint: Endpoint, about: &'static str) -> Route {
-    Route {
-        path,
-        endpoint,
-        changes: true,
-        about,
-    }
+    Route { path, endpoint, changes: true, about }
 }
 
 const ROUTES: &[Route] = &[
-    show(
-        "/config_dump",
-        Endpoint::ConfigDump,
-        "resolved configuration, policies and identities in force",
-    ),
-    change(
-        "/drain",
-        Endpoint::Drain,
-        "stop accepting, let connections end",
-    ),
-    show(
-        "/flows",
-        Endpoint::Flows,
-        "flow records as JSON lines; ?follow=1 ?denied=1 ?limit=N",
-    ),
-    show(
-        "/healthz",
-        Endpoint::Healthz,
-        "200 while the process serves this",
-    ),
-    show(
-        "/listeners",
-        Endpoint::Listeners,
-        "name and address of each listener; ?format=json",
-    ),
-    change(
-        "/logging",
-        Endpoint::Logging,
-        "change the log level; ?level=off|error|warn|info|debug|trace",
-    ),
+    show("/config_dump", Endpoint::ConfigDump, "resolved configuration, policies and identities in force"),
+    change("/drain", Endpoint::Drain, "stop accepting, let connections end"),
+    show("/flows", Endpoint::Flows, "flow records as JSON lines; ?follow=1 ?denied=1 ?limit=N"),
+    show("/healthz", Endpoint::Healthz, "200 while the process serves this"),
+    show("/listeners", Endpoint::Listeners, "name and address of each listener; ?format=json"),
+    change("/logging", Endpoint::Logging, "change the log level; ?level=off|error|warn|info|debug|trace"),
     show("/metrics", Endpoint::Metrics, "Prometheus metrics"),
-    change(
-        "/quitquitquit",
-        Endpoint::Quit,
-        "drain, then end the process",
-    ),
-    show(
-        "/ready",
-        Endpoint::Ready,
-        "200 LIVE when ready, else 503 and what is awaited",
-    ),
-    show(
-        "/server_info",
-        Endpoint::ServerInfo,
-        "version, state, uptime, node",
-    ),
+    change("/quitquitquit", Endpoint::Quit, "drain, then end the process"),
+    show("/ready", Endpoint::Ready, "200 LIVE when ready, else 503 and what is awaited"),
+    show("/server_info", Endpoint::ServerInfo, "version, state, uptime, node"),
     show("/stats/prometheus", Endpoint::Metrics, "same as /metrics"),
-    show(
-        "/status",
-        Endpoint::Status,
-        "policy, control plane, listeners, connections, drain state",
-    ),
+    show("/status", Endpoint::Status, "policy, control plane, listeners, connections, drain state"),
 ];
 
 impl Surface {
@@ -125,18 +75,12 @@ impl Surface {
     }
 
     fn routes(self) -> impl Iterator<Item = &'static Route> {
-        ROUTES
-            .iter()
-            .filter(move |route| self.serves(route.endpoint))
+        ROUTES.iter().filter(move |route| self.serves(route.endpoint))
     }
 }
 
 /// Answers one request. Its body is not read: no endpoint takes one.
-pub(super) fn respond<B>(
-    request: &Request<B>,
-    surface: Surface,
-    state: &AdminState,
-) -> Response<Body> {
+pub(super) fn respond<B>(request: &Request<B>, surface: Surface, state: &AdminState) -> Response<Body> {
     let path = request.uri().path();
     let Some(route) = surface.routes().find(|route| route.path == path) else {
         return unknown(path, surface);
@@ -144,27 +88,16 @@ pub(super) fn respond<B>(
     let (allow, allowed) = if route.changes {
         ("POST", *request.method() == Method::POST)
     } else {
-        (
-            "GET, HEAD",
-            matches!(*request.method(), Method::GET | Method::HEAD),
-        )
+        ("GET, HEAD", matches!(*request.method(), Method::GET | Method::HEAD))
     };
     if !allowed {
-        let mut response = text(
-            StatusCode::METHOD_NOT_ALLOWED,
-            format!("{path} takes {allow}\n"),
-        );
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static(allow));
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("{path} takes {allow}\n"));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
         return response;
     }
     if route.changes && request.headers().contains_key(ORIGIN) {
         // Only browsers send it: a web page must not drain a proxy that listens on its reader's loopback.
-        return text(
-            StatusCode::FORBIDDEN,
-            "requests from web pages are refused\n".to_owned(),
-        );
+        return text(StatusCode::FORBIDDEN, "requests from web pages are refused\n".to_owned());
     }
     let query = Query::parse(request.uri().query());
     match route.endpoint {
@@ -194,18 +127,9 @@ pub(super) fn respond<B>(
 fn unknown(path: &str, surface: Surface) -> Response<Body> {
     let (status, mut body) = match path {
         "/" | "/help" => (StatusCode::OK, String::new()),
-        _ => (
-            StatusCode::NOT_FOUND,
-            "no such path; there are:\n".to_owned(),
-        ),
+        _ => (StatusCode::NOT_FOUND, "no such path; there are:\n".to_owned()),
     };
-    for Route {
-        path,
-        changes,
-        about,
-        ..
-    } in surface.routes()
-    {
+    for Route { path, changes, about, .. } in surface.routes() {
         let method = if *changes { "POST" } else { "GET" };
         // Writing to a String cannot fail.
         let _ = writeln!(body, "{method:<4} {path:<18} {about}");
@@ -216,10 +140,7 @@ fn unknown(path: &str, surface: Surface) -> Response<Body> {
 fn readiness(state: &AdminState) -> (StatusCode, String) {
     match state.readiness.waiting_for().as_slice() {
         [] => (StatusCode::OK, "LIVE\n".to_owned()),
-        waiting => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("not ready: {}\n", waiting.join(", ")),
-        ),
+        waiting => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", waiting.join(", "))),
     }
 }
 
@@ -261,10 +182,7 @@ fn listeners(query: &Query<'_>, state: &AdminState) -> Response<Body> {
     match query.value("format") {
         None | Some("text") => {
             let lines = listeners.iter().flat_map(|listener| {
-                listener
-                    .addresses
-                    .iter()
-                    .map(|address| format!("{}::{address}\n", listener.name))
+                listener.addresses.iter().map(|address| format!("{}::{address}\n", listener.name))
             });
             text(StatusCode::OK, lines.collect())
         }
@@ -301,17 +219,11 @@ fn logging(query: &Query<'_>, state: &AdminState) -> Response<Body> {
 }
 
 fn metrics<B>(request: &Request<B>, state: &AdminState) -> Response<Body> {
-    let accept = request
-        .headers()
-        .get(ACCEPT)
-        .and_then(|value| value.to_str().ok());
+    let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
     let format = Format::for_accept(accept);
     match state.metrics.encode(format) {
         Ok(scrape) => response(StatusCode::OK, format.content_type(), scrape),
-        Err(error) => text(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("cannot write the metrics: {error}\n"),
-        ),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write the metrics: {error}\n")),
     }
 }
 
@@ -319,9 +231,7 @@ fn flow_records(query: &Query<'_>, state: &AdminState) -> Response<Body> {
     match flows::body(query, state) {
         Ok(body) => with_type(StatusCode::OK, "application/x-ndjson", body),
         Err(FlowsError::BadQuery(why)) => bad_request(&why),
-        Err(error @ FlowsError::TooManyFollowers) => {
-            text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n"))
-        }
+        Err(error @ FlowsError::TooManyFollowers) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
     }
 }
 
@@ -344,12 +254,8 @@ fn response(status: StatusCode, content_type: &'static str, body: String) -> Res
 fn with_type(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
-        .headers_mut()
-        .insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }
 
@@ -358,24 +264,13 @@ pub(super) struct Query<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Query<'a> {
     fn parse(query: Option<&'a str>) -> Self {
-        let parameters = query
-            .unwrap_or_default()
-            .split('&')
-            .filter(|part| !part.is_empty());
-        Self(
-            parameters
-                .map(|part| part.split_once('=').unwrap_or((part, "")))
-                .collect(),
-        )
+        let parameters = query.unwrap_or_default().split('&').filter(|part| !part.is_empty());
+        Self(parameters.map(|part| part.split_once('=').unwrap_or((part, ""))).collect())
     }
 
     /// The last value of `name`.
     fn value(&self, name: &str) -> Option<&'a str> {
-        self.0
-            .iter()
-            .rev()
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| *value)
+        self.0.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| *value)
     }
 
     /// Whether `name` is set: `?name`, `?name=1` or `?name=true`.
@@ -389,22 +284,13 @@ impl<'a> Query<'a> {
 
     /// The number `name`, if it is given.
     pub(super) fn number(&self, name: &str) -> Result<Option<usize>, String> {
-        self.value(name)
-            .map(|value| {
-                value
-                    .parse()
-                    .map_err(|_| format!("{name} is a whole number"))
-            })
-            .transpose()
+        self.value(name).map(|value| value.parse().map_err(|_| format!("{name} is a whole number"))).transpose()
     }
 
     /// Refuses parameters other than these, so that a misspelt filter does not show everything.
     pub(super) fn only(&self, names: &[&str]) -> Result<(), String> {
         match self.0.iter().find(|(key, _)| !names.contains(key)) {
-            Some((key, _)) => Err(format!(
-                "unknown parameter {key}; there are: {}",
-                names.join(", ")
-            )),
+            Some((key, _)) => Err(format!("unknown parameter {key}; there are: {}", names.join(", "))),
             None => Ok(()),
         }
     }

@@ -24,14 +24,8 @@ impl Views for Process {
     }
 
     fn listeners(&self) -> Vec<BoundListener> {
-        let addresses = vec![
-            ([127, 0, 0, 1], 15001).into(),
-            "[::1]:15001".parse().unwrap(),
-        ];
-        vec![BoundListener {
-            name: "ingress".into(),
-            addresses,
-        }]
+        let addresses = vec![([127, 0, 0, 1], 15001).into(), "[::1]:15001".parse().unwrap()];
+        vec![BoundListener { name: "ingress".into(), addresses }]
     }
 }
 
@@ -45,11 +39,7 @@ impl Actions for Process {
     }
 
     fn set_log_level(&self, level: &str) -> Result<(), String> {
-        if level == "debug" {
-            Ok(())
-        } else {
-            Err(format!("no level {level}"))
-        }
+        if level == "debug" { Ok(()) } else { Err(format!("no level {level}")) }
     }
 }
 
@@ -68,18 +58,10 @@ impl World {
     fn new(surface: Surface) -> Self {
         let (metrics, workers) = Metrics::new(&[], 1);
         let (mut senders, consumer) = flow::channel(workers, 64);
-        let flows = consumer
-            .spawn(&FlowSettings {
-                recent_records: 8,
-                ..FlowSettings::default()
-            })
-            .unwrap();
+        let flows = consumer.spawn(&FlowSettings { recent_records: 8, ..FlowSettings::default() }).unwrap();
         let asked = Arc::default();
         let state = Arc::new(AdminState {
-            node: Node {
-                id: "host~127.0.0.1~no-id~localdomain".into(),
-                cluster: "ingress-cluster".into(),
-            },
+            node: Node { id: "host~127.0.0.1~no-id~localdomain".into(), cluster: "ingress-cluster".into() },
             started: Instant::now(),
             readiness: Readiness::default(),
             metrics: Arc::new(metrics),
@@ -92,22 +74,12 @@ impl World {
         let socket = directory.path().join("admin.sock");
         let bound = bind(&ListenAddress::Unix(socket.clone())).unwrap();
         let server = tokio::spawn(serve(bound, surface, Arc::clone(&state)));
-        Self {
-            socket,
-            sender: senders.remove(0),
-            state,
-            asked,
-            server,
-            flows: Some(flows),
-            _directory: directory,
-        }
+        Self { socket, sender: senders.remove(0), state, asked, server, flows: Some(flows), _directory: directory }
     }
 
     fn curl(&self, arguments: &[&str]) -> Command {
         let mut curl = Command::new("curl");
-        curl.args(["-sS", "-N", "--max-time", "60", "--unix-socket"])
-            .arg(&self.socket)
-            .args(arguments);
+        curl.args(["-sS", "-N", "--max-time", "60", "--unix-socket"]).arg(&self.socket).args(arguments);
         curl
     }
 
@@ -116,15 +88,8 @@ impl World {
         let url = format!("http://admin{path}");
         let mut curl = self.curl(&["-w", "%{http_code}", &url]);
         curl.args(arguments);
-        let output = spawn_blocking(move || curl.output())
-            .await
-            .unwrap()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let output = spawn_blocking(move || curl.output()).await.unwrap().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let mut body = String::from_utf8(output.stdout).unwrap();
         let status = body.split_off(body.len() - 3).parse().unwrap();
         (status, body)
@@ -157,21 +122,12 @@ async fn readiness_names_what_is_awaited() {
     for surface in [Surface::Admin, Surface::Health] {
         let world = World::new(surface);
         let pending = world.state.readiness.pending("first policy");
-        assert_eq!(
-            world.ask("/ready", &[]).await,
-            (503, "not ready: first policy\n".into())
-        );
-        assert_eq!(
-            world.ask("/healthz", &[]).await,
-            (200, "not ready: first policy\n".into())
-        );
+        assert_eq!(world.ask("/ready", &[]).await, (503, "not ready: first policy\n".into()));
+        assert_eq!(world.ask("/healthz", &[]).await, (200, "not ready: first policy\n".into()));
         drop(pending);
         assert_eq!(world.ask("/ready", &[]).await, (200, "LIVE\n".into()));
         world.state.readiness.start_draining();
-        assert_eq!(
-            world.ask("/ready", &[]).await,
-            (503, "not ready: draining\n".into())
-        );
+        assert_eq!(world.ask("/ready", &[]).await, (503, "not ready: draining\n".into()));
     }
 }
 
@@ -181,27 +137,15 @@ async fn views_are_shown() {
     let status = world.get_json("/status").await;
     assert_eq!(status["generation"], 7);
     assert_eq!(status["ready"], true);
-    assert_eq!(
-        world.get_json("/config_dump").await,
-        json!({ "policies": [] })
-    );
+    assert_eq!(world.get_json("/config_dump").await, json!({ "policies": [] }));
     let info = world.get_json("/server_info").await;
     assert_eq!(info["state"], "LIVE");
     assert_eq!(info["node"]["id"], "host~127.0.0.1~no-id~localdomain");
-    assert_eq!(
-        world.ask("/listeners", &[]).await.1,
-        "ingress::127.0.0.1:15001\ningress::[::1]:15001\n"
-    );
+    assert_eq!(world.ask("/listeners", &[]).await.1, "ingress::127.0.0.1:15001\ningress::[::1]:15001\n");
     let listeners = world.get_json("/listeners?format=json").await;
     let first = &listeners["listener_statuses"][0];
-    assert_eq!(
-        first["local_address"]["socket_address"],
-        json!({ "address": "127.0.0.1", "port_value": 15001 })
-    );
-    assert_eq!(
-        first["additional_local_addresses"][0]["socket_address"]["address"],
-        "::1"
-    );
+    assert_eq!(first["local_address"]["socket_address"], json!({ "address": "127.0.0.1", "port_value": 15001 }));
+    assert_eq!(first["additional_local_addresses"][0]["socket_address"]["address"], "::1");
 }
 
 #[tokio::test]
@@ -211,55 +155,25 @@ async fn metrics_have_the_type_that_was_asked_for() {
     let (_, classic) = world.ask("/metrics", &print).await;
     assert_eq!(classic, "text/plain; version=0.0.4; charset=utf-8");
     let openmetrics = ["-H", "accept: application/openmetrics-text; version=1.0.0"];
-    let (_, open) = world
-        .ask("/metrics", &[&print[..], &openmetrics].concat())
-        .await;
-    assert_eq!(
-        open,
-        "application/openmetrics-text; version=1.0.0; charset=utf-8"
-    );
-    assert!(
-        world
-            .ask("/metrics", &openmetrics)
-            .await
-            .1
-            .ends_with("# EOF\n")
-    );
-    assert_eq!(
-        world.ask("/status", &[]).await.0,
-        404,
-        "the metrics socket serves nothing else"
-    );
+    let (_, open) = world.ask("/metrics", &[&print[..], &openmetrics].concat()).await;
+    assert_eq!(open, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(world.ask("/metrics", &openmetrics).await.1.ends_with("# EOF\n"));
+    assert_eq!(world.ask("/status", &[]).await.0, 404, "the metrics socket serves nothing else");
 }
 
 #[tokio::test]
 async fn actions_need_post_and_no_browser() {
     let world = World::new(Surface::Admin);
-    assert_eq!(
-        world.ask("/drain", &[]).await,
-        (405, "/drain takes POST\n".into())
-    );
+    assert_eq!(world.ask("/drain", &[]).await, (405, "/drain takes POST\n".into()));
     let (_, headers) = world.ask("/ready", &["-X", "DELETE", "-i"]).await;
     assert!(headers.contains("allow: GET, HEAD\r\n"), "{headers}");
-    assert_eq!(
-        world
-            .ask("/drain", &["-X", "POST", "-H", "origin: http://evil"])
-            .await
-            .0,
-        403
-    );
+    assert_eq!(world.ask("/drain", &["-X", "POST", "-H", "origin: http://evil"]).await.0, 403);
     assert!(world.asked.lock().unwrap().is_empty());
     assert_eq!(world.ask("/drain", &["-X", "POST"]).await.0, 200);
     assert_eq!(world.ask("/quitquitquit", &["-X", "POST"]).await.0, 200);
     assert_eq!(*world.asked.lock().unwrap(), ["drain", "quit"]);
-    assert_eq!(
-        world.ask("/logging?level=debug", &["-X", "POST"]).await,
-        (200, "log level: debug\n".into())
-    );
-    assert_eq!(
-        world.ask("/logging?level=loud", &["-X", "POST"]).await,
-        (400, "no level loud\n".into())
-    );
+    assert_eq!(world.ask("/logging?level=debug", &["-X", "POST"]).await, (200, "log level: debug\n".into()));
+    assert_eq!(world.ask("/logging?level=loud", &["-X", "POST"]).await, (400, "no level loud\n".into()));
     assert_eq!(world.ask("/logging", &["-X", "POST"]).await.0, 400);
 }
 
@@ -278,38 +192,16 @@ async fn unknown_paths_list_the_known_ones() {
 async fn recent_flows_are_listed() {
     let mut world = World::new(Surface::Admin);
     for seq in 0..10 {
-        world.send(if seq % 2 == 0 {
-            Outcome::Denied
-        } else {
-            Outcome::Forwarded
-        });
+        world.send(if seq % 2 == 0 { Outcome::Denied } else { Outcome::Forwarded });
     }
     world.settle_flows();
     let seqs = |body: String| -> Vec<u64> {
-        body.lines()
-            .map(|line| {
-                serde_json::from_str::<Value>(line).unwrap()["seq"]
-                    .as_u64()
-                    .unwrap()
-            })
-            .collect()
+        body.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64().unwrap()).collect()
     };
-    assert_eq!(
-        seqs(world.ask("/flows", &[]).await.1),
-        [2, 3, 4, 5, 6, 7, 8, 9]
-    );
-    assert_eq!(
-        seqs(world.ask("/flows?denied=1&limit=2", &[]).await.1),
-        [6, 8]
-    );
-    assert_eq!(
-        world.ask("/flows?limit=x", &[]).await,
-        (400, "limit is a whole number\n".into())
-    );
-    assert_eq!(
-        world.ask("/flows?denied=yes", &[]).await,
-        (400, "denied is 0 or 1\n".into())
-    );
+    assert_eq!(seqs(world.ask("/flows", &[]).await.1), [2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(seqs(world.ask("/flows?denied=1&limit=2", &[]).await.1), [6, 8]);
+    assert_eq!(world.ask("/flows?limit=x", &[]).await, (400, "limit is a whole number\n".into()));
+    assert_eq!(world.ask("/flows?denied=yes", &[]).await, (400, "denied is 0 or 1\n".into()));
     assert_eq!(world.ask("/flows?deny=1", &[]).await.0, 400);
 }
 
@@ -322,26 +214,17 @@ async fn a_follower_sees_each_record_as_it_comes() {
     for (first, second) in [(0, 1), (2, 3)] {
         world.send(Outcome::Denied);
         world.send(Outcome::Forwarded);
-        let (line, rest) = spawn_blocking(move || (lines.next().unwrap().unwrap(), lines))
-            .await
-            .unwrap();
+        let (line, rest) = spawn_blocking(move || (lines.next().unwrap().unwrap(), lines)).await.unwrap();
         lines = rest;
         let line: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(
-            (&line["seq"], &line["verdict"]),
-            (&json!(first), &json!("DROPPED")),
-            "{second} is left out"
-        );
+        assert_eq!((&line["seq"], &line["verdict"]), (&json!(first), &json!("DROPPED")), "{second} is left out");
     }
     assert_eq!(world.state.followers.available_permits(), MAX_FOLLOWERS - 1);
     curl.kill().unwrap();
     curl.wait().unwrap();
     // The slot comes back although no further record is written.
     let all = Arc::clone(&world.state.followers).acquire_many_owned(MAX_FOLLOWERS as u32);
-    let slots = tokio::time::timeout(Duration::from_secs(60), all)
-        .await
-        .unwrap()
-        .unwrap();
+    let slots = tokio::time::timeout(Duration::from_secs(60), all).await.unwrap().unwrap();
     assert_eq!(world.ask("/flows?follow=1", &[]).await.0, 503);
     drop(slots);
 }
@@ -352,25 +235,10 @@ async fn serve_stalled(request: &[u8]) {
     let never = Duration::from_secs(3600);
     let (mut ours, theirs) = tokio::io::duplex(1024);
     ours.write_all(request).await.unwrap();
-    let patience = if request.is_empty() {
-        Patience {
-            head: SOON,
-            write: never,
-        }
-    } else {
-        Patience {
-            head: never,
-            write: SOON,
-        }
-    };
+    let patience =
+        if request.is_empty() { Patience { head: SOON, write: never } } else { Patience { head: never, write: SOON } };
     let world = World::new(Surface::Admin);
-    connection::serve(
-        Box::new(theirs),
-        Surface::Admin,
-        Arc::clone(&world.state),
-        patience,
-    )
-    .await;
+    connection::serve(Box::new(theirs), Surface::Admin, Arc::clone(&world.state), patience).await;
     drop(ours);
 }
 
@@ -388,10 +256,7 @@ async fn a_client_that_sends_nothing_is_dropped() {
 async fn garbage_gets_an_answer_and_the_next_client_is_served() {
     let world = World::new(Surface::Admin);
     let mut stream = UnixStream::connect(&world.socket).await.unwrap();
-    stream
-        .write_all(b"\x16\x03\x01 nonsense\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"\x16\x03\x01 nonsense\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
@@ -402,14 +267,7 @@ async fn garbage_gets_an_answer_and_the_next_client_is_served() {
 async fn the_socket_is_for_owner_and_group() {
     use std::os::unix::fs::PermissionsExt;
     let world = World::new(Surface::Admin);
-    assert_eq!(
-        std::fs::metadata(&world.socket)
-            .unwrap()
-            .permissions()
-            .mode()
-            & 0o777,
-        0o660
-    );
+    assert_eq!(std::fs::metadata(&world.socket).unwrap().permissions().mode() & 0o777, 0o660);
 }
 
 #[tokio::test]
@@ -419,8 +277,5 @@ async fn an_address_in_use_is_named() {
     };
     let address = first.local_addr().unwrap();
     let error = bind(&ListenAddress::Tcp(address)).unwrap_err().to_string();
-    assert!(
-        error.contains(&format!("cannot listen on {address}")),
-        "{error}"
-    );
+    assert!(error.contains(&format!("cannot listen on {address}")), "{error}");
 }

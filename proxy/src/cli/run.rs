@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::{Exit, Failure, print};
-use crate::config;
 use crate::logging::{self, LogFormat};
+use crate::{app, config};
 
 /// Run the proxy
 ///
@@ -37,8 +37,9 @@ pub(super) fn run(args: Args) -> Result<Exit, Failure> {
         print(&format!("{}: the configuration is right\n", args.config.display()))?;
         return Ok(Exit::Fine);
     }
-    let _log_level = logging::start(&args.log_level, args.log_format)
+    let log_level = logging::start(&args.log_level, args.log_format)
         .map_err(|error| Failure::bad_input(format_args!("--log-level: {error}")))?;
-    drop(config);
-    Err(Failure::cannot_tell("this build has no data plane yet, only --check works"))
+    let set_log_level = Box::new(move |level: &str| log_level.set(level).map_err(|error| error.to_string()));
+    app::run(config, set_log_level).map_err(|error| Failure::cannot_tell(format_args!("{error:#}")))?;
+    Ok(Exit::Fine)
 }

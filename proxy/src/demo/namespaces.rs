@@ -17,9 +17,7 @@ use std::{
 const OUTSIDE: &str = "TOLLGATE_OUTER_NETWORK";
 
 /// The tools and the one line that installs them.
-const TOOLS: [&str; 8] = [
-    "unshare", "setpriv", "nsenter", "mount", "sysctl", "ip", "nft", "sh",
-];
+const TOOLS: [&str; 8] = ["unshare", "setpriv", "nsenter", "mount", "sysctl", "ip", "nft", "sh"];
 const INSTALL: &str = "apt-get install iproute2 nftables util-linux mount procps";
 
 /// Prepares the inside, then becomes the program. A fresh `/run` lets `ip netns` work without rights on the outer one;
@@ -34,9 +32,7 @@ exec \"$@\"";
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
     /// A tool is not installed.
-    #[error(
-        "private network namespaces need the command `{tool}`, which is not installed: {INSTALL}"
-    )]
+    #[error("private network namespaces need the command `{tool}`, which is not installed: {INSTALL}")]
     MissingTool {
         /// The command's name.
         tool: &'static str,
@@ -76,27 +72,19 @@ pub fn enter_private_namespaces() -> Result<Entered, NamespaceError> {
     if is_inside() {
         return Ok(Entered::Inside);
     }
-    let program = env::current_exe().map_err(|error| NamespaceError::Run {
-        program: "this program".into(),
-        error,
-    })?;
+    let program = env::current_exe().map_err(|error| NamespaceError::Run { program: "this program".into(), error })?;
     let mut command = private_command(program)?;
     let status = command
         .args(env::args_os().skip(1))
         .status()
-        .map_err(|error| NamespaceError::Run {
-            program: format!("{command:?}"),
-            error,
-        })?;
+        .map_err(|error| NamespaceError::Run { program: format!("{command:?}"), error })?;
     Ok(Entered::Ended(status))
 }
 
 /// The status of an inner process as an exit code; 128 + signal if it was killed, as shells do.
 pub fn exit_code(status: ExitStatus) -> u8 {
     use std::os::unix::process::ExitStatusExt;
-    let code = status
-        .code()
-        .or_else(|| status.signal().map(|signal| 128 + signal));
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
@@ -114,26 +102,16 @@ pub fn private_command(program: impl AsRef<OsStr>) -> Result<Command, NamespaceE
             continue;
         }
         let mut trial = unshare(user_namespace);
-        let output = trial
-            .arg("true")
-            .output()
-            .map_err(|error| NamespaceError::Run {
-                program: "setpriv".into(),
-                error,
-            })?;
+        let output =
+            trial.arg("true").output().map_err(|error| NamespaceError::Run { program: "setpriv".into(), error })?;
         if output.status.success() {
             let mut command = unshare(user_namespace);
             command.arg(program);
             return Ok(command);
         }
-        stderr = String::from_utf8_lossy(&output.stderr)
-            .trim()
-            .replace('\n', "; ");
+        stderr = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
     }
-    Err(NamespaceError::Forbidden {
-        stderr,
-        remedy: remedy(|path| fs::read_to_string(path).ok()),
-    })
+    Err(NamespaceError::Forbidden { stderr, remedy: remedy(|path| fs::read_to_string(path).ok()) })
 }
 
 /// Whether this process runs in namespaces made by [`private_command`].
@@ -149,16 +127,7 @@ pub(super) fn forget_inside(command: &mut Command) {
 fn unshare(user_namespace: bool) -> Command {
     // The signal at the parent's death is kept over exec, so it holds for unshare, which passes it on (--kill-child).
     let mut command = Command::new("setpriv");
-    command.args([
-        "--pdeathsig",
-        "KILL",
-        "unshare",
-        "--net",
-        "--mount",
-        "--pid",
-        "--fork",
-        "--kill-child",
-    ]);
+    command.args(["--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]);
     if user_namespace {
         command.args(["--user", "--map-root-user"]);
     }
@@ -187,17 +156,12 @@ fn is_installed(tool: &str) -> bool {
 
 /// Which setting forbids namespaces, asked from `read`, a function from a path to the file's content.
 fn remedy(read: impl Fn(&Path) -> Option<String>) -> &'static str {
-    let is = |path: &str, value: &str| {
-        read(Path::new(path)).is_some_and(|content| content.trim() == value)
-    };
+    let is = |path: &str, value: &str| read(Path::new(path)).is_some_and(|content| content.trim() == value);
     if is("/proc/sys/user/max_user_namespaces", "0") {
         "user namespaces are switched off: run as root, or `sysctl -w user.max_user_namespaces=1024`"
     } else if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
         "user namespaces are for root only: run as root, or `sysctl -w kernel.unprivileged_userns_clone=1`"
-    } else if is(
-        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
-        "1",
-    ) {
+    } else if is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") {
         "AppArmor restricts user namespaces: run as root, or \
          `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"
     } else {
@@ -213,26 +177,10 @@ mod tests {
     #[test]
     fn names_the_setting_that_forbids_namespaces() {
         let table = [
-            (
-                "/proc/sys/user/max_user_namespaces",
-                "0\n",
-                "user.max_user_namespaces",
-            ),
-            (
-                "/proc/sys/kernel/unprivileged_userns_clone",
-                "0\n",
-                "kernel.unprivileged_userns_clone",
-            ),
-            (
-                "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
-                "1\n",
-                "AppArmor",
-            ),
-            (
-                "/proc/sys/user/max_user_namespaces",
-                "1024\n",
-                "CAP_SYS_ADMIN",
-            ),
+            ("/proc/sys/user/max_user_namespaces", "0\n", "user.max_user_namespaces"),
+            ("/proc/sys/kernel/unprivileged_userns_clone", "0\n", "kernel.unprivileged_userns_clone"),
+            ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1\n", "AppArmor"),
+            ("/proc/sys/user/max_user_namespaces", "1024\n", "CAP_SYS_ADMIN"),
         ];
         for (path, content, expected) in table {
             let text = remedy(|asked| (asked == Path::new(path)).then(|| content.to_owned()));
@@ -245,10 +193,7 @@ mod tests {
         assert!(!is_inside());
         let output = private_command("sh")
             .unwrap()
-            .args([
-                "-c",
-                "echo $$; readlink /proc/self/ns/net; ip netns add a && ip netns list",
-            ])
+            .args(["-c", "echo $$; readlink /proc/self/ns/net; ip netns add a && ip netns list"])
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -23,14 +23,8 @@ use super::namespaces::{forget_inside, is_inside};
 
 /// The redirect rules as an operator installs them.
 const REDIRECT: [(&str, &str); 2] = [
-    (
-        "redirect",
-        include_str!("../../../deploy/redirect/redirect"),
-    ),
-    (
-        "tproxy.nft",
-        include_str!("../../../deploy/redirect/tproxy.nft"),
-    ),
+    ("redirect", include_str!("../../../deploy/redirect/redirect")),
+    ("tproxy.nft", include_str!("../../../deploy/redirect/tproxy.nft")),
 ];
 
 /// The node's own addresses.
@@ -41,9 +35,7 @@ const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 1);
 #[derive(Debug, thiserror::Error)]
 pub enum WorldError {
     /// The caller is not in private namespaces.
-    #[error(
-        "the demo's network may only be built in private namespaces, and this process is not inside any"
-    )]
+    #[error("the demo's network may only be built in private namespaces, and this process is not inside any")]
     NotPrivate,
     /// No pod of this name.
     #[error("there is no pod {name}")]
@@ -81,11 +73,7 @@ impl Pod {
     /// A pod that [`World::with_pods`] will create. The name (at most 12 characters: it is part of an interface's name)
     /// is also the name of its network namespace.
     pub fn new(name: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Self {
-        Self {
-            name: name.to_owned(),
-            v4,
-            v6,
-        }
+        Self { name: name.to_owned(), v4, v6 }
     }
 
     /// The pod's name.
@@ -148,10 +136,7 @@ impl World {
         if !is_inside() {
             return Err(WorldError::NotPrivate);
         }
-        let world = Self {
-            pods,
-            directory: PathBuf::from("/run/tollgate"),
-        };
+        let world = Self { pods, directory: PathBuf::from("/run/tollgate") };
         world.run_script(
             "set up the node",
             &format!(
@@ -165,22 +150,15 @@ impl World {
         }
         for (name, content) in REDIRECT {
             let path = world.directory.join(name);
-            fs::write(&path, content).map_err(|error| WorldError::Io {
-                step: format!("write {}", path.display()),
-                error,
-            })?;
+            fs::write(&path, content)
+                .map_err(|error| WorldError::Io { step: format!("write {}", path.display()), error })?;
         }
         Ok(world)
     }
 
     /// The pod of this name.
     pub fn pod(&self, name: &str) -> Result<&Pod, WorldError> {
-        self.pods
-            .iter()
-            .find(|pod| pod.name == name)
-            .ok_or_else(|| WorldError::NoSuchPod {
-                name: name.to_owned(),
-            })
+        self.pods.iter().find(|pod| pod.name == name).ok_or_else(|| WorldError::NoSuchPod { name: name.to_owned() })
     }
 
     /// All pods.
@@ -214,25 +192,15 @@ impl World {
     /// processes are the node's. The process keeps its number, so `Child::id` is the program's own.
     pub fn command_in(&self, pod: &str, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.command("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{pod}"))
-            .arg("--")
-            .arg(program);
+        command.arg(format!("--net=/run/netns/{pod}")).arg("--").arg(program);
         command
     }
 
     /// Runs `work` on a thread of its own in the network namespace of the pod `pod` and returns its result. Sockets that it
     /// opens stay the pod's, wherever they are used afterwards.
-    pub fn run_in<T: Send>(
-        &self,
-        pod: &str,
-        work: impl FnOnce() -> T + Send,
-    ) -> Result<T, WorldError> {
+    pub fn run_in<T: Send>(&self, pod: &str, work: impl FnOnce() -> T + Send) -> Result<T, WorldError> {
         let path = format!("/run/netns/{pod}");
-        let fail = |error| WorldError::Io {
-            step: format!("enter the network namespace of the pod {pod}"),
-            error,
-        };
+        let fail = |error| WorldError::Io { step: format!("enter the network namespace of the pod {pod}"), error };
         let namespace = fs::File::open(path).map_err(fail)?;
         let result = std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -242,9 +210,7 @@ impl World {
             thread.join()
         });
         // A panic of `work` goes on in the caller, as if it had run there.
-        result
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            .map_err(fail)
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(fail)
     }
 
     /// Steers TCP connections to `ports`, of any address, into a transparent listener on `listener_port` of the node.
@@ -278,31 +244,18 @@ impl Drop for World {
         // Best effort: what fails here goes away with the namespace.
         let _ = self.redirect_down();
         for pod in &self.pods {
-            let _ = self.run_script(
-                "remove a pod",
-                &format!("ip link del veth{0}; ip netns del {0}", pod.name),
-            );
+            let _ = self.run_script("remove a pod", &format!("ip link del veth{0}; ip netns del {0}", pod.name));
         }
     }
 }
 
 /// Runs `command` to its end; returns its stdout, or its stderr as the error.
 fn run(step: &str, command: &mut Command) -> Result<String, WorldError> {
-    let output = command.output().map_err(|error| WorldError::Io {
-        step: step.to_owned(),
-        error,
-    })?;
+    let output = command.output().map_err(|error| WorldError::Io { step: step.to_owned(), error })?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let stderr = if stderr.is_empty() {
-        format!("{} without a message", output.status)
-    } else {
-        stderr
-    };
-    Err(WorldError::Step {
-        step: step.to_owned(),
-        stderr,
-    })
+    let stderr = if stderr.is_empty() { format!("{} without a message", output.status) } else { stderr };
+    Err(WorldError::Step { step: step.to_owned(), stderr })
 }

@@ -74,14 +74,7 @@ impl FlowSender {
         self.metrics.flow_finished(&record);
         let seq = self.next_seq.get();
         self.next_seq.set(seq.wrapping_add(1));
-        if self.push(
-            outcome,
-            Sequenced {
-                worker: self.worker,
-                seq,
-                record,
-            },
-        ) {
+        if self.push(outcome, Sequenced { worker: self.worker, seq, record }) {
             self.doorbell.ring();
         } else {
             self.metrics.flow_record_lost(outcome);
@@ -110,11 +103,7 @@ impl FlowSender {
         let Ok(mut ring) = self.ring.try_borrow_mut() else {
             return false;
         };
-        let needed = if outcome == Outcome::Denied {
-            0
-        } else {
-            self.reserve
-        };
+        let needed = if outcome == Outcome::Denied { 0 } else { self.reserve };
         if self.free.get() <= needed {
             self.free.set(ring.slots());
             if self.free.get() <= needed {
@@ -129,9 +118,7 @@ impl FlowSender {
 
 impl fmt::Debug for FlowSender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlowSender")
-            .field("worker", &self.worker)
-            .finish_non_exhaustive()
+        f.debug_struct("FlowSender").field("worker", &self.worker).finish_non_exhaustive()
     }
 }
 
@@ -163,8 +150,7 @@ impl FlowConsumer {
     /// Sleeps until a record comes or [`Doorbell::stop`] is called; returns at once if either has happened.
     /// To be called from the consumer's own thread, always the same one.
     pub(super) fn sleep(&mut self) {
-        self.doorbell
-            .sleep(|| self.rings.iter().any(|ring| !ring.is_empty()));
+        self.doorbell.sleep(|| self.rings.iter().any(|ring| !ring.is_empty()));
     }
 }
 

@@ -60,19 +60,12 @@ pub fn write_line(out: &mut Vec<u8>, item: &Sequenced) {
 
 /// Appends a line that stands for `count` records which a follower missed, in the form of Hubble's `LostEvent`.
 pub fn write_lost(out: &mut Vec<u8>, count: u64) {
-    field(
-        out,
-        b"{\"lost_events\":{\"source\":\"FOLLOWER\",\"num_events_lost\":",
-        count,
-    );
+    field(out, b"{\"lost_events\":{\"source\":\"FOLLOWER\",\"num_events_lost\":", count);
     out.extend_from_slice(b"}}\n");
 }
 
 fn addresses(out: &mut Vec<u8>, record: &FlowRecord) {
-    let (source, destination) = (
-        record.downstream.ip().to_canonical(),
-        record.original_dst.ip().to_canonical(),
-    );
+    let (source, destination) = (record.downstream.ip().to_canonical(), record.original_dst.ip().to_canonical());
     out.extend_from_slice(b"\",\"IP\":{\"source\":\"");
     address(out, source);
     out.extend_from_slice(b"\",\"destination\":\"");
@@ -82,11 +75,7 @@ fn addresses(out: &mut Vec<u8>, record: &FlowRecord) {
     } else {
         b"\",\"ipVersion\":\"IPv6\"}"
     });
-    field(
-        out,
-        b",\"l4\":{\"TCP\":{\"source_port\":",
-        record.downstream.port(),
-    );
+    field(out, b",\"l4\":{\"TCP\":{\"source_port\":", record.downstream.port());
     field(out, b",\"destination_port\":", record.original_dst.port());
     out.extend_from_slice(b"}}");
 }
@@ -189,20 +178,14 @@ fn socket_address(out: &mut Vec<u8>, socket: SocketAddr) {
 
 /// RFC 3339, UTC, nanoseconds. Before 1970 (a clock that was never set) is written as 1970.
 fn time(out: &mut Vec<u8>, time: SystemTime) {
-    display(
-        out,
-        humantime::format_rfc3339_nanos(time.max(SystemTime::UNIX_EPOCH)),
-    );
+    display(out, humantime::format_rfc3339_nanos(time.max(SystemTime::UNIX_EPOCH)));
 }
 
 /// Bytes from the peer; see the module's documentation.
 fn untrusted(out: &mut Vec<u8>, bytes: &[u8]) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     let mut rest = bytes;
-    while let Some(at) = rest
-        .iter()
-        .position(|byte| !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\'))
-    {
+    while let Some(at) = rest.iter().position(|byte| !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\')) {
         out.extend_from_slice(&rest[..at]);
         match rest[at] {
             b'"' => out.extend_from_slice(b"\\\""),
@@ -247,9 +230,7 @@ pub fn unescape(escaped: &str) -> Option<Vec<u8>> {
 fn text(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let mut rest = text;
-    while let Some(at) =
-        rest.find(|c: char| c.is_control() || matches!(c, '"' | '\\' | '\u{2028}' | '\u{2029}'))
-    {
+    while let Some(at) = rest.find(|c: char| c.is_control() || matches!(c, '"' | '\\' | '\u{2028}' | '\u{2029}')) {
         let (plain, tail) = rest.split_at(at);
         out.extend_from_slice(plain.as_bytes());
         let mut chars = tail.chars();

@@ -47,17 +47,8 @@ struct Recent {
 
 impl FlowLog {
     pub(super) fn new(max_records: usize, max_bytes: usize) -> Arc<Self> {
-        let recent = Recent {
-            records: VecDeque::new(),
-            first: 0,
-            bytes: 0,
-            max_records,
-            max_bytes,
-        };
-        Arc::new(Self {
-            recent: Mutex::new(recent),
-            end: watch::Sender::new(0),
-        })
+        let recent = Recent { records: VecDeque::new(), first: 0, bytes: 0, max_records, max_bytes };
+        Arc::new(Self { recent: Mutex::new(recent), end: watch::Sender::new(0) })
     }
 
     /// Takes the batch, forgetting the oldest records where the bounds demand it.
@@ -94,12 +85,7 @@ impl FlowLog {
             }
         }
         drop(recent);
-        FlowReader {
-            log: Arc::clone(self),
-            filter,
-            next,
-            end: self.end.subscribe(),
-        }
+        FlowReader { log: Arc::clone(self), filter, next, end: self.end.subscribe() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Recent> {
@@ -115,14 +101,9 @@ impl Recent {
 
 /// Approximate memory of a record, in bytes: what the bound of the log is about.
 fn memory(record: &FlowRecord) -> usize {
-    let http = record.http.as_ref().map_or(0, |http| {
-        http.method.len() + http.authority.len() + http.path.len()
-    });
+    let http = record.http.as_ref().map_or(0, |http| http.method.len() + http.authority.len() + http.path.len());
     // The texts of a nearest miss are shared with the policy snapshot.
-    let miss = record
-        .nearest_miss
-        .as_ref()
-        .map_or(0, |miss| size_of_val(&**miss) + miss.matched.len() * 16);
+    let miss = record.nearest_miss.as_ref().map_or(0, |miss| size_of_val(&**miss) + miss.matched.len() * 16);
     size_of::<Sequenced>() + size_of::<FlowRecord>() + http + miss
 }
 

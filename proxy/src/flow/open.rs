@@ -30,20 +30,12 @@ impl OpenFlow {
 
     /// Starts a flow whose first byte came at `started`.
     pub fn started_at(sender: Rc<FlowSender>, record: FlowRecord, started: Instant) -> Self {
-        Self {
-            record: Some(Box::new(record)),
-            sender,
-            started,
-            if_dropped: (Outcome::Failed, Some(Reason::Dropped)),
-        }
+        Self { record: Some(Box::new(record)), sender, started, if_dropped: (Outcome::Failed, Some(Reason::Dropped)) }
     }
 
     /// The record, to fill in what becomes known on the way. Count bytes with [`OpenFlow::add_up`] and
     /// [`OpenFlow::add_down`] instead, so that the metrics agree.
-    #[expect(
-        clippy::expect_used,
-        reason = "`record` is taken only in `drop`, after which nobody can call this"
-    )]
+    #[expect(clippy::expect_used, reason = "`record` is taken only in `drop`, after which nobody can call this")]
     pub fn record_mut(&mut self) -> &mut FlowRecord {
         self.record.as_mut().expect("an open flow has its record")
     }
@@ -78,10 +70,7 @@ impl OpenFlow {
 impl Deref for OpenFlow {
     type Target = FlowRecord;
 
-    #[expect(
-        clippy::expect_used,
-        reason = "`record` is taken only in `drop`, after which nobody can call this"
-    )]
+    #[expect(clippy::expect_used, reason = "`record` is taken only in `drop`, after which nobody can call this")]
     fn deref(&self) -> &FlowRecord {
         self.record.as_ref().expect("an open flow has its record")
     }

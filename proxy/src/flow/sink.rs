@@ -53,15 +53,11 @@ impl Sink {
     pub(super) fn open(config: &AccessLog, alive: SyncSender<()>) -> Result<Self, FlowError> {
         let (name, target) = match config {
             AccessLog::JsonStdout => ("stdout".to_owned(), stdout()),
-            AccessLog::JsonFile(path) => (
-                path.display().to_string(),
-                OpenOptions::new().append(true).create(true).open(path),
-            ),
+            AccessLog::JsonFile(path) => {
+                (path.display().to_string(), OpenOptions::new().append(true).create(true).open(path))
+            }
         };
-        let target = target.map_err(|source| FlowError::OpenSink {
-            name: name.clone(),
-            source,
-        })?;
+        let target = target.map_err(|source| FlowError::OpenSink { name: name.clone(), source })?;
         Self::start(name, target, alive)
     }
 
@@ -93,20 +89,10 @@ impl Sink {
     /// Queues the lines, or loses and counts them. Never blocks.
     pub(super) fn offer(&self, lines: Lines) {
         let (size, records) = (lines.bytes.len(), lines.records);
-        let queued = self
-            .counters
-            .queued_bytes
-            .fetch_add(size, Ordering::Relaxed);
+        let queued = self.counters.queued_bytes.fetch_add(size, Ordering::Relaxed);
         let full = queued > 0 && queued + size > QUEUE_BYTES;
-        if full
-            || matches!(
-                self.queue.try_send(lines),
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_))
-            )
-        {
-            self.counters
-                .queued_bytes
-                .fetch_sub(size, Ordering::Relaxed);
+        if full || matches!(self.queue.try_send(lines), Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) {
+            self.counters.queued_bytes.fetch_sub(size, Ordering::Relaxed);
             self.counters.lost.fetch_add(records, Ordering::Relaxed);
         }
     }
@@ -124,9 +110,7 @@ fn stdout() -> io::Result<File> {
 fn run(mut target: impl Write, batches: &Receiver<Lines>, counters: &SinkCounters) {
     for lines in batches {
         write_all(&mut target, &lines.bytes, counters);
-        counters
-            .queued_bytes
-            .fetch_sub(lines.bytes.len(), Ordering::Relaxed);
+        counters.queued_bytes.fetch_sub(lines.bytes.len(), Ordering::Relaxed);
         counters.written.fetch_add(lines.records, Ordering::Relaxed);
     }
 }

@@ -24,9 +24,7 @@ const NICE: i32 = 5;
 #[derive(Debug, thiserror::Error)]
 pub enum FlowError {
     /// A sink cannot be opened.
-    #[error(
-        "access_log: cannot open {name} for appending: {source}; check that its directory exists and is writable"
-    )]
+    #[error("access_log: cannot open {name} for appending: {source}; check that its directory exists and is writable")]
     OpenSink {
         /// The sink.
         name: String,
@@ -51,11 +49,7 @@ pub struct FlowSettings {
 
 impl Default for FlowSettings {
     fn default() -> Self {
-        Self {
-            recent_records: 4096,
-            recent_bytes: 8 << 20,
-            sinks: Vec::new(),
-        }
+        Self { recent_records: 4096, recent_bytes: 8 << 20, sinks: Vec::new() }
     }
 }
 
@@ -75,11 +69,7 @@ impl FlowConsumer {
     /// A sink cannot be opened, or the system gives no thread.
     pub fn spawn(self, settings: &FlowSettings) -> Result<FlowThread, FlowError> {
         let (alive, ended) = sync_channel(0);
-        let sinks = settings
-            .sinks
-            .iter()
-            .map(|sink| Sink::open(sink, alive.clone()))
-            .collect::<Result<Vec<_>, _>>()?;
+        let sinks = settings.sinks.iter().map(|sink| Sink::open(sink, alive.clone())).collect::<Result<Vec<_>, _>>()?;
         self.spawn_with(settings, sinks, alive, ended)
     }
 
@@ -163,10 +153,7 @@ fn offer(batch: &[Sequenced], sinks: &[Sink], capacity: usize) -> usize {
         json::write_line(&mut bytes, item);
     }
     let size = bytes.len();
-    let lines = Lines {
-        bytes: Arc::new(bytes),
-        records: batch.len() as u64,
-    };
+    let lines = Lines { bytes: Arc::new(bytes), records: batch.len() as u64 };
     for sink in sinks {
         sink.offer(lines.clone());
     }

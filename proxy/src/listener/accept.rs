@@ -61,11 +61,12 @@ fn spawn(worker: &Rc<Worker>, listener: &Rc<ListenerContext>, accepted: Accepted
         super::serve::refuse_over_limit(worker, listener, accepted);
         return;
     };
+    let entered = worker.enter();
     let panics = PanicCount(metrics.clone());
     let connection = Connection::new(worker, listener, accepted.downstream, accepted.original_dst);
     let connection = Rc::new(connection);
     tokio::task::spawn_local(async move {
-        let _guards = (opened, slot, panics);
+        let _guards = (opened, slot, panics, entered);
         serve(connection, accepted.stream).await;
     });
 }

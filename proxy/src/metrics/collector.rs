@@ -35,44 +35,20 @@ impl Collector for Families {
 
 impl Families {
     fn connections(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
-        let mut accepted =
-            families.counter("tollgate_connections", "Accepted downstream connections")?;
+        let mut accepted = families.counter("tollgate_connections", "Accepted downstream connections")?;
         for (index, (name, direction)) in self.listeners.iter().enumerate() {
-            let labels = [
-                ("listener", name.as_str()),
-                ("direction", direction.as_str()),
-            ];
-            counter(
-                &mut accepted,
-                &labels,
-                self.sum(|worker| worker.listeners[index].opened.value()),
-            )?;
+            let labels = [("listener", name.as_str()), ("direction", direction.as_str())];
+            counter(&mut accepted, &labels, self.sum(|worker| worker.listeners[index].opened.value()))?;
         }
-        let mut open = families.gauge(
-            "tollgate_connections_open",
-            "Downstream connections open now",
-        )?;
+        let mut open = families.gauge("tollgate_connections_open", "Downstream connections open now")?;
         for (index, (name, direction)) in self.listeners.iter().enumerate() {
-            let labels = [
-                ("listener", name.as_str()),
-                ("direction", direction.as_str()),
-            ];
-            open.encode_family(&labels)?
-                .encode_gauge(&self.connections_open(index))?;
+            let labels = [("listener", name.as_str()), ("direction", direction.as_str())];
+            open.encode_family(&labels)?.encode_gauge(&self.connections_open(index))?;
         }
         let released = self.sum(|worker| worker.released.value());
-        let held = self
-            .sum(|worker| worker.held.value())
-            .saturating_sub(released);
-        families.single(
-            "tollgate_held_connections",
-            "Connections held for their endpoint's first policy",
-            held,
-        )?;
-        let mut panics = families.counter(
-            "tollgate_connection_panics",
-            "Connection tasks that ended in a panic",
-        )?;
+        let held = self.sum(|worker| worker.held.value()).saturating_sub(released);
+        families.single("tollgate_held_connections", "Connections held for their endpoint's first policy", held)?;
+        let mut panics = families.counter("tollgate_connection_panics", "Connection tasks that ended in a panic")?;
         total(&mut panics, self.sum(|worker| worker.panics.value()))?;
         let mut errors = families.counter("tollgate_accept_errors", "Failed accepts by kind")?;
         for (kind, name) in AcceptErrorKind::ALL {
@@ -82,72 +58,41 @@ impl Families {
         Ok(())
     }
 
-    fn by_direction(
-        &self,
-        direction: Direction,
-        value: impl Fn(&DirectionCounters) -> &Count,
-    ) -> u64 {
+    fn by_direction(&self, direction: Direction, value: impl Fn(&DirectionCounters) -> &Count) -> u64 {
         self.sum(|worker| value(&worker.directions[direction as usize]).value())
     }
 
     fn requests(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
-        let mut requests =
-            families.counter("tollgate_requests", "Finished HTTP requests by outcome")?;
+        let mut requests = families.counter("tollgate_requests", "Finished HTTP requests by outcome")?;
         for direction in DIRECTIONS {
             for (index, outcome) in OUTCOMES.into_iter().enumerate() {
                 let labels = [("direction", direction.as_str()), ("outcome", outcome)];
-                counter(
-                    &mut requests,
-                    &labels,
-                    self.by_direction(direction, |counters| &counters.requests[index]),
-                )?;
+                counter(&mut requests, &labels, self.by_direction(direction, |counters| &counters.requests[index]))?;
             }
         }
-        let mut bytes = families.counter(
-            "tollgate_bytes",
-            "Body or payload bytes; up is towards the upstream",
-        )?;
+        let mut bytes = families.counter("tollgate_bytes", "Body or payload bytes; up is towards the upstream")?;
         for direction in DIRECTIONS {
             let labels = |flow| [("direction", direction.as_str()), ("flow", flow)];
-            counter(
-                &mut bytes,
-                &labels("up"),
-                self.by_direction(direction, |counters| &counters.bytes_up),
-            )?;
-            counter(
-                &mut bytes,
-                &labels("down"),
-                self.by_direction(direction, |counters| &counters.bytes_down),
-            )?;
+            counter(&mut bytes, &labels("up"), self.by_direction(direction, |counters| &counters.bytes_up))?;
+            counter(&mut bytes, &labels("down"), self.by_direction(direction, |counters| &counters.bytes_down))?;
         }
         Ok(())
     }
 
     fn durations(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
         let help = "HTTP requests by time from their first byte to the end";
-        let mut histogram = families.family(
-            "tollgate_request_duration_seconds",
-            help,
-            MetricType::Histogram,
-        )?;
+        let mut histogram = families.family("tollgate_request_duration_seconds", help, MetricType::Histogram)?;
         for direction in DIRECTIONS {
-            let bounds = DURATION_BOUNDS_US
-                .iter()
-                .map(|&bound| bound as f64 / 1e6)
-                .chain([f64::INFINITY]);
+            let bounds = DURATION_BOUNDS_US.iter().map(|&bound| bound as f64 / 1e6).chain([f64::INFINITY]);
             let buckets: Vec<(f64, u64)> = bounds
                 .enumerate()
                 .map(|(index, bound)| {
-                    (
-                        bound,
-                        self.by_direction(direction, |counters| &counters.duration_buckets[index]),
-                    )
+                    (bound, self.by_direction(direction, |counters| &counters.duration_buckets[index]))
                 })
                 .collect();
             // The count is the sum of the buckets, so that a scrape in the middle of an update is consistent.
             let count = buckets.iter().map(|bucket| bucket.1).sum();
-            let sum =
-                self.by_direction(direction, |counters| &counters.duration_sum_us) as f64 / 1e6;
+            let sum = self.by_direction(direction, |counters| &counters.duration_sum_us) as f64 / 1e6;
             histogram
                 .encode_family(&[("direction", direction.as_str())])?
                 .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
@@ -156,10 +101,7 @@ impl Families {
     }
 
     fn reasons(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
-        let mut refusals = families.counter(
-            "tollgate_refusals",
-            "Refused requests and connections by reason",
-        )?;
+        let mut refusals = families.counter("tollgate_refusals", "Refused requests and connections by reason")?;
         for reason in Reason::ALL {
             let value = self.sum(|worker| worker.refusals[*reason as usize].value());
             counter(&mut refusals, &[("reason", reason.code())], value)?;
@@ -174,80 +116,43 @@ impl Families {
     }
 
     fn upstreams(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
-        let mut connects = families.counter(
-            "tollgate_upstream_connects",
-            "Upstream connections asked for by result",
-        )?;
+        let mut connects =
+            families.counter("tollgate_upstream_connects", "Upstream connections asked for by result")?;
         for (result, name) in ConnectResult::ALL {
             let value = self.sum(|worker| worker.upstream_connects[result as usize].value());
             counter(&mut connects, &[("result", name)], value)?;
         }
         let help = "Upstream connections that kept the client's address but not its port";
         let mut changed = families.counter("tollgate_upstream_source_port_changed", help)?;
-        total(
-            &mut changed,
-            self.sum(|worker| worker.source_port_changed.value()),
-        )
+        total(&mut changed, self.sum(|worker| worker.source_port_changed.value()))
     }
 
     fn records(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
-        let mut records = families.counter(
-            "tollgate_flow_records",
-            "Flow records made, lost ones included",
-        )?;
+        let mut records = families.counter("tollgate_flow_records", "Flow records made, lost ones included")?;
         for (index, class) in OUTCOMES.into_iter().enumerate() {
-            counter(
-                &mut records,
-                &[("class", class)],
-                self.sum(|worker| worker.records[index].value()),
-            )?;
+            counter(&mut records, &[("class", class)], self.sum(|worker| worker.records[index].value()))?;
         }
-        let mut lost = families.counter(
-            "tollgate_flow_records_lost",
-            "Flow records that a worker could not hand over",
-        )?;
+        let mut lost =
+            families.counter("tollgate_flow_records_lost", "Flow records that a worker could not hand over")?;
         for (index, class) in OUTCOMES.into_iter().enumerate() {
-            counter(
-                &mut lost,
-                &[("class", class)],
-                self.sum(|worker| worker.records_lost[index].value()),
-            )?;
+            counter(&mut lost, &[("class", class)], self.sum(|worker| worker.records_lost[index].value()))?;
         }
         let Some(sinks) = self.sinks.get() else {
             return Ok(());
         };
-        let mut written = families.counter(
-            "tollgate_flow_sink_records",
-            "Flow records written to a sink",
-        )?;
+        let mut written = families.counter("tollgate_flow_sink_records", "Flow records written to a sink")?;
         for sink in sinks.iter() {
-            counter(
-                &mut written,
-                &[("sink", sink.name.as_str())],
-                sink.written.load(Ordering::Relaxed),
-            )?;
+            counter(&mut written, &[("sink", sink.name.as_str())], sink.written.load(Ordering::Relaxed))?;
         }
-        let mut lost = families.counter(
-            "tollgate_flow_sink_lost",
-            "Flow records that a slow or failing sink had no room for",
-        )?;
+        let mut lost =
+            families.counter("tollgate_flow_sink_lost", "Flow records that a slow or failing sink had no room for")?;
         for sink in sinks.iter() {
-            counter(
-                &mut lost,
-                &[("sink", sink.name.as_str())],
-                sink.lost.load(Ordering::Relaxed),
-            )?;
+            counter(&mut lost, &[("sink", sink.name.as_str())], sink.lost.load(Ordering::Relaxed))?;
         }
-        let mut errors = families.counter(
-            "tollgate_flow_sink_errors",
-            "Failed writes to a sink; each is tried again",
-        )?;
+        let mut errors =
+            families.counter("tollgate_flow_sink_errors", "Failed writes to a sink; each is tried again")?;
         for sink in sinks.iter() {
-            counter(
-                &mut errors,
-                &[("sink", sink.name.as_str())],
-                sink.errors.load(Ordering::Relaxed),
-            )?;
+            counter(&mut errors, &[("sink", sink.name.as_str())], sink.errors.load(Ordering::Relaxed))?;
         }
         Ok(())
     }
@@ -256,80 +161,44 @@ impl Families {
         let control = &self.control;
         let last = control.last_update_ms.load(Ordering::Relaxed) as f64 / 1e3;
         for (name, help, value) in [
-            (
-                "tollgate_policy_generation",
-                "Generation of the policy snapshot in force",
-                &control.generation,
-            ),
-            (
-                "tollgate_policy_endpoints",
-                "Endpoints that have a policy",
-                &control.endpoints,
-            ),
+            ("tollgate_policy_generation", "Generation of the policy snapshot in force", &control.generation),
+            ("tollgate_policy_endpoints", "Endpoints that have a policy", &control.endpoints),
             (
                 "tollgate_policy_quarantined_rules",
                 "Policy elements that could not be compiled",
                 &control.quarantined_rules,
             ),
-            (
-                "tollgate_policy_conflicts",
-                "Addresses that more than one policy claims",
-                &control.conflicts,
-            ),
+            ("tollgate_policy_conflicts", "Addresses that more than one policy claims", &control.conflicts),
         ] {
             families.single(name, help, value.load(Ordering::Relaxed))?;
         }
         let help = "When the policy snapshot in force was applied; 0 before the first";
         families.single("tollgate_policy_last_update_timestamp_seconds", help, last)?;
-        let mut updates = families.counter(
-            "tollgate_policy_updates",
-            "Updates of the policy set by result",
-        )?;
+        let mut updates = families.counter("tollgate_policy_updates", "Updates of the policy set by result")?;
         for (result, name) in UpdateResult::ALL {
-            counter(
-                &mut updates,
-                &[("result", name)],
-                control.updates[result as usize].load(Ordering::Relaxed),
-            )?;
+            counter(&mut updates, &[("result", name)], control.updates[result as usize].load(Ordering::Relaxed))?;
         }
         Ok(())
     }
 
     fn xds(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
-        let mut connected = families.gauge(
-            "tollgate_xds_connected",
-            "Whether the stream of a resource type is up",
-        )?;
+        let mut connected = families.gauge("tollgate_xds_connected", "Whether the stream of a resource type is up")?;
         for (resource, name) in ResourceType::ALL {
-            let up = self.control.streams[resource as usize]
-                .connected
-                .load(Ordering::Relaxed);
-            connected
-                .encode_family(&[("type", name)])?
-                .encode_gauge(&u64::from(up))?;
+            let up = self.control.streams[resource as usize].connected.load(Ordering::Relaxed);
+            connected.encode_family(&[("type", name)])?.encode_gauge(&u64::from(up))?;
         }
         type Part = fn(&Stream) -> u64;
         let parts: [(&str, &str, Part); 3] = [
-            ("tollgate_xds_acks", "ACKs sent", |stream| {
-                stream.acks.load(Ordering::Relaxed)
+            ("tollgate_xds_acks", "ACKs sent", |stream| stream.acks.load(Ordering::Relaxed)),
+            ("tollgate_xds_nacks", "NACKs sent", |stream| stream.nacks.load(Ordering::Relaxed)),
+            ("tollgate_xds_reconnects", "Attempts to connect again", |stream| {
+                stream.reconnects.load(Ordering::Relaxed)
             }),
-            ("tollgate_xds_nacks", "NACKs sent", |stream| {
-                stream.nacks.load(Ordering::Relaxed)
-            }),
-            (
-                "tollgate_xds_reconnects",
-                "Attempts to connect again",
-                |stream| stream.reconnects.load(Ordering::Relaxed),
-            ),
         ];
         for (name, help, part) in parts {
             let mut family = families.counter(name, help)?;
             for (resource, name) in ResourceType::ALL {
-                counter(
-                    &mut family,
-                    &[("type", name)],
-                    part(&self.control.streams[resource as usize]),
-                )?;
+                counter(&mut family, &[("type", name)], part(&self.control.streams[resource as usize]))?;
             }
         }
         Ok(())
@@ -350,15 +219,8 @@ impl Families {
         if let Some(limit) = process::max_fds() {
             families.single("process_max_fds", "Limit of open file descriptors", limit)?;
         }
-        let started = self
-            .started
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        families.single(
-            "process_start_time_seconds",
-            "When the process started",
-            started.as_secs_f64(),
-        )?;
+        let started = self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        families.single("process_start_time_seconds", "When the process started", started.as_secs_f64())?;
         families
             .counter("process_cpu_seconds", "User and system time of all threads")?
             .encode_counter::<NoLabelSet, _, u64>(&process::cpu_seconds(), None)
@@ -369,12 +231,7 @@ impl Families {
 struct Encoder<'a, 'b>(&'a mut DescriptorEncoder<'b>);
 
 impl Encoder<'_, '_> {
-    fn family<'s>(
-        &'s mut self,
-        name: &'s str,
-        help: &str,
-        kind: MetricType,
-    ) -> Result<MetricEncoder<'s>, Error> {
+    fn family<'s>(&'s mut self, name: &'s str, help: &str, kind: MetricType) -> Result<MetricEncoder<'s>, Error> {
         self.0.encode_descriptor(name, help, None, kind)
     }
 
@@ -386,28 +243,17 @@ impl Encoder<'_, '_> {
         self.family(name, help, MetricType::Gauge)
     }
 
-    fn single(
-        &mut self,
-        name: &str,
-        help: &str,
-        value: impl EncodeGaugeValue,
-    ) -> Result<(), Error> {
+    fn single(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> Result<(), Error> {
         self.gauge(name, help)?.encode_gauge(&value)
     }
 }
 
-fn counter<K, V, const N: usize>(
-    family: &mut MetricEncoder<'_>,
-    labels: &[(K, V); N],
-    value: u64,
-) -> Result<(), Error>
+fn counter<K, V, const N: usize>(family: &mut MetricEncoder<'_>, labels: &[(K, V); N], value: u64) -> Result<(), Error>
 where
     K: prometheus_client::encoding::EncodeLabelKey,
     V: prometheus_client::encoding::EncodeLabelValue,
 {
-    family
-        .encode_family(labels)?
-        .encode_counter::<NoLabelSet, _, u64>(&value, None)
+    family.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
 }
 
 fn total(family: &mut MetricEncoder<'_>, value: u64) -> Result<(), Error> {

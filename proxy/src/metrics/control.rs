@@ -13,8 +13,7 @@ pub enum UpdateResult {
 }
 
 impl UpdateResult {
-    pub(super) const ALL: [(Self, &'static str); 2] =
-        [(Self::Accepted, "accepted"), (Self::Rejected, "rejected")];
+    pub(super) const ALL: [(Self, &'static str); 2] = [(Self::Accepted, "accepted"), (Self::Rejected, "rejected")];
 }
 
 /// An xDS resource type that we subscribe to.
@@ -27,10 +26,8 @@ pub enum ResourceType {
 }
 
 impl ResourceType {
-    pub(super) const ALL: [(Self, &'static str); 2] = [
-        (Self::NetworkPolicy, "network_policy"),
-        (Self::NetworkPolicyHosts, "network_policy_hosts"),
-    ];
+    pub(super) const ALL: [(Self, &'static str); 2] =
+        [(Self::NetworkPolicy, "network_policy"), (Self::NetworkPolicyHosts, "network_policy_hosts")];
 }
 
 /// Size and state of the policy set in force.
@@ -71,18 +68,12 @@ pub(super) struct Stream {
 impl Control {
     /// A new snapshot is in force since `at`.
     pub fn policy_in_force(&self, policy: PolicyGauges, at: SystemTime) {
-        let since_epoch = at
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let since_epoch = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.generation.store(policy.generation, Ordering::Relaxed);
         self.endpoints.store(policy.endpoints, Ordering::Relaxed);
-        self.quarantined_rules
-            .store(policy.quarantined_rules, Ordering::Relaxed);
+        self.quarantined_rules.store(policy.quarantined_rules, Ordering::Relaxed);
         self.conflicts.store(policy.conflicts, Ordering::Relaxed);
-        self.last_update_ms.store(
-            u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
-            Ordering::Relaxed,
-        );
+        self.last_update_ms.store(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Counts an update.
@@ -92,29 +83,21 @@ impl Control {
 
     /// Says whether the type's stream is up.
     pub fn xds_connected(&self, resource: ResourceType, connected: bool) {
-        self.streams[resource as usize]
-            .connected
-            .store(connected, Ordering::Relaxed);
+        self.streams[resource as usize].connected.store(connected, Ordering::Relaxed);
     }
 
     /// Counts an ACK that was sent.
     pub fn xds_ack(&self, resource: ResourceType) {
-        self.streams[resource as usize]
-            .acks
-            .fetch_add(1, Ordering::Relaxed);
+        self.streams[resource as usize].acks.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a NACK that was sent.
     pub fn xds_nack(&self, resource: ResourceType) {
-        self.streams[resource as usize]
-            .nacks
-            .fetch_add(1, Ordering::Relaxed);
+        self.streams[resource as usize].nacks.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts an attempt to connect again after a stream was lost.
     pub fn xds_reconnect(&self, resource: ResourceType) {
-        self.streams[resource as usize]
-            .reconnects
-            .fetch_add(1, Ordering::Relaxed);
+        self.streams[resource as usize].reconnects.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -53,19 +53,13 @@ fn classic(openmetrics: &str) -> String {
         if line.starts_with("# HELP ") {
             // Held back until the type says what the family is called.
             help = Some(line);
-        } else if let Some((name, kind)) = line
-            .strip_prefix("# TYPE ")
-            .and_then(|rest| rest.split_once(' '))
-        {
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
             let (suffix, kind) = match kind {
                 "counter" => ("_total", "counter"),
                 "info" => ("_info", "gauge"),
                 kind => ("", kind),
             };
-            if let Some((_, text)) = help
-                .take()
-                .and_then(|line| line["# HELP ".len()..].split_once(' '))
-            {
+            if let Some((_, text)) = help.take().and_then(|line| line["# HELP ".len()..].split_once(' ')) {
                 out.push_str(&format!("# HELP {name}{suffix} {text}\n"));
             }
             out.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));

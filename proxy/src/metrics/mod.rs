@@ -19,9 +19,7 @@ use tollgate_policy::Direction;
 
 pub use control::{Control, PolicyGauges, ResourceType, UpdateResult};
 pub use exposition::Format;
-pub use worker::{
-    AcceptErrorKind, ConnectResult, HeldConnection, ListenerIndex, OpenConnection, Worker,
-};
+pub use worker::{AcceptErrorKind, ConnectResult, HeldConnection, ListenerIndex, OpenConnection, Worker};
 
 use crate::config;
 use crate::flow::SinkCounters;
@@ -47,16 +45,11 @@ struct Families {
 impl Metrics {
     /// Makes the counters of `workers` workers; the handles are in the order of the workers.
     pub fn new(listeners: &[config::Listener], workers: usize) -> (Self, Vec<Worker>) {
-        let counters: Vec<_> = (0..workers)
-            .map(|_| Arc::new(Counters::new(listeners.len())))
-            .collect();
+        let counters: Vec<_> = (0..workers).map(|_| Arc::new(Counters::new(listeners.len()))).collect();
         let handles = counters.iter().cloned().map(Worker::new).collect();
         let families = Arc::new(Families {
             workers: counters,
-            listeners: listeners
-                .iter()
-                .map(|listener| (listener.name.clone(), listener.direction))
-                .collect(),
+            listeners: listeners.iter().map(|listener| (listener.name.clone(), listener.direction)).collect(),
             control: Arc::new(Control::default()),
             sinks: OnceLock::new(),
             started: SystemTime::now(),
@@ -78,17 +71,12 @@ impl Metrics {
 
     /// Open downstream connections, all workers together.
     pub fn connections_open(&self) -> u64 {
-        (0..self.families.listeners.len())
-            .map(|index| self.families.connections_open(index))
-            .sum()
+        (0..self.families.listeners.len()).map(|index| self.families.connections_open(index)).sum()
     }
 
     /// Lost flow records by [`crate::flow::Outcome`].
     pub fn flow_records_lost(&self) -> [u64; 3] {
-        std::array::from_fn(|outcome| {
-            self.families
-                .sum(|worker| worker.records_lost[outcome].value())
-        })
+        std::array::from_fn(|outcome| self.families.sum(|worker| worker.records_lost[outcome].value()))
     }
 
     /// One scrape.
@@ -102,16 +90,13 @@ impl Metrics {
 
 impl Families {
     fn sum(&self, value: impl Fn(&Counters) -> u64) -> u64 {
-        self.workers
-            .iter()
-            .fold(0, |sum, worker| sum.wrapping_add(value(worker)))
+        self.workers.iter().fold(0, |sum, worker| sum.wrapping_add(value(worker)))
     }
 
     fn connections_open(&self, listener: usize) -> u64 {
         let closed = self.sum(|worker| worker.listeners[listener].closed.value());
         // Read after `closed`: a connection that opens and closes in between must not make the difference negative.
-        self.sum(|worker| worker.listeners[listener].opened.value())
-            .saturating_sub(closed)
+        self.sum(|worker| worker.listeners[listener].opened.value()).saturating_sub(closed)
     }
 }
 

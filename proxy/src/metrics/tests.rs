@@ -13,12 +13,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
             continue;
         }
         let (name, value) = line.rsplit_once(' ').unwrap();
-        assert!(
-            samples
-                .insert(name.to_owned(), value.parse().unwrap())
-                .is_none(),
-            "{name} twice"
-        );
+        assert!(samples.insert(name.to_owned(), value.parse().unwrap()).is_none(), "{name} twice");
     }
     samples
 }
@@ -39,74 +34,30 @@ fn request(outcome: Outcome, reason: Option<Reason>, duration_us: u64) -> FlowRe
 fn a_scrape_sums_over_workers() {
     let (metrics, workers) = Metrics::new(&[], 2);
     for worker in &workers {
-        worker.flow_finished(&request(
-            Outcome::Denied,
-            Some(Reason::RequestNotAllowed),
-            100,
-        ));
+        worker.flow_finished(&request(Outcome::Denied, Some(Reason::RequestNotAllowed), 100));
         worker.bytes_up(Direction::Egress, 5);
     }
-    workers[0].flow_finished(&request(
-        Outcome::Failed,
-        Some(Reason::UpstreamConnect),
-        101,
-    ));
+    workers[0].flow_finished(&request(Outcome::Failed, Some(Reason::UpstreamConnect), 101));
     workers[0].flow_finished(&request(Outcome::Forwarded, None, u64::MAX / 4));
     workers[1].flow_finished(&FlowRecord::for_test(Outcome::Denied));
     workers[1].flow_record_lost(Outcome::Denied);
     let got = scrape(&metrics);
     for (name, expected) in [
-        (
-            r#"tollgate_requests_total{direction="ingress",outcome="denied"}"#,
-            2.0,
-        ),
-        (
-            r#"tollgate_requests_total{direction="ingress",outcome="failed"}"#,
-            1.0,
-        ),
-        (
-            r#"tollgate_requests_total{direction="egress",outcome="denied"}"#,
-            0.0,
-        ),
-        (
-            r#"tollgate_refusals_total{reason="request_not_allowed"}"#,
-            2.0,
-        ),
+        (r#"tollgate_requests_total{direction="ingress",outcome="denied"}"#, 2.0),
+        (r#"tollgate_requests_total{direction="ingress",outcome="failed"}"#, 1.0),
+        (r#"tollgate_requests_total{direction="egress",outcome="denied"}"#, 0.0),
+        (r#"tollgate_refusals_total{reason="request_not_allowed"}"#, 2.0),
         (r#"tollgate_refusals_total{reason="upstream_connect"}"#, 0.0),
         (r#"tollgate_failures_total{reason="upstream_connect"}"#, 1.0),
-        (
-            r#"tollgate_bytes_total{direction="egress",flow="up"}"#,
-            10.0,
-        ),
+        (r#"tollgate_bytes_total{direction="egress",flow="up"}"#, 10.0),
         (r#"tollgate_flow_records_total{class="denied"}"#, 3.0),
         (r#"tollgate_flow_records_lost_total{class="denied"}"#, 1.0),
-        (
-            r#"tollgate_request_duration_seconds_bucket{le="0.0001",direction="ingress"}"#,
-            2.0,
-        ),
-        (
-            r#"tollgate_request_duration_seconds_bucket{le="0.00025",direction="ingress"}"#,
-            3.0,
-        ),
-        (
-            r#"tollgate_request_duration_seconds_bucket{le="10.0",direction="ingress"}"#,
-            3.0,
-        ),
-        (
-            r#"tollgate_request_duration_seconds_bucket{le="+Inf",direction="ingress"}"#,
-            4.0,
-        ),
-        (
-            r#"tollgate_request_duration_seconds_count{direction="ingress"}"#,
-            4.0,
-        ),
-        (
-            &format!(
-                r#"tollgate_build_info{{version="{}"}}"#,
-                env!("CARGO_PKG_VERSION")
-            ),
-            1.0,
-        ),
+        (r#"tollgate_request_duration_seconds_bucket{le="0.0001",direction="ingress"}"#, 2.0),
+        (r#"tollgate_request_duration_seconds_bucket{le="0.00025",direction="ingress"}"#, 3.0),
+        (r#"tollgate_request_duration_seconds_bucket{le="10.0",direction="ingress"}"#, 3.0),
+        (r#"tollgate_request_duration_seconds_bucket{le="+Inf",direction="ingress"}"#, 4.0),
+        (r#"tollgate_request_duration_seconds_count{direction="ingress"}"#, 4.0),
+        (&format!(r#"tollgate_build_info{{version="{}"}}"#, env!("CARGO_PKG_VERSION")), 1.0),
     ] {
         assert_eq!(got.get(name), Some(&expected), "{name}");
     }
@@ -117,10 +68,7 @@ fn a_scrape_sums_over_workers() {
 
 #[test]
 fn connections_are_open_while_their_guard_lives() {
-    let listener = config::Listener {
-        name: "in\"g\\".into(),
-        ..listener()
-    };
+    let listener = config::Listener { name: "in\"g\\".into(), ..listener() };
     let (metrics, workers) = Metrics::new(&[listener], 1);
     let labels = r#"{listener="in\"g\\",direction="ingress"}"#;
     let open = workers[0].connection_opened(ListenerIndex(0));
@@ -141,12 +89,7 @@ fn connections_are_open_while_their_guard_lives() {
 fn control_values_are_scraped() {
     let (metrics, _workers) = Metrics::new(&[], 1);
     let control = metrics.control();
-    let policy = PolicyGauges {
-        generation: 7,
-        endpoints: 3,
-        quarantined_rules: 1,
-        conflicts: 2,
-    };
+    let policy = PolicyGauges { generation: 7, endpoints: 3, quarantined_rules: 1, conflicts: 2 };
     control.policy_in_force(policy, SystemTime::UNIX_EPOCH + Duration::from_millis(1500));
     control.policy_update(UpdateResult::Accepted);
     control.xds_connected(ResourceType::NetworkPolicy, true);
@@ -161,19 +104,10 @@ fn control_values_are_scraped() {
         ("tollgate_policy_last_update_timestamp_seconds", 1.5),
         (r#"tollgate_policy_updates_total{result="accepted"}"#, 1.0),
         (r#"tollgate_xds_connected{type="network_policy"}"#, 1.0),
-        (
-            r#"tollgate_xds_connected{type="network_policy_hosts"}"#,
-            0.0,
-        ),
+        (r#"tollgate_xds_connected{type="network_policy_hosts"}"#, 0.0),
         (r#"tollgate_xds_acks_total{type="network_policy"}"#, 1.0),
-        (
-            r#"tollgate_xds_nacks_total{type="network_policy_hosts"}"#,
-            1.0,
-        ),
-        (
-            r#"tollgate_xds_reconnects_total{type="network_policy"}"#,
-            0.0,
-        ),
+        (r#"tollgate_xds_nacks_total{type="network_policy_hosts"}"#, 1.0),
+        (r#"tollgate_xds_reconnects_total{type="network_policy"}"#, 0.0),
     ] {
         assert_eq!(got.get(name), Some(&expected), "{name}");
     }
@@ -189,31 +123,19 @@ fn every_sample_of_the_classic_format_has_its_type() {
             family = rest.split_once(' ').unwrap().0.to_owned();
         } else if !line.starts_with('#') {
             let name = line.split(['{', ' ']).next().unwrap();
-            let base = ["_bucket", "_sum", "_count"]
-                .iter()
-                .find_map(|suffix| name.strip_suffix(suffix));
-            assert!(
-                name == family || base == Some(&family),
-                "{name} follows {family}"
-            );
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+            assert!(name == family || base == Some(&family), "{name} follows {family}");
         }
     }
-    assert!(
-        text.contains("# TYPE tollgate_requests_total counter\n"),
-        "{text}"
-    );
-    assert!(
-        text.contains("# TYPE tollgate_build_info gauge\n"),
-        "{text}"
-    );
+    assert!(text.contains("# TYPE tollgate_requests_total counter\n"), "{text}");
+    assert!(text.contains("# TYPE tollgate_build_info gauge\n"), "{text}");
     assert!(!text.contains("# EOF"), "{text}");
     assert_eq!(samples(&text).len(), scrape(&metrics).len());
 }
 
 #[test]
 fn the_accept_field_chooses_the_format() {
-    let prometheus =
-        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
+    let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
     assert_eq!(Format::for_accept(Some(prometheus)), Format::OpenMetrics);
     assert_eq!(Format::for_accept(Some("*/*")), Format::Prometheus);
     assert_eq!(Format::for_accept(None), Format::Prometheus);
@@ -231,11 +153,7 @@ fn listener() -> config::Listener {
         upstream: Upstream::OriginalDst,
         endpoint: None,
         original_source: OriginalSource::Never,
-        normalize: Normalize {
-            path: true,
-            merge_slashes: true,
-            escaped_slashes: EscapedSlashes::Keep,
-        },
+        normalize: Normalize { path: true, merge_slashes: true, escaped_slashes: EscapedSlashes::Keep },
         policy_wait: Duration::ZERO,
         connect_timeout: Duration::ZERO,
         request_head_timeout: Duration::ZERO,

@@ -12,8 +12,8 @@ use crate::reason::Reason;
 
 /// Upper bounds of the request duration histogram, in microseconds; one more bucket is unbounded.
 pub(super) const DURATION_BOUNDS_US: [u64; 16] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
-    1_000_000, 2_500_000, 5_000_000, 10_000_000,
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000,
 ];
 
 /// A listener's position in `Config::listeners`.
@@ -76,10 +76,7 @@ pub(super) struct Count(AtomicU64);
 
 impl Count {
     fn add(&self, n: u64) {
-        self.0.store(
-            self.0.load(Ordering::Relaxed).wrapping_add(n),
-            Ordering::Relaxed,
-        );
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
     fn increment(&self) {
@@ -135,9 +132,7 @@ impl Counters {
     pub(super) fn new(listeners: usize) -> Self {
         Self {
             directions: Default::default(),
-            listeners: (0..listeners)
-                .map(|_| ListenerCounters::default())
-                .collect(),
+            listeners: (0..listeners).map(|_| ListenerCounters::default()).collect(),
             refusals: std::array::from_fn(|_| Count::default()),
             failures: std::array::from_fn(|_| Count::default()),
             upstream_connects: Default::default(),
@@ -162,10 +157,7 @@ pub struct Worker {
 
 impl Worker {
     pub(super) fn new(counters: Arc<Counters>) -> Self {
-        Self {
-            counters,
-            one_thread: PhantomData,
-        }
+        Self { counters, one_thread: PhantomData }
     }
 
     /// A worker without listeners whose counters nobody reads.
@@ -186,11 +178,7 @@ impl Worker {
             direction.duration_sum_us.add(record.duration_us);
         }
         if let Some(reason) = record.reason {
-            let by_reason = if record.outcome == Outcome::Denied {
-                &counters.refusals
-            } else {
-                &counters.failures
-            };
+            let by_reason = if record.outcome == Outcome::Denied { &counters.refusals } else { &counters.failures };
             by_reason[reason as usize].increment();
         }
     }
@@ -215,19 +203,14 @@ impl Worker {
         if let Some(counters) = self.counters.listeners.get(listener.0) {
             counters.opened.increment();
         }
-        OpenConnection {
-            worker: self.clone(),
-            listener,
-        }
+        OpenConnection { worker: self.clone(), listener }
     }
 
     /// Counts a connection that is held for its endpoint's first policy, until the guard is dropped.
     #[must_use = "the connection counts as held for as long as the guard lives"]
     pub fn hold(&self) -> HeldConnection {
         self.counters.held.increment();
-        HeldConnection {
-            worker: self.clone(),
-        }
+        HeldConnection { worker: self.clone() }
     }
 
     /// Counts the end of a search for an upstream connection.

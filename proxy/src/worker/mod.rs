@@ -3,10 +3,13 @@
 
 mod signals;
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
 
 pub(crate) use signals::{Signals, State, Subscription};
 
@@ -25,7 +28,33 @@ pub(crate) struct Worker {
     pub(crate) own_addresses: Arc<[SocketAddr]>,
     pub(crate) slots: ConnectionSlots,
     /// Connections held for a policy now.
-    pub(crate) held: std::cell::Cell<usize>,
+    pub(crate) held: Cell<usize>,
+    /// Connections of this worker open now.
+    pub(crate) open: Cell<usize>,
+    /// Told when the last of them closes.
+    pub(crate) all_closed: Notify,
+}
+
+impl Worker {
+    /// Counts a connection of this worker until the guard is dropped.
+    pub(crate) fn enter(self: &Rc<Self>) -> Open {
+        self.open.set(self.open.get() + 1);
+        Open(Rc::clone(self))
+    }
+}
+
+/// An open connection of a worker.
+#[derive(Debug)]
+pub(crate) struct Open(Rc<Worker>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let left = self.0.open.get().saturating_sub(1);
+        self.0.open.set(left);
+        if left == 0 {
+            self.0.all_closed.notify_one();
+        }
+    }
 }
 
 /// Bounds the open downstream connections of the process.

@@ -26,11 +26,7 @@ fn drain(consumer: &mut FlowConsumer) -> Vec<Sequenced> {
 #[test]
 fn a_quarter_of_the_ring_is_kept_for_denials() {
     let (sender, mut consumer) = one_worker(8);
-    for outcome in [Outcome::Forwarded, Outcome::Failed]
-        .into_iter()
-        .cycle()
-        .take(10)
-    {
+    for outcome in [Outcome::Forwarded, Outcome::Failed].into_iter().cycle().take(10) {
         sender.send(boxed(outcome));
     }
     for _ in 0..3 {
@@ -39,11 +35,7 @@ fn a_quarter_of_the_ring_is_kept_for_denials() {
     let seqs: Vec<u64> = drain(&mut consumer).iter().map(|item| item.seq).collect();
     assert_eq!(seqs, [0, 1, 2, 3, 4, 5, 10, 11]);
     sender.send(boxed(Outcome::Forwarded));
-    assert_eq!(
-        drain(&mut consumer)[0].seq,
-        13,
-        "what was lost in between keeps its numbers"
-    );
+    assert_eq!(drain(&mut consumer)[0].seq, 13, "what was lost in between keeps its numbers");
 }
 
 #[test]
@@ -62,27 +54,16 @@ fn every_ring_gets_its_turn() {
 fn an_unfinished_flow_sends_its_record() {
     let (sender, mut consumer) = one_worker(8);
     let sender = Rc::new(sender);
-    drop(OpenFlow::new(
-        Rc::clone(&sender),
-        FlowRecord::for_test(Outcome::Forwarded),
-    ));
+    drop(OpenFlow::new(Rc::clone(&sender), FlowRecord::for_test(Outcome::Forwarded)));
     let mut open = OpenFlow::new(Rc::clone(&sender), FlowRecord::for_test(Outcome::Forwarded));
     open.add_up(3);
     open.add_down(4);
     open.if_dropped(Outcome::Forwarded, Some(Reason::DownstreamReset));
     drop(open);
-    OpenFlow::new(Rc::clone(&sender), FlowRecord::for_test(Outcome::Failed))
-        .finish(Outcome::Forwarded, None);
+    OpenFlow::new(Rc::clone(&sender), FlowRecord::for_test(Outcome::Failed)).finish(Outcome::Forwarded, None);
     let ends: Vec<_> = drain(&mut consumer)
         .into_iter()
-        .map(|item| {
-            (
-                item.record.outcome,
-                item.record.reason,
-                item.record.bytes_up,
-                item.record.bytes_down,
-            )
-        })
+        .map(|item| (item.record.outcome, item.record.reason, item.record.bytes_up, item.record.bytes_down))
         .collect();
     assert_eq!(
         ends,
@@ -132,17 +113,11 @@ fn the_wall_clock_is_extended_for_a_second() {
     let (sender, _consumer) = one_worker(8);
     let (read_at, time) = sender.clock.get();
     assert_eq!(sender.wall_clock(read_at), time);
-    assert_eq!(
-        sender.wall_clock(read_at + CLOCK_AGE / 2),
-        time + CLOCK_AGE / 2
-    );
+    assert_eq!(sender.wall_clock(read_at + CLOCK_AGE / 2), time + CLOCK_AGE / 2);
     let later = read_at + 2 * CLOCK_AGE;
     let fresh = sender.wall_clock(later);
     assert_ne!(fresh, time + 2 * CLOCK_AGE, "read again, not extended");
-    assert_eq!(
-        sender.wall_clock(later + CLOCK_AGE / 2),
-        fresh + CLOCK_AGE / 2
-    );
+    assert_eq!(sender.wall_clock(later + CLOCK_AGE / 2), fresh + CLOCK_AGE / 2);
 }
 
 #[derive(Clone, Copy, Debug)]

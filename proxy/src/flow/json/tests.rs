@@ -8,13 +8,8 @@ use tollgate_policy::{Direction, NearestMiss, RuleRef, SecurityId};
 use super::*;
 use crate::reason::Reason;
 
-const RULE: RuleRef = RuleRef {
-    endpoint_id: 69,
-    direction: Direction::Ingress,
-    port_entry: 0,
-    rule: Some(1),
-    http_rule: None,
-};
+const RULE: RuleRef =
+    RuleRef { endpoint_id: 69, direction: Direction::Ingress, port_entry: 0, rule: Some(1), http_rule: None };
 
 fn denied(method: &[u8], authority: &[u8], path: &[u8]) -> Sequenced {
     let mut record = FlowRecord::for_test(Outcome::Denied);
@@ -24,12 +19,8 @@ fn denied(method: &[u8], authority: &[u8], path: &[u8]) -> Sequenced {
     record.generation = 4;
     record.protocol = Protocol::Http11;
     record.source = SecurityId(32226);
-    record.http = Some(HttpRecord {
-        method: method.into(),
-        authority: authority.into(),
-        path: path.into(),
-        status: 403,
-    });
+    record.http =
+        Some(HttpRecord { method: method.into(), authority: authority.into(), path: path.into(), status: 403 });
     record.nearest_miss = Some(Box::new(NearestMiss {
         rule: RULE,
         name: None,
@@ -37,11 +28,7 @@ fn denied(method: &[u8], authority: &[u8], path: &[u8]) -> Sequenced {
         expected: r#"regex "/hello""#.into(),
         matched: vec![":method".into()],
     }));
-    Sequenced {
-        worker: 1,
-        seq: 9,
-        record: Box::new(record),
-    }
+    Sequenced { worker: 1, seq: 9, record: Box::new(record) }
 }
 
 fn line(item: &Sequenced) -> String {
@@ -104,46 +91,26 @@ fn a_forwarded_connection_names_its_rule_and_upstream() {
     record.upstream = Some(record.original_dst);
     record.rule = Some(RULE);
     record.bytes_up = u64::MAX;
-    let json = parse(&Sequenced {
-        worker: 0,
-        seq: 0,
-        record: Box::new(record),
-    });
+    let json = parse(&Sequenced { worker: 0, seq: 0, record: Box::new(record) });
     assert_eq!(json["verdict"], "FORWARDED");
     assert_eq!(json["Type"], "L3_L4");
-    assert_eq!(
-        json["IP"],
-        serde_json::json!({"source": "10.0.0.1", "destination": "fd00::2", "ipVersion": "IPv6"})
-    );
+    assert_eq!(json["IP"], serde_json::json!({"source": "10.0.0.1", "destination": "fd00::2", "ipVersion": "IPv6"}));
     assert_eq!(json["upstream"], "[fd00::2]:443");
-    assert_eq!(
-        json["policy"]["rule"],
-        "69 ingress_per_port_policies[0].rules[1]"
-    );
+    assert_eq!(json["policy"]["rule"], "69 ingress_per_port_policies[0].rules[1]");
     assert_eq!(json["bytes_up"], u64::MAX);
     assert_eq!(json["l7"], Value::Null);
 }
 
 #[test]
 fn a_target_that_is_no_path_stands_alone() {
-    assert_eq!(
-        parse(&denied(b"OPTIONS", b"a", b"*"))["l7"]["http"]["url"],
-        "*"
-    );
+    assert_eq!(parse(&denied(b"OPTIONS", b"a", b"*"))["l7"]["http"]["url"], "*");
 }
 
 #[test]
 fn a_forged_line_stays_inside_its_string() {
-    let json = parse(&denied(
-        b"GET\"}\n{\"verdict\":\"FORWARDED",
-        b"a",
-        b"/\x1b[2J\xff\\x41",
-    ));
+    let json = parse(&denied(b"GET\"}\n{\"verdict\":\"FORWARDED", b"a", b"/\x1b[2J\xff\\x41"));
     assert_eq!(json["verdict"], "DROPPED");
-    assert_eq!(
-        json["l7"]["http"]["method"],
-        r#"GET"}\x0A{"verdict":"FORWARDED"#
-    );
+    assert_eq!(json["l7"]["http"]["method"], r#"GET"}\x0A{"verdict":"FORWARDED"#);
     assert_eq!(json["l7"]["http"]["url"], r"http://a/\x1B[2J\xFF\\x41");
 }
 

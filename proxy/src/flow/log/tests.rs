@@ -4,11 +4,7 @@ use super::*;
 use crate::flow::HttpRecord;
 
 fn item(seq: u64, outcome: Outcome) -> Sequenced {
-    Sequenced {
-        worker: 0,
-        seq,
-        record: Box::new(FlowRecord::for_test(outcome)),
-    }
+    Sequenced { worker: 0, seq, record: Box::new(FlowRecord::for_test(outcome)) }
 }
 
 /// `seq` of each line, or the number of missed records, negative.
@@ -29,11 +25,7 @@ fn read_all(reader: &mut FlowReader) -> Vec<i64> {
 fn log_of(count: u64, max_records: usize) -> Arc<FlowLog> {
     let log = FlowLog::new(max_records, usize::MAX);
     let outcome = |seq| {
-        if seq % 3 == 0 {
-            Outcome::Denied
-        } else {
-            Outcome::Forwarded
-        }
+        if seq % 3 == 0 { Outcome::Denied } else { Outcome::Forwarded }
     };
     log.append(&mut (0..count).map(|seq| item(seq, outcome(seq))).collect());
     log
@@ -45,10 +37,7 @@ fn the_last_matching_records_are_read() {
     let all = FlowFilter::default();
     let denied = FlowFilter { denied: true };
     assert_eq!(read_all(&mut log.reader(all, 3)), [7, 8, 9]);
-    assert_eq!(
-        read_all(&mut log.reader(all, 100)),
-        [2, 3, 4, 5, 6, 7, 8, 9]
-    );
+    assert_eq!(read_all(&mut log.reader(all, 100)), [2, 3, 4, 5, 6, 7, 8, 9]);
     assert_eq!(read_all(&mut log.reader(denied, 2)), [6, 9]);
     assert_eq!(read_all(&mut log.reader(denied, 0)), [0; 0]);
 }
@@ -56,10 +45,7 @@ fn the_last_matching_records_are_read() {
 #[test]
 fn a_log_longer_than_a_page_is_read_whole() {
     let log = log_of(1000, 1000);
-    assert_eq!(
-        read_all(&mut log.reader(FlowFilter::default(), 1000)),
-        (0..1000).collect::<Vec<_>>()
-    );
+    assert_eq!(read_all(&mut log.reader(FlowFilter::default(), 1000)), (0..1000).collect::<Vec<_>>());
 }
 
 #[test]
@@ -75,30 +61,17 @@ fn a_slow_reader_is_told_what_it_missed() {
 fn memory_is_bounded() {
     let log = FlowLog::new(1000, 64 << 10);
     let mut big = item(0, Outcome::Forwarded);
-    big.record.http = Some(HttpRecord {
-        path: vec![b'a'; 10 << 10].into(),
-        ..HttpRecord::default()
-    });
+    big.record.http = Some(HttpRecord { path: vec![b'a'; 10 << 10].into(), ..HttpRecord::default() });
     let mut batch = vec![big];
     batch.extend((1..50).map(|seq| item(seq, Outcome::Forwarded)));
     log.append(&mut batch);
     assert_eq!(log.lock().records.len(), 50);
     let mut too_big = item(50, Outcome::Forwarded);
-    too_big.record.http = Some(HttpRecord {
-        path: vec![b'a'; 60 << 10].into(),
-        ..HttpRecord::default()
-    });
+    too_big.record.http = Some(HttpRecord { path: vec![b'a'; 60 << 10].into(), ..HttpRecord::default() });
     log.append(&mut vec![too_big]);
     let recent = log.lock();
     assert!(recent.bytes <= 64 << 10, "{}", recent.bytes);
-    assert_eq!(
-        recent.bytes,
-        recent
-            .records
-            .iter()
-            .map(|item| memory(&item.record))
-            .sum::<usize>()
-    );
+    assert_eq!(recent.bytes, recent.records.iter().map(|item| memory(&item.record)).sum::<usize>());
     assert_eq!(recent.end(), 51);
 }
 

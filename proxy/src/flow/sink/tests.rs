@@ -14,13 +14,7 @@ fn one_worker() -> (FlowSender, FlowConsumer) {
 
 fn seqs(lines: &[u8]) -> Vec<u64> {
     let text = std::str::from_utf8(lines).unwrap();
-    text.lines()
-        .map(|line| {
-            serde_json::from_str::<Value>(line).unwrap()["seq"]
-                .as_u64()
-                .unwrap()
-        })
-        .collect()
+    text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64().unwrap()).collect()
 }
 
 #[test]
@@ -29,21 +23,14 @@ fn shutdown_writes_out_what_was_sent() {
     let path = directory.path().join("access.log");
     std::fs::write(&path, "{\"seq\":99}\n").unwrap();
     let (sender, consumer) = one_worker();
-    let settings = FlowSettings {
-        sinks: vec![AccessLog::JsonFile(path.clone())],
-        ..FlowSettings::default()
-    };
+    let settings = FlowSettings { sinks: vec![AccessLog::JsonFile(path.clone())], ..FlowSettings::default() };
     let flows = consumer.spawn(&settings).unwrap();
     for _ in 0..5 {
         sender.send(Box::new(FlowRecord::for_test(Outcome::Denied)));
     }
     let sinks = flows.sinks();
     assert!(flows.shutdown(Duration::from_secs(60)));
-    assert_eq!(
-        seqs(&std::fs::read(&path).unwrap()),
-        [99, 0, 1, 2, 3, 4],
-        "appended"
-    );
+    assert_eq!(seqs(&std::fs::read(&path).unwrap()), [99, 0, 1, 2, 3, 4], "appended");
     assert_eq!(sinks[0].written.load(Ordering::Relaxed), 5);
     assert_eq!(sinks[0].name, path.display().to_string());
 }
@@ -51,15 +38,10 @@ fn shutdown_writes_out_what_was_sent() {
 #[test]
 fn a_sink_that_cannot_be_opened_is_named() {
     let (_sender, consumer) = one_worker();
-    let settings = FlowSettings {
-        sinks: vec![AccessLog::JsonFile("/nonexistent/access.log".into())],
-        ..FlowSettings::default()
-    };
+    let settings =
+        FlowSettings { sinks: vec![AccessLog::JsonFile("/nonexistent/access.log".into())], ..FlowSettings::default() };
     let error = consumer.spawn(&settings).unwrap_err().to_string();
-    assert!(
-        error.contains("access_log: cannot open /nonexistent/access.log"),
-        "{error}"
-    );
+    assert!(error.contains("access_log: cannot open /nonexistent/access.log"), "{error}");
 }
 
 /// Takes three bytes at a time and fails every other write.
@@ -76,10 +58,7 @@ impl Write for Flaky {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let taken = bytes.len().min(3);
-        self.written
-            .lock()
-            .unwrap()
-            .extend_from_slice(&bytes[..taken]);
+        self.written.lock().unwrap().extend_from_slice(&bytes[..taken]);
         Ok(taken)
     }
 
@@ -109,9 +88,7 @@ fn a_failed_write_is_retried_without_tearing_lines() {
     let (alive, ended) = sync_channel(0);
     let flaky = Flaky::default();
     let sink = Sink::start("flaky".into(), flaky.clone(), alive.clone()).unwrap();
-    let flows = consumer
-        .spawn_with(&FlowSettings::default(), vec![sink], alive, ended)
-        .unwrap();
+    let flows = consumer.spawn_with(&FlowSettings::default(), vec![sink], alive, ended).unwrap();
     sender.send(Box::new(FlowRecord::for_test(Outcome::Denied)));
     sender.send(Box::new(FlowRecord::for_test(Outcome::Denied)));
     let sinks = flows.sinks();
@@ -125,16 +102,10 @@ fn a_blocked_sink_holds_up_nobody_and_its_losses_are_exact() {
     let (alive, ended) = sync_channel(0);
     let (release, gate) = sync_channel(0);
     let blocked = Sink::start("blocked".into(), Blocked(gate), alive.clone()).unwrap();
-    let flaky = Flaky {
-        calls: 2,
-        ..Flaky::default()
-    };
+    let flaky = Flaky { calls: 2, ..Flaky::default() };
     let working = Sink::start("working".into(), flaky.clone(), alive).unwrap();
     let counters = blocked.counters();
-    let batch = |seq| Lines {
-        bytes: Arc::new(format!("{{\"seq\":{seq}}}\n").into_bytes()),
-        records: 1,
-    };
+    let batch = |seq| Lines { bytes: Arc::new(format!("{{\"seq\":{seq}}}\n").into_bytes()), records: 1 };
     let count = 500;
     for seq in 0..count {
         blocked.offer(batch(seq));
@@ -143,15 +114,9 @@ fn a_blocked_sink_holds_up_nobody_and_its_losses_are_exact() {
     drop(working);
     let lost = counters.lost.load(Ordering::Relaxed);
     // One batch may already be in the hands of the writer.
-    assert!(
-        (count - QUEUE as u64 - 1..=count - QUEUE as u64).contains(&lost),
-        "{lost}"
-    );
+    assert!((count - QUEUE as u64 - 1..=count - QUEUE as u64).contains(&lost), "{lost}");
     drop((release, blocked));
-    assert_eq!(
-        ended.recv_timeout(Duration::from_secs(60)),
-        Err(RecvTimeoutError::Disconnected)
-    );
+    assert_eq!(ended.recv_timeout(Duration::from_secs(60)), Err(RecvTimeoutError::Disconnected));
     assert_eq!(seqs(&flaky.written.lock().unwrap()), [7]);
     assert_eq!(counters.written.load(Ordering::Relaxed) + lost, count);
     assert_eq!(counters.queued_bytes.load(Ordering::Relaxed), 0);
@@ -162,10 +127,7 @@ fn bytes_waiting_for_a_sink_are_bounded() {
     let (alive, _ended) = sync_channel(0);
     let (_release, gate) = sync_channel(0);
     let blocked = Sink::start("blocked".into(), Blocked(gate), alive).unwrap();
-    let lines = Lines {
-        bytes: Arc::new(vec![b'\n'; QUEUE_BYTES / 2]),
-        records: 10,
-    };
+    let lines = Lines { bytes: Arc::new(vec![b'\n'; QUEUE_BYTES / 2]), records: 10 };
     for _ in 0..3 {
         blocked.offer(lines.clone());
     }

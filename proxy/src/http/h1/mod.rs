@@ -15,5 +15,5 @@ pub(crate) use buffer::{Buffer, BufferPool};
 pub(crate) use connection::serve;
 pub(crate) use decide::cut;
 pub(crate) use head::{MAX_FIELDS, MAX_HEAD};
-pub(crate) use response::MAX_INTERIM;
 pub(crate) use request::write_field;
+pub(crate) use response::MAX_INTERIM;

@@ -243,9 +243,7 @@ async fn answer(
     let (parts, mut body) = response.into_parts();
     status.set(parts.status.as_u16());
     let end = body.is_end_stream();
-    let mut sink = respond
-        .send_response(Response::from_parts(parts, ()), end)
-        .map_err(|_| Broken::Downstream)?;
+    let mut sink = respond.send_response(Response::from_parts(parts, ()), end).map_err(|_| Broken::Downstream)?;
     if end {
         return Ok(());
     }

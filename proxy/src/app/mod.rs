@@ -1,0 +1,273 @@
+//! Composition root: builds every room in order, wires them together, and ends them in the reverse order.
+//!
+//! Sockets are opened before any thread starts, so that a process that cannot serve says so and exits. The main thread
+//! becomes the control thread; each worker has a thread of its own; one more thread writes flow records.
+
+mod listeners;
+mod views;
+mod workers;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::admin::{self, AdminState, BoundListener, Surface};
+use crate::config::{Config, Identities, ListenAddress, PolicySource};
+use crate::control::{self, Control, WorldStore};
+use crate::flow::{self, FlowLog, FlowSettings, FlowThread};
+use crate::identity::IdentityTable;
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
+use crate::worker::ConnectionSlots;
+use listeners::Bound;
+use views::{ProcessActions, ProcessViews};
+use workers::{Phase, Seed};
+
+/// Records that one worker may have waiting for the flow thread.
+const FLOW_CAPACITY: usize = 8192;
+/// Time for the last flow records to reach their sinks.
+const FLOW_SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// Changes what is logged; the error says what would be understood.
+pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// What an operator or the system asks of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Request {
+    /// End connections, stay.
+    Drain,
+    /// End connections, then the process.
+    Quit,
+}
+
+/// Runs the proxy until it is told to end, then drains.
+///
+/// # Errors
+/// Something that it needs cannot be opened: the message names it and the remedy. Nothing was served then.
+pub fn run(config: Config, set_log_level: SetLogLevel) -> anyhow::Result<()> {
+    let started = Instant::now();
+    if let Err(error) = tollgate_net::raise_nofile() {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .context("cannot start the control runtime")?;
+    runtime.block_on(async {
+        let process = Process::start(config, set_log_level, started)?;
+        process.until_ended().await
+    })
+}
+
+/// The running process.
+struct Process {
+    config: Config,
+    readiness: Readiness,
+    phase: watch::Sender<Phase>,
+    requests: mpsc::Receiver<Request>,
+    workers: Vec<JoinHandle<std::io::Result<()>>>,
+    /// Closes when the last worker has ended.
+    workers_ended: mpsc::Receiver<Infallible>,
+    flows: FlowThread,
+    /// Admin endpoints and the source of policy; dropped last.
+    _control_tasks: JoinSet<()>,
+}
+
+/// What the endpoints and the source of policy are started with.
+struct ControlSide {
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+    log: Arc<FlowLog>,
+    store: Arc<WorldStore>,
+    listeners: Vec<BoundListener>,
+    requests: mpsc::Sender<Request>,
+    set_log_level: SetLogLevel,
+    started: Instant,
+}
+
+impl Process {
+    fn start(config: Config, set_log_level: SetLogLevel, started: Instant) -> anyhow::Result<Self> {
+        let readiness = Readiness::default();
+        let mut bound = Vec::new();
+        for listener in &config.listeners {
+            bound.push(Bound::open(listener, config.workers).with_context(|| format!("listener {}", listener.name))?);
+        }
+        let (metrics, worker_metrics) = Metrics::new(&config.listeners, config.workers);
+        let metrics = Arc::new(metrics);
+        let (senders, consumer) = flow::channel(worker_metrics, FLOW_CAPACITY);
+        let flows = consumer
+            .spawn(&FlowSettings { sinks: config.access_log.clone(), ..FlowSettings::default() })
+            .context("flow records")?;
+        metrics.watch_sinks(flows.sinks());
+
+        let store = Arc::new(WorldStore::new(static_identities(&config.identities)?));
+        let (requests, incoming) = mpsc::channel(4);
+        let side = ControlSide {
+            readiness: readiness.clone(),
+            metrics,
+            log: flows.log(),
+            store: Arc::clone(&store),
+            listeners: bound.iter().map(Bound::view).collect(),
+            requests,
+            set_log_level,
+            started,
+        };
+        let control_tasks = start_control(&config, side)?;
+        let phase = watch::Sender::new(Phase::Serve);
+        let (ended, workers_ended) = mpsc::channel(1);
+        let workers = start_workers(&config, bound, senders, &store, &phase, &ended)?;
+        tracing::info!(workers = config.workers, listeners = config.listeners.len(), "serving");
+        Ok(Self {
+            config,
+            readiness,
+            phase,
+            requests: incoming,
+            workers,
+            workers_ended,
+            flows,
+            _control_tasks: control_tasks,
+        })
+    }
+
+    /// Waits for a reason to end, then drains: not ready, accept nothing, let exchanges end, and cut what is left when
+    /// the time is over or a second signal comes.
+    async fn until_ended(mut self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                request = self.requests.recv() => match request {
+                    Some(Request::Drain) => self.drain(),
+                    Some(Request::Quit) | None => break,
+                },
+                _ = self.workers_ended.recv(), if *self.phase.borrow() == Phase::Serve => {
+                    anyhow::bail!("all workers have ended; see the log for why");
+                }
+            }
+        }
+        self.drain();
+        let deadline = tokio::time::sleep(self.config.drain_timeout);
+        tokio::select! {
+            _ = self.workers_ended.recv() => {}
+            () = deadline => tracing::warn!("connections were still open when the drain time was over"),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        self.phase.send_replace(Phase::Stop);
+        let workers = std::mem::take(&mut self.workers);
+        let failed =
+            tokio::task::spawn_blocking(move || workers.into_iter().any(|worker| !matches!(worker.join(), Ok(Ok(())))));
+        let failed = failed.await.unwrap_or(true);
+        self.flows.shutdown(FLOW_SHUTDOWN);
+        anyhow::ensure!(!failed, "a worker ended with an error; see the log");
+        tracing::info!("ended");
+        Ok(())
+    }
+
+    fn drain(&self) {
+        if *self.phase.borrow() == Phase::Serve {
+            tracing::info!("draining");
+            self.readiness.start_draining();
+            self.phase.send_replace(Phase::Drain);
+        }
+    }
+}
+
+fn static_identities(identities: &Identities) -> anyhow::Result<IdentityTable> {
+    let entries: Vec<_> = match identities {
+        Identities::Static(list) => {
+            list.iter().flat_map(|entry| entry.addresses.iter().map(|net| (*net, entry.identity))).collect()
+        }
+        Identities::Nphds => Vec::new(),
+    };
+    IdentityTable::new(entries).context("identities")
+}
+
+/// Starts the endpoints and the source of policy on the control runtime.
+fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<()>> {
+    let first_policy = side.readiness.pending("first policy");
+    let control = Arc::new(Control::new(side.store, side.metrics.control(), first_policy));
+    let mut tasks = JoinSet::new();
+    let mut streams = None;
+    match &config.policy_source {
+        PolicySource::Xds { address, mode } => {
+            let client =
+                control::xds::client(&config.node, address, *mode, &config.identities, &control).context("xds")?;
+            streams = Some(client.status());
+            tasks.spawn(client.run());
+        }
+        PolicySource::Directory(path) => {
+            anyhow::bail!("policies: {}: not yet", path.display());
+        }
+    }
+    let views = ProcessViews {
+        config: config.clone(),
+        control,
+        streams,
+        listeners: side.listeners,
+        readiness: side.readiness.clone(),
+    };
+    let state = Arc::new(AdminState {
+        node: config.node.clone(),
+        started: side.started,
+        readiness: side.readiness,
+        metrics: side.metrics,
+        flows: side.log,
+        views: Box::new(views),
+        actions: Box::new(ProcessActions { requests: side.requests, set_log_level: side.set_log_level }),
+        followers: AdminState::follower_slots(),
+    });
+    let surfaces = [
+        ("admin", Surface::Admin, config.admin.clone()),
+        ("metrics", Surface::Metrics, config.metrics.map(ListenAddress::Tcp)),
+        ("health", Surface::Health, config.health.map(ListenAddress::Tcp)),
+    ];
+    for (name, surface, address) in surfaces {
+        let Some(address) = address else { continue };
+        let socket = admin::bind(&address).context(name)?;
+        tasks.spawn(admin::serve(socket, surface, Arc::clone(&state)));
+    }
+    Ok(tasks)
+}
+
+fn start_workers(
+    config: &Config,
+    bound: Vec<Bound>,
+    senders: Vec<flow::FlowSender>,
+    store: &Arc<WorldStore>,
+    phase: &watch::Sender<Phase>,
+    ended: &mpsc::Sender<Infallible>,
+) -> anyhow::Result<Vec<JoinHandle<std::io::Result<()>>>> {
+    let own_addresses: Arc<[_]> = bound.iter().flat_map(|listener| listener.addresses.iter().copied()).collect();
+    let slots = ConnectionSlots::new(config.max_connections);
+    let mut sockets: Vec<_> =
+        bound.into_iter().map(|listener| (listener.config, listener.sockets.into_iter())).collect();
+    let mut handles = Vec::new();
+    for (index, flows) in senders.into_iter().enumerate() {
+        let listeners = sockets
+            .iter_mut()
+            .map(|(config, per_worker)| (config.clone(), per_worker.next().unwrap_or_default()))
+            .collect();
+        let seed = Seed {
+            index,
+            world: Arc::clone(store),
+            flows,
+            slots: slots.clone(),
+            own_addresses: Arc::clone(&own_addresses),
+            listeners,
+            phase: phase.subscribe(),
+            ended: ended.clone(),
+        };
+        handles.push(workers::start(seed).context("cannot start a worker thread")?);
+    }
+    Ok(handles)
+}

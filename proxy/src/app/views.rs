@@ -1,0 +1,143 @@
+//! What the admin endpoint shows of the running process.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+use tollgate_xds::Status;
+
+use super::Request;
+use crate::admin::{Actions, BoundListener, Views};
+use crate::config::{Config, PolicySource};
+use crate::control::Control;
+use crate::readiness::Readiness;
+
+/// Read-only views over control, configuration and listeners.
+pub(super) struct ProcessViews {
+    pub(super) config: Config,
+    pub(super) control: Arc<Control>,
+    pub(super) streams: Option<Status>,
+    pub(super) listeners: Vec<BoundListener>,
+    pub(super) readiness: Readiness,
+}
+
+fn age_ms(at: SystemTime) -> u64 {
+    at.elapsed().map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Views for ProcessViews {
+    fn status(&self) -> Map<String, Value> {
+        let world = self.control.store().load();
+        let policy = &world.policy;
+        let quarantined: Vec<_> = policy
+            .quarantined()
+            .map(|q| json!({ "rule": q.rule.to_string(), "element": &*q.element, "reason": &*q.reason }))
+            .collect();
+        let conflicts: Vec<_> = policy
+            .conflicts()
+            .iter()
+            .map(|c| {
+                json!({
+                    "endpoint": c.key.to_string(),
+                    "enforced": c.enforced.iter().map(|n| &**n).collect::<Vec<_>>(),
+                    "overridden": c.overridden.iter().map(|n| &**n).collect::<Vec<_>>(),
+                })
+            })
+            .collect();
+        let refused: Vec<_> =
+            self.control.refused().into_iter().map(|r| json!({ "name": r.name, "reason": r.reason })).collect();
+        let source = match &self.config.policy_source {
+            PolicySource::Xds { address, .. } => json!({ "xds": address.to_string() }),
+            PolicySource::Directory(path) => json!({ "directory": path }),
+        };
+        let mut status = Map::new();
+        status.insert(
+            "policy".into(),
+            json!({
+                "source": source,
+                "received": world.has_policy,
+                "generation": policy.generation(),
+                "age_ms": world.published.map(age_ms),
+                "endpoints": policy.endpoints().len(),
+                "quarantined": quarantined,
+                "conflicts": conflicts,
+                "refused": refused,
+            }),
+        );
+        status.insert("xds".into(), self.streams.as_ref().map_or(Value::Null, streams));
+        status.insert("draining".into(), json!(self.readiness.waiting_for().iter().any(|what| what == "draining")));
+        status
+    }
+
+    fn config_dump(&self) -> Value {
+        let world = self.control.store().load();
+        let mut identities: Vec<_> = world.identities.entries().collect();
+        identities.sort();
+        let identities: Vec<_> =
+            identities.iter().map(|(net, id)| json!({ "prefix": net.to_string(), "identity": id.0 })).collect();
+        let policies: Vec<Value> = self.control.with_policies(|policies| {
+            policies
+                .iter()
+                .map(|policy| match tollgate_proto::json::network_policy_to_json(policy) {
+                    Ok(value) => value,
+                    Err(error) => {
+                        json!({ "endpointId": policy.endpoint_id.to_string(), "unprintable": error.to_string() })
+                    }
+                })
+                .collect()
+        });
+        json!({
+            "configuration": format!("{:#?}", self.config),
+            "networkpolicies": policies,
+            "identities": identities,
+        })
+    }
+
+    fn listeners(&self) -> Vec<BoundListener> {
+        self.listeners.clone()
+    }
+}
+
+fn streams(status: &Status) -> Value {
+    status
+        .streams()
+        .into_iter()
+        .map(|stream| {
+            json!({
+                "type_url": stream.type_url,
+                "connected": stream.connected,
+                "since_ms": age_ms(stream.since),
+                "version": stream.version,
+                "accepted_age_ms": stream.accepted_at.map(age_ms),
+                "responses": stream.responses,
+                "acks": stream.acks,
+                "nacks": stream.nacks,
+                "reconnects": stream.reconnects,
+                "failed_attempts": stream.failed_attempts,
+                "last_error": stream.last_error,
+            })
+        })
+        .collect()
+}
+
+/// Passes an operator's wishes to the main loop.
+pub(super) struct ProcessActions {
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) set_log_level: super::SetLogLevel,
+}
+
+impl Actions for ProcessActions {
+    fn drain(&self) {
+        // A full queue means that the same was asked for already.
+        let _ = self.requests.try_send(Request::Drain);
+    }
+
+    fn quit(&self) {
+        let _ = self.requests.try_send(Request::Quit);
+    }
+
+    fn set_log_level(&self, level: &str) -> Result<(), String> {
+        (self.set_log_level)(level)
+    }
+}

@@ -1,0 +1,133 @@
+//! Turns what a source of policy delivers into the next world, and remembers what could not be enforced as written.
+//!
+//! Sources (an xDS stream, a watched directory) call this with whole states. When a call returns, every worker decides by
+//! the new state, so an acknowledgement may go out.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use tollgate_policy::NetworkPolicy;
+use tollgate_proto::cilium;
+
+use super::WorldStore;
+use crate::identity::IdentityTable;
+use crate::metrics::{Control as Metrics, PolicyGauges, UpdateResult};
+use crate::readiness::Pending;
+
+/// Where accepted states become worlds. Used on the control thread; shared with the views of the admin endpoint.
+#[derive(Debug)]
+pub struct Control {
+    store: Arc<WorldStore>,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    /// One update at a time: each builds on the one before.
+    updating: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The sources as received, for dumps.
+    policies: Vec<cilium::NetworkPolicy>,
+    /// Resources that cannot be enforced at all: name and reason.
+    refused: Vec<RefusedResource>,
+    /// Held until the first policy set is in force.
+    first_policy: Option<Pending>,
+}
+
+/// A resource without any effect, because it names no endpoint that it could apply to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedResource {
+    /// Decimal endpoint id, or whatever names it.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Control {
+    /// `first_policy` is released when the first policy set is in force.
+    pub fn new(store: Arc<WorldStore>, metrics: Arc<Metrics>, first_policy: Pending) -> Self {
+        let state = State { first_policy: Some(first_policy), ..State::default() };
+        Self { store, metrics, state: Mutex::new(state), updating: tokio::sync::Mutex::new(()) }
+    }
+
+    /// The world in force.
+    pub fn store(&self) -> &WorldStore {
+        &self.store
+    }
+
+    /// Resources of the last update that have no effect.
+    pub fn refused(&self) -> Vec<RefusedResource> {
+        self.lock().refused.clone()
+    }
+
+    /// Gives `read` the policies as they were received.
+    pub fn with_policies<R>(&self, read: impl FnOnce(&[cilium::NetworkPolicy]) -> R) -> R {
+        read(&self.lock().policies)
+    }
+
+    /// Enforces exactly these policies from now on. Nothing in them makes the update fail: what cannot be enforced as
+    /// written takes its most restrictive reading and is listed.
+    ///
+    /// Compiling happens off the control thread's runtime, so that a large update delays neither probes nor streams.
+    pub async fn replace_policies(self: &Arc<Self>, policies: Vec<cilium::NetworkPolicy>) {
+        let _turn = self.updating.lock().await;
+        let control = Arc::clone(self);
+        let compiled = tokio::task::spawn_blocking(move || control.compile_and_publish(policies)).await;
+        if let Err(error) = compiled {
+            // A defect of ours. The last good state stays in force, and the update counts as refused.
+            self.metrics.policy_update(UpdateResult::Rejected);
+            tracing::error!(%error, "compiling policies failed; the last good state stays in force");
+        }
+    }
+
+    fn compile_and_publish(&self, policies: Vec<cilium::NetworkPolicy>) {
+        let mut refused = Vec::new();
+        let mut accepted = Vec::with_capacity(policies.len());
+        for policy in &policies {
+            match NetworkPolicy::try_from(policy) {
+                Ok(model) => accepted.push(model),
+                Err(error) => {
+                    refused.push(RefusedResource { name: policy.endpoint_id.to_string(), reason: error.to_string() })
+                }
+            }
+        }
+        let mut builder = self.store.load().policy.update();
+        builder.replace_all(accepted);
+        let snapshot = builder.build();
+        let gauges = PolicyGauges {
+            generation: snapshot.generation(),
+            endpoints: snapshot.endpoints().len() as u64,
+            quarantined_rules: snapshot.quarantined().count() as u64,
+            conflicts: snapshot.conflicts().len() as u64,
+        };
+        for quarantine in snapshot.quarantined() {
+            tracing::warn!(%quarantine, generation = gauges.generation, "not enforced as written");
+        }
+        for resource in &refused {
+            tracing::warn!(name = resource.name, reason = resource.reason, "policy has no effect");
+        }
+        self.store.publish_policy(snapshot);
+        self.metrics.policy_in_force(gauges, SystemTime::now());
+        self.metrics.policy_update(UpdateResult::Accepted);
+        tracing::info!(
+            generation = gauges.generation,
+            endpoints = gauges.endpoints,
+            quarantined = gauges.quarantined_rules,
+            refused = refused.len(),
+            "policy in force"
+        );
+        let mut state = self.lock();
+        state.policies = policies;
+        state.refused = refused;
+        state.first_policy = None;
+    }
+
+    /// Looks peers up in `table` from now on.
+    pub fn replace_identities(&self, table: IdentityTable) {
+        self.store.publish_identities(table);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

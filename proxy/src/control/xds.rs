@@ -1,0 +1,158 @@
+//! The xDS side of control: what the streams of NetworkPolicy and NetworkPolicyHosts do with an update.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tollgate_policy::SecurityId;
+use tollgate_proto::cilium;
+use tollgate_xds::{Address, Client, ClientConfig, ConfigError, Handler, Mode, Rejection, Update};
+
+use super::Control;
+use crate::config::{Identities, ListenAddress, Node, XdsMode};
+use crate::identity::IdentityTable;
+
+/// A client subscribed to what this configuration takes from the control plane.
+///
+/// # Errors
+/// The mode is not one that this version speaks.
+pub fn client(
+    node: &Node,
+    address: &ListenAddress,
+    mode: XdsMode,
+    identities: &Identities,
+    control: &Arc<Control>,
+) -> Result<Client, ConfigError> {
+    let node = tollgate_xds::Node {
+        id: node.id.clone(),
+        cluster: node.cluster.clone(),
+        user_agent: "tollgate".to_owned(),
+        user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let address = match address {
+        ListenAddress::Tcp(address) => Address::Tcp(address.to_string()),
+        ListenAddress::Unix(path) => Address::Unix(path.clone()),
+    };
+    let mut config = ClientConfig::new(node, address);
+    config.mode = match mode {
+        XdsMode::Auto => Mode::Auto,
+        XdsMode::Split => Mode::Split,
+        XdsMode::Ads => Mode::Ads,
+        XdsMode::DeltaSplit => Mode::DeltaSplit,
+    };
+    let client =
+        Client::new(config)?.subscribe(tollgate_xds::NETWORK_POLICY, PolicyHandler { control: Arc::clone(control) });
+    Ok(match identities {
+        Identities::Nphds => {
+            client.subscribe(tollgate_xds::NETWORK_POLICY_HOSTS, HostsHandler { control: Arc::clone(control) })
+        }
+        Identities::Static(_) => client,
+    })
+}
+
+/// Enforces each state of NetworkPolicy. It rejects nothing: what decodes is acknowledged, what cannot be enforced as
+/// written is quarantined (DESIGN section 7), so that one tenant's mistake never holds up a node.
+struct PolicyHandler {
+    control: Arc<Control>,
+}
+
+impl Handler for PolicyHandler {
+    type Resource = cilium::NetworkPolicy;
+
+    async fn apply(&mut self, update: Update<Self::Resource>) -> Result<(), Rejection> {
+        let policies = update.resources.into_iter().map(|resource| resource.message).collect();
+        self.control.replace_policies(policies).await;
+        Ok(())
+    }
+}
+
+/// Looks identities up in each state of NetworkPolicyHosts. A state that contradicts itself is rejected as a whole, and the
+/// last good one stays: guessing an identity could allow what policy denies.
+struct HostsHandler {
+    control: Arc<Control>,
+}
+
+impl Handler for HostsHandler {
+    type Resource = cilium::NetworkPolicyHosts;
+
+    async fn apply(&mut self, update: Update<Self::Resource>) -> Result<(), Rejection> {
+        let hosts: Vec<_> = update.resources.into_iter().map(|resource| resource.message).collect();
+        self.control.replace_identities(table_of(&hosts).map_err(Rejection::new)?);
+        Ok(())
+    }
+}
+
+/// The table of a whole NPHDS state (`spec/cilium-filter.md` section 2.1); the error names identity and address.
+pub fn table_of(hosts: &[cilium::NetworkPolicyHosts]) -> Result<IdentityTable, String> {
+    let mut entries = Vec::new();
+    for host in hosts {
+        // Identities are 32 bits; the wire type is wider.
+        let identity = u32::try_from(host.policy)
+            .map(SecurityId)
+            .map_err(|_| format!("NetworkPolicyHosts {}: the identity is over 32 bits", host.policy))?;
+        for text in &host.host_addresses {
+            let prefix = parse_prefix(text)
+                .map_err(|reason| format!("NetworkPolicyHosts {identity}: host_addresses {text:?}: {reason}"))?;
+            entries.push((prefix, identity));
+        }
+    }
+    IdentityTable::new(entries).map_err(|error| format!("NetworkPolicyHosts: {error}"))
+}
+
+/// An address, or a prefix in plain decimal without host bits.
+fn parse_prefix(text: &str) -> Result<IpNet, &'static str> {
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address, Some(length)),
+        None => (text, None),
+    };
+    let address: IpAddr = address.parse().map_err(|_| "not an IP address")?;
+    let Some(length) = length else { return Ok(IpNet::from(address)) };
+    let plain =
+        !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit()) && (length == "0" || !length.starts_with('0'));
+    let length: u8 = length.parse().ok().filter(|_| plain).ok_or("the prefix length is not a plain number")?;
+    let prefix = IpNet::new(address, length).map_err(|_| "the prefix is longer than the address")?;
+    if prefix.network() != address {
+        return Err("bits are set beyond the prefix");
+    }
+    Ok(prefix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(policy: u64, addresses: &[&str]) -> cilium::NetworkPolicyHosts {
+        cilium::NetworkPolicyHosts { policy, host_addresses: addresses.iter().map(|&a| a.to_owned()).collect() }
+    }
+
+    /// The HostMapTest cases of the specification, section 6.4.
+    #[test]
+    fn host_map() {
+        let valid =
+            [hosts(173, &["192.168.0.1", "192.168.0.2/32", "0.0.0.0/0", "::/63", "::1"]), hosts(8, &["10.0.0.0/8"])];
+        let table = table_of(&valid).unwrap();
+        assert_eq!(table.lookup("10.1.1.1".parse().unwrap()), SecurityId(8));
+        assert_eq!(table.lookup("11.1.1.1".parse().unwrap()), SecurityId(173));
+        for (text, reason) in [
+            ("127.0.0.1/31", "bits are set beyond the prefix"),
+            ("::1/63", "bits are set beyond the prefix"),
+            ("127.0.0.1/33", "the prefix is longer than the address"),
+            ("::1/129", "the prefix is longer than the address"),
+            ("127.0.0.1/32a", "the prefix length is not a plain number"),
+            ("127.0.0.1/", "the prefix length is not a plain number"),
+            ("127.0.0.0/08", "the prefix length is not a plain number"),
+            ("127.0.0.1/ 32", "the prefix length is not a plain number"),
+            ("255.256.0.0", "not an IP address"),
+            ("fOOd::1", "not an IP address"),
+            ("255.255.0.0 ", "not an IP address"),
+            ("128.0.0.0/0", "bits are set beyond the prefix"),
+            ("8000::/0", "bits are set beyond the prefix"),
+        ] {
+            let error = table_of(&[hosts(1, &[text])]).unwrap_err();
+            assert_eq!(error, format!("NetworkPolicyHosts 1: host_addresses {text:?}: {reason}"));
+        }
+        let twice = table_of(&[hosts(1, &["10.0.0.1"]), hosts(2, &["10.0.0.1/32"])]).unwrap_err();
+        assert!(twice.contains("identity 1") && twice.contains("identity 2"), "{twice}");
+        assert!(table_of(&[hosts(1 << 32, &[])]).is_err());
+    }
+}
