@@ -92,8 +92,8 @@ fn wrong_arguments_are_one_error_with_exit_2() {
         (&["run"], "the following required arguments were not provided: --config <FILE>; see --help"),
         (
             &["status", "--admin", "9901"],
-            "invalid value '9901' for '--admin <ADDRESS>': \"9901\" is not an address; write unix:PATH or IP:PORT, such \
-             as unix:run/admin.sock or 127.0.0.1:9901; see --help",
+            "invalid value '9901' for '--admin <ADDRESS>': \"9901\" is not an address; write unix:PATH or IP:PORT, \
+             such as unix:run/admin.sock or 127.0.0.1:9901; see --help",
         ),
         (
             &["run", "-c", "x", "--log-format", "xml"],
@@ -270,8 +270,8 @@ fn without_a_proxy_nothing_can_be_told() {
         assert_eq!(code(&output), 3);
         assert_eq!(
             stderr(&output),
-            "tollgate: error: admin unix:/nonexistent/admin.sock: cannot connect: No such file or directory (os error 2); \
-             is the proxy running, and is this its admin.address?\n"
+            "tollgate: error: admin unix:/nonexistent/admin.sock: cannot connect: No such file or directory (os error \
+             2); is the proxy running, and is this its admin.address?\n"
         );
     }
 }
@@ -298,7 +298,7 @@ fn answer_once(response: &'static str) -> (String, std::thread::JoinHandle<Strin
 #[test]
 fn status_exits_by_what_it_finds() {
     for (body, expected, line) in [
-        ("{\"ready\":true,\"quarantined\":[]}", 0, "ready        yes\n"),
+        ("{\"ready\":true,\"quarantined\":[]}", 0, "ready: yes\n"),
         ("{\"ready\":false,\"waiting_for\":[\"first policy\"]}", 1, "! not ready: waits for first policy\n"),
         ("[]", 3, ""),
     ] {

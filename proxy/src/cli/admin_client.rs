@@ -24,7 +24,10 @@ const MAX_ANSWER: usize = 64 << 20;
 pub(super) enum AdminError {
     #[error("admin {address}: cannot connect: {source}; is the proxy running, and is this its admin.address?")]
     Connect { address: ListenAddress, source: io::Error },
-    #[error("admin {address}: no answer within {} s; the proxy is busy or this is not its admin endpoint", PATIENCE.as_secs())]
+    #[error(
+        "admin {address}: no answer within {} s; the proxy is busy or this is not its admin endpoint",
+        PATIENCE.as_secs()
+    )]
     Silent { address: ListenAddress },
     #[error("admin {address}: {source}; is this the admin endpoint of a Tollgate?")]
     Http { address: ListenAddress, source: hyper::Error },

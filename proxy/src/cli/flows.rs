@@ -143,7 +143,8 @@ mod tests {
             "destination":"fd00::2","ipVersion":"IPv6"},"l4":{"TCP":{"source_port":40000,"destination_port":5000}},
             "source":{"identity":32226},"destination":{"identity":0},"traffic_direction":"INGRESS","Type":"L7",
             "l7":{"type":"REQUEST","http":{"code":403,"method":"GET","url":"http://h/hello3","protocol":"HTTP/1.1"}},
-            "policy":{"generation":3,"nearest_miss":{"rule":"69 ingress","field":":path","expected":"regex \"/hello\""}},
+            "policy":{"generation":3,
+            "nearest_miss":{"rule":"69 ingress","field":":path","expected":"regex \"/hello\""}},
             "reason":"request_not_allowed"}"#;
         assert_eq!(
             text(line),

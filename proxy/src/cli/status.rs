@@ -48,51 +48,72 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 fn findings(status: &Map<String, Value>) -> Vec<String> {
     let mut findings = Vec::new();
     if status.get("ready") == Some(&Value::Bool(false)) {
-        let waiting: Vec<String> = list(status, "waiting_for").iter().map(inline).collect();
+        let waiting: Vec<String> = list(status.get("waiting_for")).iter().map(inline).collect();
         findings.push(format!("not ready: waits for {}", waiting.join(", ")));
     }
-    for quarantine in list(status, "quarantined") {
-        findings.push(format!("quarantined: {}", inline(quarantine)));
+    let policy = status.get("policy");
+    for (member, meaning) in [
+        ("refused", "policy refused"),
+        ("quarantined", "not enforced as written"),
+        ("conflicts", "claimed by several policies"),
+    ] {
+        for item in list(policy.and_then(|policy| policy.get(member))) {
+            findings.push(format!("{meaning}: {}", inline(item)));
+        }
     }
-    for conflict in list(status, "conflicts") {
-        findings.push(format!("claimed by several policies: {}", inline(conflict)));
-    }
-    for stream in list(status, "xds_streams") {
+    for stream in list(status.get("xds")) {
         if stream.get("connected") == Some(&Value::Bool(false)) {
             let member = |name: &str| stream.get(name).map(inline).unwrap_or_default();
-            findings
-                .push(format!("not connected: {} {}", member("type_url"), member("last_error")).trim_end().to_owned());
+            findings.push(format!("control plane not connected: {}: {}", member("type_url"), member("last_error")));
         }
     }
     findings
 }
 
-fn list<'a>(status: &'a Map<String, Value>, name: &str) -> &'a [Value] {
-    status.get(name).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+fn list(value: Option<&Value>) -> &[Value] {
+    value.and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// Every member on a line of its own, lists and tables below their names, so that whatever the proxy says is shown.
+/// Whatever the proxy says is shown, also what a later version adds; findings come last, where they are seen.
 fn text(status: &Map<String, Value>, findings: &[String]) -> String {
-    let width = status.keys().map(String::len).max().unwrap_or_default();
     let mut out = String::new();
-    for (name, value) in status {
-        match value {
-            Value::Array(items) if !items.is_empty() => {
-                // Writing to a string cannot fail.
-                let _ = writeln!(out, "{name}");
-                for item in items {
-                    let _ = writeln!(out, "  {}", inline(item));
-                }
-            }
-            other => {
-                let _ = writeln!(out, "{name:width$}  {}", inline(other));
-            }
-        }
-    }
+    members(&mut out, status, 0);
     for finding in findings {
+        // Writing to a string cannot fail, here and below.
         let _ = writeln!(out, "! {finding}");
     }
     out
+}
+
+/// One member per line; lists and nested mappings below their names.
+fn members(out: &mut String, object: &Map<String, Value>, indent: usize) {
+    for (name, value) in object {
+        match value {
+            Value::Array(items) if items.iter().any(Value::is_object) => {
+                let _ = writeln!(out, "{:indent$}{name}:", "");
+                for item in items {
+                    let _ = writeln!(out, "{:indent$}  - {}", "", inline(item));
+                }
+            }
+            Value::Object(below) if below.values().any(|value| value.is_object() || value.is_array()) => {
+                let _ = writeln!(out, "{:indent$}{name}:", "");
+                members(out, below, indent + 2);
+            }
+            other => {
+                let (name, shown) = member(name, other);
+                let _ = writeln!(out, "{:indent$}{name}: {shown}", "");
+            }
+        }
+    }
+}
+
+/// Name and value for people: `age_ms: 90500` is `age: 90.5s`.
+fn member<'a>(name: &'a str, value: &Value) -> (&'a str, String) {
+    match (name.strip_suffix("_ms"), value.as_f64()) {
+        (Some(name), Some(milliseconds)) => (name, format!("{:.1}s", milliseconds / 1000.0)),
+        (Some(name), None) => (name, inline(value)),
+        _ => (name, inline(value)),
+    }
 }
 
 /// One value on one line.
@@ -108,12 +129,13 @@ fn inline(value: &Value) -> String {
         Value::Array(items) => items.iter().map(inline).collect::<Vec<_>>().join(", "),
         Value::Object(members) if members.is_empty() => "none".to_owned(),
         Value::Object(members) => {
-            let members = members.iter().map(|(name, value)| match value {
-                Value::Array(_) | Value::Object(_) => format!("{name}=({})", inline(value)),
-                Value::String(text) if text.contains(' ') => {
-                    format!("{name}=\"{}\"", inline(value))
+            let members = members.iter().map(|(name, value)| {
+                let (name, shown) = member(name, value);
+                match value {
+                    Value::Array(_) | Value::Object(_) => format!("{name}=({shown})"),
+                    Value::String(text) if text.contains(' ') => format!("{name}=\"{shown}\""),
+                    _ => format!("{name}={shown}"),
                 }
-                _ => format!("{name}={}", inline(value)),
             });
             members.collect::<Vec<_>>().join(" ")
         }
@@ -145,20 +167,20 @@ mod tests {
     fn a_healthy_proxy_has_no_findings_and_every_member_is_shown() {
         let status = object(json!({
             "ready": true,
-            "generation": 7,
-            "quarantined": [],
+            "waiting_for": [],
+            "policy": { "generation": 7, "age_ms": 90_500, "quarantined": [], "source": { "xds": "unix:x" } },
             "flow_records_lost": { "forwarded": 0, "denied": 0 },
-            "xds_streams": [{ "type_url": "t", "connected": true, "last_error": null }],
+            "xds": [{ "type_url": "t", "connected": true, "accepted_age_ms": null, "last_error": null }],
         }));
         let findings = findings(&status);
         assert_eq!(findings, Vec::<String>::new());
         assert_eq!(
             text(&status, &findings),
-            "ready              yes\n\
-             generation         7\n\
-             quarantined        none\n\
-             flow_records_lost  forwarded=0 denied=0\n\
-             xds_streams\n  type_url=t connected=yes last_error=-\n"
+            "ready: yes\n\
+             waiting_for: none\n\
+             policy:\n  generation: 7\n  age: 90.5s\n  quarantined: none\n  source: xds=unix:x\n\
+             flow_records_lost: forwarded=0 denied=0\n\
+             xds:\n  - type_url=t connected=yes accepted_age=- last_error=-\n"
         );
     }
 
@@ -167,17 +189,21 @@ mod tests {
         let status = object(json!({
             "ready": false,
             "waiting_for": ["first policy", "listener ingress"],
-            "quarantined": ["69 ingress_per_port_policies[0].port: \u{1b}[31mbad"],
-            "conflicts": [{ "key": "10.0.0.1", "enforced": ["1", "2"] }],
-            "xds_streams": [{ "type_url": "t", "connected": false, "last_error": "refused by peer" }],
+            "policy": {
+                "refused": [{ "name": "9", "reason": "endpoint_ips: is empty" }],
+                "quarantined": [{ "rule": "69", "element": "port", "reason": "\u{1b}[31mbad" }],
+                "conflicts": [{ "endpoint": "10.0.0.1", "enforced": ["1", "2"] }],
+            },
+            "xds": [{ "type_url": "t", "connected": false, "last_error": "refused by peer" }],
         }));
         assert_eq!(
             findings(&status),
             [
                 "not ready: waits for first policy, listener ingress",
-                "quarantined: 69 ingress_per_port_policies[0].port: \\u{1b}[31mbad",
-                "claimed by several policies: key=10.0.0.1 enforced=(1, 2)",
-                "not connected: t refused by peer",
+                "policy refused: name=9 reason=\"endpoint_ips: is empty\"",
+                "not enforced as written: rule=69 element=port reason=\\u{1b}[31mbad",
+                "claimed by several policies: endpoint=10.0.0.1 enforced=(1, 2)",
+                "control plane not connected: t: refused by peer",
             ]
         );
     }

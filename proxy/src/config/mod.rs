@@ -185,11 +185,7 @@ pub struct Normalize {
 impl Default for Normalize {
     /// As Cilium's agent configures Envoy.
     fn default() -> Self {
-        Self {
-            path: true,
-            merge_slashes: true,
-            escaped_slashes: EscapedSlashes::UnescapeAndRedirect,
-        }
+        Self { path: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndRedirect }
     }
 }
 

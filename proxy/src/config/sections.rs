@@ -88,7 +88,8 @@ fn xds_address(value: &Value) -> Result<ListenAddress, String> {
     }
     let wrong = || {
         format!(
-            "\"{text}\" is not an address; write unix:PATH or http://IP:PORT, such as unix:run/xds.sock; names are not resolved"
+            "\"{text}\" is not an address; write unix:PATH or http://IP:PORT, such as unix:run/xds.sock; names are not \
+             resolved"
         )
     };
     match text.strip_prefix("http://") {

@@ -142,7 +142,8 @@ listeners:
 #[test]
 fn json_is_read_and_none_turns_admin_off() {
     let config = config(
-        "{\n\t\"xds\": {\"address\": \"http://127.0.0.1:18000\", \"mode\": \"split\"},\n\t\"admin\": {\"address\": \"none\"}}",
+        "{\n\t\"xds\": {\"address\": \"http://127.0.0.1:18000\", \"mode\": \"split\"},\n\t\
+         \"admin\": {\"address\": \"none\"}}",
     );
     assert_eq!(config.admin, None);
     assert_eq!(
@@ -189,7 +190,8 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
         ("xds: {}\ndrain_timeout: 5", "2:16: drain_timeout: 5 has no unit; write 5s or 5ms"),
         (
             "xds: {}\ndrain_timeout: 5 s",
-            "2:16: drain_timeout: \"5 s\" is not a duration; write a whole number and ms, s, m or h, such as 5s or 500ms",
+            "2:16: drain_timeout: \"5 s\" is not a duration; write a whole number and ms, s, m or h, such as 5s \
+             or 500ms",
         ),
         ("xds: {}\ndrain_timeout: 25h", "2:16: drain_timeout: \"25h\" is longer than 24h"),
         ("xds: {}\nlisteners: [{connect_timeout: 0s}]", "2:31: listeners[0].connect_timeout: must be longer than zero"),
