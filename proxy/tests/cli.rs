@@ -2,10 +2,10 @@
 
 #![expect(clippy::expect_used, reason = "what these tests stand on must be there")]
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -343,4 +343,97 @@ fn a_refusal_of_the_admin_endpoint_is_passed_on() {
             "tollgate: error: admin {address}: /flows?follow=1 answered 503 Service Unavailable: too many followers\n"
         )
     );
+}
+
+/// A running proxy; killed when a test ends early.
+struct Proxy {
+    child: Child,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Both fail only when it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Proxy {
+    /// Starts it and waits until it says that it serves.
+    fn start(config: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
+            .args(["run", "--log-format", "json", "-c"])
+            .arg(config)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let log = BufReader::new(child.stderr.take().expect("is piped"));
+        let mut proxy = Self { child, log };
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            assert_ne!(proxy.log.read_line(&mut line).expect("reads"), 0, "ended before it served: {seen}");
+            let event: Value = serde_json::from_str(&line).expect("each log line is JSON");
+            if event["message"] == "serving" {
+                return proxy;
+            }
+            seen += &line;
+        }
+    }
+
+    /// SIGTERM, and the exit code that follows.
+    fn terminate(mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("is running");
+        self.child.wait().expect("ends").code()
+    }
+}
+
+#[test]
+fn a_running_proxy_answers_and_ends_on_sigterm() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let root = directory.path().display();
+    let file = directory.path().join("tollgate.yaml");
+    let text = format!(
+        "admin: {{ address: 'unix:{root}/admin.sock' }}\nxds: {{ address: 'unix:{root}/xds.sock' }}\nworkers: \
+         1\nmax_connections: 7\nlisteners: [{{ name: load, address: '127.0.0.1:0', transparent: false, upstream: \
+         '127.0.0.1:9' }}]\n"
+    );
+    std::fs::write(&file, text).expect("writes");
+    let proxy = Proxy::start(&file);
+    let admin = format!("unix:{root}/admin.sock");
+
+    // Nobody serves policy, which is a finding.
+    let output = tollgate(&["status", "-o", "json", "--admin", &admin]);
+    assert_eq!(code(&output), 1, "{}", stderr(&output));
+    let status = json(&output);
+    assert_eq!((&status["ready"], &status["policy"]["received"]), (&false.into(), &false.into()));
+    assert_eq!(status["listeners"][0]["name"], "load");
+    assert_eq!(status["limits"]["connections"], 7);
+    let text = stdout(&tollgate(&["status", "--admin", &admin]));
+    assert!(text.contains("\n! not ready: waits for first policy\n"), "{text}");
+
+    let output = tollgate(&["flows", "--admin", &admin]);
+    assert_eq!((code(&output), stdout(&output).as_str()), (0, ""));
+
+    assert_eq!(proxy.terminate(), Some(0));
+}
+
+#[test]
+fn a_proxy_that_cannot_start_exits_3_and_names_what_it_lacks() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let address = taken.local_addr().expect("is bound");
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let file = directory.path().join("tollgate.yaml");
+    let text = format!(
+        "admin: {{ address: none }}\nxds: {{}}\nlisteners: [{{ name: load, address: '{address}', transparent: false, \
+         upstream: '127.0.0.1:9' }}]\n"
+    );
+    std::fs::write(&file, text).expect("writes");
+    let output = tollgate(&["run", "--log-level", "error", "-c", file.to_str().expect("UTF-8")]);
+    assert_eq!(code(&output), 3);
+    let line = stderr(&output);
+    assert!(line.starts_with("tollgate: error: listener load: ") && line.contains(&address.to_string()), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
 }

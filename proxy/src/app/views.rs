@@ -66,6 +66,9 @@ impl Views for ProcessViews {
             }),
         );
         status.insert("xds".into(), self.streams.as_ref().map_or(Value::Null, streams));
+        let listeners = self.listeners.iter().map(|l| json!({ "name": l.name, "addresses": l.addresses }));
+        status.insert("listeners".into(), listeners.collect());
+        status.insert("limits".into(), json!({ "connections": self.config.max_connections }));
         status.insert("draining".into(), json!(self.readiness.waiting_for().iter().any(|what| what == "draining")));
         status
     }
