@@ -3,6 +3,7 @@
 //! Building reuses whatever did not change: an endpoint whose policy is equal keeps its compiled form, and directions
 //! with equal rules share one, whichever endpoint they belong to.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -143,6 +144,12 @@ impl EndpointPolicy {
             })
     }
 
+    /// Generation in which the claim to `key` began.
+    fn since(&self, key: &EndpointKey) -> u64 {
+        let claim = self.claims.iter().find(|claim| claim.key == *key);
+        claim.map_or(0, |claim| claim.since)
+    }
+
     pub(crate) fn side(&self, direction: Direction) -> &Side {
         match direction {
             Direction::Ingress => &self.ingress,
@@ -197,44 +204,42 @@ impl SnapshotBuilder {
 
     /// The snapshot. A key belongs to the resource that claimed it last; to all of them when they did at once.
     pub fn build(self) -> Snapshot {
-        let mut claims: HashMap<&EndpointKey, Vec<(u64, &Arc<EndpointPolicy>)>> = HashMap::new();
+        let mut owners: HashMap<EndpointKey, Owners> =
+            HashMap::with_capacity(self.endpoints.len() * 2);
+        let mut contested: BTreeMap<EndpointKey, Vec<Arc<EndpointPolicy>>> = BTreeMap::new();
         for policy in self.endpoints.values() {
             for claim in &policy.claims {
-                claims
-                    .entry(&claim.key)
-                    .or_default()
-                    .push((claim.since, policy));
+                match owners.entry(claim.key.clone()) {
+                    Entry::Vacant(free) => {
+                        free.insert(Owners::One(policy.clone()));
+                    }
+                    Entry::Occupied(taken) => {
+                        let claimants = contested.entry(claim.key.clone()).or_default();
+                        if claimants.is_empty()
+                            && let Owners::One(first) = taken.get()
+                        {
+                            claimants.push(first.clone());
+                        }
+                        claimants.push(policy.clone());
+                    }
+                }
             }
         }
-        let mut owners = HashMap::with_capacity(claims.len());
-        let mut conflicts = Vec::new();
-        for (key, claimants) in claims {
-            let latest = claimants
-                .iter()
-                .map(|(since, _)| *since)
-                .max()
-                .unwrap_or_default();
-            if let [(_, only)] = claimants[..] {
-                owners.insert(key.clone(), Owners::One(only.clone()));
-                continue;
-            }
-            let (enforced, overridden): (Vec<_>, Vec<_>) =
-                claimants.iter().partition(|(since, _)| *since == latest);
-            let policies: Vec<_> = enforced
-                .iter()
-                .map(|(_, policy)| Arc::clone(policy))
-                .collect();
-            let names = |list: &[(u64, &Arc<EndpointPolicy>)]| {
-                list.iter().map(|(_, p)| p.resource.clone()).collect()
-            };
+        let mut conflicts = Vec::with_capacity(contested.len());
+        for (key, claimants) in contested {
+            let latest = claimants.iter().map(|policy| policy.since(&key)).max();
+            let (enforced, overridden): (Vec<_>, Vec<_>) = claimants
+                .into_iter()
+                .partition(|policy| Some(policy.since(&key)) == latest);
+            let names =
+                |list: &[Arc<EndpointPolicy>]| list.iter().map(|p| p.resource.clone()).collect();
             conflicts.push(Conflict {
                 key: key.clone(),
                 enforced: names(&enforced),
                 overridden: names(&overridden),
             });
-            owners.insert(key.clone(), Owners::Several(policies.into()));
+            owners.insert(key, Owners::Several(enforced.into()));
         }
-        conflicts.sort_by(|a, b| a.key.cmp(&b.key));
         Snapshot {
             generation: self.generation,
             endpoints: self.endpoints,

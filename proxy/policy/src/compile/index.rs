@@ -118,6 +118,7 @@ pub(crate) struct Index {
     unconditional: Vec<u32>,
     /// For each predicate the units that are visited when it holds.
     visits: Vec<Box<[u32]>>,
+    /// By identity those sets that select units to visit.
     remotes: HashMap<u32, Vec<u32>>,
     proxy_ids: Vec<(u16, u32)>,
     columns: Vec<(Source, Column)>,
@@ -150,9 +151,10 @@ impl Index {
                 predicates: own.into(),
             });
         }
+        let weights = weights(&index.predicates, &uses);
         let mut visits = vec![Vec::new(); index.predicates.len()];
         for (number, unit) in index.units.iter().enumerate() {
-            match unit.predicates.iter().min_by_key(|p| uses[**p as usize]) {
+            match unit.predicates.iter().min_by_key(|p| weights[**p as usize]) {
                 Some(rarest) => visits[*rarest as usize].push(number as u32),
                 None => index.unconditional.push(number as u32),
             }
@@ -175,7 +177,7 @@ impl Index {
         for (number, predicate) in self.predicates.iter().enumerate() {
             let number = number as u32;
             match predicate {
-                Predicate::Remotes(remotes) => {
+                Predicate::Remotes(remotes) if !self.visits[number as usize].is_empty() => {
                     for remote in remotes.iter() {
                         self.remotes.entry(*remote).or_default().push(number);
                     }
@@ -194,7 +196,7 @@ impl Index {
                         (**matcher).clone(),
                     ));
                 }
-                Predicate::Never { .. } => {}
+                Predicate::Remotes(_) | Predicate::Never { .. } => {}
             }
         }
         for (column, number, matcher) in &parts {
@@ -240,7 +242,7 @@ impl Index {
         bits::for_each(matched, |predicate| {
             for &unit in &self.visits[predicate as usize] {
                 let rest = &self.units[unit as usize].predicates;
-                if rest.iter().all(|p| bits::contains(matched, *p)) {
+                if rest.iter().all(|p| self.holds(*p, subject, matched)) {
                     bits::insert(units, unit);
                 }
             }
@@ -253,8 +255,16 @@ impl Index {
         let mut matched = vec![0; bits::words(self.predicates.len())];
         self.decide(subject, &mut matched);
         (0..self.predicates.len() as u32)
-            .map(|p| bits::contains(&matched, p))
+            .map(|p| self.holds(p, subject, &matched))
             .collect()
+    }
+
+    fn holds(&self, predicate: u32, subject: Subject<'_>, matched: &[u64]) -> bool {
+        match &self.predicates[predicate as usize] {
+            // Only those that select units to visit are among the decided ones.
+            Predicate::Remotes(remotes) => remotes.binary_search(&subject.flow.remote.0).is_ok(),
+            _ => bits::contains(matched, predicate),
+        }
     }
 
     fn decide(&self, subject: Subject<'_>, matched: &mut [u64]) {
@@ -272,6 +282,37 @@ impl Index {
             decide_column(source, column, subject, matched);
         }
     }
+}
+
+/// For each predicate an estimate of how many units are visited in the worst case when it selects them; smaller is
+/// rarer, and on equal terms a look at a header beats one at the peer.
+fn weights(predicates: &[Predicate], uses: &[u32]) -> Vec<(u32, bool)> {
+    let mut by_identity: HashMap<u32, u32> = HashMap::new();
+    for (predicate, uses) in predicates.iter().zip(uses) {
+        if let Predicate::Remotes(remotes) = predicate {
+            for remote in remotes.iter() {
+                *by_identity.entry(*remote).or_default() += uses;
+            }
+        }
+    }
+    let weight = |(predicate, uses): (&Predicate, &u32)| match predicate {
+        Predicate::Remotes(remotes) => {
+            let visits = remotes.iter().filter_map(|remote| by_identity.get(remote));
+            (visits.max().copied().unwrap_or_default(), true)
+        }
+        // Holds for nearly every value.
+        Predicate::Header(matcher)
+            if matcher.invert
+                || matches!(matcher.value, ValueMatch::Present(_) | ValueMatch::Any) =>
+        {
+            (u32::MAX, true)
+        }
+        Predicate::ProxyId(_) => (*uses, true),
+        Predicate::Header(_) | Predicate::ServerNames(_) | Predicate::Never { .. } => {
+            (*uses, false)
+        }
+    };
+    predicates.iter().zip(uses).map(weight).collect()
 }
 
 fn server_name_matcher(pattern: &str) -> Result<HeaderMatcher, String> {
