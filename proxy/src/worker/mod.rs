@@ -82,6 +82,7 @@ impl ConnectionSlots {
     }
 
     /// Connections open now.
+    #[cfg(test)]
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }

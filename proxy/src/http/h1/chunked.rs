@@ -76,6 +76,7 @@ impl ChunkScanner {
     }
 
     /// Data bytes seen, framing excluded.
+    #[cfg(test)]
     pub(crate) fn data_bytes(&self) -> u64 {
         self.data_bytes
     }

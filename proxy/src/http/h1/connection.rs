@@ -249,7 +249,8 @@ impl Session<'_> {
         writer: &mut WriteHalf<'_>,
     ) -> Next {
         self.drop_ended_upstream();
-        let mut paired = match self.paired.take() {
+        // A client whose address now carries another identity gets an upstream marked with that one.
+        let mut paired = match self.paired.take().filter(|paired| paired.source == forward.source) {
             Some(paired) => paired,
             None => match open_upstream(self.connection, &forward.permit, &forward).await {
                 Ok(paired) => paired,
@@ -360,7 +361,13 @@ impl Session<'_> {
 /// Connects the upstream of this connection's first request, or of the first after its last upstream ended.
 async fn open_upstream(connection: &Connection, permit: &Permit, forward: &Forward) -> Result<Paired, Reason> {
     let (stream, address): (TcpStream, SocketAddr) = upstream::open(connection, permit, forward.source).await?;
-    Ok(Paired { stream, address, buffer: Buffer::new(&connection.worker.buffers), reused: false })
+    Ok(Paired {
+        stream,
+        address,
+        source: forward.source,
+        buffer: Buffer::new(&connection.worker.buffers),
+        reused: false,
+    })
 }
 
 fn note_progress(flow: &mut OpenFlow, progress: &Progress) {

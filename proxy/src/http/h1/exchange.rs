@@ -2,13 +2,16 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::task::Poll;
 
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tollgate_policy::SecurityId;
 
 use super::body::{BodyError, Cursor, Relay};
 use super::buffer::Buffer;
@@ -28,6 +31,8 @@ const PIPELINED: usize = 16 * 1024;
 pub(crate) struct Paired {
     pub(crate) stream: TcpStream,
     pub(crate) address: SocketAddr,
+    /// Identity that the socket's mark carries.
+    pub(crate) source: SecurityId,
     /// Bytes received and not yet forwarded.
     pub(crate) buffer: Buffer,
     /// Whether an exchange has used it before.
@@ -128,12 +133,38 @@ pub(crate) async fn run(
         Err(error) = &mut request => match error {
             // The upstream may have answered before it stopped reading.
             BodyError::Write(_) => response.await.map(|_| Completed::Early)?,
-            BodyError::Read(error) => return Err(ExchangeError::Downstream(error)),
-            error => return Err(ExchangeError::RequestBody(error)),
+            error => return Err(error.into()),
         },
         () = &mut revoked => return Err(ExchangeError::Revoked),
     };
-    Ok(if body_sent.get() || completed == Completed::Tunnel { completed } else { Completed::Early })
+    if body_sent.get() || matches!(completed, Completed::Tunnel | Completed::Early) {
+        return Ok(completed);
+    }
+    // The answer came first. An upstream that still reads gets the rest, as it would without us.
+    let rest = poll_fn(|context| match request.as_mut().poll(context) {
+        Poll::Ready(Err(error)) => Poll::Ready(Some(error)),
+        Poll::Pending if body_sent.get() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    });
+    tokio::select! {
+        biased;
+        error = rest => match error {
+            None => Ok(completed),
+            Some(BodyError::Write(_)) => Ok(Completed::Early),
+            Some(error) => Err(error.into()),
+        },
+        () = revoked => Err(ExchangeError::Revoked),
+    }
+}
+
+impl From<BodyError> for ExchangeError {
+    /// What the request's direction met; failures to write to the upstream are told apart before.
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Read(error) => Self::Downstream(error),
+            error => Self::RequestBody(error),
+        }
+    }
 }
 
 fn cursor_of(body: RequestBody) -> Cursor {

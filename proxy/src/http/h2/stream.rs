@@ -149,7 +149,7 @@ impl Exchange<'_> {
             }
             match transfer(from_client, &mut upstream_body, &up).await {
                 // The response decides from here on.
-                Ok(()) | Err(TransferError::Sink(_)) => std::future::pending().await,
+                Ok(()) | Err(TransferError::Sink) => std::future::pending().await,
                 Err(TransferError::Source(code)) => {
                     upstream_body.send_reset(code);
                     Broken::Downstream
@@ -252,6 +252,6 @@ async fn answer(
             sink.send_reset(code);
             Broken::Upstream(code)
         }
-        TransferError::Sink(_) => Broken::Downstream,
+        TransferError::Sink => Broken::Downstream,
     })
 }

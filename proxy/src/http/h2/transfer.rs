@@ -12,7 +12,7 @@ pub(super) enum TransferError {
     /// The sending side reset the stream, or its connection failed.
     Source(Reason),
     /// The receiving side reset the stream, or its connection failed.
-    Sink(Reason),
+    Sink,
 }
 
 /// The reset code of an error; a connection that broke counts as CANCEL.
@@ -30,7 +30,7 @@ pub(super) async fn transfer(
         let chunk = tokio::select! {
             biased;
             chunk = from.data() => chunk,
-            code = reset(to) => return Err(TransferError::Sink(code)),
+            () = reset(to) => return Err(TransferError::Sink),
         };
         match chunk {
             Some(Ok(chunk)) => send(from, to, chunk, count).await?,
@@ -43,7 +43,7 @@ pub(super) async fn transfer(
         Ok(None) => to.send_data(Bytes::new(), true),
         Err(error) => return Err(TransferError::Source(reset_code(&error))),
     }
-    .map_err(|error| TransferError::Sink(reset_code(&error)))
+    .map_err(|_| TransferError::Sink)
 }
 
 /// Sends one chunk as the receiver's window allows, and only then lets the sender send so much more.
@@ -53,14 +53,14 @@ async fn send(
     mut chunk: Bytes,
     count: &Cell<u64>,
 ) -> Result<(), TransferError> {
-    let broken = |error: h2::Error| TransferError::Sink(reset_code(&error));
+    let broken = |_: h2::Error| TransferError::Sink;
     let total = chunk.len();
     while !chunk.is_empty() {
         to.reserve_capacity(chunk.len());
         let capacity = match poll_fn(|cx| to.poll_capacity(cx)).await {
             Some(Ok(capacity)) => capacity,
             Some(Err(error)) => return Err(broken(error)),
-            None => return Err(TransferError::Sink(Reason::CANCEL)),
+            None => return Err(TransferError::Sink),
         };
         let part = chunk.split_to(capacity.min(chunk.len()));
         count.set(count.get() + part.len() as u64);
@@ -72,9 +72,7 @@ async fn send(
 }
 
 /// Waits until the receiver resets the stream.
-async fn reset(to: &mut SendStream<Bytes>) -> Reason {
-    match poll_fn(|cx| to.poll_reset(cx)).await {
-        Ok(code) => code,
-        Err(error) => reset_code(&error),
-    }
+async fn reset(to: &mut SendStream<Bytes>) {
+    // An error means that the connection is gone, which ends the stream as well.
+    let _ = poll_fn(|cx| to.poll_reset(cx)).await;
 }
