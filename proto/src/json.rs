@@ -90,6 +90,16 @@ pub fn network_policy_from_json(text: &str) -> Result<NetworkPolicy, JsonError> 
     network_policy_from_value(strict::parse(text)?)
 }
 
+/// Reads JSON text as a document, for texts that hold more than one message. Unlike `serde_json` alone it refuses a
+/// key that stands twice in one object.
+///
+/// # Errors
+///
+/// [`JsonError::Syntax`] with line and column.
+pub fn document_from_json(text: &str) -> Result<Value, JsonError> {
+    strict::parse(text)
+}
+
 /// Reads one `cilium.NetworkPolicy` from a parsed document, for example out of YAML. The caller's
 /// parser has to refuse duplicate keys.
 ///

@@ -1,13 +1,21 @@
 //! Policy files: what a watched directory and the offline commands read.
 //!
-//! `*.json` holds one resource in proto3 JSON; `*.yaml` and `*.yml` hold the same spelling in YAML, several documents
-//! separated by `---`. A resource is a `cilium.NetworkPolicy` unless its `@type` says `cilium.NetworkPolicyHosts`.
+//! `*.json` holds resources in proto3 JSON, one or a list of them; `*.yaml` and `*.yml` hold the same spelling in YAML,
+//! also as several documents separated by `---`. A resource is a `cilium.NetworkPolicyHosts` when its `@type` says so,
+//! or, without one, when it has that message's fields; otherwise it is a `cilium.NetworkPolicy`.
 
+mod place;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 use tollgate_proto::json::{self, JsonError};
+
+use crate::config::document;
 
 /// One resource of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,15 +26,28 @@ pub enum PolicyResource {
     Hosts(NetworkPolicyHosts),
 }
 
-/// Why a policy file cannot be used. Displays as one line: file, place, what is wrong and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {message}", file.display())]
+/// Why a policy file cannot be used. Displays as one line: `file:line: ` what is wrong and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyFileError {
     /// The file, as it was named.
     pub file: PathBuf,
-    /// Place inside it and what is wrong there.
+    /// Line, counted from 1, where it is known.
+    pub line: Option<u64>,
+    /// Field and what is wrong with it.
     pub message: String,
 }
+
+impl fmt::Display for PolicyFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl std::error::Error for PolicyFileError {}
 
 /// Whether a directory entry is a policy file, by its name. Hidden files and editors' leftovers are not.
 pub fn is_policy_file(path: &Path) -> bool {
@@ -39,8 +60,11 @@ pub fn is_policy_file(path: &Path) -> bool {
 /// # Errors
 /// The file cannot be read, or the first of its resources that is wrong; nothing is read in part.
 pub fn read(path: &Path) -> Result<Vec<PolicyResource>, PolicyFileError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| refused(path, format!("cannot read: {error}; name a JSON or YAML policy file")))?;
+    let text = std::fs::read_to_string(path).map_err(|error| PolicyFileError {
+        file: path.to_owned(),
+        line: None,
+        message: format!("cannot read: {error}; name a JSON or YAML policy file"),
+    })?;
     parse(&text, path)
 }
 
@@ -49,112 +73,48 @@ pub fn read(path: &Path) -> Result<Vec<PolicyResource>, PolicyFileError> {
 /// # Errors
 /// As [`read`].
 pub fn parse(text: &str, path: &Path) -> Result<Vec<PolicyResource>, PolicyFileError> {
-    if extension(path) == Some("json") {
-        let resource = resource(|| json::network_policy_from_json(text), || json::network_policy_hosts_from_json(text));
-        return Ok(vec![resource.map_err(|error| refused(path, error.to_string()))?]);
+    let refused = |line, message| PolicyFileError { file: path.to_owned(), line, message };
+    let documents = match extension(path) {
+        Some("json") => json::document_from_json(text).map(|document| vec![document]).map_err(|error| match &error {
+            JsonError::Syntax(syntax) => refused(u64::try_from(syntax.line()).ok(), error.to_string()),
+            other => refused(None, other.to_string()),
+        }),
+        _ => document::parse_all(text).map(|documents| documents.into_iter().map(place::to_json).collect()).map_err(
+            |error| refused(error.place.map(|place| place.line), format!("not valid YAML: {}", error.message)),
+        ),
+    }?;
+    let mut resources = Vec::new();
+    let several = documents.len() > 1;
+    for (document, value) in documents.into_iter().enumerate() {
+        let (items, listed) = match value {
+            Value::Array(items) => (items, true),
+            one => (vec![one], false),
+        };
+        for (index, item) in items.into_iter().enumerate() {
+            let item_index = listed.then_some(index);
+            resources.push(resource(item).map_err(|error| {
+                let in_document = if several { format!("document {}: ", document + 1) } else { String::new() };
+                let in_list = item_index.map(|index| format!("[{index}]: ")).unwrap_or_default();
+                let line = place::line(text, document, item_index, &error);
+                refused(line, format!("{in_document}{in_list}{error}"))
+            })?);
+        }
     }
-    let options = serde_saphyr::options! {
-        strict_booleans: true,
-        with_snippet: false,
-        reject_unsupported_tags: true,
-    };
-    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
-        .map_err(|error| refused(path, format!("not valid YAML: {}", error.to_string().replace('\n', " "))))?;
-    let only = documents.len() == 1;
-    documents
-        .into_iter()
-        .enumerate()
-        .map(|(index, document)| {
-            resource(
-                || json::network_policy_from_value(document.clone()),
-                || json::network_policy_hosts_from_value(document.clone()),
-            )
-            .map_err(|error| match only {
-                true => refused(path, error.to_string()),
-                false => refused(path, format!("document {}: {error}", index + 1)),
-            })
-        })
-        .collect()
+    Ok(resources)
 }
 
-/// `@type` decides; without one it is a policy.
-fn resource(
-    policy: impl FnOnce() -> Result<NetworkPolicy, JsonError>,
-    hosts: impl FnOnce() -> Result<NetworkPolicyHosts, JsonError>,
-) -> Result<PolicyResource, JsonError> {
-    match policy() {
-        Ok(policy) => Ok(PolicyResource::Policy(Box::new(policy))),
-        Err(JsonError::Type { found, .. }) if found.ends_with("/cilium.NetworkPolicyHosts") => {
-            hosts().map(PolicyResource::Hosts)
-        }
-        Err(error) => Err(error),
+fn resource(value: Value) -> Result<PolicyResource, JsonError> {
+    let hosts = match value.get("@type").and_then(Value::as_str) {
+        Some(type_url) => type_url.ends_with("/cilium.NetworkPolicyHosts"),
+        None => ["policy", "hostAddresses", "host_addresses"].iter().any(|field| value.get(field).is_some()),
+    };
+    if hosts {
+        json::network_policy_hosts_from_value(value).map(PolicyResource::Hosts)
+    } else {
+        json::network_policy_from_value(value).map(|policy| PolicyResource::Policy(Box::new(policy)))
     }
 }
 
 fn extension(path: &Path) -> Option<&str> {
     path.extension().and_then(|extension| extension.to_str())
-}
-
-fn refused(path: &Path, message: String) -> PolicyFileError {
-    PolicyFileError { file: path.to_owned(), message }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const YAML: &str = "endpoint_id: 69\nendpoint_ips: [10.244.2.232]\ningress_per_port_policies: [{port: 5000}]\n";
-    const HOSTS: &str =
-        "'@type': type.googleapis.com/cilium.NetworkPolicyHosts\npolicy: 32226\nhost_addresses: [10.244.1.17]\n";
-
-    fn error(text: &str, file: &str) -> String {
-        parse(text, Path::new(file)).expect_err("is refused").to_string()
-    }
-
-    #[test]
-    fn yaml_and_json_give_the_same_policy() {
-        let json =
-            r#"{"endpointId": "69", "endpointIps": ["10.244.2.232"], "ingressPerPortPolicies": [{"port": 5000}]}"#;
-        let from_yaml = parse(YAML, Path::new("a.yaml")).expect("reads");
-        assert_eq!(from_yaml, parse(json, Path::new("a.json")).expect("reads"));
-        let [PolicyResource::Policy(policy)] = &from_yaml[..] else {
-            panic!("one policy, not {from_yaml:?}");
-        };
-        assert_eq!((policy.endpoint_id, policy.ingress_per_port_policies[0].port), (69, 5000));
-    }
-
-    #[test]
-    fn a_yaml_file_holds_several_resources_of_both_kinds() {
-        let resources = parse(&format!("{YAML}---\n{HOSTS}"), Path::new("a.yml")).expect("reads");
-        let [PolicyResource::Policy(_), PolicyResource::Hosts(hosts)] = &resources[..] else {
-            panic!("a policy and hosts, not {resources:?}");
-        };
-        assert_eq!((hosts.policy, hosts.host_addresses.len()), (32226, 1));
-    }
-
-    #[test]
-    fn a_mistake_names_file_and_place() {
-        assert!(error("endpoint_id: [", "a.yaml").starts_with("a.yaml: not valid YAML: "));
-        assert!(error("endpoint_id: 1\nendpoint_id: 2\n", "a.yaml").contains("line 2"));
-        assert!(error(&format!("{YAML}---\nprot: 1\n"), "a.yaml").starts_with("a.yaml: document 2: prot: "));
-        assert!(error("{", "a.json").starts_with("a.json: not usable as JSON: "));
-        assert!(error("{\"@type\": \"type.googleapis.com/cilium.Foo\"}", "a.json").starts_with("a.json: @type: "));
-        let missing = read(Path::new("/nonexistent.yaml")).expect_err("is not there").to_string();
-        assert!(missing.starts_with("/nonexistent.yaml: cannot read: "), "{missing}");
-    }
-
-    #[test]
-    fn only_visible_json_and_yaml_files_count() {
-        for (name, expected) in [
-            ("a.json", true),
-            ("dir/a.yaml", true),
-            ("a.yml", true),
-            (".a.yaml", false),
-            ("a.yaml~", false),
-            ("a.txt", false),
-            ("yaml", false),
-        ] {
-            assert_eq!(is_policy_file(Path::new(name)), expected, "{name}");
-        }
-    }
 }

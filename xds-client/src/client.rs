@@ -17,8 +17,7 @@ use crate::handler::ErasedHandler;
 use crate::session::Session;
 use crate::status::StreamStatusWriter;
 use crate::{
-    ClientConfig, ConfigError, GrpcTransport, Handler, Mode, Rejection, Service, Status, Transport,
-    TransportError,
+    ClientConfig, ConfigError, GrpcTransport, Handler, Mode, Rejection, Service, Status, Transport, TransportError,
 };
 
 /// An xDS client: subscribe to types, then [`run`](Client::run) it.
@@ -50,10 +49,9 @@ impl<T: Transport> Client<T> {
     /// The configured mode is not supported.
     pub fn with_transport(config: ClientConfig, transport: T) -> Result<Self, ConfigError> {
         match config.mode {
-            Mode::Auto | Mode::Split => Ok(Self {
-                shared: Arc::new(Shared { config, transport }),
-                streams: Vec::new(),
-            }),
+            Mode::Auto | Mode::Split => {
+                Ok(Self { shared: Arc::new(Shared { config, transport }), streams: Vec::new() })
+            }
             mode => Err(ConfigError::UnsupportedMode(mode)),
         }
     }
@@ -62,23 +60,14 @@ impl<T: Transport> Client<T> {
     #[must_use]
     pub fn subscribe<H: Handler>(mut self, service: Service, handler: H) -> Self {
         let status = StreamStatusWriter::new(service.type_url);
-        self.streams.push(Stream {
-            service,
-            handler: Box::new(handler),
-            status,
-        });
+        self.streams.push(Stream { service, handler: Box::new(handler), status });
         self
     }
 
     /// A view of what the streams do; valid before, during and after [`run`](Client::run).
     #[must_use]
     pub fn status(&self) -> Status {
-        Status::new(
-            self.streams
-                .iter()
-                .map(|stream| stream.status.subscribe())
-                .collect(),
-        )
+        Status::new(self.streams.iter().map(|stream| stream.status.subscribe()).collect())
     }
 
     /// Keeps all subscriptions alive until the future is dropped, which closes the streams.
@@ -117,9 +106,7 @@ struct Ended {
 enum StreamError {
     #[error(transparent)]
     Transport(#[from] TransportError),
-    #[error(
-        "no HTTP/2 frame from the control plane within {0:?}; the socket may be bound but not served yet"
-    )]
+    #[error("no HTTP/2 frame from the control plane within {0:?}; the socket may be bound but not served yet")]
     Silent(Duration),
     #[error("the control plane closed the stream")]
     Closed,
@@ -163,12 +150,7 @@ impl Stream {
     ) -> Result<Infallible, StreamError> {
         let first = encode(&session.subscribe(&shared.config.node));
         let wait = shared.config.handshake_timeout;
-        let opening = timeout(
-            wait,
-            shared
-                .transport
-                .open(self.service.state_of_the_world, first),
-        );
+        let opening = timeout(wait, shared.transport.open(self.service.state_of_the_world, first));
         let mut call = opening.await.map_err(|_| StreamError::Silent(wait))??;
         self.status.opened();
         debug!(xds.type_url = self.service.type_url, "xDS stream opened");
@@ -184,30 +166,16 @@ impl Stream {
     }
 
     /// Applies one response and says what to answer.
-    async fn answer(
-        &mut self,
-        session: &mut Session,
-        response: DiscoveryResponse,
-    ) -> DiscoveryRequest {
-        let DiscoveryResponse {
-            version_info: version,
-            nonce,
-            type_url,
-            resources,
-            ..
-        } = response;
+    async fn answer(&mut self, session: &mut Session, response: DiscoveryResponse) -> DiscoveryRequest {
+        let DiscoveryResponse { version_info: version, nonce, type_url, resources, .. } = response;
         let count = resources.len();
         // An empty type cannot be mistaken on a stream of one type, and every resource carries its own.
         let applied = if type_url.is_empty() || type_url == self.service.type_url {
             let first = !session.has_accepted();
-            self.handler
-                .apply(self.service.type_url, version.clone(), resources, first)
-                .await
+            self.handler.apply(self.service.type_url, version.clone(), resources, first).await
         } else {
             let wanted = self.service.type_url;
-            Err(Rejection::new(format!(
-                "response of type {type_url} on a stream of type {wanted}"
-            )))
+            Err(Rejection::new(format!("response of type {type_url} on a stream of type {wanted}")))
         };
         match applied {
             Ok(()) => {
@@ -239,11 +207,7 @@ impl Stream {
                 "xDS stream is down; the last accepted state stays in force, retrying"
             );
         } else {
-            debug!(
-                xds.type_url = type_url,
-                reason = text,
-                "xDS stream is still down"
-            );
+            debug!(xds.type_url = type_url, reason = text, "xDS stream is still down");
         }
     }
 }

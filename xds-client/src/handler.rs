@@ -24,10 +24,7 @@ pub trait Handler: Send + 'static {
     ///
     /// # Errors
     /// A rejection leaves the old state in force; the control plane gets a NACK with its message.
-    fn apply(
-        &mut self,
-        update: Update<Self::Resource>,
-    ) -> impl Future<Output = Result<(), Rejection>> + Send;
+    fn apply(&mut self, update: Update<Self::Resource>) -> impl Future<Output = Result<(), Rejection>> + Send;
 }
 
 /// One response, decoded.
@@ -53,9 +50,7 @@ impl Rejection {
     /// A rejection whose message names the resource, the field and the reason.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-        }
+        Self { message: message.into() }
     }
 }
 
@@ -82,33 +77,15 @@ impl<H: Handler> ErasedHandler for H {
         let work = async move {
             let decoded = decode_all::<H::Resource>(type_url, &resources)?;
             drop(resources); // a node's policy can be large; do not hold it twice while it is compiled
-            Handler::apply(
-                self,
-                Update {
-                    version,
-                    resources: decoded,
-                    first_on_stream,
-                },
-            )
-            .await
+            Handler::apply(self, Update { version, resources: decoded, first_on_stream }).await
         };
         // A panic while compiling one update must not end the subscription: the next version may be fine.
         let work = AssertUnwindSafe(work).catch_unwind();
-        async move {
-            work.await
-                .unwrap_or_else(|panic| Err(Rejection::new(describe(&*panic))))
-        }
-        .boxed()
+        async move { work.await.unwrap_or_else(|panic| Err(Rejection::new(describe(&*panic)))) }.boxed()
     }
 }
 
 fn describe(panic: &(dyn Panic + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!(
-        "internal error while applying the update: {}",
-        text.unwrap_or("panic without a message")
-    )
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("internal error while applying the update: {}", text.unwrap_or("panic without a message"))
 }

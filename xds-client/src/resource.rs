@@ -29,22 +29,15 @@ pub(crate) fn decode_all<M: Message + Default>(
         .iter()
         .enumerate()
         .map(|(index, any)| {
-            decode_one(type_url, any).map_err(|reason| {
-                Rejection::new(format!(
-                    "resource {index} of {count} ({}): {reason}",
-                    any.type_url
-                ))
-            })
+            decode_one(type_url, any)
+                .map_err(|reason| Rejection::new(format!("resource {index} of {count} ({}): {reason}", any.type_url)))
         })
         .collect()
 }
 
 fn decode_one<M: Message + Default>(type_url: &str, any: &Any) -> Result<Resource<M>, String> {
     if any.type_url == type_url {
-        return Ok(Resource {
-            name: None,
-            message: decode_message(any)?,
-        });
+        return Ok(Resource { name: None, message: decode_message(any)? });
     }
     // A server that attaches a name or a time to live wraps the resource, in every variant of the protocol.
     if any.type_url == ResourceWrapper::type_url() {
@@ -52,17 +45,10 @@ fn decode_one<M: Message + Default>(type_url: &str, any: &Any) -> Result<Resourc
         let name = wrapper.name;
         return match wrapper.resource {
             Some(inner) if inner.type_url == type_url => {
-                let message =
-                    decode_message(&inner).map_err(|reason| format!("{name:?}: {reason}"))?;
-                Ok(Resource {
-                    name: Some(name),
-                    message,
-                })
+                let message = decode_message(&inner).map_err(|reason| format!("{name:?}: {reason}"))?;
+                Ok(Resource { name: Some(name), message })
             }
-            Some(inner) => Err(format!(
-                "{name:?} is a {}, wanted {type_url}",
-                inner.type_url
-            )),
+            Some(inner) => Err(format!("{name:?} is a {}, wanted {type_url}", inner.type_url)),
             None => Err(format!("{name:?} holds no resource, wanted {type_url}")),
         };
     }

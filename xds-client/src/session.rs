@@ -23,10 +23,7 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(type_url: &'static str) -> Self {
-        Self {
-            type_url,
-            accepted: None,
-        }
+        Self { type_url, accepted: None }
     }
 
     /// Whether a response was accepted on this stream.
@@ -36,10 +33,7 @@ impl Session {
 
     /// The first request: who we are, everything wanted, nothing known.
     pub(crate) fn subscribe(&self, node: &Node) -> DiscoveryRequest {
-        DiscoveryRequest {
-            node: Some(wire_node(node)),
-            ..self.request(String::new())
-        }
+        DiscoveryRequest { node: Some(wire_node(node)), ..self.request(String::new()) }
     }
 
     /// Accepts the response with this version.
@@ -52,15 +46,8 @@ impl Session {
     pub(crate) fn refuse(&self, nonce: String, rejection: &Rejection) -> DiscoveryRequest {
         let mut message = rejection.to_string();
         message.truncate(message.floor_char_boundary(MAX_ERROR_DETAIL_BYTES));
-        let error_detail = ErrorDetail {
-            code: INVALID_ARGUMENT,
-            message,
-            details: Vec::new(),
-        };
-        DiscoveryRequest {
-            error_detail: Some(error_detail),
-            ..self.request(nonce)
-        }
+        let error_detail = ErrorDetail { code: INVALID_ARGUMENT, message, details: Vec::new() };
+        DiscoveryRequest { error_detail: Some(error_detail), ..self.request(nonce) }
     }
 
     fn request(&self, response_nonce: String) -> DiscoveryRequest {
@@ -78,9 +65,7 @@ fn wire_node(node: &Node) -> WireNode {
         id: node.id.clone(),
         cluster: node.cluster.clone(),
         user_agent_name: node.user_agent.clone(),
-        user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(
-            node.user_agent_version.clone(),
-        )),
+        user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(node.user_agent_version.clone())),
         ..WireNode::default()
     }
 }

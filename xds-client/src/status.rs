@@ -70,37 +70,20 @@ impl Status {
     /// A copy of every stream's state, in the order of subscription.
     #[must_use]
     pub fn streams(&self) -> Vec<StreamStatus> {
-        self.streams
-            .iter()
-            .map(|stream| stream.borrow().clone())
-            .collect()
+        self.streams.iter().map(|stream| stream.borrow().clone()).collect()
     }
 
     /// A copy of the state of one type's stream; `None` if the type was not subscribed to.
     #[must_use]
     pub fn stream(&self, type_url: &str) -> Option<StreamStatus> {
-        self.streams()
-            .into_iter()
-            .find(|stream| stream.type_url == type_url)
+        self.streams().into_iter().find(|stream| stream.type_url == type_url)
     }
 
     /// Waits until the state of one type's stream satisfies `wanted`, and returns it. `None` if the type was not
     /// subscribed to or the client was dropped.
-    pub async fn wait_for(
-        &self,
-        type_url: &str,
-        wanted: impl FnMut(&StreamStatus) -> bool,
-    ) -> Option<StreamStatus> {
-        let mut stream = self
-            .streams
-            .iter()
-            .find(|stream| stream.borrow().type_url == type_url)?
-            .clone();
-        stream
-            .wait_for(wanted)
-            .await
-            .ok()
-            .map(|state| state.clone())
+    pub async fn wait_for(&self, type_url: &str, wanted: impl FnMut(&StreamStatus) -> bool) -> Option<StreamStatus> {
+        let mut stream = self.streams.iter().find(|stream| stream.borrow().type_url == type_url)?.clone();
+        stream.wait_for(wanted).await.ok().map(|state| state.clone())
     }
 }
 
@@ -113,10 +96,7 @@ pub(crate) struct StreamStatusWriter {
 
 impl StreamStatusWriter {
     pub(crate) fn new(type_url: &'static str) -> Self {
-        Self {
-            state: watch::Sender::new(StreamStatus::new(type_url)),
-            opened_before: false,
-        }
+        Self { state: watch::Sender::new(StreamStatus::new(type_url)), opened_before: false }
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<StreamStatus> {

@@ -19,11 +19,7 @@ pub trait Transport: Send + Sync + 'static {
     ///
     /// # Errors
     /// The peer could not be reached.
-    fn open(
-        &self,
-        path: &'static str,
-        first: Bytes,
-    ) -> impl Future<Output = Result<Call, TransportError>> + Send;
+    fn open(&self, path: &'static str, first: Bytes) -> impl Future<Output = Result<Call, TransportError>> + Send;
 }
 
 /// An open call. Dropping it ends the call and closes what was opened for it.

@@ -11,26 +11,26 @@ use serde_saphyr::Spanned;
 
 /// Line and column in the file, both counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    pub(super) line: u64,
-    pub(super) column: u64,
+pub(crate) struct Place {
+    pub(crate) line: u64,
+    pub(crate) column: u64,
 }
 
 /// A value and where it stands.
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) place: Place,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) place: Place,
+    pub(crate) value: Value,
 }
 
 /// What a value is, before anyone asked what it should be.
 #[derive(Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     Bool(bool),
     Integer(i128),
-    /// Also whole numbers too large for any key; no key takes one, so the number itself is not kept.
-    Float,
+    /// Also whole numbers too large for any key.
+    Float(f64),
     Text(String),
     List(Vec<Node>),
     Map(Vec<Entry>),
@@ -38,46 +38,62 @@ pub(super) enum Value {
 
 /// One `key: value` of a mapping.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) key_place: Place,
-    pub(super) node: Node,
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) key_place: Place,
+    pub(crate) node: Node,
 }
 
 /// Why the text is no YAML document.
 #[derive(Debug)]
-pub(super) struct SyntaxError {
-    pub(super) place: Option<Place>,
-    pub(super) message: String,
+pub(crate) struct SyntaxError {
+    pub(crate) place: Option<Place>,
+    pub(crate) message: String,
 }
 
 /// Reads one YAML 1.2 document. JSON is YAML. An empty document is an empty mapping.
 ///
 /// # Errors
 /// The first syntax error, duplicate key, or second document, with its place.
-pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
-    // YAML 1.1 booleans (`yes`, `on`) stay text, so that a name spelled so is not turned into `true`.
-    let options = serde_saphyr::options! {
+pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
+    serde_saphyr::from_str_with_options::<Spanned<Value>>(text, options())
+        .map(Node::from)
+        .map_err(|error| SyntaxError::from(&error))
+}
+
+/// Reads any number of YAML 1.2 documents.
+///
+/// # Errors
+/// The first syntax error or duplicate key, with its place.
+pub(crate) fn parse_all(text: &str) -> Result<Vec<Node>, SyntaxError> {
+    serde_saphyr::from_multiple_with_options::<Spanned<Value>>(text, options())
+        .map(|documents| documents.into_iter().map(Node::from).collect())
+        .map_err(|error| SyntaxError::from(&error))
+}
+
+/// YAML 1.1 booleans (`yes`, `on`) stay text, so that a name spelled so is not turned into `true`.
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
         strict_booleans: true,
         with_snippet: false,
         reject_unsupported_tags: true,
-    };
-    match serde_saphyr::from_str_with_options::<Spanned<Value>>(text, options) {
-        Ok(spanned) => Ok(Node::from(spanned)),
-        Err(error) => Err(SyntaxError {
-            place: error.location().map(|location| Place { line: location.line(), column: location.column() }),
-            message: one_line(&error),
-        }),
+    }
+}
+
+impl From<&serde_saphyr::Error> for SyntaxError {
+    fn from(error: &serde_saphyr::Error) -> Self {
+        let place = error.location().map(|location| Place { line: location.line(), column: location.column() });
+        Self { place, message: one_line(error) }
     }
 }
 
 impl Value {
     /// How a person calls this kind of value in an error.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "nothing",
             Self::Bool(_) => "a boolean",
-            Self::Integer(_) | Self::Float => "a number",
+            Self::Integer(_) | Self::Float(_) => "a number",
             Self::Text(_) => "text",
             Self::List(_) => "a list",
             Self::Map(_) => "a mapping",
@@ -152,8 +168,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(Value::Integer(value.into()))
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
-        Ok(Value::Float)
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {

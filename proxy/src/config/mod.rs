@@ -4,7 +4,7 @@
 //! `sections`, `listeners`), and collects every mistake before it fails. The types below are what the rest of the
 //! process sees: resolved, with defaults filled in.
 
-mod document;
+pub(crate) mod document;
 mod error;
 mod listeners;
 mod load;

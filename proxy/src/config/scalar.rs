@@ -19,7 +19,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 pub(super) fn text(value: &Value) -> Result<&str, String> {
     match value {
         Value::Text(text) => Ok(text),
-        Value::Bool(_) | Value::Integer(_) | Value::Float => {
+        Value::Bool(_) | Value::Integer(_) | Value::Float(_) => {
             Err(format!("{} where text belongs; put it in quotes", value.kind()))
         }
         other => Err(format!("{} where text belongs", other.kind())),

@@ -38,34 +38,23 @@ impl GrpcTransport {
     /// A transport to `address` that takes messages up to `max_message_bytes`.
     #[must_use]
     pub fn new(address: Address, max_message_bytes: usize) -> Self {
-        Self {
-            address,
-            max_message_bytes,
-        }
+        Self { address, max_message_bytes }
     }
 
     async fn connect(&self) -> Result<Connection, TransportError> {
         match &self.address {
             Address::Unix(path) => {
-                let stream = UnixStream::connect(path)
-                    .await
-                    .map_err(|error| self.connect_error(&error))?;
+                let stream = UnixStream::connect(path).await.map_err(|error| self.connect_error(&error))?;
                 self.handshake(stream).await
             }
             Address::Tcp(authority) => {
-                let stream = TcpStream::connect(authority)
-                    .await
-                    .map_err(|error| self.connect_error(&error))?;
+                let stream = TcpStream::connect(authority).await.map_err(|error| self.connect_error(&error))?;
                 let keepalive = TcpKeepalive::new()
                     .with_time(Duration::from_secs(30))
                     .with_interval(Duration::from_secs(10))
                     .with_retries(3);
-                SockRef::from(&stream)
-                    .set_tcp_keepalive(&keepalive)
-                    .map_err(|error| self.connect_error(&error))?;
-                stream
-                    .set_nodelay(true)
-                    .map_err(|error| self.connect_error(&error))?;
+                SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(|error| self.connect_error(&error))?;
+                stream.set_nodelay(true).map_err(|error| self.connect_error(&error))?;
                 self.handshake(stream).await
             }
         }
@@ -76,40 +65,27 @@ impl GrpcTransport {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (stream, heard) = Heard::new(stream);
-        let (sender, driver) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                .await
-                .map_err(|error| self.handshake_error(chain(&error)))?;
+        let (sender, driver) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .map_err(|error| self.handshake_error(chain(&error)))?;
         let mut tasks = JoinSet::new();
         tasks.spawn(driver);
         let spoke = heard.await.is_ok();
         // A first frame that is none has ended the driver by now, and only the driver knows what was wrong with it.
-        let ended = if spoke {
-            tasks.try_join_next()
-        } else {
-            tasks.join_next().await
-        };
+        let ended = if spoke { tasks.try_join_next() } else { tasks.join_next().await };
         match ended {
             Some(Ok(Err(error))) => Err(self.handshake_error(chain(&error))),
-            Some(_) => {
-                Err(self.handshake_error("connection closed before the first frame".to_owned()))
-            }
+            Some(_) => Err(self.handshake_error("connection closed before the first frame".to_owned())),
             None => Ok(Connection { sender, tasks }),
         }
     }
 
     fn connect_error(&self, error: &std::io::Error) -> TransportError {
-        TransportError::Connect {
-            address: self.address.to_string(),
-            reason: error.to_string(),
-        }
+        TransportError::Connect { address: self.address.to_string(), reason: error.to_string() }
     }
 
     fn handshake_error(&self, reason: String) -> TransportError {
-        TransportError::Handshake {
-            address: self.address.to_string(),
-            reason,
-        }
+        TransportError::Handshake { address: self.address.to_string(), reason }
     }
 }
 
@@ -123,15 +99,11 @@ impl Transport for GrpcTransport {
             let mut sender = sender.clone();
             async move { sender.send_request(request).await }
         });
-        let mut grpc =
-            tonic::client::Grpc::with_origin(service, Uri::from_static("http://localhost"))
-                .max_decoding_message_size(self.max_message_bytes);
+        let mut grpc = tonic::client::Grpc::with_origin(service, Uri::from_static("http://localhost"))
+            .max_decoding_message_size(self.max_message_bytes);
         let path = PathAndQuery::from_static(path);
         // Response headers may come with the first message only, so they are awaited as part of the stream.
-        let call = async move {
-            grpc.streaming(tonic::Request::new(outgoing), path, BytesCodec)
-                .await
-        };
+        let call = async move { grpc.streaming(tonic::Request::new(outgoing), path, BytesCodec).await };
         let responses = futures_util::stream::once(call).flat_map(|opened| match opened {
             Ok(response) => response.into_inner().boxed(),
             Err(status) => futures_util::stream::iter([Err(status)]).boxed(),
@@ -140,10 +112,7 @@ impl Transport for GrpcTransport {
             let _alive = &tasks; // the connection lives as long as its call
             message.map_err(|status| call_error(&status))
         });
-        Ok(Call {
-            requests,
-            responses: responses.boxed(),
-        })
+        Ok(Call { requests, responses: responses.boxed() })
     }
 }
 
@@ -160,10 +129,7 @@ fn call_error(status: &Status) -> TransportError {
     }
     match status.code() {
         Code::Unimplemented => TransportError::Unimplemented { message },
-        code => TransportError::Status {
-            code: format!("{code:?}"),
-            message,
-        },
+        code => TransportError::Status { code: format!("{code:?}"), message },
     }
 }
 

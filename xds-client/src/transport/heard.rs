@@ -22,22 +22,12 @@ impl<S> Heard<S> {
     /// Wraps `stream`. The receiver resolves on the first byte, and fails when the stream is dropped before.
     pub(crate) fn new(stream: S) -> (Self, oneshot::Receiver<()>) {
         let (sender, receiver) = oneshot::channel();
-        (
-            Self {
-                stream,
-                first_byte: Some(sender),
-            },
-            receiver,
-        )
+        (Self { stream, first_byte: Some(sender) }, receiver)
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before
@@ -50,11 +40,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

@@ -1,16 +1,12 @@
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DiscoveryRequest, DiscoveryResponse, Resource as Wrapper,
-};
+use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse, Resource as Wrapper};
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::google::rpc::Status as ErrorDetail;
 use prost::{Message as _, Name as _};
 use tokio::time::sleep;
 
-use super::scripted::{
-    GREETING, Greeting, World, any, config, greetings, handler, start, transport,
-};
+use super::scripted::{GREETING, Greeting, World, any, config, greetings, handler, start, transport};
 use crate::{Client, ConfigError, Mode, NETWORK_POLICY, Rejection};
 
 fn ack(version: &str) -> DiscoveryRequest {
@@ -23,26 +19,13 @@ fn ack(version: &str) -> DiscoveryRequest {
 }
 
 fn nack(last_accepted: &str, nonce: &str, message: &str) -> DiscoveryRequest {
-    let error_detail = ErrorDetail {
-        code: 3,
-        message: message.into(),
-        details: Vec::new(),
-    };
-    DiscoveryRequest {
-        response_nonce: nonce.into(),
-        error_detail: Some(error_detail),
-        ..ack(last_accepted)
-    }
+    let error_detail = ErrorDetail { code: 3, message: message.into(), details: Vec::new() };
+    DiscoveryRequest { response_nonce: nonce.into(), error_detail: Some(error_detail), ..ack(last_accepted) }
 }
 
 /// Pushes a response that must be refused without reaching the handler, and returns the message of the refusal.
 async fn refusal(response: &DiscoveryResponse) -> String {
-    let World {
-        mut peer,
-        mut updates,
-        running,
-        ..
-    } = start();
+    let World { mut peer, mut updates, running, .. } = start();
     let mut stream = peer.accept().await;
     stream.push(&greetings("1", &["good"])).await;
     updates.accept().await;
@@ -69,10 +52,7 @@ async fn the_first_request_introduces_the_node_and_wants_everything() {
     assert_eq!(opening.path, GREETING.state_of_the_world);
     let mut first = opening.accept().first;
     let node = first.node.take().unwrap();
-    assert_eq!(
-        (node.id.as_str(), node.cluster.as_str()),
-        ("host~127.0.0.1~no-id~localdomain", "ingress-cluster")
-    );
+    assert_eq!((node.id.as_str(), node.cluster.as_str()), ("host~127.0.0.1~no-id~localdomain", "ingress-cluster"));
     assert_eq!(node.user_agent_name, "tollgate");
     assert_eq!(first, ack(""), "no version, no nonce, no names");
 }
@@ -81,36 +61,17 @@ async fn the_first_request_introduces_the_node_and_wants_everything() {
 async fn an_applied_response_is_acknowledged_with_its_version_and_nonce() {
     let mut world = start();
     let mut stream = world.peer.accept().await;
-    stream
-        .push(&DiscoveryResponse {
-            nonce: "n-9".into(),
-            ..greetings("v1", &["hello", "world"])
-        })
-        .await;
+    stream.push(&DiscoveryResponse { nonce: "n-9".into(), ..greetings("v1", &["hello", "world"]) }).await;
     let applying = world.updates.next().await;
     assert_eq!(applying.texts(), ["hello", "world"]);
     assert_eq!(applying.update.version, "v1");
     assert!(applying.update.first_on_stream);
     applying.decide(Ok(()));
-    assert_eq!(
-        stream.request().await,
-        DiscoveryRequest {
-            response_nonce: "n-9".into(),
-            ..ack("v1")
-        }
-    );
+    assert_eq!(stream.request().await, DiscoveryRequest { response_nonce: "n-9".into(), ..ack("v1") });
 
     let status = world.stream();
     assert!(status.connected);
-    assert_eq!(
-        (
-            status.responses,
-            status.acks,
-            status.nacks,
-            status.reconnects
-        ),
-        (1, 1, 0, 0)
-    );
+    assert_eq!((status.responses, status.acks, status.nacks, status.reconnects), (1, 1, 0, 0));
     assert_eq!(status.version.as_deref(), Some("v1"));
     assert!(status.accepted_at.is_some());
     assert_eq!(status.last_error, None);
@@ -139,29 +100,15 @@ async fn a_rejection_is_answered_with_the_last_accepted_version() {
     let mut world = start();
     let mut stream = world.peer.accept().await;
     stream.push(&greetings("1", &["bad"])).await;
-    world
-        .updates
-        .next()
-        .await
-        .decide(Err(Rejection::new("resource \"a\", field text: too rude")));
-    assert_eq!(
-        stream.request().await,
-        nack("", "1", "resource \"a\", field text: too rude")
-    );
+    world.updates.next().await.decide(Err(Rejection::new("resource \"a\", field text: too rude")));
+    assert_eq!(stream.request().await, nack("", "1", "resource \"a\", field text: too rude"));
 
     stream.push(&greetings("2", &["good"])).await;
-    assert!(
-        world.updates.accept().await.first_on_stream,
-        "nothing was accepted on this stream before"
-    );
+    assert!(world.updates.accept().await.first_on_stream, "nothing was accepted on this stream before");
     assert_eq!(stream.request().await, ack("2"));
 
     stream.push(&greetings("3", &["bad"])).await;
-    world
-        .updates
-        .next()
-        .await
-        .decide(Err(Rejection::new("worse")));
+    world.updates.next().await.decide(Err(Rejection::new("worse")));
     assert_eq!(stream.request().await, nack("2", "3", "worse"));
 
     let status = world.stream();
@@ -184,27 +131,18 @@ async fn a_resource_that_does_not_decode_refuses_the_whole_response_and_names_it
     let mut response = greetings("2", &["fine", "fine"]);
     response.resources.push(any(&[0x0a, 0x05, b'x'])); // field 1 promises five bytes, one follows
     let message = refusal(&response).await;
-    assert!(
-        message.starts_with("resource 2 of 3 (type.googleapis.com/test.Greeting): "),
-        "{message}"
-    );
+    assert!(message.starts_with("resource 2 of 3 (type.googleapis.com/test.Greeting): "), "{message}");
 
     let mut response = greetings("2", &[]);
     response.resources.push(any(&[0x0a, 0x01, 0xff])); // not UTF-8
     let message = refusal(&response).await;
-    assert!(
-        message.contains("resource 0 of 1") && message.contains("Greeting.text"),
-        "{message}"
-    );
+    assert!(message.contains("resource 0 of 1") && message.contains("Greeting.text"), "{message}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_resource_of_another_type_is_refused() {
     let mut response = greetings("2", &["fine"]);
-    response.resources.push(Any {
-        type_url: "type.googleapis.com/test.Farewell".into(),
-        value: Vec::new(),
-    });
+    response.resources.push(Any { type_url: "type.googleapis.com/test.Farewell".into(), value: Vec::new() });
     assert_eq!(
         refusal(&response).await,
         "resource 1 of 2 (type.googleapis.com/test.Farewell): wrong type, wanted type.googleapis.com/test.Greeting"
@@ -213,10 +151,7 @@ async fn a_resource_of_another_type_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_response_of_another_type_is_refused() {
-    let response = DiscoveryResponse {
-        type_url: "type.googleapis.com/test.Farewell".into(),
-        ..greetings("2", &["x"])
-    };
+    let response = DiscoveryResponse { type_url: "type.googleapis.com/test.Farewell".into(), ..greetings("2", &["x"]) };
     assert_eq!(
         refusal(&response).await,
         "response of type type.googleapis.com/test.Farewell on a stream of type type.googleapis.com/test.Greeting"
@@ -229,32 +164,15 @@ async fn a_wrapped_resource_brings_its_name() {
     let stream = world.peer.accept().await;
     let wrap = |resource| Any {
         type_url: Wrapper::type_url(),
-        value: Wrapper {
-            name: "42".into(),
-            resource,
-            ..Wrapper::default()
-        }
-        .encode_to_vec(),
+        value: Wrapper { name: "42".into(), resource, ..Wrapper::default() }.encode_to_vec(),
     };
-    let inner = any(&Greeting {
-        text: "wrapped".into(),
-    }
-    .encode_to_vec());
-    stream
-        .push(&DiscoveryResponse {
-            resources: vec![wrap(Some(inner))],
-            ..greetings("1", &[])
-        })
-        .await;
+    let inner = any(&Greeting { text: "wrapped".into() }.encode_to_vec());
+    stream.push(&DiscoveryResponse { resources: vec![wrap(Some(inner))], ..greetings("1", &[]) }).await;
     let update = world.updates.accept().await;
     assert_eq!(update.resources[0].name.as_deref(), Some("42"));
     assert_eq!(update.resources[0].message.text, "wrapped");
 
-    let message = refusal(&DiscoveryResponse {
-        resources: vec![wrap(None)],
-        ..greetings("2", &[])
-    })
-    .await;
+    let message = refusal(&DiscoveryResponse { resources: vec![wrap(None)], ..greetings("2", &[]) }).await;
     assert!(message.contains("\"42\" holds no resource"), "{message}");
 }
 
@@ -266,10 +184,7 @@ async fn a_panicking_handler_refuses_the_update_and_stays_subscribed() {
     drop(world.updates.next().await);
     let answer = stream.request().await;
     let message = answer.error_detail.as_ref().unwrap().message.clone();
-    assert!(
-        message.starts_with("internal error while applying the update: "),
-        "{message}"
-    );
+    assert!(message.starts_with("internal error while applying the update: "), "{message}");
     assert_eq!(answer, nack("", "1", &message));
 
     stream.push(&greetings("2", &["fine"])).await;
@@ -282,11 +197,7 @@ async fn a_long_error_is_cut_between_characters() {
     let mut world = start();
     let mut stream = world.peer.accept().await;
     stream.push(&greetings("1", &["bad"])).await;
-    world
-        .updates
-        .next()
-        .await
-        .decide(Err(Rejection::new("é".repeat(5000).replacen('é', "e", 1))));
+    world.updates.next().await.decide(Err(Rejection::new("é".repeat(5000).replacen('é', "e", 1))));
     let message = stream.request().await.error_detail.unwrap().message;
     assert_eq!(message.len(), 4095, "4096 would split a character");
 }
@@ -297,33 +208,21 @@ async fn subscriptions_do_not_wait_for_each_other() {
     let (first, mut first_updates) = handler();
     let (second, mut second_updates) = handler();
     let client = Client::with_transport(config(), transport).unwrap();
-    let client = client
-        .subscribe(GREETING, first)
-        .subscribe(NETWORK_POLICY, second);
+    let client = client.subscribe(GREETING, first).subscribe(NETWORK_POLICY, second);
     let status = client.status();
     let _running = tokio::spawn(client.run());
     let (a, b) = (peer.accept().await, peer.accept().await);
-    let (greeting, mut policy) = if a.first.type_url == GREETING.type_url {
-        (a, b)
-    } else {
-        (b, a)
-    };
+    let (greeting, mut policy) = if a.first.type_url == GREETING.type_url { (a, b) } else { (b, a) };
 
     greeting.push(&greetings("1", &["stuck"])).await;
     let _stuck = first_updates.next().await;
-    let response = DiscoveryResponse {
-        type_url: NETWORK_POLICY.type_url.into(),
-        ..greetings("5", &[])
-    };
+    let response = DiscoveryResponse { type_url: NETWORK_POLICY.type_url.into(), ..greetings("5", &[]) };
     policy.push(&response).await;
     second_updates.accept().await;
     assert_eq!(policy.request().await.version_info, "5");
 
     let streams = status.streams();
-    assert_eq!(
-        streams.iter().map(|stream| stream.acks).collect::<Vec<_>>(),
-        [0, 1]
-    );
+    assert_eq!(streams.iter().map(|stream| stream.acks).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(streams[1].type_url, NETWORK_POLICY.type_url);
 }
 
@@ -340,9 +239,6 @@ async fn dropping_the_client_ends_its_streams() {
 fn a_mode_that_is_not_spoken_yet_is_refused_by_name() {
     for mode in [Mode::Ads, Mode::DeltaSplit] {
         let config = crate::ClientConfig { mode, ..config() };
-        assert_eq!(
-            Client::new(config).err(),
-            Some(ConfigError::UnsupportedMode(mode))
-        );
+        assert_eq!(Client::new(config).err(), Some(ConfigError::UnsupportedMode(mode)));
     }
 }

@@ -6,21 +6,15 @@ use super::scripted::{GREETING, config, greetings, no_connection, start};
 use crate::{Backoff, ClientConfig, TransportError};
 
 fn unimplemented() -> TransportError {
-    TransportError::Unimplemented {
-        message: "unknown service test.Greetings".into(),
-    }
+    TransportError::Unimplemented { message: "unknown service test.Greetings".into() }
 }
 
 /// Asserts that `waited` lies between half and all of the backoff's ceiling for this attempt.
 fn assert_paced(waited: Duration, attempt: u32) {
     let backoff = Backoff::default();
     // Paused time advances in whole milliseconds.
-    let bounds =
-        backoff.delay(attempt, 0.0)..=backoff.delay(attempt, 1.0) + Duration::from_millis(1);
-    assert!(
-        bounds.contains(&waited),
-        "attempt {attempt} waited {waited:?}, not {bounds:?}"
-    );
+    let bounds = backoff.delay(attempt, 0.0)..=backoff.delay(attempt, 1.0) + Duration::from_millis(1);
+    assert!(bounds.contains(&waited), "attempt {attempt} waited {waited:?}, not {bounds:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -30,12 +24,7 @@ async fn a_new_stream_starts_from_nothing_and_its_first_update_says_so() {
     stream.push(&greetings("41", &["old"])).await;
     world.updates.accept().await;
     stream.request().await;
-    stream
-        .end(TransportError::Status {
-            code: "Unavailable".into(),
-            message: "agent restarts".into(),
-        })
-        .await;
+    stream.end(TransportError::Status { code: "Unavailable".into(), message: "agent restarts".into() }).await;
 
     let mut stream = world.peer.accept().await;
     assert_eq!(stream.first.version_info, "");
@@ -43,11 +32,7 @@ async fn a_new_stream_starts_from_nothing_and_its_first_update_says_so() {
     assert!(stream.first.node.is_some());
     world.updates.assert_none();
     let status = world.stream();
-    assert_eq!(
-        status.version.as_deref(),
-        Some("41"),
-        "what is enforced is still what was accepted"
-    );
+    assert_eq!(status.version.as_deref(), Some("41"), "what is enforced is still what was accepted");
 
     stream.push(&greetings("1", &["new"])).await;
     let update = world.updates.accept().await;
@@ -71,20 +56,14 @@ async fn a_refusal_on_a_new_stream_carries_no_version_of_the_old_one() {
     stream.push(&bad).await;
     let answer = stream.request().await;
     assert!(answer.error_detail.is_some());
-    assert_eq!(
-        (answer.version_info.as_str(), answer.response_nonce.as_str()),
-        ("", "1")
-    );
+    assert_eq!((answer.version_info.as_str(), answer.response_nonce.as_str()), ("", "1"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_has_nothing_to_say_is_left_in_peace() {
     let mut world = start();
     let mut stream = world.peer.accept().await;
-    world
-        .peer
-        .assert_quiet(Duration::from_secs(24 * 3600))
-        .await;
+    world.peer.assert_quiet(Duration::from_secs(24 * 3600)).await;
     stream.assert_no_request();
     assert!(world.stream().connected);
 
@@ -161,15 +140,8 @@ async fn streams_that_open_and_end_empty_are_paced_ever_more_slowly() {
         last = opening.at;
         drop(opening.accept());
     }
-    let closed = world
-        .status
-        .wait_for(GREETING.type_url, |state| !state.connected)
-        .await
-        .unwrap();
-    assert_eq!(
-        closed.last_error.as_deref(),
-        Some("the control plane closed the stream")
-    );
+    let closed = world.status.wait_for(GREETING.type_url, |state| !state.connected).await.unwrap();
+    assert_eq!(closed.last_error.as_deref(), Some("the control plane closed the stream"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,10 +171,7 @@ async fn a_message_that_is_no_response_ends_the_stream_only() {
     let mut stream = world.peer.accept().await;
     world.updates.assert_none();
     let error = world.stream().last_error.unwrap();
-    assert!(
-        error.starts_with("response is not a DiscoveryResponse"),
-        "{error}"
-    );
+    assert!(error.starts_with("response is not a DiscoveryResponse"), "{error}");
     stream.push(&greetings("1", &["sane"])).await;
     world.updates.accept().await;
     assert_eq!(stream.request().await.version_info, "1");
@@ -227,11 +196,5 @@ fn every_bound_has_its_documented_default() {
     let config = config();
     assert_eq!(config.handshake_timeout, Duration::from_secs(15));
     assert_eq!(config.max_message_bytes, 1 << 30);
-    assert_eq!(
-        config.backoff,
-        Backoff {
-            initial: Duration::from_millis(200),
-            max: Duration::from_secs(5)
-        }
-    );
+    assert_eq!(config.backoff, Backoff { initial: Duration::from_millis(200), max: Duration::from_secs(5) });
 }

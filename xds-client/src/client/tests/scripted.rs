@@ -13,8 +13,7 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    Address, Call, Client, ClientConfig, Handler, Node, Rejection, Service, Status, Transport,
-    TransportError, Update,
+    Address, Call, Client, ClientConfig, Handler, Node, Rejection, Service, Status, Transport, TransportError, Update,
 };
 
 pub(super) const GREETING: Service = Service {
@@ -43,11 +42,7 @@ impl Applying {
     }
 
     pub(super) fn texts(&self) -> Vec<&str> {
-        self.update
-            .resources
-            .iter()
-            .map(|resource| resource.message.text.as_str())
-            .collect()
+        self.update.resources.iter().map(|resource| resource.message.text.as_str()).collect()
     }
 }
 
@@ -82,9 +77,7 @@ impl Handler for AskTest {
     async fn apply(&mut self, update: Update<Greeting>) -> Result<(), Rejection> {
         let (decision, decided) = oneshot::channel();
         self.0.send(Applying { update, decision }).await.unwrap();
-        decided
-            .await
-            .expect("the test dropped the update: panic, as a faulty handler would")
+        decided.await.expect("the test dropped the update: panic, as a faulty handler would")
     }
 }
 
@@ -105,15 +98,7 @@ impl Transport for Scripted {
     async fn open(&self, path: &'static str, first: Bytes) -> Result<Call, TransportError> {
         let (decision, decided) = oneshot::channel();
         let first = DiscoveryRequest::decode(first).unwrap();
-        self.0
-            .send(Opening {
-                path,
-                first,
-                at: Instant::now(),
-                decision,
-            })
-            .await
-            .unwrap();
+        self.0.send(Opening { path, first, at: Instant::now(), decision }).await.unwrap();
         decided.await.unwrap()
     }
 }
@@ -126,16 +111,9 @@ impl Opening {
     pub(super) fn accept(self) -> Conversation {
         let (requests, from_client) = mpsc::channel(1);
         let (to_client, responses) = mpsc::channel(16);
-        let call = Call {
-            requests,
-            responses: ReceiverStream::new(responses).boxed(),
-        };
+        let call = Call { requests, responses: ReceiverStream::new(responses).boxed() };
         assert!(self.decision.send(Ok(call)).is_ok());
-        Conversation {
-            first: self.first,
-            from_client,
-            to_client,
-        }
+        Conversation { first: self.first, from_client, to_client }
     }
 }
 
@@ -158,18 +136,12 @@ impl Peer {
 
     /// Asserts that the client makes no attempt during `time`.
     pub(super) async fn assert_quiet(&mut self, time: Duration) {
-        assert!(
-            timeout(time, self.0.recv()).await.is_err(),
-            "another call was opened"
-        );
+        assert!(timeout(time, self.0.recv()).await.is_err(), "another call was opened");
     }
 }
 
 pub(super) fn no_connection() -> TransportError {
-    TransportError::Connect {
-        address: "unix:/xds.sock".into(),
-        reason: "No such file or directory".into(),
-    }
+    TransportError::Connect { address: "unix:/xds.sock".into(), reason: "No such file or directory".into() }
 }
 
 /// An open call, seen from the peer.
@@ -197,10 +169,7 @@ impl Conversation {
     }
 
     pub(super) fn assert_no_request(&mut self) {
-        assert!(
-            self.from_client.try_recv().is_err(),
-            "a request came too early"
-        );
+        assert!(self.from_client.try_recv().is_err(), "a request came too early");
     }
 
     /// Resolves when the client has given the call up.
@@ -210,15 +179,7 @@ impl Conversation {
 }
 
 pub(super) fn greetings(version: &str, texts: &[&str]) -> DiscoveryResponse {
-    let resources = texts
-        .iter()
-        .map(|text| {
-            any(&Greeting {
-                text: (*text).to_owned(),
-            }
-            .encode_to_vec())
-        })
-        .collect();
+    let resources = texts.iter().map(|text| any(&Greeting { text: (*text).to_owned() }.encode_to_vec())).collect();
     DiscoveryResponse {
         version_info: version.into(),
         nonce: version.into(),
@@ -229,10 +190,7 @@ pub(super) fn greetings(version: &str, texts: &[&str]) -> DiscoveryResponse {
 }
 
 pub(super) fn any(value: &[u8]) -> Any {
-    Any {
-        type_url: GREETING.type_url.into(),
-        value: value.to_vec(),
-    }
+    Any { type_url: GREETING.type_url.into(), value: value.to_vec() }
 }
 
 pub(super) fn config() -> ClientConfig {
@@ -261,16 +219,9 @@ pub(super) fn transport() -> (Scripted, Peer) {
 pub(super) fn start() -> World {
     let (transport, peer) = transport();
     let (handler, updates) = handler();
-    let client = Client::with_transport(config(), transport)
-        .unwrap()
-        .subscribe(GREETING, handler);
+    let client = Client::with_transport(config(), transport).unwrap().subscribe(GREETING, handler);
     let status = client.status();
-    World {
-        peer,
-        updates,
-        status,
-        running: tokio::spawn(client.run()),
-    }
+    World { peer, updates, status, running: tokio::spawn(client.run()) }
 }
 
 impl World {

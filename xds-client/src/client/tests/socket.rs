@@ -24,8 +24,8 @@ use tonic::{Request, Response, Streaming};
 
 use super::scripted::config;
 use crate::{
-    Address, Backoff, Client, ClientConfig, GrpcTransport, Handler, NETWORK_POLICY,
-    NETWORK_POLICY_HOSTS, Rejection, Status, Transport as _, TransportError, Update,
+    Address, Backoff, Client, ClientConfig, GrpcTransport, Handler, NETWORK_POLICY, NETWORK_POLICY_HOSTS, Rejection,
+    Status, Transport as _, TransportError, Update,
 };
 
 type Responses<T> = BoxStream<'static, Result<T, tonic::Status>>;
@@ -58,11 +58,7 @@ impl NetworkPolicyDiscoveryService for OneResponse {
         let responses = tokio_stream::once(Ok(response)).chain(tokio_stream::pending());
         let mut stop = self.stop.clone();
         let stopped = Box::pin(async move { stop.changed().await.is_err() });
-        Ok(Response::new(
-            futures_util::stream::select(incoming, responses)
-                .take_until(stopped)
-                .boxed(),
-        ))
+        Ok(Response::new(futures_util::stream::select(incoming, responses).take_until(stopped).boxed()))
     }
 
     async fn delta_network_policies(
@@ -82,15 +78,8 @@ impl NetworkPolicyDiscoveryService for OneResponse {
 
 fn policies(version: &str, names: &[String]) -> DiscoveryResponse {
     let resources = names.iter().map(|name| {
-        let policy = NetworkPolicy {
-            endpoint_ips: vec![name.clone()],
-            endpoint_id: 1,
-            ..NetworkPolicy::default()
-        };
-        Any {
-            type_url: NETWORK_POLICY.type_url.into(),
-            value: policy.encode_to_vec(),
-        }
+        let policy = NetworkPolicy { endpoint_ips: vec![name.clone()], endpoint_id: 1, ..NetworkPolicy::default() };
+        Any { type_url: NETWORK_POLICY.type_url.into(), value: policy.encode_to_vec() }
     });
     DiscoveryResponse {
         version_info: version.into(),
@@ -108,12 +97,8 @@ impl Handler for Latest {
     type Resource = NetworkPolicy;
 
     async fn apply(&mut self, update: Update<NetworkPolicy>) -> Result<(), Rejection> {
-        let addresses = update
-            .resources
-            .iter()
-            .flat_map(|resource| &resource.message.endpoint_ips);
-        self.0
-            .send_replace((update.version, addresses.map(String::len).sum()));
+        let addresses = update.resources.iter().flat_map(|resource| &resource.message.endpoint_ips);
+        self.0.send_replace((update.version, addresses.map(String::len).sum()));
         Ok(())
     }
 }
@@ -143,10 +128,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self {
-            directory: tempfile::tempdir().unwrap(),
-            tasks: JoinSet::new(),
-        }
+        Self { directory: tempfile::tempdir().unwrap(), tasks: JoinSet::new() }
     }
 
     fn socket(&self) -> PathBuf {
@@ -161,30 +143,17 @@ impl World {
     fn serve(&mut self, listener: UnixListener, response: DiscoveryResponse) -> Served {
         let (requests, received) = mpsc::channel(16);
         let (stop, stopped) = watch::channel(());
-        let service = NetworkPolicyDiscoveryServiceServer::new(OneResponse {
-            response,
-            requests,
-            stop: stopped,
-        });
+        let service = NetworkPolicyDiscoveryServiceServer::new(OneResponse { response, requests, stop: stopped });
         let server = tonic::transport::Server::builder();
         let task = self.tasks.spawn(async move {
-            server
-                .serve_with_incoming(service, UnixListenerStream::new(listener))
-                .await
-                .unwrap();
+            server.serve_with_incoming(service, UnixListenerStream::new(listener)).await.unwrap();
         });
-        Served {
-            requests: received,
-            task,
-            stop,
-        }
+        Served { requests: received, task, stop }
     }
 
     fn connect(&mut self, config: ClientConfig) -> (Status, watch::Receiver<(String, usize)>) {
         let (latest, seen) = watch::channel(Default::default());
-        let client = Client::new(config)
-            .unwrap()
-            .subscribe(NETWORK_POLICY, Latest(latest));
+        let client = Client::new(config).unwrap().subscribe(NETWORK_POLICY, Latest(latest));
         let status = client.status();
         self.tasks.spawn(client.run());
         (status, seen)
@@ -192,15 +161,8 @@ impl World {
 }
 
 fn unix(path: &Path) -> ClientConfig {
-    let backoff = Backoff {
-        initial: Duration::from_millis(5),
-        max: Duration::from_millis(20),
-    };
-    ClientConfig {
-        address: Address::Unix(path.into()),
-        backoff,
-        ..config()
-    }
+    let backoff = Backoff { initial: Duration::from_millis(5), max: Duration::from_millis(20) };
+    ClientConfig { address: Address::Unix(path.into()), backoff, ..config() }
 }
 
 #[tokio::test]
@@ -216,10 +178,7 @@ async fn a_response_far_beyond_four_mebibytes_is_accepted() {
 
     assert_eq!(server.request().await.version_info, "");
     let ack = server.request().await;
-    assert_eq!(
-        (ack.version_info.as_str(), ack.response_nonce.as_str()),
-        ("8", "8")
-    );
+    assert_eq!((ack.version_info.as_str(), ack.response_nonce.as_str()), ("8", "8"));
     assert_eq!(*latest.borrow(), ("8".to_owned(), 100_000 * 200));
 }
 
@@ -228,21 +187,10 @@ async fn a_response_beyond_the_configured_limit_is_an_error_by_name() {
     let mut world = World::new();
     let listener = world.bind();
     let _server = world.serve(listener, policies("1", &["x".repeat(2000)]));
-    let config = ClientConfig {
-        max_message_bytes: 1000,
-        ..unix(&world.socket())
-    };
+    let config = ClientConfig { max_message_bytes: 1000, ..unix(&world.socket()) };
     let (status, _) = world.connect(config);
-    let state = status
-        .wait_for(NETWORK_POLICY.type_url, |state| state.failed_attempts > 1)
-        .await
-        .unwrap();
-    assert!(
-        state
-            .last_error
-            .unwrap()
-            .contains("the limit is: 1000 bytes")
-    );
+    let state = status.wait_for(NETWORK_POLICY.type_url, |state| state.failed_attempts > 1).await.unwrap();
+    assert!(state.last_error.unwrap().contains("the limit is: 1000 bytes"));
 }
 
 #[tokio::test]
@@ -250,25 +198,15 @@ async fn a_restarted_server_is_found_again_by_the_path_of_its_socket() {
     let mut world = World::new();
     let config = unix(&world.socket());
     let (status, _) = world.connect(config);
-    status
-        .wait_for(NETWORK_POLICY.type_url, |state| state.failed_attempts > 0)
-        .await
-        .unwrap();
+    status.wait_for(NETWORK_POLICY.type_url, |state| state.failed_attempts > 0).await.unwrap();
     for version in ["7", "1"] {
         let listener = world.bind();
         let mut server = world.serve(listener, policies(version, &[]));
         let first = server.request().await;
-        assert!(
-            first.node.is_some()
-                && first.version_info.is_empty()
-                && first.response_nonce.is_empty()
-        );
+        assert!(first.node.is_some() && first.version_info.is_empty() && first.response_nonce.is_empty());
         assert_eq!(server.request().await.version_info, version);
         server.stop();
-        let state = status
-            .wait_for(NETWORK_POLICY.type_url, |state| !state.connected)
-            .await
-            .unwrap();
+        let state = status.wait_for(NETWORK_POLICY.type_url, |state| !state.connected).await.unwrap();
         assert_eq!(state.version.as_deref(), Some(version));
     }
 }
@@ -277,15 +215,9 @@ async fn a_restarted_server_is_found_again_by_the_path_of_its_socket() {
 async fn a_socket_that_is_bound_but_not_served_is_abandoned_and_used_once_it_is_served() {
     let mut world = World::new();
     let listener = world.bind();
-    let config = ClientConfig {
-        handshake_timeout: Duration::from_millis(20),
-        ..unix(&world.socket())
-    };
+    let config = ClientConfig { handshake_timeout: Duration::from_millis(20), ..unix(&world.socket()) };
     let (status, _) = world.connect(config);
-    let state = status
-        .wait_for(NETWORK_POLICY.type_url, |state| state.failed_attempts >= 3)
-        .await
-        .unwrap();
+    let state = status.wait_for(NETWORK_POLICY.type_url, |state| state.failed_attempts >= 3).await.unwrap();
     assert!(!state.connected && state.last_error.unwrap().contains("no HTTP/2 frame"));
     let mut server = world.serve(listener, policies("1", &[]));
     while server.request().await.version_info != "1" {}
@@ -298,33 +230,18 @@ async fn a_method_that_is_not_served_has_an_error_of_its_own() {
     let listener = world.bind();
     let _server = world.serve(listener, policies("1", &[]));
     let transport = GrpcTransport::new(Address::Unix(world.socket()), 1 << 20);
-    let mut call = transport
-        .open(NETWORK_POLICY_HOSTS.state_of_the_world, Bytes::new())
-        .await
-        .unwrap();
+    let mut call = transport.open(NETWORK_POLICY_HOSTS.state_of_the_world, Bytes::new()).await.unwrap();
     let answer = call.responses.next().await.unwrap();
-    assert!(
-        matches!(answer, Err(TransportError::Unimplemented { .. })),
-        "{answer:?}"
-    );
+    assert!(matches!(answer, Err(TransportError::Unimplemented { .. })), "{answer:?}");
 }
 
 #[tokio::test]
 async fn a_peer_that_is_not_there_or_speaks_something_else_is_told_apart() {
     let mut world = World::new();
     let transport = GrpcTransport::new(Address::Unix(world.socket()), 1 << 20);
-    let error = transport
-        .open(NETWORK_POLICY.state_of_the_world, Bytes::new())
-        .await
-        .err()
-        .unwrap();
+    let error = transport.open(NETWORK_POLICY.state_of_the_world, Bytes::new()).await.err().unwrap();
     assert!(matches!(error, TransportError::Connect { .. }), "{error}");
-    assert!(
-        error
-            .to_string()
-            .contains("xds.sock: No such file or directory"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("xds.sock: No such file or directory"), "{error}");
 
     let listener = world.bind();
     world.tasks.spawn(async move {
@@ -332,23 +249,12 @@ async fn a_peer_that_is_not_there_or_speaks_something_else_is_told_apart() {
         drop(hangs_up);
         let (mut web_server, _) = listener.accept().await.unwrap();
         let _ = web_server.read(&mut [0; 24]).await;
-        web_server
-            .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            .await
-            .unwrap();
+        web_server.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         let _ = web_server.read_to_end(&mut Vec::new()).await;
     });
-    let error = transport
-        .open(NETWORK_POLICY.state_of_the_world, Bytes::new())
-        .await
-        .err()
-        .unwrap();
+    let error = transport.open(NETWORK_POLICY.state_of_the_world, Bytes::new()).await.err().unwrap();
     assert!(matches!(error, TransportError::Handshake { .. }), "{error}");
-    let error = transport
-        .open(NETWORK_POLICY.state_of_the_world, Bytes::new())
-        .await
-        .err()
-        .unwrap();
+    let error = transport.open(NETWORK_POLICY.state_of_the_world, Bytes::new()).await.err().unwrap();
     assert!(matches!(error, TransportError::Handshake { .. }), "{error}");
     assert!(error.to_string().contains("frame"), "{error}");
 }
@@ -360,22 +266,13 @@ async fn tcp_works_the_same() {
     let address = listener.local_addr().unwrap().to_string();
     let (requests, mut received) = mpsc::channel(16);
     let (_stop, stopped) = watch::channel(());
-    let service = NetworkPolicyDiscoveryServiceServer::new(OneResponse {
-        response: policies("3", &[]),
-        requests,
-        stop: stopped,
-    });
+    let service =
+        NetworkPolicyDiscoveryServiceServer::new(OneResponse { response: policies("3", &[]), requests, stop: stopped });
     let server = tonic::transport::Server::builder();
     world.tasks.spawn(async move {
-        server
-            .serve_with_incoming(service, TcpListenerStream::new(listener))
-            .await
-            .unwrap();
+        server.serve_with_incoming(service, TcpListenerStream::new(listener)).await.unwrap();
     });
-    let config = ClientConfig {
-        address: Address::Tcp(address),
-        ..unix(Path::new("/unused"))
-    };
+    let config = ClientConfig { address: Address::Tcp(address), ..unix(Path::new("/unused")) };
     let (status, _) = world.connect(config);
     assert_eq!(received.recv().await.unwrap().version_info, "");
     assert_eq!(received.recv().await.unwrap().version_info, "3");
