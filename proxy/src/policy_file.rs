@@ -83,6 +83,10 @@ pub fn parse(text: &str, path: &Path) -> Result<Vec<PolicyResource>, PolicyFileE
             |error| refused(error.place.map(|place| place.line), format!("not valid YAML: {}", error.message)),
         ),
     }?;
+    if documents.is_empty() {
+        let message = "holds no resource; write `[]` for none, or delete the file".to_owned();
+        return Err(refused(None, message));
+    }
     let mut resources = Vec::new();
     let several = documents.len() > 1;
     for (document, value) in documents.into_iter().enumerate() {

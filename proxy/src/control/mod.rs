@@ -1,5 +1,6 @@
 //! The control side: turns what control planes send into the one immutable value that workers decide by.
 
+pub mod directory;
 mod policies;
 mod world;
 pub mod xds;

@@ -81,3 +81,10 @@ fn a_wrong_field_is_named_with_its_line() {
     let found = error("42", "a.json");
     assert!(found.starts_with("a.json:1: "), "{found}");
 }
+
+#[test]
+fn an_empty_file_is_a_mistake_and_an_empty_list_is_not() {
+    assert!(error("# nothing yet\n", "a.yaml").starts_with("a.yaml: holds no resource"));
+    assert!(error("", "a.json").starts_with("a.json:1: "));
+    assert_eq!(parse("[]\n", Path::new("a.yaml")).expect("reads"), []);
+}

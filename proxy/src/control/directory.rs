@@ -1,0 +1,381 @@
+//! A watched directory of policy files: the source of policy without a control plane, and what the reference control
+//! plane serves.
+//!
+//! Each file stands for itself: one that does not load keeps its last good content and is reported, one that is deleted
+//! takes its resources along. A file is read only when its writer is done with it, because the first half of a list of
+//! rules can be a valid list of rules.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RemoveKind};
+use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
+
+use crate::policy_file::{self, PolicyFileError, PolicyResource};
+
+/// How long nothing may happen before the directory is read, and how old a file's last change must be.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// Longest time that a change waits for others to end.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Between attempts to watch a directory that has vanished.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Events between two readings; beyond it the watching thread waits, and the kernel's own queue takes over.
+const EVENTS: usize = 1024;
+
+/// What the files of a directory hold, in the order of their names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicySet {
+    /// Policies of endpoints.
+    pub policies: Vec<NetworkPolicy>,
+    /// Addresses of identities.
+    pub hosts: Vec<NetworkPolicyHosts>,
+}
+
+/// One look at the directory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    /// The last good content of every file that is there.
+    pub set: PolicySet,
+    /// Whether `set` differs from the reading before.
+    pub changed: bool,
+    /// What is wrong now and was not, or not in this way, at the reading before.
+    pub errors: Vec<PolicyFileError>,
+}
+
+/// Why a directory cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// It is not there, or not a directory, or not readable.
+    #[error("{}: cannot read the directory: {source}; create it or correct the path", path.display())]
+    Read {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The kernel refused to report its changes.
+    #[error("{}: cannot watch the directory: {source}; if the limit is reached, raise fs.inotify.max_user_instances or \
+             fs.inotify.max_user_watches", path.display())]
+    Watch {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: notify::Error,
+    },
+}
+
+/// A directory whose policy files are read again whenever they change.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    files: BTreeMap<PathBuf, File>,
+    /// Files that somebody has written to and not closed yet.
+    being_written: BTreeSet<PathBuf>,
+    /// Why the directory could not be listed the last time.
+    unreadable: Option<String>,
+    /// Something happened since the last reading, and when it began.
+    pending_since: Option<Instant>,
+    /// `None` once the directory has vanished. Dropped after its receiver, so that it never waits for a reader.
+    watch: Option<Watch>,
+    changed: bool,
+    errors: Vec<PolicyFileError>,
+    delivered: bool,
+}
+
+#[derive(Debug)]
+struct Watch {
+    events: mpsc::Receiver<notify::Result<Event>>,
+    _watcher: RecommendedWatcher,
+}
+
+/// What is known of one file.
+#[derive(Debug, Default)]
+struct File {
+    stamp: Option<Stamp>,
+    resources: Vec<PolicyResource>,
+    error: Option<PolicyFileError>,
+}
+
+/// Tells one state of a file from another without reading it. Good only for a state that is older than [`QUIET`], which
+/// is far coarser than the clock of any file system in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    length: u64,
+    /// Seconds and nanoseconds of the status change: unlike the time of modification it cannot be set back, and it moves
+    /// when a file becomes readable.
+    changed: (i64, i64),
+}
+
+/// How a file was found.
+enum Found {
+    /// As it was.
+    Same,
+    /// Somebody may still be writing it.
+    Unsettled,
+    /// With this content.
+    Read(Stamp, Result<Vec<PolicyResource>, PolicyFileError>),
+}
+
+impl Directory {
+    /// Begins to watch the directory. Nothing is read before [`next`](Self::next).
+    ///
+    /// # Errors
+    /// The directory cannot be read or watched.
+    pub fn open(path: &Path) -> Result<Self, DirectoryError> {
+        let unreadable = |source| DirectoryError::Read { path: path.to_owned(), source };
+        std::fs::read_dir(path).map_err(unreadable)?;
+        let absolute = std::path::absolute(path).map_err(unreadable)?; // as the events name it
+        let watch = Watch::new(&absolute).map_err(|source| DirectoryError::Watch { path: path.to_owned(), source })?;
+        Ok(Self {
+            path: absolute,
+            files: BTreeMap::new(),
+            being_written: BTreeSet::new(),
+            unreadable: None,
+            pending_since: Some(Instant::now()),
+            watch: Some(watch),
+            changed: false,
+            errors: Vec::new(),
+            delivered: false,
+        })
+    }
+
+    /// The first reading at once, each later one when something changed: in the content, or in what is wrong with it.
+    ///
+    /// May be dropped and called again without losing a change. Files are read on the calling thread.
+    pub async fn next(&mut self) -> Reading {
+        loop {
+            let since = match self.pending_since {
+                Some(since) => since,
+                None => self.wait_for_change().await,
+            };
+            self.wait_for_quiet(since).await;
+            let unsettled = self.look();
+            if unsettled && since.elapsed() < PATIENCE {
+                sleep(QUIET).await;
+                continue;
+            }
+            // What is still being written is looked at again, but holds up nothing else.
+            self.pending_since = unsettled.then(Instant::now);
+            if self.changed || !self.errors.is_empty() || !self.delivered {
+                self.delivered = true;
+                let (changed, errors) = (std::mem::take(&mut self.changed), std::mem::take(&mut self.errors));
+                return Reading { set: self.set(), changed, errors };
+            }
+        }
+    }
+
+    /// What is wrong with the files of the last reading, by name.
+    pub fn failing(&self) -> impl Iterator<Item = &PolicyFileError> {
+        self.files.values().filter_map(|file| file.error.as_ref())
+    }
+
+    fn set(&self) -> PolicySet {
+        let mut set = PolicySet::default();
+        for resource in self.files.values().flat_map(|file| &file.resources) {
+            match resource {
+                PolicyResource::Policy(policy) => set.policies.push((**policy).clone()),
+                PolicyResource::Hosts(hosts) => set.hosts.push(hosts.clone()),
+            }
+        }
+        set
+    }
+
+    async fn wait_for_change(&mut self) -> Instant {
+        while self.pending_since.is_none() {
+            match &mut self.watch {
+                Some(watch) => match watch.events.recv().await {
+                    Some(event) => self.note(event),
+                    None => self.watch = None,
+                },
+                None => {
+                    sleep(RETRY).await;
+                    self.watch = Watch::new(&self.path).ok();
+                    if self.watch.is_some() {
+                        self.being_written.clear();
+                        self.pending_since = Some(Instant::now());
+                    }
+                }
+            }
+        }
+        self.pending_since.unwrap_or_else(Instant::now)
+    }
+
+    /// Waits until nothing has happened for [`QUIET`], but not for ever: somebody may write all the time.
+    async fn wait_for_quiet(&mut self, since: Instant) {
+        while since.elapsed() < PATIENCE
+            && let Some(watch) = &mut self.watch
+            && let Ok(Some(event)) = timeout(QUIET, watch.events.recv()).await
+        {
+            self.note(event);
+        }
+    }
+
+    fn note(&mut self, event: notify::Result<Event>) {
+        let Ok(event) = event else {
+            // The watch itself is in trouble; what it missed cannot be known.
+            self.watch = None;
+            return;
+        };
+        let written = AccessKind::Close(AccessMode::Write);
+        match event.kind {
+            EventKind::Access(kind) if kind != written => return,
+            EventKind::Modify(ModifyKind::Data(_)) => self.being_written.extend(event.paths),
+            // A new file is followed by its closing, and a new name of a finished one needs nothing else.
+            EventKind::Create(CreateKind::File) => {
+                self.pending_since = self.pending_since.or_else(|| Some(Instant::now()))
+            }
+            kind => {
+                if event.paths.iter().any(|path| *path == self.path)
+                    && matches!(kind, EventKind::Remove(RemoveKind::Folder) | EventKind::Modify(ModifyKind::Name(_)))
+                {
+                    self.watch = None;
+                }
+                if event.need_rescan() {
+                    self.being_written.clear();
+                }
+                for path in &event.paths {
+                    self.being_written.remove(path);
+                }
+                self.pending_since = self.pending_since.or_else(|| Some(Instant::now()));
+            }
+        }
+    }
+
+    /// Reads what has changed. Returns whether a file may still be in the making.
+    fn look(&mut self) -> bool {
+        let names = match list(&self.path) {
+            Ok(names) => names,
+            Err(error) => {
+                self.report_unreadable(&error);
+                return false;
+            }
+        };
+        self.unreadable = None;
+        let gone: Vec<_> = self.files.keys().filter(|path| !names.contains(*path)).cloned().collect();
+        for path in gone {
+            self.changed |= self.files.remove(&path).is_some_and(|file| !file.resources.is_empty());
+            self.being_written.remove(&path);
+        }
+        let mut unsettled = false;
+        for path in names {
+            if self.being_written.contains(&path) {
+                continue; // its closing is an event of its own
+            }
+            let known = self.files.get(&path);
+            match find(&path, known) {
+                Found::Same => {}
+                Found::Unsettled => unsettled = true,
+                Found::Read(stamp, content) => self.take(path, stamp, content),
+            }
+        }
+        unsettled
+    }
+
+    fn take(&mut self, path: PathBuf, stamp: Stamp, content: Result<Vec<PolicyResource>, PolicyFileError>) {
+        let file = self.files.entry(path).or_default();
+        file.stamp = Some(stamp);
+        match content {
+            Ok(resources) => {
+                self.changed |= file.resources != resources;
+                file.resources = resources;
+                file.error = None;
+            }
+            Err(error) => {
+                if file.error.as_ref() != Some(&error) {
+                    self.errors.push(error.clone());
+                }
+                file.error = Some(error);
+            }
+        }
+    }
+
+    /// A directory that cannot be listed says nothing about its files, so they stay.
+    fn report_unreadable(&mut self, error: &io::Error) {
+        self.watch = None;
+        let message = format!("cannot read the directory: {error}; what was read before stays, put it back");
+        if self.unreadable.as_ref() != Some(&message) {
+            self.errors.push(PolicyFileError { file: self.path.clone(), line: None, message: message.clone() });
+            self.unreadable = Some(message);
+        }
+    }
+}
+
+impl Watch {
+    fn new(path: &Path) -> notify::Result<Self> {
+        let (sender, events) = mpsc::channel(EVENTS);
+        let mut watcher = notify::recommended_watcher(move |event| {
+            let _ = sender.blocking_send(event); // nobody watches any more
+        })?;
+        watcher.watch(path, RecursiveMode::NonRecursive)?;
+        Ok(Self { events, _watcher: watcher })
+    }
+}
+
+fn list(path: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(path)? {
+        let path = entry?.path();
+        if policy_file::is_policy_file(&path) && is_there(&path) {
+            names.insert(path);
+        }
+    }
+    Ok(names)
+}
+
+/// A link to nowhere is a deleted file: mounted configuration is deleted so.
+fn is_there(path: &Path) -> bool {
+    match std::fs::metadata(path) {
+        Ok(metadata) => metadata.is_file(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+fn find(path: &Path, known: Option<&File>) -> Found {
+    let before = match Stamp::of(path) {
+        Ok(stamp) => stamp,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Same, // its deletion is an event of its own
+        Err(_) => return Found::Read(Stamp::UNKNOWN, policy_file::read(path)),
+    };
+    let not_begun = before.length == 0 && known.is_none();
+    if known.and_then(|file| file.stamp) == Some(before) || not_begun {
+        return Found::Same;
+    }
+    if before.age().is_some_and(|age| age < QUIET) {
+        return Found::Unsettled;
+    }
+    let content = policy_file::read(path);
+    match Stamp::of(path) {
+        Ok(after) if after == before => Found::Read(before, content),
+        _ => Found::Unsettled,
+    }
+}
+
+impl Stamp {
+    /// Of a file that cannot even be asked.
+    const UNKNOWN: Self = Self { inode: 0, length: 0, changed: (0, 0) };
+
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = std::fs::metadata(path)?;
+        Ok(Self { inode: metadata.ino(), length: metadata.len(), changed: (metadata.ctime(), metadata.ctime_nsec()) })
+    }
+
+    /// `None` for a change in the future, which another clock has set.
+    fn age(&self) -> Option<Duration> {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        let changed = Duration::new(self.changed.0.try_into().ok()?, self.changed.1.try_into().ok()?);
+        since_epoch.checked_sub(changed)
+    }
+}

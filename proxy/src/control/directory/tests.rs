@@ -1,0 +1,167 @@
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+
+use tempfile::TempDir;
+
+use super::*;
+
+fn policy(id: u64) -> String {
+    format!("{{\"endpointId\": \"{id}\", \"endpointIps\": [\"10.0.0.{id}\"]}}")
+}
+
+/// Writes a file the way careful programs do: under another name first.
+fn replace(directory: &TempDir, name: &str, text: &str) {
+    let hidden = directory.path().join(format!(".{name}.tmp"));
+    fs::write(&hidden, text).unwrap();
+    fs::rename(hidden, directory.path().join(name)).unwrap();
+}
+
+fn ids(reading: &Reading) -> Vec<u64> {
+    reading.set.policies.iter().map(|policy| policy.endpoint_id).collect()
+}
+
+fn open(directory: &TempDir) -> Directory {
+    Directory::open(directory.path()).unwrap()
+}
+
+#[tokio::test]
+async fn the_first_reading_holds_every_policy_file_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    replace(
+        &directory,
+        "b.yaml",
+        "- {endpointId: 2, endpointIps: [10.0.0.2]}\n- {policy: 9, hostAddresses: [10.0.0.9]}\n",
+    );
+    replace(&directory, "a.json", &policy(1));
+    for name in [".hidden.json", "c.json~", "#d.json#", "notes.txt", ".e.json.swp"] {
+        replace(&directory, name, &policy(99));
+    }
+    fs::create_dir(directory.path().join("folder.json")).unwrap();
+    let reading = open(&directory).next().await;
+    assert_eq!((ids(&reading), reading.changed, reading.errors), (vec![1, 2], true, vec![]));
+    assert_eq!(reading.set.hosts[0].policy, 9);
+}
+
+#[tokio::test]
+async fn an_empty_directory_is_a_reading_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let reading = open(&directory).next().await;
+    assert_eq!(reading, Reading { set: PolicySet::default(), changed: false, errors: vec![] });
+}
+
+#[tokio::test]
+async fn changes_follow_one_by_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut watched = open(&directory);
+    watched.next().await;
+    replace(&directory, "a.json", &policy(1));
+    assert_eq!(ids(&watched.next().await), [1]);
+    fs::write(directory.path().join("b.json"), policy(2)).unwrap();
+    assert_eq!(ids(&watched.next().await), [1, 2]);
+    fs::write(directory.path().join("b.json"), policy(3)).unwrap();
+    assert_eq!(ids(&watched.next().await), [1, 3]);
+    fs::rename(directory.path().join("a.json"), directory.path().join("c.json")).unwrap();
+    assert_eq!(ids(&watched.next().await), [3, 1]);
+    fs::remove_file(directory.path().join("b.json")).unwrap();
+    let reading = watched.next().await;
+    assert_eq!((ids(&reading), reading.changed), (vec![1], true));
+}
+
+#[tokio::test]
+async fn a_file_that_does_not_load_keeps_its_last_good_content() {
+    let directory = tempfile::tempdir().unwrap();
+    replace(&directory, "a.json", &policy(1));
+    let mut watched = open(&directory);
+    watched.next().await;
+
+    replace(&directory, "a.json", "{\n\"endpointId\": 1,\n\"endpoint_ipz\": []}");
+    replace(&directory, "b.json", &policy(2));
+    let reading = watched.next().await;
+    assert_eq!((ids(&reading), reading.changed), (vec![1, 2], true), "one bad file holds up no other");
+    let [error] = &reading.errors[..] else { panic!("one error, not {:?}", reading.errors) };
+    assert_eq!((error.file.clone(), error.line), (directory.path().join("a.json"), Some(3)));
+    assert_eq!(watched.failing().collect::<Vec<_>>(), [error]);
+
+    fs::write(directory.path().join("a.json"), "").unwrap();
+    let reading = watched.next().await;
+    assert_eq!(
+        (ids(&reading), reading.changed, reading.errors.len()),
+        (vec![1, 2], false, 1),
+        "emptied is not deleted"
+    );
+
+    replace(&directory, "a.json", &policy(3));
+    let reading = watched.next().await;
+    assert_eq!((ids(&reading), reading.errors), (vec![3, 2], vec![]));
+    assert_eq!(watched.failing().count(), 0);
+}
+
+#[tokio::test]
+async fn a_file_is_read_only_when_its_writer_is_done() {
+    let directory = tempfile::tempdir().unwrap();
+    replace(&directory, "a.yaml", "- {endpointId: 1}\n");
+    let mut watched = open(&directory);
+    watched.next().await;
+
+    // The first half is a valid file in itself.
+    let mut writer = fs::File::create(directory.path().join("a.yaml")).unwrap();
+    writer.write_all(b"- {endpointId: 10}\n").unwrap();
+    for id in 20..25 {
+        replace(&directory, "b.json", &policy(id));
+        assert_eq!(ids(&watched.next().await), [1, id]);
+    }
+    writer.write_all(b"- {endpointId: 11}\n").unwrap();
+    drop(writer);
+    assert_eq!(ids(&watched.next().await), [10, 11, 24]);
+}
+
+#[tokio::test]
+async fn a_mounted_configuration_changes_as_a_whole() {
+    // As the kubelet does it: names link through `..data`, which is replaced.
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    for (version, files) in [("..1", vec![("a.json", 1), ("b.json", 2)]), ("..2", vec![("a.json", 3)])] {
+        fs::create_dir(root.join(version)).unwrap();
+        for (name, id) in files {
+            fs::write(root.join(version).join(name), policy(id)).unwrap();
+        }
+    }
+    symlink("..1", root.join("..data")).unwrap();
+    for name in ["a.json", "b.json"] {
+        symlink(format!("..data/{name}"), root.join(name)).unwrap();
+    }
+    let mut watched = open(&directory);
+    assert_eq!(ids(&watched.next().await), [1, 2]);
+    symlink("..2", root.join("..data_tmp")).unwrap();
+    fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+    assert_eq!(ids(&watched.next().await), [3]);
+}
+
+#[tokio::test]
+async fn a_directory_that_vanishes_keeps_its_policies_and_is_found_again() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("policies");
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("a.json"), policy(1)).unwrap();
+    let mut watched = Directory::open(&path).unwrap();
+    assert_eq!(ids(&watched.next().await), [1]);
+
+    fs::rename(&path, parent.path().join("elsewhere")).unwrap();
+    let reading = watched.next().await;
+    assert_eq!((ids(&reading), reading.changed), (vec![1], false));
+    assert!(reading.errors[0].message.starts_with("cannot read the directory"), "{:?}", reading.errors);
+
+    let prepared = parent.path().join("prepared");
+    fs::create_dir(&prepared).unwrap();
+    fs::write(prepared.join("b.json"), policy(2)).unwrap();
+    fs::rename(&prepared, &path).unwrap();
+    assert_eq!(ids(&watched.next().await), [2]);
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_an_error_with_a_remedy() {
+    let error = Directory::open(Path::new("/nonexistent/policies")).unwrap_err().to_string();
+    assert!(error.starts_with("/nonexistent/policies: cannot read the directory: "), "{error}");
+    assert!(error.ends_with("create it or correct the path"), "{error}");
+}
