@@ -76,33 +76,20 @@ impl CompiledDirection {
                 }),
             };
             match Span::of(entry) {
-                Ok(span) => placed.push(Placed {
-                    span,
-                    rules: compile_rules(number, entry, problem.as_ref(), &mut findings),
-                }),
+                Ok(span) => {
+                    placed.push(Placed { span, rules: compile_rules(number, entry, problem.as_ref(), &mut findings) })
+                }
                 Err(reason) => {
-                    let origin = Origin {
-                        port_entry: number,
-                        rule: None,
-                    };
+                    let origin = Origin { port_entry: number, rule: None };
                     findings.add(origin, None, "port", &reason);
-                    if entry
-                        .rules
-                        .iter()
-                        .any(|rule| rule.verdict != RuleVerdict::Allow)
-                    {
+                    if entry.rules.iter().any(|rule| rule.verdict != RuleVerdict::Allow) {
                         denied = denied.or_else(|| findings.list.last().cloned());
                     }
                 }
             }
         }
         let (ranges, wildcard) = arrange(&placed, &mut findings);
-        Self {
-            ranges,
-            wildcard,
-            denied,
-            findings: findings.list,
-        }
+        Self { ranges, wildcard, denied, findings: findings.list }
     }
 }
 
@@ -121,9 +108,7 @@ impl Span {
         };
         match (first, last) {
             (0, 0) => Ok(Self::Wildcard),
-            (0, _) => Err(format!(
-                "0-{end}: a range cannot begin at the wildcard port 0; begin it at 1"
-            )),
+            (0, _) => Err(format!("0-{end}: a range cannot begin at the wildcard port 0; begin it at 1")),
             (_, 0) => Ok(Self::Ports(first, first)),
             _ if last < first => Err(format!("{port}-{end}: the range ends before it begins")),
             _ => Ok(Self::Ports(first, last)),
@@ -145,10 +130,7 @@ fn compile_rules(
     if entry.rules.is_empty() {
         // "No rules" means "allow everything" wherever it is merged, which an explicit rule says without exceptions.
         if let Some(problem) = problem {
-            let origin = Origin {
-                port_entry,
-                rule: None,
-            };
+            let origin = Origin { port_entry, rule: None };
             findings.add(origin, None, &problem.element, &problem.reason);
             return Vec::new();
         }
@@ -157,10 +139,7 @@ fn compile_rules(
     let numbered = entry.rules.iter().zip(0..);
     numbered
         .map(|(rule, i)| {
-            let origin = Origin {
-                port_entry,
-                rule: Some(i),
-            };
+            let origin = Origin { port_entry, rule: Some(i) };
             Arc::new(rule::compile(origin, rule, problem, findings))
         })
         .collect()
@@ -204,10 +183,7 @@ fn arrange(placed: &[Placed], findings: &mut Findings) -> (Vec<PortRange>, Optio
             rules: interned.rule_set(rules, findings),
         });
     }
-    (
-        ranges,
-        wildcard.map(|rules| interned.rule_set(rules, findings)),
-    )
+    (ranges, wildcard.map(|rules| interned.rule_set(rules, findings)))
 }
 
 /// Single ports (and the wildcard) go in front one by one, ranges behind: this decides which of several equal rules is
@@ -226,17 +202,10 @@ fn contribute(rules: &mut Vec<Arc<CompiledRule>>, entry: &Placed) {
 struct Interned(HashMap<Vec<*const CompiledRule>, Arc<RuleSet>>);
 
 impl Interned {
-    fn rule_set(
-        &mut self,
-        mut rules: Vec<Arc<CompiledRule>>,
-        findings: &mut Findings,
-    ) -> Arc<RuleSet> {
+    fn rule_set(&mut self, mut rules: Vec<Arc<CompiledRule>>, findings: &mut Findings) -> Arc<RuleSet> {
         rules.sort_by_key(|rule| (std::cmp::Reverse(rule.precedence), order(rule.verdict)));
         let key = rules.iter().map(Arc::as_ptr).collect();
-        self.0
-            .entry(key)
-            .or_insert_with(|| Arc::new(RuleSet::new(rules, findings)))
-            .clone()
+        self.0.entry(key).or_insert_with(|| Arc::new(RuleSet::new(rules, findings))).clone()
     }
 }
 

@@ -9,8 +9,8 @@ use crate::compile::{PortLookup, RuleSet, Walk};
 use crate::explain;
 use crate::quarantine::rule_ref;
 use crate::{
-    ConnectionVerdict, DenyReason, Direction, EndpointKey, EndpointPolicy, Flow, NearestMiss,
-    Permit, Request, RuleRef, Snapshot, Verdict,
+    ConnectionVerdict, DenyReason, Direction, EndpointKey, EndpointPolicy, Flow, NearestMiss, Permit, Request, RuleRef,
+    Snapshot, Verdict,
 };
 
 /// What one policy says.
@@ -37,14 +37,8 @@ impl Snapshot {
         }
         match admitted {
             Some(_) if inspect => ConnectionVerdict::InspectHttp,
-            Some(rule) => ConnectionVerdict::AllowTcp {
-                rule,
-                permit: Permit(()),
-            },
-            None => ConnectionVerdict::Deny {
-                reason: DenyReason::NoPolicy,
-                nearest: None,
-            },
+            Some(rule) => ConnectionVerdict::AllowTcp { rule, permit: Permit(()) },
+            None => ConnectionVerdict::Deny { reason: DenyReason::NoPolicy, nearest: None },
         }
     }
 
@@ -61,14 +55,8 @@ impl Snapshot {
             }
         }
         match admitted {
-            Some(rule) => Verdict::Allow {
-                rule,
-                permit: Permit(()),
-            },
-            None => Verdict::Deny {
-                reason: DenyReason::NoPolicy,
-                nearest: None,
-            },
+            Some(rule) => Verdict::Allow { rule, permit: Permit(()) },
+            None => Verdict::Deny { reason: DenyReason::NoPolicy, nearest: None },
         }
     }
 }
@@ -76,10 +64,7 @@ impl Snapshot {
 impl EndpointPolicy {
     /// The outcome, and whether the port has HTTP rules.
     fn connection(&self, flow: &Flow<'_>) -> (Outcome, bool) {
-        let subject = Subject {
-            flow,
-            request: None,
-        };
+        let subject = Subject { flow, request: None };
         match self.side(flow.direction).compiled.lookup(flow.port) {
             PortLookup::Rules(rules) => {
                 let outcome = self.conclude(rules, rules.walk_connection(subject), subject);
@@ -90,10 +75,7 @@ impl EndpointPolicy {
     }
 
     fn request(&self, flow: &Flow<'_>, request: &Request<'_>) -> Outcome {
-        let subject = Subject {
-            flow,
-            request: Some(request),
-        };
+        let subject = Subject { flow, request: Some(request) };
         match self.side(flow.direction).compiled.lookup(flow.port) {
             PortLookup::Rules(rules) => self.conclude(rules, rules.walk_request(subject), subject),
             other => self.without_rules(flow.direction, &other),
@@ -119,8 +101,7 @@ impl EndpointPolicy {
                 Outcome::Deny(DenyReason::DenyRule, Some(Box::new(nearest)))
             }
             Walk::Contradiction(finding) => {
-                let nearest =
-                    explain::quarantined(self.endpoint_id(), subject.flow.direction, finding);
+                let nearest = explain::quarantined(self.endpoint_id(), subject.flow.direction, finding);
                 Outcome::Deny(DenyReason::Quarantined, Some(Box::new(nearest)))
             }
             Walk::Undecided => {
@@ -131,11 +112,6 @@ impl EndpointPolicy {
     }
 
     pub(crate) fn rule_ref(&self, rules: &RuleSet, unit: &Unit, direction: Direction) -> RuleRef {
-        rule_ref(
-            self.endpoint_id(),
-            direction,
-            rules.rule(unit).origin,
-            unit.http_rule,
-        )
+        rule_ref(self.endpoint_id(), direction, rules.rule(unit).origin, unit.http_rule)
     }
 }

@@ -10,8 +10,8 @@ use crate::compile::{PortLookup, RuleSet, Walk};
 use crate::model::RuleVerdict;
 use crate::quarantine::rule_ref;
 use crate::{
-    ConnectionVerdict, DenyReason, Direction, EndpointKey, EndpointPolicy, Flow, NearestMiss,
-    Quarantine, Request, RuleRef, Snapshot, Verdict,
+    ConnectionVerdict, DenyReason, Direction, EndpointKey, EndpointPolicy, Flow, NearestMiss, Quarantine, Request,
+    RuleRef, Snapshot, Verdict,
 };
 
 /// Everything that a verdict rests on.
@@ -109,38 +109,23 @@ impl Snapshot {
             generation: self.generation(),
             connection: self.evaluate_connection(flow),
             request: request.map(|request| self.evaluate_request(flow, request)),
-            policies: policies
-                .iter()
-                .map(|policy| explain_policy(policy, subject))
-                .collect(),
+            policies: policies.iter().map(|policy| explain_policy(policy, subject)).collect(),
         }
     }
 }
 
 fn explain_policy(policy: &EndpointPolicy, subject: Subject<'_>) -> PolicyExplanation {
     let direction = subject.flow.direction;
-    let as_quarantine =
-        |finding: &Finding| Quarantine::new(policy.endpoint_id(), direction, finding);
+    let as_quarantine = |finding: &Finding| Quarantine::new(policy.endpoint_id(), direction, finding);
     let (refused, rules) = match policy.side(direction).compiled.lookup(subject.flow.port) {
         PortLookup::Denied(finding) => (Some(as_quarantine(finding)), Vec::new()),
         PortLookup::Nothing => (None, Vec::new()),
-        PortLookup::Rules(rules) => (
-            rules.denied().map(as_quarantine),
-            explain_rules(policy, rules, subject),
-        ),
+        PortLookup::Rules(rules) => (rules.denied().map(as_quarantine), explain_rules(policy, rules, subject)),
     };
-    PolicyExplanation {
-        resource: policy.resource().into(),
-        refused,
-        rules,
-    }
+    PolicyExplanation { resource: policy.resource().into(), refused, rules }
 }
 
-fn explain_rules(
-    policy: &EndpointPolicy,
-    rules: &RuleSet,
-    subject: Subject<'_>,
-) -> Vec<RuleExplanation> {
+fn explain_rules(policy: &EndpointPolicy, rules: &RuleSet, subject: Subject<'_>) -> Vec<RuleExplanation> {
     let index = index_for(rules, subject);
     let decisions = index.decisions(subject);
     let mut decided = rules.denied().is_some();
@@ -201,11 +186,7 @@ enum Failed {
 
 impl Failed {
     fn of(index: &Index, unit: &Unit, decisions: &[bool]) -> Self {
-        let mut failed = unit
-            .predicates
-            .iter()
-            .filter(|p| !decisions[**p as usize])
-            .peekable();
+        let mut failed = unit.predicates.iter().filter(|p| !decisions[**p as usize]).peekable();
         if failed.peek().is_none() {
             return Self::None;
         }
@@ -218,11 +199,7 @@ impl Failed {
 
 /// What refused when an element that is not enforced as written decides.
 #[cold]
-pub(crate) fn quarantined(
-    endpoint_id: u64,
-    direction: Direction,
-    finding: &Finding,
-) -> NearestMiss {
+pub(crate) fn quarantined(endpoint_id: u64, direction: Direction, finding: &Finding) -> NearestMiss {
     NearestMiss {
         rule: rule_ref(endpoint_id, direction, finding.origin, finding.http_rule),
         name: None,
@@ -234,23 +211,14 @@ pub(crate) fn quarantined(
 
 /// The deny rule that decided.
 #[cold]
-pub(crate) fn denied_by(
-    policy: &EndpointPolicy,
-    rules: &RuleSet,
-    unit: &Unit,
-    subject: Subject<'_>,
-) -> NearestMiss {
+pub(crate) fn denied_by(policy: &EndpointPolicy, rules: &RuleSet, unit: &Unit, subject: Subject<'_>) -> NearestMiss {
     let index = index_for(rules, subject);
     NearestMiss {
         rule: policy.rule_ref(rules, unit, subject.flow.direction),
         name: rules.rule(unit).name.clone(),
         field: "verdict".into(),
         expected: "allow".into(),
-        matched: unit
-            .predicates
-            .iter()
-            .map(|p| index.predicate(*p).field())
-            .collect(),
+        matched: unit.predicates.iter().map(|p| index.predicate(*p).field()).collect(),
     }
 }
 
@@ -262,10 +230,7 @@ pub(crate) fn undecided(
     rules: &RuleSet,
     subject: Subject<'_>,
 ) -> (DenyReason, Option<NearestMiss>) {
-    let connection = Subject {
-        request: None,
-        ..subject
-    };
+    let connection = Subject { request: None, ..subject };
     let admitted = matches!(rules.walk_connection(connection), Walk::Allow(_));
     let subject = if admitted { subject } else { connection };
     let index = index_for(rules, subject);
@@ -274,41 +239,21 @@ pub(crate) fn undecided(
     let mut best: Option<(Nearness, Miss<'_>)> = None;
     for unit in index.units() {
         let rule = rules.rule(unit);
-        let miss = Miss {
-            unit,
-            failed: Failed::of(index, unit, &decisions),
-            skipped: unit.rule < resume,
-        };
-        if matches!(rule.verdict, RuleVerdict::Pass(_))
-            && !miss.skipped
-            && miss.failed == Failed::None
-        {
+        let miss = Miss { unit, failed: Failed::of(index, unit, &decisions), skipped: unit.rule < resume };
+        if matches!(rule.verdict, RuleVerdict::Pass(_)) && !miss.skipped && miss.failed == Failed::None {
             resume = rules.continuation(unit);
         }
         let nearness = miss.nearness(rule.peer.len(), &decisions);
-        if rule.verdict == RuleVerdict::Allow
-            && best.as_ref().is_none_or(|(other, _)| nearness > *other)
-        {
+        if rule.verdict == RuleVerdict::Allow && best.as_ref().is_none_or(|(other, _)| nearness > *other) {
             best = Some((nearness, miss));
         }
     }
-    let none_admits = if admitted {
-        DenyReason::NoHttpRule
-    } else {
-        DenyReason::NoPeerRule
-    };
+    let none_admits = if admitted { DenyReason::NoHttpRule } else { DenyReason::NoPeerRule };
     let Some((nearness, miss)) = best else {
         return (none_admits, None);
     };
-    let reason = if nearness.quarantined {
-        DenyReason::Quarantined
-    } else {
-        none_admits
-    };
-    (
-        reason,
-        Some(miss.describe(policy, rules, index, subject, &decisions)),
-    )
+    let reason = if nearness.quarantined { DenyReason::Quarantined } else { none_admits };
+    (reason, Some(miss.describe(policy, rules, index, subject, &decisions)))
 }
 
 /// How close a rule came, the most telling part first; greater is closer.

@@ -20,9 +20,7 @@ mod re2;
 mod snapshot;
 mod verdict;
 
-pub use explain::{
-    Explanation, PolicyExplanation, PredicateExplanation, RuleExplanation, RuleOutcome,
-};
+pub use explain::{Explanation, PolicyExplanation, PredicateExplanation, RuleExplanation, RuleOutcome};
 pub use flow::{Direction, Flow, Headers, NoHeaders, Request, SecurityId};
 pub use model::{EndpointKey, NetworkPolicy, PortPolicy, PortRule, RuleVerdict};
 #[cfg(feature = "proto")]

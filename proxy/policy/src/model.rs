@@ -32,8 +32,7 @@ pub enum EndpointKey {
 impl EndpointKey {
     /// Reads one entry of `endpoint_ips`. Any spelling of an address gives the same key.
     pub fn parse(text: &str) -> Self {
-        text.parse::<IpAddr>()
-            .map_or_else(|_| Self::Name(text.into()), Self::from)
+        text.parse::<IpAddr>().map_or_else(|_| Self::Name(text.into()), Self::from)
     }
 }
 
@@ -135,12 +134,7 @@ pub struct HeaderMatcher {
 impl HeaderMatcher {
     /// A plain matcher; field names compare without regard to case.
     pub fn new(name: &str, value: ValueMatch) -> Self {
-        Self {
-            name: name.to_ascii_lowercase().into(),
-            value,
-            invert: false,
-            treat_missing_as_empty: false,
-        }
+        Self { name: name.to_ascii_lowercase().into(), value, invert: false, treat_missing_as_empty: false }
     }
 }
 
@@ -200,11 +194,7 @@ impl fmt::Display for ValueMatch {
         match self {
             Self::Present(true) | Self::Any => f.write_str("present"),
             Self::Present(false) => f.write_str("absent"),
-            Self::Text {
-                part,
-                text,
-                ignore_case,
-            } => {
+            Self::Text { part, text, ignore_case } => {
                 f.write_str(match part {
                     TextPart::Whole => "exact",
                     TextPart::Prefix => "prefix",

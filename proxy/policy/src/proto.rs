@@ -14,8 +14,8 @@ use tollgate_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use tollgate_proto::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 
 use crate::model::{
-    EndpointKey, HeaderMatcher, HttpRule, NetworkPolicy, PortPolicy, PortRule, Protocol,
-    RuleVerdict, TextPart, Unsupported, ValueMatch,
+    EndpointKey, HeaderMatcher, HttpRule, NetworkPolicy, PortPolicy, PortRule, Protocol, RuleVerdict, TextPart,
+    Unsupported, ValueMatch,
 };
 
 /// Why a `cilium.NetworkPolicy` is unusable as a whole.
@@ -28,9 +28,7 @@ pub enum PolicyError {
     #[error("endpoint_ips: is empty (endpoint_id {0}); list the endpoint's addresses")]
     NoEndpointIps(u64),
     /// An empty key would be found by nothing.
-    #[error(
-        "endpoint_ips[{index}]: is empty (endpoint_id {endpoint_id}); give an address or a name"
-    )]
+    #[error("endpoint_ips[{index}]: is empty (endpoint_id {endpoint_id}); give an address or a name")]
     EmptyEndpointIp {
         /// Of the policy.
         endpoint_id: u64,
@@ -55,21 +53,9 @@ impl TryFrom<&cilium::NetworkPolicy> for NetworkPolicy {
         }
         Ok(Self {
             endpoint_id,
-            endpoints: policy
-                .endpoint_ips
-                .iter()
-                .map(|text| EndpointKey::parse(text))
-                .collect(),
-            ingress: policy
-                .ingress_per_port_policies
-                .iter()
-                .map(port_policy)
-                .collect(),
-            egress: policy
-                .egress_per_port_policies
-                .iter()
-                .map(port_policy)
-                .collect(),
+            endpoints: policy.endpoint_ips.iter().map(|text| EndpointKey::parse(text)).collect(),
+            ingress: policy.ingress_per_port_policies.iter().map(port_policy).collect(),
+            egress: policy.egress_per_port_policies.iter().map(port_policy).collect(),
         })
     }
 }
@@ -90,19 +76,12 @@ fn port_policy(policy: &PortNetworkPolicy) -> PortPolicy {
 fn port_rule(rule: &PortNetworkPolicyRule) -> PortRule {
     use port_network_policy_rule::{L7, Verdict};
     let mut unsupported = Vec::new();
-    let mut refuse =
-        |element: &str, reason: &str| unsupported.push(unsupported_part(element, reason));
+    let mut refuse = |element: &str, reason: &str| unsupported.push(unsupported_part(element, reason));
     if rule.downstream_tls_context.is_some() {
-        refuse(
-            "downstream_tls_context",
-            "TLS interception is not supported yet",
-        );
+        refuse("downstream_tls_context", "TLS interception is not supported yet");
     }
     if rule.upstream_tls_context.is_some() {
-        refuse(
-            "upstream_tls_context",
-            "TLS origination is not supported yet",
-        );
+        refuse("upstream_tls_context", "TLS origination is not supported yet");
     }
     if !rule.l7_proto.is_empty() {
         let reason = format!("{:?}: this proxy has no parser for it", rule.l7_proto);
@@ -115,10 +94,7 @@ fn port_rule(rule: &PortNetworkPolicyRule) -> PortRule {
             None
         }
         Some(L7::L7Rules(_)) => {
-            refuse(
-                "l7_rules",
-                "generic L7 and metadata rules are not supported",
-            );
+            refuse("l7_rules", "generic L7 and metadata rules are not supported");
             None
         }
         None => None,
@@ -141,30 +117,18 @@ fn port_rule(rule: &PortNetworkPolicyRule) -> PortRule {
 }
 
 fn unsupported_part(element: &str, reason: &str) -> Unsupported {
-    Unsupported {
-        element: element.into(),
-        reason: reason.into(),
-    }
+    Unsupported { element: element.into(), reason: reason.into() }
 }
 
 fn http_rule(rule: &HttpNetworkPolicyRule) -> HttpRule {
     let mut unsupported = Vec::new();
     if !rule.header_matches.is_empty() {
-        unsupported.push(unsupported_part(
-            "header_matches",
-            "header_matches are not supported yet",
-        ));
+        unsupported.push(unsupported_part("header_matches", "header_matches are not supported yet"));
     }
-    HttpRule {
-        headers: rule.headers.iter().map(header_matcher).collect(),
-        unsupported,
-    }
+    HttpRule { headers: rule.headers.iter().map(header_matcher).collect(), unsupported }
 }
 
-#[expect(
-    deprecated,
-    reason = "agents still send the older spellings of the same matchers"
-)]
+#[expect(deprecated, reason = "agents still send the older spellings of the same matchers")]
 fn header_matcher(matcher: &route::HeaderMatcher) -> HeaderMatcher {
     let value = match &matcher.header_match_specifier {
         None => ValueMatch::Present(true),
@@ -174,14 +138,9 @@ fn header_matcher(matcher: &route::HeaderMatcher) -> HeaderMatcher {
         Some(HeaderMatchSpecifier::ExactMatch(text)) => self::text(TextPart::Whole, text, false),
         Some(HeaderMatchSpecifier::PrefixMatch(text)) => self::text(TextPart::Prefix, text, false),
         Some(HeaderMatchSpecifier::SuffixMatch(text)) => self::text(TextPart::Suffix, text, false),
-        Some(HeaderMatchSpecifier::ContainsMatch(text)) => {
-            self::text(TextPart::Anywhere, text, false)
-        }
+        Some(HeaderMatchSpecifier::ContainsMatch(text)) => self::text(TextPart::Anywhere, text, false),
         Some(HeaderMatchSpecifier::SafeRegexMatch(matcher)) => regex(matcher),
-        Some(HeaderMatchSpecifier::RangeMatch(range)) => ValueMatch::Range {
-            start: range.start,
-            end: range.end,
-        },
+        Some(HeaderMatchSpecifier::RangeMatch(range)) => ValueMatch::Range { start: range.start, end: range.end },
         Some(HeaderMatchSpecifier::StringMatch(matcher)) => string_match(matcher),
     };
     HeaderMatcher {
@@ -200,9 +159,9 @@ fn string_match(matcher: &StringMatcher) -> ValueMatch {
         Some(MatchPattern::Contains(text)) => self::text(TextPart::Anywhere, text, ignore_case),
         // The case of a regex is the regex's own matter.
         Some(MatchPattern::SafeRegex(matcher)) => regex(matcher),
-        Some(MatchPattern::Custom(custom)) => ValueMatch::Unsupported(
-            format!("string_match.custom {:?} is not supported", custom.name).into(),
-        ),
+        Some(MatchPattern::Custom(custom)) => {
+            ValueMatch::Unsupported(format!("string_match.custom {:?} is not supported", custom.name).into())
+        }
         None => ValueMatch::Unsupported("string_match says nothing to match".into()),
     }
 }
@@ -212,9 +171,5 @@ fn regex(matcher: &RegexMatcher) -> ValueMatch {
 }
 
 fn text(part: TextPart, text: &str, ignore_case: bool) -> ValueMatch {
-    ValueMatch::Text {
-        part,
-        text: text.into(),
-        ignore_case,
-    }
+    ValueMatch::Text { part, text: text.into(), ignore_case }
 }

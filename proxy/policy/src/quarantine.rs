@@ -39,11 +39,5 @@ pub(crate) const fn rule_ref(
     origin: Origin,
     http_rule: Option<u32>,
 ) -> RuleRef {
-    RuleRef {
-        endpoint_id,
-        direction,
-        port_entry: origin.port_entry,
-        rule: origin.rule,
-        http_rule,
-    }
+    RuleRef { endpoint_id, direction, port_entry: origin.port_entry, rule: origin.rule, http_rule }
 }

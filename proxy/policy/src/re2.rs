@@ -50,9 +50,7 @@ pub(crate) fn parse(pattern: &str) -> Result<Pattern, String> {
             && all.is_exact()
             && !literals.is_empty()
         {
-            return Ok(Pattern::Literals(
-                literals.iter().map(|l| l.as_bytes().into()).collect(),
-            ));
+            return Ok(Pattern::Literals(literals.iter().map(|l| l.as_bytes().into()).collect()));
         }
     }
     Ok(Pattern::Expression(hir))

@@ -78,11 +78,7 @@ impl Snapshot {
 
     /// Begins the next generation, which contains everything that this one does.
     pub fn update(&self) -> SnapshotBuilder {
-        SnapshotBuilder {
-            generation: self.generation + 1,
-            endpoints: self.endpoints.clone(),
-            sides: None,
-        }
+        SnapshotBuilder { generation: self.generation + 1, endpoints: self.endpoints.clone(), sides: None }
     }
 
     /// The policies that a flow of the endpoint must be allowed by; empty when there is none. More than one only when
@@ -134,14 +130,10 @@ impl EndpointPolicy {
 
     /// Elements that are not enforced as written.
     pub fn quarantined(&self) -> impl Iterator<Item = Quarantine> {
-        [Direction::Ingress, Direction::Egress]
-            .into_iter()
-            .flat_map(move |direction| {
-                let findings = &self.side(direction).compiled.findings;
-                findings
-                    .iter()
-                    .map(move |finding| Quarantine::new(self.endpoint_id, direction, finding))
-            })
+        [Direction::Ingress, Direction::Egress].into_iter().flat_map(move |direction| {
+            let findings = &self.side(direction).compiled.findings;
+            findings.iter().map(move |finding| Quarantine::new(self.endpoint_id, direction, finding))
+        })
     }
 
     /// Generation in which the claim to `key` began.
@@ -190,9 +182,7 @@ impl SnapshotBuilder {
     /// Adds or replaces one resource.
     pub fn upsert(&mut self, resource: &str, policy: NetworkPolicy) {
         let old = self.endpoints.remove(resource);
-        let name = old
-            .as_ref()
-            .map_or_else(|| resource.into(), |old| old.resource.clone());
+        let name = old.as_ref().map_or_else(|| resource.into(), |old| old.resource.clone());
         self.insert(name, policy, old);
     }
 
@@ -204,8 +194,7 @@ impl SnapshotBuilder {
 
     /// The snapshot. A key belongs to the resource that claimed it last; to all of them when they did at once.
     pub fn build(self) -> Snapshot {
-        let mut owners: HashMap<EndpointKey, Owners> =
-            HashMap::with_capacity(self.endpoints.len() * 2);
+        let mut owners: HashMap<EndpointKey, Owners> = HashMap::with_capacity(self.endpoints.len() * 2);
         let mut contested: BTreeMap<EndpointKey, Vec<Arc<EndpointPolicy>>> = BTreeMap::new();
         for policy in self.endpoints.values() {
             for claim in &policy.claims {
@@ -228,41 +217,22 @@ impl SnapshotBuilder {
         let mut conflicts = Vec::with_capacity(contested.len());
         for (key, claimants) in contested {
             let latest = claimants.iter().map(|policy| policy.since(&key)).max();
-            let (enforced, overridden): (Vec<_>, Vec<_>) = claimants
-                .into_iter()
-                .partition(|policy| Some(policy.since(&key)) == latest);
-            let names =
-                |list: &[Arc<EndpointPolicy>]| list.iter().map(|p| p.resource.clone()).collect();
-            conflicts.push(Conflict {
-                key: key.clone(),
-                enforced: names(&enforced),
-                overridden: names(&overridden),
-            });
+            let (enforced, overridden): (Vec<_>, Vec<_>) =
+                claimants.into_iter().partition(|policy| Some(policy.since(&key)) == latest);
+            let names = |list: &[Arc<EndpointPolicy>]| list.iter().map(|p| p.resource.clone()).collect();
+            conflicts.push(Conflict { key: key.clone(), enforced: names(&enforced), overridden: names(&overridden) });
             owners.insert(key, Owners::Several(enforced.into()));
         }
-        Snapshot {
-            generation: self.generation,
-            endpoints: self.endpoints,
-            owners,
-            conflicts,
-        }
+        Snapshot { generation: self.generation, endpoints: self.endpoints, owners, conflicts }
     }
 
-    fn insert(
-        &mut self,
-        resource: Arc<str>,
-        policy: NetworkPolicy,
-        old: Option<Arc<EndpointPolicy>>,
-    ) {
+    fn insert(&mut self, resource: Arc<str>, policy: NetworkPolicy, old: Option<Arc<EndpointPolicy>>) {
         let mut claims: Vec<Claim> = Vec::with_capacity(policy.endpoints.len());
         for key in policy.endpoints {
             if claims.iter().any(|claim| claim.key == key) {
                 continue;
             }
-            let known = old
-                .iter()
-                .flat_map(|old| &old.claims)
-                .find(|claim| claim.key == key);
+            let known = old.iter().flat_map(|old| &old.claims).find(|claim| claim.key == key);
             let since = known.map_or(self.generation, |claim| claim.since);
             claims.push(Claim { key, since });
         }
@@ -300,11 +270,7 @@ impl SnapshotBuilder {
             return known.clone();
         }
         let compiled = CompiledDirection::compile(&source);
-        let side = Arc::new(Side {
-            hash,
-            source,
-            compiled,
-        });
+        let side = Arc::new(Side { hash, source, compiled });
         same.push(side.clone());
         side
     }
@@ -313,10 +279,7 @@ impl SnapshotBuilder {
         let endpoints = &self.endpoints;
         self.sides.get_or_insert_with(|| {
             let mut known: HashMap<u64, Vec<Arc<Side>>> = HashMap::new();
-            for side in endpoints
-                .values()
-                .flat_map(|policy| [&policy.ingress, &policy.egress])
-            {
+            for side in endpoints.values().flat_map(|policy| [&policy.ingress, &policy.egress]) {
                 let same = known.entry(side.hash).or_default();
                 if !same.iter().any(|other| Arc::ptr_eq(other, side)) {
                     same.push(side.clone());

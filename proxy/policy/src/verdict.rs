@@ -28,11 +28,7 @@ pub struct RuleRef {
 
 impl fmt::Display for RuleRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {}_per_port_policies[{}]",
-            self.endpoint_id, self.direction, self.port_entry
-        )?;
+        write!(f, "{} {}_per_port_policies[{}]", self.endpoint_id, self.direction, self.port_entry)?;
         if let Some(rule) = self.rule {
             write!(f, ".rules[{rule}]")?;
         }

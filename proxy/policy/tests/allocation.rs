@@ -5,8 +5,7 @@ use std::cell::Cell;
 
 use tollgate_policy::model::{HeaderMatcher, HttpRule, TextPart, ValueMatch};
 use tollgate_policy::{
-    Direction, EndpointKey, Flow, NetworkPolicy, PortPolicy, PortRule, Request, SecurityId,
-    Snapshot, Verdict,
+    Direction, EndpointKey, Flow, NetworkPolicy, PortPolicy, PortRule, Request, SecurityId, Snapshot, Verdict,
 };
 
 thread_local! {
@@ -49,10 +48,7 @@ fn snapshot(rules: u32) -> Snapshot {
         PortRule {
             remotes: vec![i % 7, 100],
             server_names: vec!["*.example".to_owned()],
-            http: Some(vec![HttpRule {
-                headers,
-                ..HttpRule::default()
-            }]),
+            http: Some(vec![HttpRule { headers, ..HttpRule::default() }]),
             ..PortRule::default()
         }
     };
@@ -60,22 +56,14 @@ fn snapshot(rules: u32) -> Snapshot {
     builder.replace_all([NetworkPolicy {
         endpoint_id: 1,
         endpoints: vec![EndpointKey::parse("10.0.0.1")],
-        ingress: vec![PortPolicy {
-            port: 80,
-            rules: (0..rules).map(rule).collect(),
-            ..PortPolicy::default()
-        }],
+        ingress: vec![PortPolicy { port: 80, rules: (0..rules).map(rule).collect(), ..PortPolicy::default() }],
         egress: Vec::new(),
     }]);
     builder.build()
 }
 
 fn text(part: TextPart, text: &str) -> ValueMatch {
-    ValueMatch::Text {
-        part,
-        text: text.into(),
-        ignore_case: false,
-    }
+    ValueMatch::Text { part, text: text.into(), ignore_case: false }
 }
 
 #[test]
@@ -106,13 +94,7 @@ fn allowing_allocates_nothing() {
                 headers: &Fields(headers),
             };
             let allow = || {
-                assert!(
-                    matches!(
-                        snapshot.evaluate_request(&flow, &request),
-                        Verdict::Allow { .. }
-                    ),
-                    "{path}"
-                );
+                assert!(matches!(snapshot.evaluate_request(&flow, &request), Verdict::Allow { .. }), "{path}");
                 let connection = snapshot.evaluate_connection(&flow);
                 assert_eq!(connection, tollgate_policy::ConnectionVerdict::InspectHttp);
             };
@@ -120,11 +102,7 @@ fn allowing_allocates_nothing() {
             allow();
             let before = ALLOCATIONS.with(Cell::get);
             allow();
-            assert_eq!(
-                ALLOCATIONS.with(Cell::get) - before,
-                0,
-                "{rules} rules, {path}"
-            );
+            assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "{rules} rules, {path}");
         }
     }
 }

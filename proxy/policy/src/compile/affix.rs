@@ -14,17 +14,11 @@ pub(super) struct AffixSet {
 
 impl AffixSet {
     pub(super) fn prefixes(literals: Vec<(&[u8], u32)>) -> Self {
-        Self::new(
-            literals.into_iter().map(|(l, t)| (l.into(), t)).collect(),
-            false,
-        )
+        Self::new(literals.into_iter().map(|(l, t)| (l.into(), t)).collect(), false)
     }
 
     pub(super) fn suffixes(literals: Vec<(&[u8], u32)>) -> Self {
-        let reversed = literals
-            .into_iter()
-            .map(|(l, t)| (l.iter().rev().copied().collect(), t))
-            .collect();
+        let reversed = literals.into_iter().map(|(l, t)| (l.iter().rev().copied().collect(), t)).collect();
         Self::new(reversed, true)
     }
 
@@ -43,18 +37,12 @@ impl AffixSet {
             }
             parents.push(parent.map(|p| p as u32));
         }
-        Self {
-            entries,
-            parents,
-            from_end,
-        }
+        Self { entries, parents, from_end }
     }
 
     /// Calls `found` with the test of each literal that `value` begins (or ends) with.
     pub(super) fn each_match(&self, value: &[u8], mut found: impl FnMut(u32)) {
-        let after = self
-            .entries
-            .partition_point(|(l, _)| self.order(l, value) != Ordering::Greater);
+        let after = self.entries.partition_point(|(l, _)| self.order(l, value) != Ordering::Greater);
         // Every literal that the value begins with sorts between it and the greatest one not above the value, and is
         // one that this greatest one begins with: so all of them are on its chain of parents.
         let mut at = after.checked_sub(1);
@@ -69,17 +57,12 @@ impl AffixSet {
     }
 
     fn order(&self, literal: &[u8], value: &[u8]) -> Ordering {
-        if self.from_end {
-            literal.iter().cmp(value.iter().rev())
-        } else {
-            literal.cmp(value)
-        }
+        if self.from_end { literal.iter().cmp(value.iter().rev()) } else { literal.cmp(value) }
     }
 
     fn begins(&self, value: &[u8], literal: &[u8]) -> bool {
         if self.from_end {
-            literal.len() <= value.len()
-                && literal.iter().eq(value.iter().rev().take(literal.len()))
+            literal.len() <= value.len() && literal.iter().eq(value.iter().rev().take(literal.len()))
         } else {
             value.starts_with(literal)
         }
@@ -99,13 +82,7 @@ mod tests {
 
     #[test]
     fn finds_every_prefix() {
-        let literals: Vec<(&[u8], u32)> = vec![
-            (b"/a", 0),
-            (b"/ab", 1),
-            (b"/abc", 2),
-            (b"/ac", 3),
-            (b"/b", 4),
-        ];
+        let literals: Vec<(&[u8], u32)> = vec![(b"/a", 0), (b"/ab", 1), (b"/abc", 2), (b"/ac", 3), (b"/b", 4)];
         let set = AffixSet::prefixes(literals);
         assert_eq!(matches(&set, "/abcd"), [0, 1, 2]);
         assert_eq!(matches(&set, "/abd"), [0, 1]);

@@ -105,10 +105,7 @@ impl ColumnBuilder {
     /// The tests of which one must succeed.
     fn tests_of(&mut self, value: &ValueMatch) -> Result<Vec<u32>, String> {
         Ok(match lower(value)? {
-            Lowered::Exact(literals) => literals
-                .into_iter()
-                .map(|literal| self.test(Test::Exact(literal)))
-                .collect(),
+            Lowered::Exact(literals) => literals.into_iter().map(|literal| self.test(Test::Exact(literal))).collect(),
             Lowered::Prefix(literal) => vec![self.test(Test::Prefix(literal))],
             Lowered::Suffix(literal) => vec![self.test(Test::Suffix(literal))],
             Lowered::Range(start, end) => vec![self.test(Test::Range(start, end))],
@@ -162,10 +159,7 @@ impl ColumnBuilder {
         if !self.missing_as_empty.is_empty() {
             let mut on_empty = vec![0; bits::words(predicates)];
             column.decide(Some(b""), &mut on_empty);
-            let hold = self
-                .missing_as_empty
-                .iter()
-                .filter(|p| bits::contains(&on_empty, **p));
+            let hold = self.missing_as_empty.iter().filter(|p| bits::contains(&on_empty, **p));
             column.missing.extend(hold);
         }
         Ok(column)
@@ -226,9 +220,7 @@ impl Column {
 /// Reads a base-10 integer as Envoy does: surrounding white space and one sign are allowed.
 fn integer(value: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(value).ok()?;
-    text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b')
-        .parse()
-        .ok()
+    text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').parse().ok()
 }
 
 /// A value test in the form in which it is made.
@@ -260,11 +252,7 @@ fn lower(value: &ValueMatch) -> Result<Lowered, String> {
         ValueMatch::Text { part, text, .. } if text.is_empty() && *part != TextPart::Whole => {
             Err(format!("{value}: an empty literal would match every value"))
         }
-        ValueMatch::Text {
-            part,
-            text,
-            ignore_case,
-        } => Ok(match (part, ignore_case) {
+        ValueMatch::Text { part, text, ignore_case } => Ok(match (part, ignore_case) {
             (TextPart::Whole, false) => Lowered::Exact(vec![text.as_bytes().into()]),
             (TextPart::Prefix, false) => Lowered::Prefix(text.as_bytes().into()),
             (TextPart::Suffix, false) => Lowered::Suffix(text.as_bytes().into()),
@@ -278,9 +266,7 @@ fn lower(value: &ValueMatch) -> Result<Lowered, String> {
         },
         ValueMatch::Range { start, end } => Ok(Lowered::Range(*start, *end)),
         ValueMatch::Unsupported(what) => Err(what.to_string()),
-        ValueMatch::Present(_) | ValueMatch::Any => {
-            Err("presence is not a test on the value".into())
-        }
+        ValueMatch::Present(_) | ValueMatch::Any => Err("presence is not a test on the value".into()),
     }
 }
 
@@ -288,10 +274,7 @@ fn text_expression(part: TextPart, text: &str, ignore_case: bool) -> Hir {
     let byte = |b: u8| {
         if ignore_case && b.is_ascii_alphabetic() {
             let (lower, upper) = (b.to_ascii_lowercase(), b.to_ascii_uppercase());
-            let ranges = [
-                ClassBytesRange::new(lower, lower),
-                ClassBytesRange::new(upper, upper),
-            ];
+            let ranges = [ClassBytesRange::new(lower, lower), ClassBytesRange::new(upper, upper)];
             Hir::class(Class::Bytes(ClassBytes::new(ranges)))
         } else {
             Hir::literal([b])
@@ -302,9 +285,7 @@ fn text_expression(part: TextPart, text: &str, ignore_case: bool) -> Hir {
             min: 0,
             max: None,
             greedy: true,
-            sub: Box::new(Hir::class(Class::Bytes(ClassBytes::new([
-                ClassBytesRange::new(0, 255),
-            ])))),
+            sub: Box::new(Hir::class(Class::Bytes(ClassBytes::new([ClassBytesRange::new(0, 255)])))),
         })
     };
     let mut whole: Vec<Hir> = text.bytes().map(byte).collect();

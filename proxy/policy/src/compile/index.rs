@@ -1,8 +1,8 @@
 //! Finds the rules that apply to a flow or request without looking at each of them.
 //!
-//! A rule is a conjunction of predicates (identity, proxy id, server name, one per header matcher). Equal predicates are
-//! shared. An evaluation decides all predicates at once, one look at each input, and then visits only the rules whose
-//! rarest predicate holds.
+//! A rule is a conjunction of predicates (identity, proxy id, server name, one per header matcher). Equal predicates
+//! are shared. An evaluation decides all predicates at once, one look at each input, and then visits only the rules
+//! whose rarest predicate holds.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -57,11 +57,7 @@ impl fmt::Display for Predicate {
             Self::Header(matcher) => {
                 f.write_str(if matcher.invert { "anything but " } else { "" })?;
                 matcher.value.fmt(f)?;
-                f.write_str(if matcher.treat_missing_as_empty {
-                    " (missing is empty)"
-                } else {
-                    ""
-                })
+                f.write_str(if matcher.treat_missing_as_empty { " (missing is empty)" } else { "" })
             }
             Self::Never { reason, .. } => write!(f, "enforceable: {reason}"),
         }
@@ -145,11 +141,7 @@ impl Index {
                 uses[number as usize] += 1;
                 own.push(number);
             }
-            index.units.push(Unit {
-                rule: *rule,
-                http_rule: *http_rule,
-                predicates: own.into(),
-            });
+            index.units.push(Unit { rule: *rule, http_rule: *http_rule, predicates: own.into() });
         }
         let weights = weights(&index.predicates, &uses);
         let mut visits = vec![Vec::new(); index.predicates.len()];
@@ -190,11 +182,7 @@ impl Index {
                     }
                 }
                 Predicate::Header(matcher) => {
-                    parts.push((
-                        column_of(Source::of(&matcher.name)),
-                        number,
-                        (**matcher).clone(),
-                    ));
+                    parts.push((column_of(Source::of(&matcher.name)), number, (**matcher).clone()));
                 }
                 Predicate::Remotes(_) | Predicate::Never { .. } => {}
             }
@@ -203,8 +191,7 @@ impl Index {
             columns[*column].1.add(*number, matcher)?;
         }
         for (source, builder) in columns {
-            self.columns
-                .push((source, builder.build(self.predicates.len())?));
+            self.columns.push((source, builder.build(self.predicates.len())?));
         }
         Ok(())
     }
@@ -236,9 +223,7 @@ impl Index {
         walk: impl FnOnce(&[u64]) -> R,
     ) -> R {
         self.decide(subject, matched);
-        self.unconditional
-            .iter()
-            .for_each(|unit| bits::insert(units, *unit));
+        self.unconditional.iter().for_each(|unit| bits::insert(units, *unit));
         bits::for_each(matched, |predicate| {
             for &unit in &self.visits[predicate as usize] {
                 let rest = &self.units[unit as usize].predicates;
@@ -254,9 +239,7 @@ impl Index {
     pub(crate) fn decisions(&self, subject: Subject<'_>) -> Vec<bool> {
         let mut matched = vec![0; bits::words(self.predicates.len())];
         self.decide(subject, &mut matched);
-        (0..self.predicates.len() as u32)
-            .map(|p| self.holds(p, subject, &matched))
-            .collect()
+        (0..self.predicates.len() as u32).map(|p| self.holds(p, subject, &matched)).collect()
     }
 
     fn holds(&self, predicate: u32, subject: Subject<'_>, matched: &[u64]) -> bool {
@@ -302,26 +285,19 @@ fn weights(predicates: &[Predicate], uses: &[u32]) -> Vec<(u32, bool)> {
         }
         // Holds for nearly every value.
         Predicate::Header(matcher)
-            if matcher.invert
-                || matches!(matcher.value, ValueMatch::Present(_) | ValueMatch::Any) =>
+            if matcher.invert || matches!(matcher.value, ValueMatch::Present(_) | ValueMatch::Any) =>
         {
             (u32::MAX, true)
         }
         Predicate::ProxyId(_) => (*uses, true),
-        Predicate::Header(_) | Predicate::ServerNames(_) | Predicate::Never { .. } => {
-            (*uses, false)
-        }
+        Predicate::Header(_) | Predicate::ServerNames(_) | Predicate::Never { .. } => (*uses, false),
     };
     predicates.iter().zip(uses).map(weight).collect()
 }
 
 fn server_name_matcher(pattern: &str) -> Result<HeaderMatcher, String> {
     let value = match server_name::parse(pattern)? {
-        ServerName::Exact(text) => ValueMatch::Text {
-            part: TextPart::Whole,
-            text,
-            ignore_case: false,
-        },
+        ServerName::Exact(text) => ValueMatch::Text { part: TextPart::Whole, text, ignore_case: false },
         ServerName::Expression(expression) => ValueMatch::Regex(expression),
     };
     Ok(HeaderMatcher::new("server_names", value))
@@ -364,9 +340,7 @@ fn decide_field(name: &str, column: &Column, request: &Request<'_>, matched: &mu
     request.headers.each(name, &mut |_| count += 1);
     match count {
         0 => column.decide(None, matched),
-        1 => request
-            .headers
-            .each(name, &mut |value| column.decide(Some(value), matched)),
+        1 => request.headers.each(name, &mut |value| column.decide(Some(value), matched)),
         _ => {
             // Several instances are one value with a bare comma between them.
             let mut joined = Vec::new();

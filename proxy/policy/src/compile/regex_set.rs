@@ -15,11 +15,13 @@ use regex_syntax::hir::{Hir, Look};
 
 /// Bytes of automaton that one expression may need before it is quarantined.
 pub(super) const PATTERN_SIZE_LIMIT: usize = 1 << 20;
-/// Bytes of lazily built states that one worker keeps per automaton.
-const CACHE_CAPACITY: usize = 512 << 10;
+/// Bytes of lazily built states that one worker may keep for a small automaton. A large one gets
+/// [`CACHE_PER_BYTE`] times its own size on top. Full caches are emptied, so this bounds what a peer with ever
+/// different values can make a worker hold, per set of rules.
+const CACHE_CAPACITY: usize = 64 << 10;
+const CACHE_PER_BYTE: usize = 2;
 
-type NewCache =
-    Box<dyn Fn() -> Cache + Send + Sync + std::panic::UnwindSafe + std::panic::RefUnwindSafe>;
+type NewCache = Box<dyn Fn() -> Cache + Send + Sync + std::panic::UnwindSafe + std::panic::RefUnwindSafe>;
 
 pub(super) struct RegexSet {
     dfa: DFA,
@@ -32,23 +34,14 @@ impl RegexSet {
     /// # Errors
     /// Text saying which limit they exceed.
     pub(super) fn new(patterns: &[Hir]) -> Result<Self, String> {
-        let nfa = automaton(
-            patterns,
-            PATTERN_SIZE_LIMIT.saturating_mul(patterns.len().max(1)),
-        )?;
+        let nfa = automaton(patterns, PATTERN_SIZE_LIMIT.saturating_mul(patterns.len().max(1)))?;
         let config = DFA::config()
             .match_kind(MatchKind::All)
-            .cache_capacity(CACHE_CAPACITY)
+            .cache_capacity(CACHE_CAPACITY + CACHE_PER_BYTE * nfa.memory_usage())
             .skip_cache_capacity_check(true);
-        let dfa = DFA::builder()
-            .configure(config)
-            .build_from_nfa(nfa)
-            .map_err(|error| error.to_string())?;
+        let dfa = DFA::builder().configure(config).build_from_nfa(nfa).map_err(|error| error.to_string())?;
         let for_cache = dfa.clone();
-        Ok(Self {
-            dfa,
-            caches: Pool::new(Box::new(move || for_cache.create_cache())),
-        })
+        Ok(Self { dfa, caches: Pool::new(Box::new(move || for_cache.create_cache())) })
     }
 
     /// Calls `found` with the number of each expression that matches all of `value`. `false` when the search could
@@ -88,9 +81,7 @@ impl RegexSet {
 
 impl fmt::Debug for RegexSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegexSet")
-            .field("patterns", &self.dfa.pattern_len())
-            .finish_non_exhaustive()
+        f.debug_struct("RegexSet").field("patterns", &self.dfa.pattern_len()).finish_non_exhaustive()
     }
 }
 
@@ -103,19 +94,11 @@ pub(super) fn check_size(pattern: &Hir) -> Result<(), String> {
 }
 
 fn automaton(patterns: &[Hir], limit: usize) -> Result<NFA, String> {
-    let whole: Vec<Hir> = patterns
-        .iter()
-        .map(|pattern| Hir::concat(vec![pattern.clone(), Hir::look(Look::End)]))
-        .collect();
-    let config = Config::new()
-        .utf8(false)
-        .which_captures(WhichCaptures::None)
-        .nfa_size_limit(Some(limit));
-    Compiler::new()
-        .configure(config)
-        .build_many_from_hir(&whole)
-        .map_err(|error| match error.size_limit() {
-            Some(_) => format!("needs an automaton of more than {limit} bytes"),
-            None => error.to_string(),
-        })
+    let whole: Vec<Hir> =
+        patterns.iter().map(|pattern| Hir::concat(vec![pattern.clone(), Hir::look(Look::End)])).collect();
+    let config = Config::new().utf8(false).which_captures(WhichCaptures::None).nfa_size_limit(Some(limit));
+    Compiler::new().configure(config).build_many_from_hir(&whole).map_err(|error| match error.size_limit() {
+        Some(_) => format!("needs an automaton of more than {limit} bytes"),
+        None => error.to_string(),
+    })
 }

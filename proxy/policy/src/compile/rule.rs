@@ -43,10 +43,7 @@ impl CompiledRule {
     /// The explicit form of "no rules: everything is allowed".
     pub(crate) fn default_allow(port_entry: u32) -> Self {
         Self {
-            origin: Origin {
-                port_entry,
-                rule: None,
-            },
+            origin: Origin { port_entry, rule: None },
             name: Some("default allow rule".into()),
             precedence: 0,
             verdict: RuleVerdict::Allow,
@@ -65,28 +62,15 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
-    pub(crate) fn add(
-        &mut self,
-        origin: Origin,
-        http_rule: Option<u32>,
-        element: &str,
-        reason: &str,
-    ) -> Finding {
-        let finding = Finding {
-            origin,
-            http_rule,
-            element: element.into(),
-            reason: reason.into(),
-        };
+    pub(crate) fn add(&mut self, origin: Origin, http_rule: Option<u32>, element: &str, reason: &str) -> Finding {
+        let finding = Finding { origin, http_rule, element: element.into(), reason: reason.into() };
         self.list.push(finding.clone());
         finding
     }
 
     /// For what is seen again in each port range that holds the rule.
     pub(crate) fn add_once(&mut self, origin: Origin, element: &str, reason: &str) -> Finding {
-        let same = |known: &&Finding| {
-            known.origin == origin && *known.element == *element && *known.reason == *reason
-        };
+        let same = |known: &&Finding| known.origin == origin && *known.element == *element && *known.reason == *reason;
         match self.list.iter().find(same) {
             Some(known) => known.clone(),
             None => self.add(origin, None, element, reason),
@@ -136,18 +120,13 @@ pub(crate) fn compile(
     }
     match (&rule.http, rule.verdict) {
         (Some(http), RuleVerdict::Allow) if http.is_empty() => {
-            let reason =
-                "is empty, so nothing says which requests to allow; remove it or list a rule";
+            let reason = "is empty, so nothing says which requests to allow; remove it or list a rule";
             findings.add(origin, None, "http_rules", reason);
             compiled.peer.push(never("http_rules", reason));
         }
         (Some(http), _) => {
             let alternatives = http.iter().zip(0..);
-            compiled.http = Some(
-                alternatives
-                    .map(|(rule, i)| http_rule(origin, i, rule, findings))
-                    .collect(),
-            );
+            compiled.http = Some(alternatives.map(|(rule, i)| http_rule(origin, i, rule, findings)).collect());
         }
         (None, _) => {}
     }
@@ -155,10 +134,7 @@ pub(crate) fn compile(
 }
 
 fn never(field: &str, reason: &str) -> Predicate {
-    Predicate::Never {
-        field: field.into(),
-        reason: reason.into(),
-    }
+    Predicate::Never { field: field.into(), reason: reason.into() }
 }
 
 fn proxy_id(rule: &PortRule, compiled: &mut CompiledRule, findings: &mut Findings) {
@@ -189,32 +165,20 @@ fn server_names(rule: &PortRule, compiled: &mut CompiledRule, findings: &mut Fin
             Ok(_) => good.push(pattern.as_str().into()),
             Err(reason) => {
                 let reason = format!("{pattern:?}: {reason}");
-                bad = Some(findings.add(
-                    compiled.origin,
-                    None,
-                    &format!("server_names[{i}]"),
-                    &reason,
-                ));
+                bad = Some(findings.add(compiled.origin, None, &format!("server_names[{i}]"), &reason));
             }
         }
     }
     // A pattern that makes no sense matches nothing in an allow and everything in a deny.
     match (bad, rule.verdict) {
-        (Some(bad), RuleVerdict::Allow) if good.is_empty() => {
-            compiled.peer.push(never(&bad.element, &bad.reason))
-        }
+        (Some(bad), RuleVerdict::Allow) if good.is_empty() => compiled.peer.push(never(&bad.element, &bad.reason)),
         (Some(_), RuleVerdict::Deny) => {}
         (Some(bad), RuleVerdict::Pass(_)) => compiled.unusable = Some(bad),
         _ => compiled.peer.push(Predicate::ServerNames(good.into())),
     }
 }
 
-fn http_rule(
-    origin: Origin,
-    number: u32,
-    rule: &HttpRule,
-    findings: &mut Findings,
-) -> Vec<Predicate> {
+fn http_rule(origin: Origin, number: u32, rule: &HttpRule, findings: &mut Findings) -> Vec<Predicate> {
     let mut predicates = Vec::with_capacity(rule.headers.len());
     for (i, matcher) in rule.headers.iter().enumerate() {
         match header(matcher, findings) {
@@ -235,10 +199,7 @@ fn http_rule(
 fn header(matcher: &HeaderMatcher, findings: &mut Findings) -> Result<(), Arc<str>> {
     let name = &*matcher.name;
     if name.starts_with(':') && ![":method", ":path", ":authority", ":scheme"].contains(&name) {
-        return Err(format!(
-            "name {name:?}: only :method, :path, :authority and :scheme can be matched"
-        )
-        .into());
+        return Err(format!("name {name:?}: only :method, :path, :authority and :scheme can be matched").into());
     }
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if !name.starts_with(':') && (name.is_empty() || !name.bytes().all(token)) {

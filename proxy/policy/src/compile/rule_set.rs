@@ -43,10 +43,7 @@ impl RuleSet {
             .enumerate()
             .map(|(i, rule)| match rule.verdict {
                 RuleVerdict::Pass(below) => {
-                    let skipped = rules[i..]
-                        .iter()
-                        .take_while(|later| later.precedence >= below)
-                        .count();
+                    let skipped = rules[i..].iter().take_while(|later| later.precedence >= below).count();
                     (i + skipped.max(1)) as u32
                 }
                 _ => i as u32 + 1,
@@ -68,13 +65,7 @@ impl RuleSet {
         let connections = index(units);
         let has_http = rules.iter().any(|rule| rule.http.is_some());
         let requests = has_http.then(|| index(request_units(&rules)));
-        Self {
-            rules,
-            continuations,
-            denied,
-            connections,
-            requests,
-        }
+        Self { rules, continuations, denied, connections, requests }
     }
 
     pub(crate) fn rule(&self, unit: &Unit) -> &CompiledRule {
@@ -170,10 +161,7 @@ fn contradiction(rules: &[Arc<CompiledRule>], findings: &mut Findings) -> Option
                 continue;
             }
             (None, _) if below > rule.precedence => {
-                format!(
-                    "{below} is above the rule's own precedence {}",
-                    rule.precedence
-                )
+                format!("{below} is above the rule's own precedence {}", rule.precedence)
             }
             (None, Some(other)) if rule.precedence >= other && below != other => {
                 format!("{below} disagrees with {other} of another pass rule in the same tier")

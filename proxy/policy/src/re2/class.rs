@@ -17,11 +17,7 @@ impl CharSet {
     }
 
     pub(super) fn of(ranges: &[(char, char)]) -> Self {
-        Self(ClassUnicode::new(
-            ranges
-                .iter()
-                .map(|(first, last)| ClassUnicodeRange::new(*first, *last)),
-        ))
+        Self(ClassUnicode::new(ranges.iter().map(|(first, last)| ClassUnicodeRange::new(*first, *last))))
     }
 
     pub(super) fn add(&mut self, other: &Self) {
@@ -38,21 +34,11 @@ impl CharSet {
     /// # Errors
     /// When members beyond ASCII have cases that only Unicode's tables know.
     pub(super) fn fold(mut self) -> Result<Self, String> {
-        let has = |set: &ClassUnicode, c: char| {
-            set.ranges()
-                .iter()
-                .any(|r| (r.start()..=r.end()).contains(&c))
-        };
+        let has = |set: &ClassUnicode, c: char| set.ranges().iter().any(|r| (r.start()..=r.end()).contains(&c));
         let mut beyond = self.0.clone();
-        beyond.intersect(&ClassUnicode::new([ClassUnicodeRange::new(
-            FIRST_BEYOND_ASCII,
-            char::MAX,
-        )]));
+        beyond.intersect(&ClassUnicode::new([ClassUnicodeRange::new(FIRST_BEYOND_ASCII, char::MAX)]));
         let whole = beyond.ranges() == [ClassUnicodeRange::new(FIRST_BEYOND_ASCII, char::MAX)];
-        let known = beyond
-            .ranges()
-            .iter()
-            .all(|r| r.start() == r.end() && [KELVIN, LONG_S].contains(&r.start()));
+        let known = beyond.ranges().iter().all(|r| r.start() == r.end() && [KELVIN, LONG_S].contains(&r.start()));
         if !whole && !known {
             return Err("(?i) on letters beyond ASCII is not supported; list both cases".into());
         }
@@ -89,18 +75,11 @@ impl CharSet {
             if (first, last) == (FIRST_BEYOND_ASCII, char::MAX) {
                 sequences.push(sequence([(0xc2, 0xdf), (0x80, 0xbf)]));
                 sequences.push(sequence([(0xe0, 0xef), (0x80, 0xbf), (0x80, 0xbf)]));
-                sequences.push(sequence([
-                    (0xf0, 0xf4),
-                    (0x80, 0xbf),
-                    (0x80, 0xbf),
-                    (0x80, 0xbf),
-                ]));
+                sequences.push(sequence([(0xf0, 0xf4), (0x80, 0xbf), (0x80, 0xbf), (0x80, 0xbf)]));
                 continue;
             }
             for parts in Utf8Sequences::new(first, last) {
-                sequences.push(sequence(
-                    parts.as_slice().iter().map(|part| (part.start, part.end)),
-                ));
+                sequences.push(sequence(parts.as_slice().iter().map(|part| (part.start, part.end))));
             }
             if first <= '\u{d7ff}' && last >= '\u{e000}' {
                 sequences.push(sequence([(0xed, 0xed), (0xa0, 0xbf), (0x80, 0xbf)]));
@@ -112,11 +91,7 @@ impl CharSet {
 }
 
 fn sequence(bytes: impl IntoIterator<Item = (u8, u8)>) -> Hir {
-    let byte = |(first, last)| {
-        Hir::class(Class::Bytes(ClassBytes::new([ClassBytesRange::new(
-            first, last,
-        )])))
-    };
+    let byte = |(first, last)| Hir::class(Class::Bytes(ClassBytes::new([ClassBytesRange::new(first, last)])));
     Hir::concat(bytes.into_iter().map(byte).collect())
 }
 

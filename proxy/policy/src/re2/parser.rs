@@ -8,12 +8,7 @@ use super::class::{self, CharSet};
 use super::{MAX_DEPTH, MAX_REPEAT};
 
 pub(super) fn parse(pattern: &str) -> Result<Hir, String> {
-    let mut parser = Parser {
-        rest: pattern,
-        flags: Flags::default(),
-        depth: 0,
-        names: HashSet::new(),
-    };
+    let mut parser = Parser { rest: pattern, flags: Flags::default(), depth: 0, names: HashSet::new() };
     let whole = parser.alternation()?;
     match parser.rest {
         "" => Ok(whole.hir),
@@ -71,21 +66,13 @@ impl<'p> Parser<'p> {
             while !self.rest.is_empty() && !self.rest.starts_with(['|', ')']) {
                 last = self.piece(&mut sequence, last)?;
             }
-            copies = sequence
-                .iter()
-                .map(|node| node.copies)
-                .fold(copies, u32::max);
-            branches.push(Hir::concat(
-                sequence.into_iter().map(|node| node.hir).collect(),
-            ));
+            copies = sequence.iter().map(|node| node.copies).fold(copies, u32::max);
+            branches.push(Hir::concat(sequence.into_iter().map(|node| node.hir).collect()));
             if !self.eat("|") {
                 break;
             }
         }
-        Ok(Node {
-            hir: Hir::alternation(branches),
-            copies,
-        })
+        Ok(Node { hir: Hir::alternation(branches), copies })
     }
 
     /// One operand, operator or flag setting.
@@ -94,16 +81,12 @@ impl<'p> Parser<'p> {
         if let Some((min, max)) = self.repetition()? {
             let operator = &before[..before.len() - self.rest.len()];
             match (last, sequence.pop()) {
-                (Last::Operand, Some(operand)) => {
-                    sequence.push(repeat(operand, min, max, operator)?)
-                }
+                (Last::Operand, Some(operand)) => sequence.push(repeat(operand, min, max, operator)?),
                 (Last::Repetition, _) => {
                     return Err(format!("bad repetition operator: repeated `{operator}`"));
                 }
                 (Last::FlagsAfterOperand, _) => {
-                    return Err(format!(
-                        "`{operator}` after a flag group is not supported; put it before"
-                    ));
+                    return Err(format!("`{operator}` after a flag group is not supported; put it before"));
                 }
                 _ => return Err(format!("no argument for repetition operator: `{operator}`")),
             }
@@ -115,11 +98,7 @@ impl<'p> Parser<'p> {
             for c in quoted.chars() {
                 sequence.push(Node::once(self.literal(c)?));
             }
-            return Ok(if quoted.is_empty() {
-                last
-            } else {
-                Last::Operand
-            });
+            return Ok(if quoted.is_empty() { last } else { Last::Operand });
         }
         if self.eat("(") {
             return match self.group()? {
@@ -139,9 +118,7 @@ impl<'p> Parser<'p> {
     /// After `(`: a group, or `None` for flags that hold from here on.
     fn group(&mut self) -> Result<Option<Node>, String> {
         let outer = self.flags;
-        if self.eat("?P<")
-            || (!self.rest.starts_with("?<=") && !self.rest.starts_with("?<!") && self.eat("?<"))
-        {
+        if self.eat("?P<") || (!self.rest.starts_with("?<=") && !self.rest.starts_with("?<!") && self.eat("?<")) {
             self.group_name()?;
         } else if self.eat("?") && !self.set_flags()? {
             return Ok(None);
@@ -162,9 +139,7 @@ impl<'p> Parser<'p> {
     fn group_name(&mut self) -> Result<(), String> {
         let (name, rest) = self.rest.split_once('>').ok_or("group name without `>`")?;
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err(format!(
-                "group name {name:?}: only ASCII letters, digits and `_` are supported"
-            ));
+            return Err(format!("group name {name:?}: only ASCII letters, digits and `_` are supported"));
         }
         if !self.names.insert(name) {
             return Err(format!("duplicate group name {name:?}"));
@@ -248,9 +223,7 @@ impl<'p> Parser<'p> {
             'z' => Some(Hir::look(Look::End)),
             'b' => Some(Hir::look(Look::WordAscii)),
             'B' => Some(Hir::look(Look::WordAsciiNegate)),
-            'C' => Some(Hir::class(Class::Bytes(ClassBytes::new([
-                ClassBytesRange::new(0, 255),
-            ])))),
+            'C' => Some(Hir::class(Class::Bytes(ClassBytes::new([ClassBytesRange::new(0, 255)])))),
             _ => None,
         };
         if let Some(hir) = simple {
@@ -272,9 +245,7 @@ impl<'p> Parser<'p> {
             return Ok(None);
         };
         if letter == 'p' || letter == 'P' {
-            return Err(format!(
-                "Unicode classes (`\\{letter}`) are not supported; list the characters"
-            ));
+            return Err(format!("Unicode classes (`\\{letter}`) are not supported; list the characters"));
         }
         let Some(set) = class::perl(letter.to_ascii_lowercase()) else {
             return Ok(None);
@@ -284,11 +255,7 @@ impl<'p> Parser<'p> {
     }
 
     fn signed(&self, set: CharSet, negated: bool) -> Result<CharSet, String> {
-        let set = if self.flags.ignore_case {
-            set.fold()?
-        } else {
-            set
-        };
+        let set = if self.flags.ignore_case { set.fold()? } else { set };
         Ok(if negated { set.negate() } else { set })
     }
 
@@ -361,11 +328,8 @@ impl<'p> Parser<'p> {
             && let Some((name, rest)) = rest.split_once(":]")
         {
             self.rest = rest;
-            let (bare, negated) = name
-                .strip_prefix('^')
-                .map_or((name, false), |bare| (bare, true));
-            let set = class::posix(bare)
-                .ok_or_else(|| format!("invalid character class: `[:{name}:]`"))?;
+            let (bare, negated) = name.strip_prefix('^').map_or((name, false), |bare| (bare, true));
+            let set = class::posix(bare).ok_or_else(|| format!("invalid character class: `[:{name}:]`"))?;
             return self.signed(set, negated);
         }
         if let Some(rest) = self.rest.strip_prefix('\\') {
@@ -418,18 +382,12 @@ fn counted(text: &str) -> Option<(Result<Count, String>, &str)> {
         (digits_only && !leading_zero).then(|| digits.parse::<u32>().unwrap_or(u32::MAX))
     };
     let min = number(min)?;
-    let max = if max.is_empty() {
-        None
-    } else {
-        Some(number(max)?)
-    };
+    let max = if max.is_empty() { None } else { Some(number(max)?) };
     let fits = min <= MAX_REPEAT && max.is_none_or(|max| (min..=MAX_REPEAT).contains(&max));
     let count = if fits {
         Ok((min, max))
     } else {
-        Err(format!(
-            "invalid repetition size: `{{{inside}}}` (at most {MAX_REPEAT})"
-        ))
+        Err(format!("invalid repetition size: `{{{inside}}}` (at most {MAX_REPEAT})"))
     };
     Some((count, rest))
 }
@@ -439,16 +397,9 @@ fn repeat(operand: Node, min: u32, max: Option<u32>, operator: &str) -> Result<N
     if operator.starts_with('{') {
         copies = copies.saturating_mul(max.unwrap_or(min).max(1));
         if copies > MAX_REPEAT {
-            return Err(format!(
-                "invalid repetition size: `{operator}` inside others gives more than {MAX_REPEAT}"
-            ));
+            return Err(format!("invalid repetition size: `{operator}` inside others gives more than {MAX_REPEAT}"));
         }
     }
-    let hir = Hir::repetition(Repetition {
-        min,
-        max,
-        greedy: true,
-        sub: Box::new(operand.hir),
-    });
+    let hir = Hir::repetition(Repetition { min, max, greedy: true, sub: Box::new(operand.hir) });
     Ok(Node { hir, copies })
 }

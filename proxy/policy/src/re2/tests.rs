@@ -4,10 +4,7 @@ use super::*;
 fn literals_need_no_automaton() {
     let literals = |pattern| match parse(pattern) {
         Ok(Pattern::Literals(literals)) => {
-            let mut texts: Vec<String> = literals
-                .iter()
-                .map(|l| String::from_utf8_lossy(l).into_owned())
-                .collect();
+            let mut texts: Vec<String> = literals.iter().map(|l| String::from_utf8_lossy(l).into_owned()).collect();
             texts.sort();
             texts
         }

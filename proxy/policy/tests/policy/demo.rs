@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use tollgate_policy::model::{HeaderMatcher, HttpRule, ValueMatch};
 use tollgate_policy::{
-    ConnectionVerdict, DenyReason, Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders,
-    PortPolicy, PortRule, Request, SecurityId, Snapshot, Verdict,
+    ConnectionVerdict, DenyReason, Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule,
+    Request, SecurityId, Snapshot, Verdict,
 };
 
 const ENDPOINT: &str = "10.244.2.232";
@@ -28,11 +28,7 @@ fn snapshot(rules: Vec<PortRule>) -> Snapshot {
     let policy = NetworkPolicy {
         endpoint_id: 69,
         endpoints: vec![EndpointKey::parse(ENDPOINT)],
-        ingress: vec![PortPolicy {
-            port: 5000,
-            rules,
-            ..PortPolicy::default()
-        }],
+        ingress: vec![PortPolicy { port: 5000, rules, ..PortPolicy::default() }],
         egress: vec![PortPolicy::default()],
     };
     let mut builder = Snapshot::empty().update();
@@ -61,9 +57,7 @@ fn judge(snapshot: &Snapshot, method: &str, path: &str) -> Result<String, (DenyR
     };
     match snapshot.evaluate_request(&flow(Direction::Ingress, 5000), &request) {
         Verdict::Allow { rule, .. } => Ok(rule.to_string()),
-        Verdict::Deny { reason, nearest } => {
-            Err((reason, nearest.map(|n| n.to_string()).unwrap_or_default()))
-        }
+        Verdict::Deny { reason, nearest } => Err((reason, nearest.map(|n| n.to_string()).unwrap_or_default())),
     }
 }
 
@@ -89,37 +83,19 @@ fn connections() {
     let inspected = snapshot.evaluate_connection(&flow(Direction::Ingress, 5000));
     assert_eq!(inspected, ConnectionVerdict::InspectHttp);
     let egress = snapshot.evaluate_connection(&flow(Direction::Egress, 80));
-    assert!(
-        matches!(egress, ConnectionVerdict::AllowTcp { .. }),
-        "{egress:?}"
-    );
-    let refused = |reason| ConnectionVerdict::Deny {
-        reason,
-        nearest: None,
-    };
+    assert!(matches!(egress, ConnectionVerdict::AllowTcp { .. }), "{egress:?}");
+    let refused = |reason| ConnectionVerdict::Deny { reason, nearest: None };
     let other_port = snapshot.evaluate_connection(&flow(Direction::Ingress, 5001));
     assert_eq!(other_port, refused(DenyReason::NoPortRule));
-    let nobody = Flow {
-        endpoint: "10.244.2.233".parse().unwrap(),
-        ..flow(Direction::Ingress, 5000)
-    };
-    assert_eq!(
-        snapshot.evaluate_connection(&nobody),
-        refused(DenyReason::NoPolicy)
-    );
+    let nobody = Flow { endpoint: "10.244.2.233".parse().unwrap(), ..flow(Direction::Ingress, 5000) };
+    assert_eq!(snapshot.evaluate_connection(&nobody), refused(DenyReason::NoPolicy));
 }
 
 #[test]
 fn mapped_addresses_find_the_policy() {
     let snapshot = snapshot(vec![rule("/hello")]);
-    let mapped = Flow {
-        endpoint: format!("::ffff:{ENDPOINT}").parse().unwrap(),
-        ..flow(Direction::Ingress, 5000)
-    };
-    assert_eq!(
-        snapshot.evaluate_connection(&mapped),
-        ConnectionVerdict::InspectHttp
-    );
+    let mapped = Flow { endpoint: format!("::ffff:{ENDPOINT}").parse().unwrap(), ..flow(Direction::Ingress, 5000) };
+    assert_eq!(snapshot.evaluate_connection(&mapped), ConnectionVerdict::InspectHttp);
 }
 
 #[test]
@@ -133,7 +109,6 @@ fn a_broken_regex_spares_its_siblings() {
     let [only] = &quarantined[..] else {
         panic!("{quarantined:?}");
     };
-    let place =
-        "69 ingress_per_port_policies[0].rules[1].http_rules[0].headers[1]: regex \"a)|(?:b\": ";
+    let place = "69 ingress_per_port_policies[0].rules[1].http_rules[0].headers[1]: regex \"a)|(?:b\": ";
     assert!(only.starts_with(place), "{only}");
 }

@@ -7,16 +7,10 @@ use crate::support::{World, allow, at, deny, exact, flow, from, get, header, pas
 
 fn miss(rules: Vec<PortRule>, remote: u32, path: &str) -> String {
     let world = World::ingress(vec![port(80, rules)]);
-    match world
-        .0
-        .evaluate_request(&flow(remote, 80), &get(path, &NoHeaders))
-    {
+    match world.0.evaluate_request(&flow(remote, 80), &get(path, &NoHeaders)) {
         Verdict::Deny { reason, nearest } => {
             let place = |text: String| text.replace("7 ingress_per_port_policies[0].", "");
-            format!(
-                "{reason:?}: {}",
-                nearest.map_or_else(|| "-".to_owned(), |n| place(n.to_string()))
-            )
+            format!("{reason:?}: {}", nearest.map_or_else(|| "-".to_owned(), |n| place(n.to_string())))
         }
         allowed => format!("{allowed:?}"),
     }
@@ -29,51 +23,27 @@ fn nearest_miss() {
             rules
                 .iter()
                 .map(|rule| HttpRule {
-                    headers: rule
-                        .iter()
-                        .map(|(name, value)| header(name, exact(value)))
-                        .collect(),
+                    headers: rule.iter().map(|(name, value)| header(name, exact(value))).collect(),
                     ..HttpRule::default()
                 })
                 .collect(),
         ),
         ..PortRule::default()
     };
-    let three = || {
-        http(&[
-            &[(":path", "/x"), (":method", "PUT")],
-            &[(":path", "/a"), (":method", "PUT")],
-            &[(":path", "/y")],
-        ])
-    };
+    let three =
+        || http(&[&[(":path", "/x"), (":method", "PUT")], &[(":path", "/a"), (":method", "PUT")], &[(":path", "/y")]]);
     let cases = [
-        (
-            vec![three()],
-            1,
-            "NoHttpRule: :path matched, :method is not exact \"PUT\" (rules[0].http_rules[1])",
-        ),
+        (vec![three()], 1, "NoHttpRule: :path matched, :method is not exact \"PUT\" (rules[0].http_rules[1])"),
         // A rule for this peer is nearer than one for another, however much of that one holds.
         (
             vec![from(&[2], paths(&["/a"])), paths(&["/b"])],
             1,
             "NoHttpRule: :path is not exact \"/b\" (rules[1].http_rules[0])",
         ),
-        (
-            vec![from(&[3, 2], allow())],
-            1,
-            "NoPeerRule: remote_policies is not one of [2, 3] (rules[0])",
-        ),
-        (
-            vec![from(&[1], deny()), allow()],
-            1,
-            "DenyRule: remote_policies matched, verdict is not allow (rules[0])",
-        ),
+        (vec![from(&[3, 2], allow())], 1, "NoPeerRule: remote_policies is not one of [2, 3] (rules[0])"),
+        (vec![from(&[1], deny()), allow()], 1, "DenyRule: remote_policies matched, verdict is not allow (rules[0])"),
         (vec![deny()], 1, "DenyRule: verdict is not allow (rules[0])"),
-        (
-            vec![pass(3, 1), at(2, allow())],
-            1,
-            "NoPeerRule: verdict is not reached: a pass rule skips it (rules[1])",
-        ),
+        (vec![pass(3, 1), at(2, allow())], 1, "NoPeerRule: verdict is not reached: a pass rule skips it (rules[1])"),
         (vec![pass(3, 1)], 1, "NoPeerRule: -"),
     ];
     for (rules, remote, expected) in cases {
@@ -82,17 +52,11 @@ fn nearest_miss() {
     let mut inverted = header("x", ValueMatch::Regex("a.*".into()));
     inverted.invert = true;
     let rule = PortRule {
-        http: Some(vec![HttpRule {
-            headers: vec![inverted],
-            ..HttpRule::default()
-        }]),
+        http: Some(vec![HttpRule { headers: vec![inverted], ..HttpRule::default() }]),
         name: "no-a".to_owned(),
         ..PortRule::default()
     };
-    assert_eq!(
-        miss(vec![rule], 1, "/a"),
-        "NoHttpRule: x is not anything but regex \"a.*\" (rules[0].http_rules[0])"
-    );
+    assert_eq!(miss(vec![rule], 1, "/a"), "NoHttpRule: x is not anything but regex \"a.*\" (rules[0].http_rules[0])");
 }
 
 #[test]
@@ -106,11 +70,8 @@ fn every_rule_is_accounted_for() {
     ];
     let world = World::ingress(vec![port(80, rules)]);
     let explained = world.0.explain(&flow(1, 80), Some(&get("/a", &NoHeaders)));
-    let outcomes: Vec<_> = explained.policies[0]
-        .rules
-        .iter()
-        .map(|r| (r.rule.rule, r.rule.http_rule, r.outcome))
-        .collect();
+    let outcomes: Vec<_> =
+        explained.policies[0].rules.iter().map(|r| (r.rule.rule, r.rule.http_rule, r.outcome)).collect();
     assert_eq!(
         outcomes,
         [
@@ -123,13 +84,7 @@ fn every_rule_is_accounted_for() {
         ]
     );
     let failed = &explained.policies[0].rules[0].predicates[0];
-    assert_eq!(
-        (&*failed.field, &*failed.expected, failed.matched),
-        ("remote_policies", "one of [2]", false)
-    );
+    assert_eq!((&*failed.field, &*failed.expected, failed.matched), ("remote_policies", "one of [2]", false));
     assert!(matches!(explained.request, Some(Verdict::Allow { .. })));
-    assert_eq!(
-        world.0.explain(&flow(1, 81), None).policies[0].rules.len(),
-        0
-    );
+    assert_eq!(world.0.explain(&flow(1, 81), None).policies[0].rules.len(), 0);
 }

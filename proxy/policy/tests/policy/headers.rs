@@ -6,11 +6,7 @@ use tollgate_policy::{NoHeaders, Request, Verdict};
 use crate::support::{World, allow, exact, flow, get, header, port};
 
 fn text(part: TextPart, text: &str, ignore_case: bool) -> ValueMatch {
-    ValueMatch::Text {
-        part,
-        text: text.into(),
-        ignore_case,
-    }
+    ValueMatch::Text { part, text: text.into(), ignore_case }
 }
 
 fn regex(pattern: &str) -> ValueMatch {
@@ -18,17 +14,8 @@ fn regex(pattern: &str) -> ValueMatch {
 }
 
 fn world(matchers: Vec<HeaderMatcher>) -> World {
-    let rule = HttpRule {
-        headers: matchers,
-        ..HttpRule::default()
-    };
-    World::ingress(vec![port(
-        80,
-        vec![PortRule {
-            http: Some(vec![rule]),
-            ..allow()
-        }],
-    )])
+    let rule = HttpRule { headers: matchers, ..HttpRule::default() };
+    World::ingress(vec![port(80, vec![PortRule { http: Some(vec![rule]), ..allow() }])])
 }
 
 /// Each kind with values of header `x` that it matches and that it does not. From these follows what its inversion
@@ -41,33 +28,13 @@ fn value_matchers() {
         (exact(""), &[""], &["v"]),
         (ValueMatch::Any, &["", "v"], &[]),
         (text(Whole, "Va", true), &["va", "VA"], &["v", "vaa"]),
-        (
-            text(Prefix, "/a", false),
-            &["/a", "/ab"],
-            &["/", "/A", "x/a"],
-        ),
-        (
-            text(Prefix, "/a", true),
-            &["/A", "/aB", "/a\u{e9}"],
-            &["/", "x/a"],
-        ),
-        (
-            text(Suffix, ".com", false),
-            &[".com", "a.com"],
-            &["a.COM", "com", "a.comx"],
-        ),
+        (text(Prefix, "/a", false), &["/a", "/ab"], &["/", "/A", "x/a"]),
+        (text(Prefix, "/a", true), &["/A", "/aB", "/a\u{e9}"], &["/", "x/a"]),
+        (text(Suffix, ".com", false), &[".com", "a.com"], &["a.COM", "com", "a.comx"]),
         (text(Suffix, ".com", true), &["a.COM"], &["com"]),
-        (
-            text(Anywhere, "ab", false),
-            &["ab", "xaby"],
-            &["aB", "a", ""],
-        ),
+        (text(Anywhere, "ab", false), &["ab", "xaby"], &["aB", "a", ""]),
         (text(Anywhere, "ab", true), &["xAbY"], &["a b"]),
-        (
-            regex("GET|HEAD"),
-            &["GET", "HEAD"],
-            &["GETS", "get", "GET|HEAD"],
-        ),
+        (regex("GET|HEAD"), &["GET", "HEAD"], &["GETS", "get", "GET|HEAD"]),
         (regex("/a.*"), &["/a", "/abc"], &["/", "x/a", "/a\nb"]),
         (regex(".*public$"), &["/maybe/public"], &["/publicz"]),
         (
@@ -80,33 +47,17 @@ fn value_matchers() {
     for (value, matching, others) in cases {
         for invert in [false, true] {
             for treat_missing_as_empty in [false, true] {
-                let world = world(vec![HeaderMatcher {
-                    invert,
-                    treat_missing_as_empty,
-                    ..header("x", value.clone())
-                }]);
+                let world = world(vec![HeaderMatcher { invert, treat_missing_as_empty, ..header("x", value.clone()) }]);
                 let label = format!("{value} invert {invert} empty {treat_missing_as_empty}");
                 for v in matching {
-                    assert_eq!(
-                        world.with_header("x", v.as_bytes()),
-                        !invert,
-                        "{label} on {v:?}"
-                    );
+                    assert_eq!(world.with_header("x", v.as_bytes()), !invert, "{label} on {v:?}");
                 }
                 for v in others {
-                    assert_eq!(
-                        world.with_header("X", v.as_bytes()),
-                        invert,
-                        "{label} on {v:?}"
-                    );
+                    assert_eq!(world.with_header("X", v.as_bytes()), invert, "{label} on {v:?}");
                 }
                 // An absent header matches nothing, not even inverted, unless it counts as an empty one.
                 let as_empty = world.with_header("x", b"");
-                assert_eq!(
-                    world.with_headers(&[]),
-                    treat_missing_as_empty && as_empty,
-                    "{label} absent"
-                );
+                assert_eq!(world.with_headers(&[]), treat_missing_as_empty && as_empty, "{label} absent");
             }
         }
     }
@@ -125,21 +76,9 @@ fn presence() {
     ];
     for (wanted, invert, treat_missing_as_empty, present, absent) in cases {
         let matcher = header("x", ValueMatch::Present(wanted));
-        let world = world(vec![HeaderMatcher {
-            invert,
-            treat_missing_as_empty,
-            ..matcher
-        }]);
-        assert_eq!(
-            world.with_header("x", b""),
-            present,
-            "{wanted} {invert} {treat_missing_as_empty}"
-        );
-        assert_eq!(
-            world.with_headers(&[]),
-            absent,
-            "{wanted} {invert} {treat_missing_as_empty}"
-        );
+        let world = world(vec![HeaderMatcher { invert, treat_missing_as_empty, ..matcher }]);
+        assert_eq!(world.with_header("x", b""), present, "{wanted} {invert} {treat_missing_as_empty}");
+        assert_eq!(world.with_headers(&[]), absent, "{wanted} {invert} {treat_missing_as_empty}");
     }
 }
 
@@ -169,16 +108,9 @@ fn all_matchers_must_hold_also_on_one_header() {
 fn pseudo_headers() {
     let asks = |name: &str, value: &str| {
         let world = world(vec![header(name, exact(value))]);
-        let request = Request {
-            method: b"PUT",
-            scheme: b"https",
-            authority: b"h.example:81",
-            ..get("/p?q=1", &NoHeaders)
-        };
-        matches!(
-            world.0.evaluate_request(&flow(1, 80), &request),
-            Verdict::Allow { .. }
-        )
+        let request =
+            Request { method: b"PUT", scheme: b"https", authority: b"h.example:81", ..get("/p?q=1", &NoHeaders) };
+        matches!(world.0.evaluate_request(&flow(1, 80), &request), Verdict::Allow { .. })
     };
     for (name, value) in [
         (":method", "PUT"),

@@ -8,78 +8,38 @@ use crate::support::{World, allow, at, deny, flow, from, paths, port};
 #[test]
 fn identities() {
     let world = World::ingress(vec![port(80, vec![from(&[5, 3, 5], allow())])]);
-    let admitted: Vec<u32> = (0..8)
-        .filter(|remote| world.allows(*remote, 80, "/"))
-        .collect();
+    let admitted: Vec<u32> = (0..8).filter(|remote| world.allows(*remote, 80, "/")).collect();
     assert_eq!(admitted, [3, 5]);
 }
 
 #[test]
 fn proxy_ids_restrict_every_verdict() {
     let only = |proxy_id, rule| PortRule { proxy_id, ..rule };
-    let world = World::ingress(vec![port(
-        80,
-        vec![only(9, at(1, deny())), only(8, allow())],
-    )]);
-    let outcome = |proxy_id| {
-        world.both(
-            &Flow {
-                proxy_id,
-                ..flow(1, 80)
-            },
-            "/",
-        )
-    };
+    let world = World::ingress(vec![port(80, vec![only(9, at(1, deny())), only(8, allow())])]);
+    let outcome = |proxy_id| world.both(&Flow { proxy_id, ..flow(1, 80) }, "/");
     assert_eq!(outcome(9), "DenyRule");
     assert_eq!(outcome(8), "tcp");
     assert_eq!(outcome(0), "NoPeerRule");
 }
 
 fn server_names(patterns: &[&str], rule: PortRule) -> PortRule {
-    PortRule {
-        server_names: patterns.iter().map(|p| (*p).to_owned()).collect(),
-        ..rule
-    }
+    PortRule { server_names: patterns.iter().map(|p| (*p).to_owned()).collect(), ..rule }
 }
 
 #[test]
 fn server_name_patterns() {
     let cases: &[(&str, &[&str], &[&str])] = &[
-        (
-            "a.example",
-            &["a.example", "A.EXAMPLE"],
-            &["b.example", "xa.example", "a.example.", "", "a-example"],
-        ),
-        (
-            "*.example",
-            &["a.example", "a_b-1.Example"],
-            &["a.b.example", "example", "a.example.com"],
-        ),
-        (
-            "**.example",
-            &["a.example", "a.b.example"],
-            &["example", ".example", "a..example"],
-        ),
-        (
-            "*",
-            &["a", "a.b.c"],
-            &["a.", ".a", "a@b", "\u{e9}.com", "a..b"],
-        ),
+        ("a.example", &["a.example", "A.EXAMPLE"], &["b.example", "xa.example", "a.example.", "", "a-example"]),
+        ("*.example", &["a.example", "a_b-1.Example"], &["a.b.example", "example", "a.example.com"]),
+        ("**.example", &["a.example", "a.b.example"], &["example", ".example", "a..example"]),
+        ("*", &["a", "a.b.c"], &["a.", ".a", "a@b", "\u{e9}.com", "a..b"]),
         ("**", &["a", "a.b.c"], &["a.", ""]),
         ("a*z.*", &["az.x", "abz.x"], &["a.z.x", "abz.x.y", "bz.x"]),
         ("a.**.z", &["a.b.z", "a.b.c.z"], &["a.z", "a..z"]),
     ];
     for (pattern, matching, others) in cases {
         let world = World::ingress(vec![port(443, vec![server_names(&[pattern], allow())])]);
-        let outcome = |name| {
-            world.both(
-                &Flow {
-                    server_name: name,
-                    ..flow(1, 443)
-                },
-                "/",
-            )
-        };
+        let outcome = |name| world.both(&Flow { server_name: name, ..flow(1, 443) }, "/");
         for name in *matching {
             assert_eq!(outcome(Some(name)), "tcp", "{pattern} {name}");
         }
@@ -90,30 +50,16 @@ fn server_name_patterns() {
     }
     let endless = "a".repeat(300);
     let world = World::ingress(vec![port(443, vec![server_names(&["*"], allow())])]);
-    let flow = Flow {
-        server_name: Some(&endless),
-        ..flow(1, 443)
-    };
+    let flow = Flow { server_name: Some(&endless), ..flow(1, 443) };
     assert_eq!(world.both(&flow, "/"), "NoPeerRule");
 }
 
 /// Differs from Cilium's filter, whose HTTP layer does not look at server names.
 #[test]
 fn server_names_hold_for_requests() {
-    let rules = vec![
-        server_names(&["a.example"], allow()),
-        server_names(&["b.example"], paths(&["/b"])),
-    ];
+    let rules = vec![server_names(&["a.example"], allow()), server_names(&["b.example"], paths(&["/b"]))];
     let world = World::ingress(vec![port(443, rules)]);
-    let outcome = |name, path| {
-        world.both(
-            &Flow {
-                server_name: Some(name),
-                ..flow(1, 443)
-            },
-            path,
-        )
-    };
+    let outcome = |name, path| world.both(&Flow { server_name: Some(name), ..flow(1, 443) }, path);
     assert_eq!(outcome("a.example", "/x"), "http");
     assert_eq!(outcome("b.example", "/x"), "http NoHttpRule");
     assert_eq!(outcome("b.example", "/b"), "http");
@@ -121,19 +67,8 @@ fn server_names_hold_for_requests() {
 
 #[test]
 fn a_server_name_selects_which_deny_applies() {
-    let world = World::ingress(vec![port(
-        443,
-        vec![server_names(&["*.bad"], at(1, deny())), allow()],
-    )]);
-    let outcome = |name| {
-        world.request(
-            &Flow {
-                server_name: name,
-                ..flow(1, 443)
-            },
-            "/",
-        )
-    };
+    let world = World::ingress(vec![port(443, vec![server_names(&["*.bad"], at(1, deny())), allow()])]);
+    let outcome = |name| world.request(&Flow { server_name: name, ..flow(1, 443) }, "/");
     assert_eq!(outcome(Some("x.bad")), Err(DenyReason::DenyRule));
     assert!(outcome(Some("x.good")).is_ok());
     assert!(outcome(None).is_ok());

@@ -19,52 +19,37 @@ fn rules() -> impl Strategy<Value = PortRule> {
     ];
     let remotes = proptest::collection::vec(1..REMOTES, 0..3);
     let http = proptest::option::weighted(0.4, proptest::collection::vec(0..PATHS.len(), 1..3));
-    (0..5u32, verdict, remotes, http, 0..8u32).prop_map(
-        |(precedence, verdict, remotes, http, proxy)| PortRule {
-            precedence,
-            verdict: verdict.unwrap_or_default(),
-            remotes,
-            proxy_id: if proxy == 0 { 9 } else { 0 },
-            http: http.map(|paths| paths.into_iter().map(http_rule).collect()),
-            ..PortRule::default()
-        },
-    )
+    (0..5u32, verdict, remotes, http, 0..8u32).prop_map(|(precedence, verdict, remotes, http, proxy)| PortRule {
+        precedence,
+        verdict: verdict.unwrap_or_default(),
+        remotes,
+        proxy_id: if proxy == 0 { 9 } else { 0 },
+        http: http.map(|paths| paths.into_iter().map(http_rule).collect()),
+        ..PortRule::default()
+    })
 }
 
 fn http_rule(path: usize) -> tollgate_policy::model::HttpRule {
-    tollgate_policy::model::HttpRule {
-        headers: vec![header(":path", exact(PATHS[path]))],
-        ..Default::default()
-    }
+    tollgate_policy::model::HttpRule { headers: vec![header(":path", exact(PATHS[path]))], ..Default::default() }
 }
 
 fn entries() -> impl Strategy<Value = Vec<PortPolicy>> {
-    let entry = (0..PORTS, 0..4u16, proptest::collection::vec(rules(), 0..5)).prop_map(
-        |(first, more, rules)| {
-            let end = if first == 0 || more == 0 {
-                0
-            } else {
-                first + more
-            };
-            range(first.into(), end.into(), rules)
-        },
-    );
+    let entry = (0..PORTS, 0..4u16, proptest::collection::vec(rules(), 0..5)).prop_map(|(first, more, rules)| {
+        let end = if first == 0 || more == 0 { 0 } else { first + more };
+        range(first.into(), end.into(), rules)
+    });
     proptest::collection::vec(entry, 0..5)
 }
 
 /// Everything that can be asked: `(port, remote, path)`.
 fn questions() -> impl Iterator<Item = (u16, u32, &'static str)> {
     let ports = 1..PORTS + 4;
-    ports.flat_map(|port| {
-        (1..=REMOTES).flat_map(move |remote| PATHS.map(move |path| (port, remote, path)))
-    })
+    ports.flat_map(|port| (1..=REMOTES).flat_map(move |remote| PATHS.map(move |path| (port, remote, path))))
 }
 
 fn allowed(entries: &[PortPolicy]) -> Vec<bool> {
     let world = World::ingress(entries.to_vec());
-    questions()
-        .map(|(port, remote, path)| world.request(&flow(remote, port), path).is_ok())
-        .collect()
+    questions().map(|(port, remote, path)| world.request(&flow(remote, port), path).is_ok()).collect()
 }
 
 /// The specification, step by step: one list per port, the wildcard appended, sorted, walked.
@@ -101,8 +86,7 @@ fn literally(entries: &[PortPolicy], port: u16, remote: u32, path: &str) -> bool
     }
     let mut ceiling = u32::MAX;
     for rule in list {
-        let applies =
-            rule.proxy_id == 0 && (rule.remotes.is_empty() || rule.remotes.contains(&remote));
+        let applies = rule.proxy_id == 0 && (rule.remotes.is_empty() || rule.remotes.contains(&remote));
         if !applies || rule.precedence > ceiling {
             continue;
         }
@@ -110,8 +94,7 @@ fn literally(entries: &[PortPolicy], port: u16, remote: u32, path: &str) -> bool
             RuleVerdict::Deny => return false,
             RuleVerdict::Pass(below) => ceiling = below - 1,
             RuleVerdict::Allow => {
-                let wanted =
-                    |rule: &tollgate_policy::model::HttpRule| rule.headers[0].value == exact(path);
+                let wanted = |rule: &tollgate_policy::model::HttpRule| rule.headers[0].value == exact(path);
                 if rule.http.is_none_or(|http| http.iter().any(wanted)) {
                     return true;
                 }
@@ -123,11 +106,7 @@ fn literally(entries: &[PortPolicy], port: u16, remote: u32, path: &str) -> bool
 }
 
 fn config() -> ProptestConfig {
-    ProptestConfig {
-        cases: 400,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
+    ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {

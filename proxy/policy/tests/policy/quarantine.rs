@@ -8,47 +8,29 @@ fn only(world: &World) -> String {
     let [only] = &world.quarantined()[..] else {
         panic!("{:?}", world.quarantined());
     };
-    only.strip_prefix("7 ingress_per_port_policies")
-        .unwrap()
-        .to_owned()
+    only.strip_prefix("7 ingress_per_port_policies").unwrap().to_owned()
 }
 
 fn unsupported(rule: PortRule) -> PortRule {
-    let part = Unsupported {
-        element: "l7_proto".into(),
-        reason: "no parser".into(),
-    };
-    PortRule {
-        unsupported: vec![part],
-        ..rule
-    }
+    let part = Unsupported { element: "l7_proto".into(), reason: "no parser".into() };
+    PortRule { unsupported: vec![part], ..rule }
 }
 
 #[test]
 fn a_range_that_makes_no_sense_grants_nothing() {
     let cases = [
         (80, 60, "80-60: the range ends before it begins"),
-        (
-            0,
-            80,
-            "0-80: a range cannot begin at the wildcard port 0; begin it at 1",
-        ),
+        (0, 80, "0-80: a range cannot begin at the wildcard port 0; begin it at 1"),
         (70000, 0, "70000-0: a port is at most 65535"),
         (1, 70000, "1-70000: a port is at most 65535"),
     ];
     for (first, end, reason) in cases {
         let world = World::ingress(vec![range(first, end, vec![]), port(81, vec![])]);
         assert_eq!(only(&world), format!("[0].port: {reason}"));
-        assert!(
-            !world.allows(1, 70, "/") && world.allows(1, 81, "/"),
-            "{reason}"
-        );
+        assert!(!world.allows(1, 70, "/") && world.allows(1, 81, "/"), "{reason}");
         // With a deny or a pass nobody knows what it was to keep out.
         for rule in [deny(), pass(2, 1)] {
-            let world = World::ingress(vec![
-                range(first, end, vec![rule, allow()]),
-                port(81, vec![]),
-            ]);
+            let world = World::ingress(vec![range(first, end, vec![rule, allow()]), port(81, vec![])]);
             assert_eq!(world.both(&flow(1, 81), "/"), "Quarantined", "{reason}");
             assert_eq!(only(&world), format!("[0].port: {reason}"));
         }
@@ -57,10 +39,7 @@ fn a_range_that_makes_no_sense_grants_nothing() {
 
 #[test]
 fn unknown_protocols_deny_but_do_not_allow() {
-    let odd = |rules| PortPolicy {
-        protocol: Protocol::Unknown(7),
-        ..port(80, rules)
-    };
+    let odd = |rules| PortPolicy { protocol: Protocol::Unknown(7), ..port(80, rules) };
     let reason = "protocol: 7 is not a protocol that this version knows";
     for (entry, place) in [(odd(vec![]), "[0]."), (odd(vec![allow()]), "[0].rules[0].")] {
         let world = World::ingress(vec![entry]);
@@ -73,31 +52,20 @@ fn unknown_protocols_deny_but_do_not_allow() {
 
 #[test]
 fn unsupported_parts_disable_an_allow_and_leave_a_deny() {
-    let world = World::ingress(vec![port(
-        80,
-        vec![unsupported(allow()), from(&[2], allow())],
-    )]);
+    let world = World::ingress(vec![port(80, vec![unsupported(allow()), from(&[2], allow())])]);
     assert_eq!(only(&world), "[0].rules[0].l7_proto: no parser");
     assert_eq!(world.both(&flow(1, 80), "/"), "Quarantined");
     assert_eq!(world.both(&flow(2, 80), "/"), "tcp");
-    let world = World::ingress(vec![port(
-        80,
-        vec![unsupported(from(&[1], deny())), allow()],
-    )]);
+    let world = World::ingress(vec![port(80, vec![unsupported(from(&[1], deny())), allow()])]);
     assert_eq!(world.both(&flow(1, 80), "/"), "DenyRule");
     assert_eq!(world.both(&flow(2, 80), "/"), "tcp");
 }
 
 #[test]
 fn broken_peer_conditions() {
-    let proxy = |rule| PortRule {
-        proxy_id: 70000,
-        ..rule
-    };
-    let name = |patterns: &[&str], rule| PortRule {
-        server_names: patterns.iter().map(|p| (*p).to_owned()).collect(),
-        ..rule
-    };
+    let proxy = |rule| PortRule { proxy_id: 70000, ..rule };
+    let name =
+        |patterns: &[&str], rule| PortRule { server_names: patterns.iter().map(|p| (*p).to_owned()).collect(), ..rule };
     // (rules, outcome for anybody without a server name)
     let cases = [
         (vec![proxy(allow())], "Quarantined"),
@@ -113,68 +81,31 @@ fn broken_peer_conditions() {
         only(&world);
     }
     let world = World::ingress(vec![port(80, vec![name(&["a..b", "c"], allow())])]);
-    let known = tollgate_policy::Flow {
-        server_name: Some("c"),
-        ..flow(1, 80)
-    };
+    let known = tollgate_policy::Flow { server_name: Some("c"), ..flow(1, 80) };
     assert_eq!(world.both(&known, "/"), "tcp");
     let reason = "has an empty label (a leading, trailing or doubled dot)";
-    assert_eq!(
-        only(&world),
-        format!("[0].rules[0].server_names[0]: \"a..b\": {reason}")
-    );
+    assert_eq!(only(&world), format!("[0].rules[0].server_names[0]: \"a..b\": {reason}"));
 }
 
 #[test]
 fn a_broken_http_rule_allows_nothing_and_keeps_inspection_on() {
-    let broken = |matcher| HttpRule {
-        headers: vec![matcher],
-        ..HttpRule::default()
-    };
+    let broken = |matcher| HttpRule { headers: vec![matcher], ..HttpRule::default() };
     let cases = [
-        (
-            header(":path", ValueMatch::Regex("(".into())),
-            "regex \"(\": missing `)`",
-        ),
-        (
-            header(":path", ValueMatch::Regex("".into())),
-            "the regex is empty",
-        ),
-        (
-            header(":uri", ValueMatch::Any),
-            "name \":uri\": only :method, :path, :authority and :scheme can be matched",
-        ),
-        (
-            header("a b", ValueMatch::Any),
-            "name \"a b\" is not a header name",
-        ),
-        (
-            header("", ValueMatch::Any),
-            "name \"\" is not a header name",
-        ),
-        (
-            header("x", ValueMatch::Unsupported("custom".into())),
-            "custom",
-        ),
+        (header(":path", ValueMatch::Regex("(".into())), "regex \"(\": missing `)`"),
+        (header(":path", ValueMatch::Regex("".into())), "the regex is empty"),
+        (header(":uri", ValueMatch::Any), "name \":uri\": only :method, :path, :authority and :scheme can be matched"),
+        (header("a b", ValueMatch::Any), "name \"a b\" is not a header name"),
+        (header("", ValueMatch::Any), "name \"\" is not a header name"),
+        (header("x", ValueMatch::Unsupported("custom".into())), "custom"),
     ];
     for (matcher, reason) in cases {
         for invert in [false, true] {
             let mut matcher = matcher.clone();
             matcher.invert = invert;
-            let rule = PortRule {
-                http: Some(vec![broken(matcher)]),
-                ..allow()
-            };
+            let rule = PortRule { http: Some(vec![broken(matcher)]), ..allow() };
             let world = World::ingress(vec![port(80, vec![rule])]);
-            assert_eq!(
-                only(&world),
-                format!("[0].rules[0].http_rules[0].headers[0]: {reason}")
-            );
-            assert_eq!(
-                world.both(&flow(1, 80), "/"),
-                "http Quarantined",
-                "{reason}"
-            );
+            assert_eq!(only(&world), format!("[0].rules[0].http_rules[0].headers[0]: {reason}"));
+            assert_eq!(world.both(&flow(1, 80), "/"), "http Quarantined", "{reason}");
         }
     }
     let empty = World::ingress(vec![port(80, vec![paths(&[])])]);
@@ -186,14 +117,9 @@ fn a_broken_http_rule_allows_nothing_and_keeps_inspection_on() {
 fn one_bad_rule_among_many() {
     let mut rules: Vec<PortRule> = (0..200).map(|i| paths(&[&format!("/{i}")])).collect();
     let bad = header(":path", ValueMatch::Regex("/77(".into()));
-    rules[77].http = Some(vec![HttpRule {
-        headers: vec![bad],
-        ..HttpRule::default()
-    }]);
+    rules[77].http = Some(vec![HttpRule { headers: vec![bad], ..HttpRule::default() }]);
     let world = World::ingress(vec![port(80, rules)]);
-    let allowed = (0..200)
-        .filter(|i| world.allows(1, 80, &format!("/{i}")))
-        .count();
+    let allowed = (0..200).filter(|i| world.allows(1, 80, &format!("/{i}"))).count();
     assert_eq!(allowed, 199);
     assert!(!world.allows(1, 80, "/77") && !world.allows(1, 80, "/77("));
     assert!(only(&world).starts_with("[0].rules[77].http_rules[0].headers[0]: "));
@@ -202,24 +128,11 @@ fn one_bad_rule_among_many() {
 /// The quarantined rule is what a denial names when nothing else was in the way.
 #[test]
 fn a_denial_names_the_quarantined_rule() {
-    let world = World::ingress(vec![port(
-        80,
-        vec![paths(&["/a"]), at(0, unsupported(allow()))],
-    )]);
-    let explained = world.0.explain(
-        &flow(1, 80),
-        Some(&crate::support::get("/b", &tollgate_policy::NoHeaders)),
-    );
-    let Some(tollgate_policy::Verdict::Deny {
-        nearest: Some(nearest),
-        ..
-    }) = explained.request
-    else {
+    let world = World::ingress(vec![port(80, vec![paths(&["/a"]), at(0, unsupported(allow()))])]);
+    let explained = world.0.explain(&flow(1, 80), Some(&crate::support::get("/b", &tollgate_policy::NoHeaders)));
+    let Some(tollgate_policy::Verdict::Deny { nearest: Some(nearest), .. }) = explained.request else {
         panic!("{explained:?}");
     };
     let place = "7 ingress_per_port_policies[0].rules[1]";
-    assert_eq!(
-        nearest.to_string(),
-        format!("l7_proto is not enforceable: no parser ({place})")
-    );
+    assert_eq!(nearest.to_string(), format!("l7_proto is not enforceable: no parser ({place})"));
 }

@@ -45,26 +45,155 @@ const INPUTS: &[&[u8]] = &[
 ];
 
 /// Expression, and the inputs that it matches in full.
-#[rustfmt::skip]
 const MATCHES: &[(&str, &[&[u8]])] = &[
     ("/hello", &[b"/hello"]),
     ("/hello.*", &[b"/hello", b"/hello3", b"/hello?x=1"]),
     ("a|b", &[b"a", b"b"]),
     ("a||b", &[b"", b"a", b"b"]),
     ("()", &[b""]),
-    (".", &[b"a", b"b", b"A", b"K", b"k", b"\xe2\x84\xaa", b"\xc3\xa9", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\x0b", b"\x09", b"9", b"\xd9\xa3", b"_", b"l", b"-", b"n"]),
+    (
+        ".",
+        &[
+            b"a",
+            b"b",
+            b"A",
+            b"K",
+            b"k",
+            b"\xe2\x84\xaa",
+            b"\xc3\xa9",
+            b"\xe0\x80\x80",
+            b"\xed\xa0\x80",
+            b"\x0b",
+            b"\x09",
+            b"9",
+            b"\xd9\xa3",
+            b"_",
+            b"l",
+            b"-",
+            b"n",
+        ],
+    ),
     ("..", &[b"ab", b"aa", b"a]", b"b]", b"a&", b".*"]),
     (r"\C", &[b"a", b"b", b"A", b"K", b"k", b"\xff", b"\n", b"\x0b", b"\x09", b"9", b"_", b"l", b"-", b"n"]),
     (r"\C\C", &[b"ab", b"aa", b"\xc3\xa9", b"a\n", b"\xd9\xa3", b"a]", b"b]", b"a&", b".*"]),
-    ("(?s).", &[b"a", b"b", b"A", b"K", b"k", b"\xe2\x84\xaa", b"\xc3\xa9", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\n", b"\x0b", b"\x09", b"9", b"\xd9\xa3", b"_", b"l", b"-", b"n"]),
-    ("[^a]", &[b"b", b"A", b"K", b"k", b"\xe2\x84\xaa", b"\xc3\xa9", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\n", b"\x0b", b"\x09", b"9", b"\xd9\xa3", b"_", b"l", b"-", b"n"]),
-    ("[^/]", &[b"a", b"b", b"A", b"K", b"k", b"\xe2\x84\xaa", b"\xc3\xa9", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\n", b"\x0b", b"\x09", b"9", b"\xd9\xa3", b"_", b"l", b"-", b"n"]),
+    (
+        "(?s).",
+        &[
+            b"a",
+            b"b",
+            b"A",
+            b"K",
+            b"k",
+            b"\xe2\x84\xaa",
+            b"\xc3\xa9",
+            b"\xe0\x80\x80",
+            b"\xed\xa0\x80",
+            b"\n",
+            b"\x0b",
+            b"\x09",
+            b"9",
+            b"\xd9\xa3",
+            b"_",
+            b"l",
+            b"-",
+            b"n",
+        ],
+    ),
+    (
+        "[^a]",
+        &[
+            b"b",
+            b"A",
+            b"K",
+            b"k",
+            b"\xe2\x84\xaa",
+            b"\xc3\xa9",
+            b"\xe0\x80\x80",
+            b"\xed\xa0\x80",
+            b"\n",
+            b"\x0b",
+            b"\x09",
+            b"9",
+            b"\xd9\xa3",
+            b"_",
+            b"l",
+            b"-",
+            b"n",
+        ],
+    ),
+    (
+        "[^/]",
+        &[
+            b"a",
+            b"b",
+            b"A",
+            b"K",
+            b"k",
+            b"\xe2\x84\xaa",
+            b"\xc3\xa9",
+            b"\xe0\x80\x80",
+            b"\xed\xa0\x80",
+            b"\n",
+            b"\x0b",
+            b"\x09",
+            b"9",
+            b"\xd9\xa3",
+            b"_",
+            b"l",
+            b"-",
+            b"n",
+        ],
+    ),
     (r"\d", &[b"9"]),
-    (r"\D", &[b"a", b"b", b"A", b"K", b"k", b"\xe2\x84\xaa", b"\xc3\xa9", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\n", b"\x0b", b"\x09", b"\xd9\xa3", b"_", b"l", b"-", b"n"]),
+    (
+        r"\D",
+        &[
+            b"a",
+            b"b",
+            b"A",
+            b"K",
+            b"k",
+            b"\xe2\x84\xaa",
+            b"\xc3\xa9",
+            b"\xe0\x80\x80",
+            b"\xed\xa0\x80",
+            b"\n",
+            b"\x0b",
+            b"\x09",
+            b"\xd9\xa3",
+            b"_",
+            b"l",
+            b"-",
+            b"n",
+        ],
+    ),
     (r"\s", &[b"\n", b"\x09"]),
-    (r"\S", &[b"a", b"b", b"A", b"K", b"k", b"\xe2\x84\xaa", b"\xc3\xa9", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\x0b", b"9", b"\xd9\xa3", b"_", b"l", b"-", b"n"]),
+    (
+        r"\S",
+        &[
+            b"a",
+            b"b",
+            b"A",
+            b"K",
+            b"k",
+            b"\xe2\x84\xaa",
+            b"\xc3\xa9",
+            b"\xe0\x80\x80",
+            b"\xed\xa0\x80",
+            b"\x0b",
+            b"9",
+            b"\xd9\xa3",
+            b"_",
+            b"l",
+            b"-",
+            b"n",
+        ],
+    ),
     (r"\w", &[b"a", b"b", b"A", b"K", b"k", b"9", b"_", b"l", b"n"]),
-    (r"\W", &[b"\xe2\x84\xaa", b"\xc3\xa9", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\n", b"\x0b", b"\x09", b"\xd9\xa3", b"-"]),
+    (
+        r"\W",
+        &[b"\xe2\x84\xaa", b"\xc3\xa9", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\n", b"\x0b", b"\x09", b"\xd9\xa3", b"-"],
+    ),
     ("(?i)k", &[b"K", b"k", b"\xe2\x84\xaa"]),
     ("(?i)a", &[b"a", b"A"]),
     ("(?-i)a", &[b"a"]),
@@ -100,9 +229,43 @@ const MATCHES: &[(&str, &[&[u8]])] = &[
     ("[a-c-e]", &[b"a", b"b", b"-"]),
     (r"[\d-z]", &[b"9", b"-"]),
     ("[[:alpha:]]", &[b"a", b"b", b"A", b"K", b"k", b"l", b"n"]),
-    ("[[:^alpha:]]", &[b"\xe2\x84\xaa", b"\xc3\xa9", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\n", b"\x0b", b"\x09", b"9", b"\xd9\xa3", b"_", b"-"]),
+    (
+        "[[:^alpha:]]",
+        &[
+            b"\xe2\x84\xaa",
+            b"\xc3\xa9",
+            b"\xe0\x80\x80",
+            b"\xed\xa0\x80",
+            b"\n",
+            b"\x0b",
+            b"\x09",
+            b"9",
+            b"\xd9\xa3",
+            b"_",
+            b"-",
+        ],
+    ),
     ("[[:space:]]", &[b"\n", b"\x0b", b"\x09"]),
-    ("[^[:space:]]", &[b"a", b"b", b"A", b"K", b"k", b"\xe2\x84\xaa", b"\xc3\xa9", b"\xe0\x80\x80", b"\xed\xa0\x80", b"9", b"\xd9\xa3", b"_", b"l", b"-", b"n"]),
+    (
+        "[^[:space:]]",
+        &[
+            b"a",
+            b"b",
+            b"A",
+            b"K",
+            b"k",
+            b"\xe2\x84\xaa",
+            b"\xc3\xa9",
+            b"\xe0\x80\x80",
+            b"\xed\xa0\x80",
+            b"9",
+            b"\xd9\xa3",
+            b"_",
+            b"l",
+            b"-",
+            b"n",
+        ],
+    ),
     ("[:alpha:]", &[b"a", b"l"]),
     ("[a&&b]&", &[b"a&"]),
     (r"[\x{800}-\x{ffff}]", &[b"\xe2\x84\xaa", b"\xed\xa0\x80"]),
@@ -155,17 +318,8 @@ const REFUSED: &[&str] = &[
 ];
 
 fn world(pattern: &str) -> World {
-    let rule = HttpRule {
-        headers: vec![header("x", ValueMatch::Regex(pattern.into()))],
-        ..HttpRule::default()
-    };
-    World::ingress(vec![port(
-        80,
-        vec![PortRule {
-            http: Some(vec![rule]),
-            ..allow()
-        }],
-    )])
+    let rule = HttpRule { headers: vec![header("x", ValueMatch::Regex(pattern.into()))], ..HttpRule::default() };
+    World::ingress(vec![port(80, vec![PortRule { http: Some(vec![rule]), ..allow() }])])
 }
 
 #[test]
@@ -175,11 +329,7 @@ fn means_what_re2_means() {
         assert_eq!(world.quarantined(), Vec::<String>::new(), "{pattern:?}");
         for input in INPUTS {
             let matched = world.with_header("x", input);
-            assert_eq!(
-                matched,
-                expected.contains(input),
-                "{pattern:?} on {input:?}"
-            );
+            assert_eq!(matched, expected.contains(input), "{pattern:?} on {input:?}");
         }
     }
 }
@@ -190,10 +340,7 @@ fn refuses_by_name() {
         let world = world(pattern);
         let quarantined = world.quarantined();
         assert_eq!(quarantined.len(), 1, "{pattern:?}");
-        assert!(
-            quarantined[0].contains(&format!("headers[0]: regex {pattern:?}: ")),
-            "{quarantined:?}"
-        );
+        assert!(quarantined[0].contains(&format!("headers[0]: regex {pattern:?}: ")), "{quarantined:?}");
         for input in INPUTS {
             assert!(!world.with_header("x", input), "{pattern:?} on {input:?}");
         }
@@ -207,8 +354,5 @@ fn limits_hold() {
     let deep_enough = format!("{}a.{}", "(".repeat(200), ")".repeat(200));
     assert_eq!(world(&deep_enough).quarantined(), Vec::<String>::new());
     let large = world("(?:[^a][^b][^c]){1000}").quarantined();
-    assert!(
-        large[0].contains("needs an automaton of more than"),
-        "{large:?}"
-    );
+    assert!(large[0].contains("needs an automaton of more than"), "{large:?}");
 }

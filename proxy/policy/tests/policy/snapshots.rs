@@ -2,18 +2,12 @@
 
 use std::sync::Arc;
 
-use tollgate_policy::{
-    Direction, EndpointKey, EndpointPolicy, NetworkPolicy, PortPolicy, Snapshot,
-};
+use tollgate_policy::{Direction, EndpointKey, EndpointPolicy, NetworkPolicy, PortPolicy, Snapshot};
 
 use crate::support::{World, allow, flow, from, paths, policy, port};
 
 fn only_for(endpoint_id: u64, endpoints: &[&str], remote: u32) -> NetworkPolicy {
-    policy(
-        endpoint_id,
-        endpoints,
-        vec![port(80, vec![from(&[remote], allow())])],
-    )
+    policy(endpoint_id, endpoints, vec![port(80, vec![from(&[remote], allow())])])
 }
 
 fn next(before: &Snapshot, policies: Vec<NetworkPolicy>) -> Snapshot {
@@ -36,54 +30,28 @@ fn empty_denies() {
 #[test]
 fn generations_reuse_what_did_not_change() {
     let shared = || vec![port(80, vec![paths(&["/a"])])];
-    let first = next(
-        &Snapshot::empty(),
-        vec![
-            policy(1, &["10.0.0.1"], shared()),
-            policy(2, &["10.0.0.2"], shared()),
-        ],
-    );
+    let first = next(&Snapshot::empty(), vec![policy(1, &["10.0.0.1"], shared()), policy(2, &["10.0.0.2"], shared())]);
     let second = next(
         &first,
-        vec![
-            policy(1, &["10.0.0.1"], shared()),
-            policy(2, &["10.0.0.2"], vec![]),
-            policy(3, &["c"], shared()),
-        ],
+        vec![policy(1, &["10.0.0.1"], shared()), policy(2, &["10.0.0.2"], vec![]), policy(3, &["c"], shared())],
     );
     assert_eq!((first.generation(), second.generation()), (1, 2));
-    assert!(Arc::ptr_eq(
-        &owner(&first, "10.0.0.1")[0],
-        &owner(&second, "10.0.0.1")[0]
-    ));
-    assert!(!Arc::ptr_eq(
-        &owner(&first, "10.0.0.2")[0],
-        &owner(&second, "10.0.0.2")[0]
-    ));
+    assert!(Arc::ptr_eq(&owner(&first, "10.0.0.1")[0], &owner(&second, "10.0.0.1")[0]));
+    assert!(!Arc::ptr_eq(&owner(&first, "10.0.0.2")[0], &owner(&second, "10.0.0.2")[0]));
     // Equal rules are compiled once, whichever endpoint has them and whenever it came.
     let rules = |snapshot: &Snapshot, key: &str| -> *const PortPolicy {
         owner(snapshot, key)[0].rules(Direction::Ingress).as_ptr()
     };
     assert_eq!(rules(&first, "10.0.0.1"), rules(&first, "10.0.0.2"));
     assert_eq!(rules(&first, "10.0.0.1"), rules(&second, "c"));
-    let ids: Vec<u64> = second
-        .endpoints()
-        .map(EndpointPolicy::endpoint_id)
-        .collect();
+    let ids: Vec<u64> = second.endpoints().map(EndpointPolicy::endpoint_id).collect();
     assert_eq!(ids, [1, 2, 3]);
     assert_eq!(next(&second, vec![]).endpoints().len(), 0);
 }
 
 #[test]
 fn any_spelling_of_an_address_is_one_key() {
-    let snapshot = next(
-        &Snapshot::empty(),
-        vec![only_for(
-            1,
-            &["2001:DB8:0::1", "::ffff:10.0.0.1", "name"],
-            1,
-        )],
-    );
+    let snapshot = next(&Snapshot::empty(), vec![only_for(1, &["2001:DB8:0::1", "::ffff:10.0.0.1", "name"], 1)]);
     for key in ["2001:db8::1", "10.0.0.1", "name"] {
         assert_eq!(owner(&snapshot, key).len(), 1, "{key}");
     }
@@ -93,12 +61,7 @@ fn any_spelling_of_an_address_is_one_key() {
 #[test]
 fn the_latest_claim_owns_an_address() {
     let address = "10.0.0.1";
-    let ids = |snapshot: &Snapshot| -> Vec<u64> {
-        owner(snapshot, address)
-            .iter()
-            .map(|p| p.endpoint_id())
-            .collect()
-    };
+    let ids = |snapshot: &Snapshot| -> Vec<u64> { owner(snapshot, address).iter().map(|p| p.endpoint_id()).collect() };
     let a = || only_for(9, &[address], 1);
     let b = || only_for(2, &[address, "10.0.0.2"], 2);
     let first = next(&Snapshot::empty(), vec![a()]);
@@ -110,10 +73,7 @@ fn the_latest_claim_owns_an_address() {
     let [conflict] = again.conflicts() else {
         panic!("{:?}", again.conflicts());
     };
-    assert_eq!(
-        (&*conflict.enforced[0], &*conflict.overridden[0]),
-        ("2", "9")
-    );
+    assert_eq!((&*conflict.enforced[0], &*conflict.overridden[0]), ("2", "9"));
     assert_eq!(ids(&next(&again, vec![a()])), [9]);
 }
 
@@ -121,11 +81,7 @@ fn the_latest_claim_owns_an_address() {
 fn claims_in_one_response_must_all_allow() {
     let address = "10.0.0.1";
     let a = policy(1, &[address], vec![port(80, vec![from(&[1, 2], allow())])]);
-    let b = policy(
-        2,
-        &[address],
-        vec![port(80, vec![from(&[2, 3], paths(&["/b"]))])],
-    );
+    let b = policy(2, &[address], vec![port(80, vec![from(&[2, 3], paths(&["/b"]))])]);
     let world = World(next(&Snapshot::empty(), vec![a.clone(), b]));
     assert_eq!(world.both(&flow(1, 80), "/b"), "NoPeerRule");
     assert_eq!(world.both(&flow(2, 80), "/b"), "http");
@@ -150,14 +106,7 @@ fn single_resources() {
     assert!(!builder.remove("10.0.0.1"));
     builder.upsert("policy-42", only_for(42, &["10.0.0.1"], 2));
     let world = World(builder.build());
-    assert_eq!(
-        world
-            .0
-            .endpoints()
-            .map(EndpointPolicy::resource)
-            .collect::<Vec<_>>(),
-        ["policy-42"]
-    );
+    assert_eq!(world.0.endpoints().map(EndpointPolicy::resource).collect::<Vec<_>>(), ["policy-42"]);
     assert!(world.allows(2, 80, "/") && !world.allows(1, 80, "/"));
     assert_eq!(World(first).both(&flow(1, 80), "/"), "tcp");
 }

@@ -1,11 +1,9 @@
 //! Short ways to write policies and to ask about them.
 
-use tollgate_policy::model::{
-    HeaderMatcher, HttpRule, PortPolicy, PortRule, RuleVerdict, TextPart, ValueMatch,
-};
+use tollgate_policy::model::{HeaderMatcher, HttpRule, PortPolicy, PortRule, RuleVerdict, TextPart, ValueMatch};
 use tollgate_policy::{
-    ConnectionVerdict, DenyReason, Direction, EndpointKey, Flow, Headers, NetworkPolicy, NoHeaders,
-    Request, SecurityId, Snapshot, Verdict,
+    ConnectionVerdict, DenyReason, Direction, EndpointKey, Flow, Headers, NetworkPolicy, NoHeaders, Request,
+    SecurityId, Snapshot, Verdict,
 };
 
 pub(crate) const ENDPOINT: &str = "10.0.0.1";
@@ -15,12 +13,7 @@ pub(crate) fn port(port: u32, rules: Vec<PortRule>) -> PortPolicy {
 }
 
 pub(crate) fn range(port: u32, end_port: u32, rules: Vec<PortRule>) -> PortPolicy {
-    PortPolicy {
-        port,
-        end_port,
-        rules,
-        ..PortPolicy::default()
-    }
+    PortPolicy { port, end_port, rules, ..PortPolicy::default() }
 }
 
 pub(crate) fn allow() -> PortRule {
@@ -28,18 +21,11 @@ pub(crate) fn allow() -> PortRule {
 }
 
 pub(crate) fn deny() -> PortRule {
-    PortRule {
-        verdict: RuleVerdict::Deny,
-        ..PortRule::default()
-    }
+    PortRule { verdict: RuleVerdict::Deny, ..PortRule::default() }
 }
 
 pub(crate) fn pass(precedence: u32, below: u32) -> PortRule {
-    PortRule {
-        verdict: RuleVerdict::Pass(below),
-        precedence,
-        ..PortRule::default()
-    }
+    PortRule { verdict: RuleVerdict::Pass(below), precedence, ..PortRule::default() }
 }
 
 pub(crate) fn at(precedence: u32, rule: PortRule) -> PortRule {
@@ -47,10 +33,7 @@ pub(crate) fn at(precedence: u32, rule: PortRule) -> PortRule {
 }
 
 pub(crate) fn from(remotes: &[u32], rule: PortRule) -> PortRule {
-    PortRule {
-        remotes: remotes.to_vec(),
-        ..rule
-    }
+    PortRule { remotes: remotes.to_vec(), ..rule }
 }
 
 pub(crate) fn header(name: &str, value: ValueMatch) -> HeaderMatcher {
@@ -58,36 +41,19 @@ pub(crate) fn header(name: &str, value: ValueMatch) -> HeaderMatcher {
 }
 
 pub(crate) fn exact(text: &str) -> ValueMatch {
-    ValueMatch::Text {
-        part: TextPart::Whole,
-        text: text.into(),
-        ignore_case: false,
-    }
+    ValueMatch::Text { part: TextPart::Whole, text: text.into(), ignore_case: false }
 }
 
 /// Allows requests whose path is one of these.
 pub(crate) fn paths(paths: &[&str]) -> PortRule {
-    let rule = |path: &&str| HttpRule {
-        headers: vec![header(":path", exact(path))],
-        ..HttpRule::default()
-    };
-    PortRule {
-        http: Some(paths.iter().map(rule).collect()),
-        ..PortRule::default()
-    }
+    let rule = |path: &&str| HttpRule { headers: vec![header(":path", exact(path))], ..HttpRule::default() };
+    PortRule { http: Some(paths.iter().map(rule).collect()), ..PortRule::default() }
 }
 
-pub(crate) fn policy(
-    endpoint_id: u64,
-    endpoints: &[&str],
-    ingress: Vec<PortPolicy>,
-) -> NetworkPolicy {
+pub(crate) fn policy(endpoint_id: u64, endpoints: &[&str], ingress: Vec<PortPolicy>) -> NetworkPolicy {
     NetworkPolicy {
         endpoint_id,
-        endpoints: endpoints
-            .iter()
-            .map(|text| EndpointKey::parse(text))
-            .collect(),
+        endpoints: endpoints.iter().map(|text| EndpointKey::parse(text)).collect(),
         ingress,
         egress: Vec::new(),
     }
@@ -105,13 +71,7 @@ pub(crate) fn flow(remote: u32, port: u16) -> Flow<'static> {
 }
 
 pub(crate) fn get<'a>(path: &'a str, headers: &'a dyn Headers) -> Request<'a> {
-    Request {
-        method: b"GET",
-        scheme: b"http",
-        authority: b"a.example",
-        path: path.as_bytes(),
-        headers,
-    }
+    Request { method: b"GET", scheme: b"http", authority: b"a.example", path: path.as_bytes(), headers }
 }
 
 /// A snapshot with one endpoint.
@@ -157,10 +117,7 @@ impl World {
     }
 
     pub(crate) fn allows(&self, remote: u32, port: u16, path: &str) -> bool {
-        matches!(
-            self.both(&flow(remote, port), path).as_str(),
-            "tcp" | "http"
-        )
+        matches!(self.both(&flow(remote, port), path).as_str(), "tcp" | "http")
     }
 
     /// Whether a request to port 80 with this field is allowed.

@@ -4,14 +4,10 @@
 
 use tollgate_policy::model::{HeaderMatcher, RuleVerdict, TextPart, ValueMatch};
 use tollgate_policy::{NetworkPolicy, PolicyError, Snapshot};
-use tollgate_proto::cilium::{
-    self, port_network_policy_rule::L7, port_network_policy_rule::Verdict,
-};
+use tollgate_proto::cilium::{self, port_network_policy_rule::L7, port_network_policy_rule::Verdict};
 use tollgate_proto::envoy::config::route::v3 as route;
 use tollgate_proto::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
-use tollgate_proto::envoy::r#type::matcher::v3::{
-    RegexMatcher, StringMatcher, string_matcher::MatchPattern,
-};
+use tollgate_proto::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern};
 use tollgate_proto::envoy::r#type::v3::Int64Range;
 
 use crate::support::{World, flow};
@@ -20,11 +16,7 @@ fn with(rules: Vec<cilium::PortNetworkPolicyRule>) -> cilium::NetworkPolicy {
     cilium::NetworkPolicy {
         endpoint_ips: vec!["10.0.0.1".to_owned()],
         endpoint_id: 7,
-        ingress_per_port_policies: vec![cilium::PortNetworkPolicy {
-            port: 80,
-            rules,
-            ..Default::default()
-        }],
+        ingress_per_port_policies: vec![cilium::PortNetworkPolicy { port: 80, rules, ..Default::default() }],
         ..Default::default()
     }
 }
@@ -41,31 +33,13 @@ fn world(rules: Vec<cilium::PortNetworkPolicyRule>) -> World {
 
 #[test]
 fn unusable_resources() {
-    let no_id = cilium::NetworkPolicy {
-        endpoint_id: 0,
-        ..with(vec![])
-    };
-    let no_ips = cilium::NetworkPolicy {
-        endpoint_ips: vec![],
-        ..with(vec![])
-    };
-    let empty_ip = cilium::NetworkPolicy {
-        endpoint_ips: vec!["a".to_owned(), String::new()],
-        ..with(vec![])
-    };
+    let no_id = cilium::NetworkPolicy { endpoint_id: 0, ..with(vec![]) };
+    let no_ips = cilium::NetworkPolicy { endpoint_ips: vec![], ..with(vec![]) };
+    let empty_ip = cilium::NetworkPolicy { endpoint_ips: vec!["a".to_owned(), String::new()], ..with(vec![]) };
     let cases = [
-        (
-            no_id,
-            PolicyError::NoEndpointId(vec!["10.0.0.1".to_owned()]),
-        ),
+        (no_id, PolicyError::NoEndpointId(vec!["10.0.0.1".to_owned()])),
         (no_ips, PolicyError::NoEndpointIps(7)),
-        (
-            empty_ip,
-            PolicyError::EmptyEndpointIp {
-                endpoint_id: 7,
-                index: 1,
-            },
-        ),
+        (empty_ip, PolicyError::EmptyEndpointIp { endpoint_id: 7, index: 1 }),
     ];
     for (policy, expected) in cases {
         assert_eq!(NetworkPolicy::try_from(&policy), Err(expected));
@@ -74,82 +48,29 @@ fn unusable_resources() {
 
 #[test]
 fn header_matchers() {
-    let text = |part, text: &str, ignore_case| ValueMatch::Text {
-        part,
-        text: text.into(),
-        ignore_case,
-    };
-    let regex = |regex: &str| RegexMatcher {
-        regex: regex.to_owned(),
-        ..Default::default()
-    };
-    let string = |pattern| {
-        Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
-            ignore_case: true,
-            match_pattern: pattern,
-        }))
-    };
+    let text = |part, text: &str, ignore_case| ValueMatch::Text { part, text: text.into(), ignore_case };
+    let regex = |regex: &str| RegexMatcher { regex: regex.to_owned(), ..Default::default() };
+    let string =
+        |pattern| Some(HeaderMatchSpecifier::StringMatch(StringMatcher { ignore_case: true, match_pattern: pattern }));
     let cases = [
         (None, ValueMatch::Present(true)),
+        (Some(HeaderMatchSpecifier::PresentMatch(false)), ValueMatch::Present(false)),
+        (Some(HeaderMatchSpecifier::ExactMatch(String::new())), ValueMatch::Any),
+        (Some(HeaderMatchSpecifier::ExactMatch("a".into())), text(TextPart::Whole, "a", false)),
+        (Some(HeaderMatchSpecifier::PrefixMatch("a".into())), text(TextPart::Prefix, "a", false)),
+        (Some(HeaderMatchSpecifier::SuffixMatch("a".into())), text(TextPart::Suffix, "a", false)),
+        (Some(HeaderMatchSpecifier::ContainsMatch("a".into())), text(TextPart::Anywhere, "a", false)),
+        (Some(HeaderMatchSpecifier::SafeRegexMatch(regex("a+"))), ValueMatch::Regex("a+".into())),
         (
-            Some(HeaderMatchSpecifier::PresentMatch(false)),
-            ValueMatch::Present(false),
-        ),
-        (
-            Some(HeaderMatchSpecifier::ExactMatch(String::new())),
-            ValueMatch::Any,
-        ),
-        (
-            Some(HeaderMatchSpecifier::ExactMatch("a".into())),
-            text(TextPart::Whole, "a", false),
-        ),
-        (
-            Some(HeaderMatchSpecifier::PrefixMatch("a".into())),
-            text(TextPart::Prefix, "a", false),
-        ),
-        (
-            Some(HeaderMatchSpecifier::SuffixMatch("a".into())),
-            text(TextPart::Suffix, "a", false),
-        ),
-        (
-            Some(HeaderMatchSpecifier::ContainsMatch("a".into())),
-            text(TextPart::Anywhere, "a", false),
-        ),
-        (
-            Some(HeaderMatchSpecifier::SafeRegexMatch(regex("a+"))),
-            ValueMatch::Regex("a+".into()),
-        ),
-        (
-            Some(HeaderMatchSpecifier::RangeMatch(Int64Range {
-                start: 1,
-                end: 2,
-            })),
+            Some(HeaderMatchSpecifier::RangeMatch(Int64Range { start: 1, end: 2 })),
             ValueMatch::Range { start: 1, end: 2 },
         ),
-        (
-            string(Some(MatchPattern::Exact(String::new()))),
-            text(TextPart::Whole, "", true),
-        ),
-        (
-            string(Some(MatchPattern::Prefix("a".into()))),
-            text(TextPart::Prefix, "a", true),
-        ),
-        (
-            string(Some(MatchPattern::Suffix("a".into()))),
-            text(TextPart::Suffix, "a", true),
-        ),
-        (
-            string(Some(MatchPattern::Contains("a".into()))),
-            text(TextPart::Anywhere, "a", true),
-        ),
-        (
-            string(Some(MatchPattern::SafeRegex(regex("a+")))),
-            ValueMatch::Regex("a+".into()),
-        ),
-        (
-            string(None),
-            ValueMatch::Unsupported("string_match says nothing to match".into()),
-        ),
+        (string(Some(MatchPattern::Exact(String::new()))), text(TextPart::Whole, "", true)),
+        (string(Some(MatchPattern::Prefix("a".into()))), text(TextPart::Prefix, "a", true)),
+        (string(Some(MatchPattern::Suffix("a".into()))), text(TextPart::Suffix, "a", true)),
+        (string(Some(MatchPattern::Contains("a".into()))), text(TextPart::Anywhere, "a", true)),
+        (string(Some(MatchPattern::SafeRegex(regex("a+")))), ValueMatch::Regex("a+".into())),
+        (string(None), ValueMatch::Unsupported("string_match says nothing to match".into())),
     ];
     for (specifier, value) in cases {
         let matcher = route::HeaderMatcher {
@@ -158,23 +79,14 @@ fn header_matchers() {
             invert_match: true,
             treat_missing_header_as_empty: true,
         };
-        let http_rule = cilium::HttpNetworkPolicyRule {
-            headers: vec![matcher],
-            ..Default::default()
-        };
+        let http_rule = cilium::HttpNetworkPolicyRule { headers: vec![matcher], ..Default::default() };
         let rule = cilium::PortNetworkPolicyRule {
-            l7: Some(L7::HttpRules(cilium::HttpNetworkPolicyRules {
-                http_rules: vec![http_rule],
-            })),
+            l7: Some(L7::HttpRules(cilium::HttpNetworkPolicyRules { http_rules: vec![http_rule] })),
             ..Default::default()
         };
         let converted = convert(&with(vec![rule]));
         let matchers = &converted.ingress[0].rules[0].http.as_ref().unwrap()[0].headers;
-        let expected = HeaderMatcher {
-            invert: true,
-            treat_missing_as_empty: true,
-            ..HeaderMatcher::new("x-a", value)
-        };
+        let expected = HeaderMatcher { invert: true, treat_missing_as_empty: true, ..HeaderMatcher::new("x-a", value) };
         assert_eq!(*matchers, [expected]);
     }
 }
@@ -189,14 +101,8 @@ fn verdicts() {
         (Some(Verdict::PassPrecedence(3)), RuleVerdict::Pass(3)),
     ];
     for (verdict, expected) in cases {
-        let rule = cilium::PortNetworkPolicyRule {
-            verdict,
-            ..Default::default()
-        };
-        assert_eq!(
-            convert(&with(vec![rule])).ingress[0].rules[0].verdict,
-            expected
-        );
+        let rule = cilium::PortNetworkPolicyRule { verdict, ..Default::default() };
+        assert_eq!(convert(&with(vec![rule])).ingress[0].rules[0].verdict, expected);
     }
 }
 
@@ -204,67 +110,26 @@ fn verdicts() {
 fn what_cannot_be_honoured_is_named() {
     let rule = cilium::PortNetworkPolicyRule::default;
     let header_match = cilium::HttpNetworkPolicyRule {
-        header_matches: vec![cilium::HeaderMatch {
-            name: "x".to_owned(),
-            ..Default::default()
-        }],
+        header_matches: vec![cilium::HeaderMatch { name: "x".to_owned(), ..Default::default() }],
         ..Default::default()
     };
     let cases = [
+        (cilium::PortNetworkPolicyRule { l7_proto: "r2d2".to_owned(), ..rule() }, "l7_proto"),
+        (cilium::PortNetworkPolicyRule { l7: Some(L7::KafkaRules(Default::default())), ..rule() }, "kafka_rules"),
+        (cilium::PortNetworkPolicyRule { l7: Some(L7::L7Rules(Default::default())), ..rule() }, "l7_rules"),
         (
-            cilium::PortNetworkPolicyRule {
-                l7_proto: "r2d2".to_owned(),
-                ..rule()
-            },
-            "l7_proto",
-        ),
-        (
-            cilium::PortNetworkPolicyRule {
-                l7: Some(L7::KafkaRules(Default::default())),
-                ..rule()
-            },
-            "kafka_rules",
-        ),
-        (
-            cilium::PortNetworkPolicyRule {
-                l7: Some(L7::L7Rules(Default::default())),
-                ..rule()
-            },
-            "l7_rules",
-        ),
-        (
-            cilium::PortNetworkPolicyRule {
-                downstream_tls_context: Some(Default::default()),
-                ..rule()
-            },
+            cilium::PortNetworkPolicyRule { downstream_tls_context: Some(Default::default()), ..rule() },
             "downstream_tls_context",
         ),
         (
-            cilium::PortNetworkPolicyRule {
-                upstream_tls_context: Some(Default::default()),
-                ..rule()
-            },
+            cilium::PortNetworkPolicyRule { upstream_tls_context: Some(Default::default()), ..rule() },
             "upstream_tls_context",
         ),
+        (cilium::PortNetworkPolicyRule { proxy_id: 65536, ..rule() }, "proxy_id"),
+        (cilium::PortNetworkPolicyRule { l7: Some(L7::HttpRules(Default::default())), ..rule() }, "http_rules"),
         (
             cilium::PortNetworkPolicyRule {
-                proxy_id: 65536,
-                ..rule()
-            },
-            "proxy_id",
-        ),
-        (
-            cilium::PortNetworkPolicyRule {
-                l7: Some(L7::HttpRules(Default::default())),
-                ..rule()
-            },
-            "http_rules",
-        ),
-        (
-            cilium::PortNetworkPolicyRule {
-                l7: Some(L7::HttpRules(cilium::HttpNetworkPolicyRules {
-                    http_rules: vec![header_match],
-                })),
+                l7: Some(L7::HttpRules(cilium::HttpNetworkPolicyRules { http_rules: vec![header_match] })),
                 ..rule()
             },
             "http_rules[0].header_matches",
