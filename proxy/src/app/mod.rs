@@ -13,12 +13,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::{self, AdminState, BoundListener, Surface};
 use crate::config::{Config, Identities, ListenAddress, PolicySource};
+use crate::control::directory::Directory;
 use crate::control::{self, Control, WorldStore};
 use crate::flow::{self, FlowLog, FlowSettings, FlowThread};
 use crate::identity::IdentityTable;
@@ -66,8 +67,15 @@ pub fn run(config: Config, set_log_level: SetLogLevel) -> anyhow::Result<()> {
     })
 }
 
+/// The signals that end the process. Listened for before anything is served, so that none kills without draining.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
 /// The running process.
 struct Process {
+    signals: Signals,
     config: Config,
     readiness: Readiness,
     phase: watch::Sender<Phase>,
@@ -94,6 +102,10 @@ struct ControlSide {
 
 impl Process {
     fn start(config: Config, set_log_level: SetLogLevel, started: Instant) -> anyhow::Result<Self> {
+        let signals = Signals {
+            terminate: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
+        };
         let readiness = Readiness::default();
         let mut bound = Vec::new();
         for listener in &config.listeners {
@@ -125,6 +137,7 @@ impl Process {
         let workers = start_workers(&config, bound, senders, &store, &phase, &ended)?;
         tracing::info!(workers = config.workers, listeners = config.listeners.len(), "serving");
         Ok(Self {
+            signals,
             config,
             readiness,
             phase,
@@ -139,14 +152,13 @@ impl Process {
     /// Waits for a reason to end, then drains: not ready, accept nothing, let exchanges end, and cut what is left when
     /// the time is over or a second signal comes.
     async fn until_ended(mut self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        let Signals { terminate, interrupt } = &mut self.signals;
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 request = self.requests.recv() => match request {
-                    Some(Request::Drain) => self.drain(),
+                    Some(Request::Drain) => drain(&self.readiness, &self.phase),
                     Some(Request::Quit) | None => break,
                 },
                 _ = self.workers_ended.recv(), if *self.phase.borrow() == Phase::Serve => {
@@ -154,7 +166,7 @@ impl Process {
                 }
             }
         }
-        self.drain();
+        drain(&self.readiness, &self.phase);
         let deadline = tokio::time::sleep(self.config.drain_timeout);
         tokio::select! {
             _ = self.workers_ended.recv() => {}
@@ -172,13 +184,14 @@ impl Process {
         tracing::info!("ended");
         Ok(())
     }
+}
 
-    fn drain(&self) {
-        if *self.phase.borrow() == Phase::Serve {
-            tracing::info!("draining");
-            self.readiness.start_draining();
-            self.phase.send_replace(Phase::Drain);
-        }
+/// Begins to drain; once is enough.
+fn drain(readiness: &Readiness, phase: &watch::Sender<Phase>) {
+    if *phase.borrow() == Phase::Serve {
+        tracing::info!("draining");
+        readiness.start_draining();
+        phase.send_replace(Phase::Drain);
     }
 }
 
@@ -202,11 +215,13 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         PolicySource::Xds { address, mode } => {
             let client =
                 control::xds::client(&config.node, address, *mode, &config.identities, &control).context("xds")?;
+            side.metrics.watch_streams(client.status());
             streams = Some(client.status());
             tasks.spawn(client.run());
         }
         PolicySource::Directory(path) => {
-            anyhow::bail!("policies: {}: not yet", path.display());
+            let directory = Directory::open(path).context("policies")?;
+            tasks.spawn(Arc::clone(&control).follow_directory(directory));
         }
     }
     let views = ProcessViews {

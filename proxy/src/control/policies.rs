@@ -10,6 +10,7 @@ use tollgate_policy::NetworkPolicy;
 use tollgate_proto::cilium;
 
 use super::WorldStore;
+use super::directory::Directory;
 use crate::identity::IdentityTable;
 use crate::metrics::{Control as Metrics, PolicyGauges, UpdateResult};
 use crate::readiness::Pending;
@@ -120,6 +121,24 @@ impl Control {
         state.policies = policies;
         state.refused = refused;
         state.first_policy = None;
+    }
+
+    /// Enforces what the files of `directory` hold, now and whenever they change. Never returns.
+    pub async fn follow_directory(self: Arc<Self>, mut directory: Directory) {
+        let mut first = true;
+        loop {
+            let reading = directory.next().await;
+            for error in &reading.errors {
+                tracing::warn!(%error, "policy file does not load; its last good content stays in force");
+            }
+            if first && !reading.set.hosts.is_empty() {
+                tracing::warn!("NetworkPolicyHosts in a policy directory have no effect; list them under `identities`");
+            }
+            if reading.changed || first {
+                self.replace_policies(reading.set.policies).await;
+            }
+            first = false;
+        }
     }
 
     /// Looks peers up in `table` from now on.

@@ -69,7 +69,8 @@ impl Connection {
 
     /// The address whose policy is enforced.
     pub(crate) fn endpoint(&self) -> IpAddr {
-        self.listener.config.endpoint.unwrap_or(match self.listener.config.direction {
+        let config = &self.listener.config;
+        config.endpoint.unwrap_or_else(|| match config.direction {
             Direction::Ingress => self.original_dst.ip(),
             Direction::Egress => self.downstream.ip(),
         })

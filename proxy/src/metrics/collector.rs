@@ -9,7 +9,9 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, MetricEnc
 use prometheus_client::metrics::MetricType;
 use tollgate_policy::Direction;
 
-use super::control::{ResourceType, Stream, UpdateResult};
+use tollgate_xds::StreamStatus;
+
+use super::control::UpdateResult;
 use super::worker::{Count, DURATION_BOUNDS_US, DirectionCounters};
 use super::{AcceptErrorKind, ConnectResult, Families, process};
 use crate::reason::Reason;
@@ -181,24 +183,25 @@ impl Families {
         Ok(())
     }
 
+    /// The streams of the xDS client, as they are at this moment; nothing where policy comes from a directory.
     fn xds(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
+        let Some(status) = self.streams.get() else { return Ok(()) };
+        let streams = status.streams();
         let mut connected = families.gauge("tollgate_xds_connected", "Whether the stream of a resource type is up")?;
-        for (resource, name) in ResourceType::ALL {
-            let up = self.control.streams[resource as usize].connected.load(Ordering::Relaxed);
-            connected.encode_family(&[("type", name)])?.encode_gauge(&u64::from(up))?;
+        for stream in &streams {
+            let up = u64::from(stream.connected);
+            connected.encode_family(&[("type", resource_type(stream))])?.encode_gauge(&up)?;
         }
-        type Part = fn(&Stream) -> u64;
+        type Part = fn(&StreamStatus) -> u64;
         let parts: [(&str, &str, Part); 3] = [
-            ("tollgate_xds_acks", "ACKs sent", |stream| stream.acks.load(Ordering::Relaxed)),
-            ("tollgate_xds_nacks", "NACKs sent", |stream| stream.nacks.load(Ordering::Relaxed)),
-            ("tollgate_xds_reconnects", "Attempts to connect again", |stream| {
-                stream.reconnects.load(Ordering::Relaxed)
-            }),
+            ("tollgate_xds_acks", "ACKs sent", |stream| stream.acks),
+            ("tollgate_xds_nacks", "NACKs sent", |stream| stream.nacks),
+            ("tollgate_xds_reconnects", "Streams opened after the first", |stream| stream.reconnects),
         ];
         for (name, help, part) in parts {
             let mut family = families.counter(name, help)?;
-            for (resource, name) in ResourceType::ALL {
-                counter(&mut family, &[("type", name)], part(&self.control.streams[resource as usize]))?;
+            for stream in &streams {
+                counter(&mut family, &[("type", resource_type(stream))], part(stream))?;
             }
         }
         Ok(())
@@ -258,4 +261,9 @@ where
 
 fn total(family: &mut MetricEncoder<'_>, value: u64) -> Result<(), Error> {
     family.encode_counter::<NoLabelSet, _, u64>(&value, None)
+}
+
+/// The type's message name, `cilium.NetworkPolicy`.
+fn resource_type(stream: &StreamStatus) -> &'static str {
+    stream.type_url.rsplit('/').next().unwrap_or_default()
 }

@@ -1,6 +1,6 @@
-//! What the control thread counts: policy updates and xDS streams.
+//! What the control thread counts: policy updates.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 /// Outcome of an update of the policy set, from xDS or the watched directory.
@@ -14,20 +14,6 @@ pub enum UpdateResult {
 
 impl UpdateResult {
     pub(super) const ALL: [(Self, &'static str); 2] = [(Self::Accepted, "accepted"), (Self::Rejected, "rejected")];
-}
-
-/// An xDS resource type that we subscribe to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResourceType {
-    /// `cilium.NetworkPolicy`.
-    NetworkPolicy,
-    /// `cilium.NetworkPolicyHosts`.
-    NetworkPolicyHosts,
-}
-
-impl ResourceType {
-    pub(super) const ALL: [(Self, &'static str); 2] =
-        [(Self::NetworkPolicy, "network_policy"), (Self::NetworkPolicyHosts, "network_policy_hosts")];
 }
 
 /// Size and state of the policy set in force.
@@ -53,16 +39,6 @@ pub struct Control {
     /// Unix time in milliseconds; 0 before the first update.
     pub(super) last_update_ms: AtomicU64,
     pub(super) updates: [AtomicU64; UpdateResult::ALL.len()],
-    pub(super) streams: [Stream; ResourceType::ALL.len()],
-}
-
-/// One xDS resource type.
-#[derive(Debug, Default)]
-pub(super) struct Stream {
-    pub(super) connected: AtomicBool,
-    pub(super) acks: AtomicU64,
-    pub(super) nacks: AtomicU64,
-    pub(super) reconnects: AtomicU64,
 }
 
 impl Control {
@@ -79,25 +55,5 @@ impl Control {
     /// Counts an update.
     pub fn policy_update(&self, result: UpdateResult) {
         self.updates[result as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Says whether the type's stream is up.
-    pub fn xds_connected(&self, resource: ResourceType, connected: bool) {
-        self.streams[resource as usize].connected.store(connected, Ordering::Relaxed);
-    }
-
-    /// Counts an ACK that was sent.
-    pub fn xds_ack(&self, resource: ResourceType) {
-        self.streams[resource as usize].acks.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts a NACK that was sent.
-    pub fn xds_nack(&self, resource: ResourceType) {
-        self.streams[resource as usize].nacks.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts an attempt to connect again after a stream was lost.
-    pub fn xds_reconnect(&self, resource: ResourceType) {
-        self.streams[resource as usize].reconnects.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -17,7 +17,7 @@ use std::time::SystemTime;
 use prometheus_client::registry::Registry;
 use tollgate_policy::Direction;
 
-pub use control::{Control, PolicyGauges, ResourceType, UpdateResult};
+pub use control::{Control, PolicyGauges, UpdateResult};
 pub use exposition::Format;
 pub use worker::{AcceptErrorKind, ConnectResult, HeldConnection, ListenerIndex, OpenConnection, Worker};
 
@@ -39,6 +39,7 @@ struct Families {
     listeners: Vec<(String, Direction)>,
     control: Arc<Control>,
     sinks: OnceLock<Arc<[Arc<SinkCounters>]>>,
+    streams: OnceLock<tollgate_xds::Status>,
     started: SystemTime,
 }
 
@@ -52,6 +53,7 @@ impl Metrics {
             listeners: listeners.iter().map(|listener| (listener.name.clone(), listener.direction)).collect(),
             control: Arc::new(Control::default()),
             sinks: OnceLock::new(),
+            streams: OnceLock::new(),
             started: SystemTime::now(),
         });
         let mut registry = Registry::default();
@@ -67,6 +69,11 @@ impl Metrics {
     /// Adds the sinks of flow records to what is scraped; the first call counts.
     pub fn watch_sinks(&self, sinks: Arc<[Arc<SinkCounters>]>) {
         let _ = self.families.sinks.set(sinks);
+    }
+
+    /// Adds the streams of the xDS client to what is scraped; the first call counts.
+    pub fn watch_streams(&self, streams: tollgate_xds::Status) {
+        let _ = self.families.streams.set(streams);
     }
 
     /// Open downstream connections, all workers together.

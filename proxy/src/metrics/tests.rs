@@ -92,9 +92,6 @@ fn control_values_are_scraped() {
     let policy = PolicyGauges { generation: 7, endpoints: 3, quarantined_rules: 1, conflicts: 2 };
     control.policy_in_force(policy, SystemTime::UNIX_EPOCH + Duration::from_millis(1500));
     control.policy_update(UpdateResult::Accepted);
-    control.xds_connected(ResourceType::NetworkPolicy, true);
-    control.xds_ack(ResourceType::NetworkPolicy);
-    control.xds_nack(ResourceType::NetworkPolicyHosts);
     let got = scrape(&metrics);
     for (name, expected) in [
         ("tollgate_policy_generation", 7.0),
@@ -103,11 +100,6 @@ fn control_values_are_scraped() {
         ("tollgate_policy_conflicts", 2.0),
         ("tollgate_policy_last_update_timestamp_seconds", 1.5),
         (r#"tollgate_policy_updates_total{result="accepted"}"#, 1.0),
-        (r#"tollgate_xds_connected{type="network_policy"}"#, 1.0),
-        (r#"tollgate_xds_connected{type="network_policy_hosts"}"#, 0.0),
-        (r#"tollgate_xds_acks_total{type="network_policy"}"#, 1.0),
-        (r#"tollgate_xds_nacks_total{type="network_policy_hosts"}"#, 1.0),
-        (r#"tollgate_xds_reconnects_total{type="network_policy"}"#, 0.0),
     ] {
         assert_eq!(got.get(name), Some(&expected), "{name}");
     }

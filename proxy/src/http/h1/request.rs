@@ -326,7 +326,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
 
     /// Whether the fields say that this is a gRPC request.
     pub(crate) fn is_grpc(&self) -> bool {
-        self.named("content-type").next().is_some_and(|value| crate::http::respond::is_grpc(value))
+        self.named("content-type").next().is_some_and(crate::http::respond::is_grpc)
     }
 
     /// Trailer fields that the client announced.

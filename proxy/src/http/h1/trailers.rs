@@ -40,9 +40,8 @@ pub(crate) struct TrailerError;
 /// only the fields in `announced`; responses (`None`) all that are not forbidden.
 pub(crate) fn filter(section: &[u8], announced: Option<&[Vec<u8>]>) -> Result<Vec<u8>, TrailerError> {
     let mut storage = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
-    let (length, fields) = match httparse::parse_headers(section, &mut storage) {
-        Ok(httparse::Status::Complete(parsed)) => parsed,
-        _ => return Err(TrailerError),
+    let Ok(httparse::Status::Complete((length, fields))) = httparse::parse_headers(section, &mut storage) else {
+        return Err(TrailerError);
     };
     if length != section.len() {
         return Err(TrailerError);
