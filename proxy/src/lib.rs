@@ -5,6 +5,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod control_plane;
 pub mod demo;
 mod detect;
 pub mod flow;

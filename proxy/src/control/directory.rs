@@ -231,14 +231,14 @@ impl Directory {
         };
         let written = AccessKind::Close(AccessMode::Write);
         match event.kind {
-            EventKind::Access(kind) if kind != written => return,
+            EventKind::Access(kind) if kind != written => {}
             EventKind::Modify(ModifyKind::Data(_)) => self.being_written.extend(event.paths),
             // A new file is followed by its closing, and a new name of a finished one needs nothing else.
             EventKind::Create(CreateKind::File) => {
                 self.pending_since = self.pending_since.or_else(|| Some(Instant::now()))
             }
             kind => {
-                if event.paths.iter().any(|path| *path == self.path)
+                if event.paths.contains(&self.path)
                     && matches!(kind, EventKind::Remove(RemoveKind::Folder) | EventKind::Modify(ModifyKind::Name(_)))
                 {
                     self.watch = None;
