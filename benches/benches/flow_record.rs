@@ -5,9 +5,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use tollgate::flow::{
-    FlowConsumer, FlowRecord, FlowSender, HttpRecord, OpenFlow, Outcome, Protocol, channel,
-};
+use tollgate::flow::{FlowConsumer, FlowRecord, FlowSender, HttpRecord, OpenFlow, Outcome, Protocol, channel};
 use tollgate::metrics;
 use tollgate::reason::Reason;
 use tollgate_policy::{Direction, SecurityId};
@@ -64,9 +62,7 @@ fn finish(criterion: &mut Criterion) {
         });
     });
     group.bench_function("record_lost_to_a_full_ring", |bencher| {
-        bencher.iter(|| {
-            OpenFlow::new(Rc::clone(&sender), record(&listener)).finish(Outcome::Forwarded, None)
-        });
+        bencher.iter(|| OpenFlow::new(Rc::clone(&sender), record(&listener)).finish(Outcome::Forwarded, None));
     });
     group.bench_function("refusal_and_take", |bencher| {
         consumer.drain(&mut batch, RING);

@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tollgate_policy::model::{HeaderMatcher, HttpRule, ValueMatch};
 use tollgate_policy::{
-    Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule, Request,
-    SecurityId, Snapshot, Verdict,
+    Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule, Request, SecurityId, Snapshot,
+    Verdict,
 };
 
 const ENDPOINT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1));
@@ -17,27 +17,16 @@ const PORT: u16 = 5000;
 
 /// `rules` rules of the form `GET`, `/api/v1/svc00042/items/[0-9]+`, as in the side-by-side runs.
 fn policy(endpoint: IpAddr, endpoint_id: u64, rules: usize) -> NetworkPolicy {
-    let regex =
-        |name: &str, regex: String| HeaderMatcher::new(name, ValueMatch::Regex(regex.into()));
+    let regex = |name: &str, regex: String| HeaderMatcher::new(name, ValueMatch::Regex(regex.into()));
     let http = (0..rules).map(|rule| HttpRule {
-        headers: vec![
-            regex(":method", "GET".to_owned()),
-            regex(":path", format!("/api/v1/svc{rule:05}/items/[0-9]+")),
-        ],
+        headers: vec![regex(":method", "GET".to_owned()), regex(":path", format!("/api/v1/svc{rule:05}/items/[0-9]+"))],
         ..HttpRule::default()
     });
-    let rule = PortRule {
-        http: Some(http.collect()),
-        ..PortRule::default()
-    };
+    let rule = PortRule { http: Some(http.collect()), ..PortRule::default() };
     NetworkPolicy {
         endpoint_id,
         endpoints: vec![EndpointKey::from(endpoint)],
-        ingress: vec![PortPolicy {
-            port: PORT.into(),
-            rules: vec![rule],
-            ..PortPolicy::default()
-        }],
+        ingress: vec![PortPolicy { port: PORT.into(), rules: vec![rule], ..PortPolicy::default() }],
         egress: Vec::new(),
     }
 }
@@ -75,20 +64,8 @@ fn evaluate(criterion: &mut Criterion) {
         let snapshot = snapshot([policy(ENDPOINT, 1, rules)]);
         let last = format!("/api/v1/svc{:05}/items/12345", rules - 1);
         let (hit, miss) = (get(&last), get("/nothing/here"));
-        assert!(
-            matches!(
-                snapshot.evaluate_request(&flow(), &hit),
-                Verdict::Allow { .. }
-            ),
-            "{rules} rules"
-        );
-        assert!(
-            matches!(
-                snapshot.evaluate_request(&flow(), &miss),
-                Verdict::Deny { .. }
-            ),
-            "{rules} rules"
-        );
+        assert!(matches!(snapshot.evaluate_request(&flow(), &hit), Verdict::Allow { .. }), "{rules} rules");
+        assert!(matches!(snapshot.evaluate_request(&flow(), &miss), Verdict::Deny { .. }), "{rules} rules");
         group.bench_function(BenchmarkId::new("last_rule", rules), |bencher| {
             bencher.iter(|| snapshot.evaluate_request(black_box(&flow()), black_box(&hit)));
         });
@@ -112,9 +89,7 @@ fn look_up(criterion: &mut Criterion) {
 }
 
 fn other(index: u32) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::from_bits(
-        Ipv4Addr::new(10, 245, 0, 0).to_bits() + index,
-    ))
+    IpAddr::V4(Ipv4Addr::from_bits(Ipv4Addr::new(10, 245, 0, 0).to_bits() + index))
 }
 
 fn compile(criterion: &mut Criterion) {

@@ -31,9 +31,7 @@ fn main() -> anyhow::Result<()> {
     };
     let listen: SocketAddr = listen.parse().context("LISTEN")?;
     let upstream: SocketAddr = upstream.parse().context("UPSTREAM")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match protocol.as_str() {
         "http1" => LocalSet::new().block_on(&runtime, serve_http1(listen, upstream)),
         "http2" => LocalSet::new().block_on(&runtime, serve_http2(listen, upstream)),
@@ -43,10 +41,7 @@ fn main() -> anyhow::Result<()> {
 
 async fn serve_http1(listen: SocketAddr, upstream: SocketAddr) -> anyhow::Result<()> {
     let listener = TcpListener::bind(listen).await?;
-    let pool = Rc::new(Pool {
-        upstream,
-        idle: RefCell::default(),
-    });
+    let pool = Rc::new(Pool { upstream, idle: RefCell::default() });
     loop {
         let stream = listener.accept().await?.0;
         stream.set_nodelay(true)?;
@@ -54,26 +49,15 @@ async fn serve_http1(listen: SocketAddr, upstream: SocketAddr) -> anyhow::Result
         spawn_local(async move {
             let service = service_fn(|request| forward_http1(Rc::clone(&pool), request));
             // A client that goes away is no event worth a word here.
-            drop(
-                server1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await,
-            );
+            drop(server1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
         });
     }
 }
 
-async fn forward_http1(
-    pool: Rc<Pool>,
-    request: Request<Incoming>,
-) -> anyhow::Result<Response<Pooled>> {
+async fn forward_http1(pool: Rc<Pool>, request: Request<Incoming>) -> anyhow::Result<Response<Pooled>> {
     let mut sender = pool.take().await?;
     let response = sender.send_request(request).await?;
-    Ok(response.map(|body| Pooled {
-        body,
-        sender: Some(sender),
-        pool,
-    }))
+    Ok(response.map(|body| Pooled { body, sender: Some(sender), pool }))
 }
 
 /// Idle upstream connections of this thread.
@@ -110,10 +94,7 @@ impl Body for Pooled {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 
@@ -141,10 +122,8 @@ async fn serve_http2(listen: SocketAddr, upstream: SocketAddr) -> anyhow::Result
     // The harness starts the responder first, so one connection made here serves every stream.
     let stream = TcpStream::connect(upstream).await?;
     stream.set_nodelay(true)?;
-    let (sender, connection) = client2::Builder::new(Local)
-        .timer(TokioTimer::new())
-        .handshake::<_, Incoming>(TokioIo::new(stream))
-        .await?;
+    let (sender, connection) =
+        client2::Builder::new(Local).timer(TokioTimer::new()).handshake::<_, Incoming>(TokioIo::new(stream)).await?;
     spawn_local(connection);
     loop {
         let stream = listener.accept().await?.0;
@@ -156,11 +135,7 @@ async fn serve_http2(listen: SocketAddr, upstream: SocketAddr) -> anyhow::Result
                 async move { sender.send_request(request).await }
             });
             // As above: clients come and go.
-            drop(
-                server2::Builder::new(Local)
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await,
-            );
+            drop(server2::Builder::new(Local).serve_connection(TokioIo::new(stream), service).await);
         });
     }
 }

@@ -34,9 +34,7 @@ fn main() -> anyhow::Result<()> {
     };
     let http1: SocketAddr = http1.parse().context("HTTP1_LISTEN")?;
     let http2: SocketAddr = http2.parse().context("HTTP2_LISTEN")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         tokio::try_join!(serve_http1(http1), serve_http2(http2))?;
         Ok(())
@@ -45,9 +43,7 @@ fn main() -> anyhow::Result<()> {
 
 async fn serve_http1(listen: SocketAddr) -> anyhow::Result<()> {
     let listener = TcpListener::bind(listen).await?;
-    let canned: Bytes = [format!("{HEAD}{}\r\n\r\n", BODY.len()).as_bytes(), &BODY]
-        .concat()
-        .into();
+    let canned: Bytes = [format!("{HEAD}{}\r\n\r\n", BODY.len()).as_bytes(), &BODY].concat().into();
     loop {
         let stream = listener.accept().await?.0;
         stream.set_nodelay(true)?;
@@ -74,9 +70,7 @@ async fn answer_http1(mut stream: TcpStream, canned: &[u8]) -> std::io::Result<(
             let bytes = head.strip_prefix(b"GET /bytes/").map(leading_number);
             let body = content_length(head);
             start += length + 4;
-            let buffered = usize::try_from(body)
-                .unwrap_or(usize::MAX)
-                .min(filled - start);
+            let buffered = usize::try_from(body).unwrap_or(usize::MAX).min(filled - start);
             start += buffered;
             drop_body(&mut stream, body - buffered as u64).await?;
             match bytes {
@@ -90,9 +84,7 @@ async fn answer_http1(mut stream: TcpStream, canned: &[u8]) -> std::io::Result<(
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack
-        .windows(needle.len())
-        .position(|window| window == needle)
+    haystack.windows(needle.len()).position(|window| window == needle)
 }
 
 /// The `content-length` of a head, 0 without one. Proxies write the name in any case they like.
@@ -100,19 +92,13 @@ fn content_length(head: &[u8]) -> u64 {
     const NAME: &[u8] = b"content-length:";
     head.split(|byte| *byte == b'\n')
         .find(|line| line.len() > NAME.len() && line[..NAME.len()].eq_ignore_ascii_case(NAME))
-        .map_or(0, |line| {
-            leading_number(line[NAME.len()..].trim_ascii_start())
-        })
+        .map_or(0, |line| leading_number(line[NAME.len()..].trim_ascii_start()))
 }
 
 fn leading_number(text: &[u8]) -> u64 {
     text.iter()
         .take_while(|byte| byte.is_ascii_digit())
-        .fold(0_u64, |number, digit| {
-            number
-                .saturating_mul(10)
-                .saturating_add(u64::from(digit - b'0'))
-        })
+        .fold(0_u64, |number, digit| number.saturating_mul(10).saturating_add(u64::from(digit - b'0')))
 }
 
 async fn drop_body(stream: &mut TcpStream, mut left: u64) -> std::io::Result<()> {
@@ -125,9 +111,7 @@ async fn drop_body(stream: &mut TcpStream, mut left: u64) -> std::io::Result<()>
 }
 
 async fn send_bytes(stream: &mut TcpStream, mut left: u64) -> std::io::Result<()> {
-    stream
-        .write_all(format!("{HEAD}{left}\r\n\r\n").as_bytes())
-        .await?;
+    stream.write_all(format!("{HEAD}{left}\r\n\r\n").as_bytes()).await?;
     let chunk = vec![b'x'; CHUNK];
     while left > 0 {
         let count = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
@@ -146,8 +130,7 @@ async fn serve_http2(listen: SocketAddr) -> anyhow::Result<()> {
             let service = service_fn(|_: Request<Incoming>| async {
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(&BODY))))
             });
-            let connection =
-                http2::Builder::new(Local).serve_connection(TokioIo::new(stream), service);
+            let connection = http2::Builder::new(Local).serve_connection(TokioIo::new(stream), service);
             drop(connection.await);
         });
     }
