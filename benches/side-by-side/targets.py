@@ -120,7 +120,6 @@ def tollgate(protocol, policy, port, folder, binaries):
     ]
     resource = {
         "@type": "type.googleapis.com/cilium.NetworkPolicy",
-        "name": "bench",
         "endpoint_ips": ["127.0.0.1"],
         "endpoint_id": "1",
         "ingress_per_port_policies": [
