@@ -1,4 +1,19 @@
 //! End-to-end suites: namespaces with real TPROXY, real clients, servers and control planes.
+//!
+//! Suites without namespaces run on loopback ([`site::Site`]): each test has an address, a directory, a control plane
+//! and a proxy of its own, so that all of them may run at once. What a test starts ends with it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+pub mod control_plane;
 pub mod netns;
+pub mod nginx;
+pub mod peer;
+pub mod policy;
+pub mod process;
+pub mod proxy;
 pub mod python;
+pub mod script;
+pub mod site;
+pub mod upstream;
+pub mod wait;

@@ -1,0 +1,205 @@
+//! A running `tollgate`, the real binary, on loopback.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tollgate::reason::Reason;
+use tollgate_proto::cilium::NetworkPolicy;
+
+use crate::control_plane::ControlPlane;
+use crate::process::Process;
+use crate::site::{HTTP_PORT, Site, TCP_PORT};
+use crate::wait::{DEADLINE, until};
+
+/// Parts of the configuration that tests differ in, as YAML in flow style.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// More keys of both listeners, such as `policy_wait: 200ms, reason_header: true`.
+    pub listener: &'static str,
+    /// More lines at the top, such as `max_connections: 2`.
+    pub top: &'static str,
+    /// The list of identities.
+    pub identities: &'static str,
+    /// Worker threads.
+    pub workers: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { listener: "reason_header: true", top: "drain_timeout: 10s", identities: "[]", workers: 1 }
+    }
+}
+
+/// A proxy between [`Proxy::http`] / [`Proxy::tcp`] and one upstream, with its control plane. Dropping it kills it.
+#[derive(Debug)]
+pub struct Proxy {
+    process: Process,
+    admin: PathBuf,
+    control_socket: PathBuf,
+    control: Option<ControlPlane>,
+    http: SocketAddr,
+    tcp: SocketAddr,
+}
+
+impl Proxy {
+    /// Starts a proxy that has a policy: [`crate::policy::usual`].
+    pub fn start(site: &Site, upstream: SocketAddr) -> Self {
+        Self::with(site, upstream, &Options::default(), &[crate::policy::usual(site)])
+    }
+
+    /// Starts a proxy with `options`, pushes `policies`, and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it is not ready in time.
+    pub fn with(site: &Site, upstream: SocketAddr, options: &Options, policies: &[NetworkPolicy]) -> Self {
+        let mut proxy = Self::without_policy(site, upstream, options);
+        proxy.control().push(policies);
+        let admin = proxy.admin.clone();
+        proxy.process.until("readiness", || (get(&admin, "/ready").0 == 200).then_some(()));
+        proxy
+    }
+
+    /// Starts a proxy whose control plane says nothing yet, and waits until it listens.
+    ///
+    /// # Panics
+    /// When it does not listen in time.
+    pub fn without_policy(site: &Site, upstream: SocketAddr, options: &Options) -> Self {
+        let control_socket = site.path("xds.sock");
+        let control = ControlPlane::start(control_socket.clone());
+        let admin = site.path("admin.sock");
+        let (http, tcp) = (site.at(HTTP_PORT), site.at(TCP_PORT));
+        let Options { listener, top, identities, workers } = options;
+        let common = format!("direction: ingress, transparent: false, upstream: \"{upstream}\", {listener}");
+        let configuration = format!(
+            "workers: {workers}\n\
+             admin: {{ address: \"unix:{admin}\" }}\n\
+             xds: {{ address: \"unix:{control}\", mode: split }}\n\
+             identities: {identities}\n\
+             listeners:\n\
+             - {{ name: http, address: \"{http}\", {common} }}\n\
+             - {{ name: tcp, address: \"{tcp}\", {common} }}\n\
+             {top}\n",
+            admin = admin.display(),
+            control = control_socket.display(),
+        );
+        let file = site.path("tollgate.yaml");
+        fs::write(&file, configuration).unwrap();
+        let mut command = Command::new(binary());
+        command.args(["run", "-c"]).arg(&file).args(["--log-level", "info"]);
+        let mut process = Process::start(&site.path(""), "tollgate", command);
+        process.until("its admin socket", || UnixStream::connect(&admin).ok().map(drop));
+        Self { process, admin, control_socket, control: Some(control), http, tcp }
+    }
+
+    /// The address of the listener whose usual policy has HTTP rules.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// The address of the listener whose usual policy has none.
+    pub fn tcp(&self) -> SocketAddr {
+        self.tcp
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// The control plane.
+    ///
+    /// # Panics
+    /// After [`Proxy::kill_control_plane`].
+    pub fn control(&self) -> &ControlPlane {
+        self.control.as_ref().expect("the control plane runs")
+    }
+
+    /// Pushes exactly these policies, and returns once they are in force.
+    pub fn push(&self, policies: &[NetworkPolicy]) {
+        self.control().push(policies);
+    }
+
+    /// Ends the control plane, and returns once the proxy has noticed.
+    pub fn kill_control_plane(&mut self) {
+        self.control = None;
+        until("the loss of the control plane in /status", || {
+            let text = self.get("/status").1;
+            (!text.contains("\"connected\": true") && !text.contains("\"connected\":true")).then_some(())
+        });
+    }
+
+    /// Starts a control plane anew, in the place of the one that was killed.
+    pub fn restart_control_plane(&mut self) {
+        self.control = Some(ControlPlane::start(self.control_socket.clone()));
+    }
+
+    /// Status and body of an admin endpoint.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        get(&self.admin, path)
+    }
+
+    /// The flow records so far, oldest first.
+    ///
+    /// # Panics
+    /// When they are no JSON.
+    pub fn flows(&self) -> Vec<Value> {
+        let (_, lines) = self.get("/flows?limit=1000");
+        lines.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    }
+
+    /// Waits for a flow record with that reason.
+    ///
+    /// # Panics
+    /// When none comes.
+    pub fn expect_reason(&self, reason: Reason) -> Value {
+        let mut seen = Vec::new();
+        crate::wait::within(DEADLINE, || {
+            seen = self.flows();
+            seen.iter().find(|flow| flow["reason"] == reason.code()).cloned()
+        })
+        .unwrap_or_else(|| panic!("no record with reason {}, but: {seen:#?}", reason.code()))
+    }
+
+    /// Waits until there are `n` flow records, and returns them.
+    ///
+    /// # Panics
+    /// When they do not come, or more do.
+    pub fn expect_flows(&self, n: usize) -> Vec<Value> {
+        let flows = until(&format!("{n} flow records"), || Some(self.flows()).filter(|flows| flows.len() >= n));
+        assert_eq!(flows.len(), n, "{flows:#?}");
+        flows
+    }
+
+    /// Tells it to end, as an orchestrator does.
+    pub fn terminate(&self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.process.wait()
+    }
+}
+
+/// The binary that cargo built with these suites.
+fn binary() -> PathBuf {
+    // Test binaries are in `deps` next to it.
+    let this = std::env::current_exe().unwrap();
+    this.ancestors().nth(2).unwrap().join("tollgate-under-test")
+}
+
+fn get(admin: &Path, path: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(admin).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    let (head, body) = response.split_once("\r\n\r\n").expect("an HTTP response");
+    (crate::peer::status(head), body.to_owned())
+}

@@ -1,0 +1,5 @@
+//! The real binary between real peers on loopback, without privileges. One module per subject.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod http1;
