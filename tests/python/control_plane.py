@@ -18,8 +18,8 @@ Commands (`type` is "NetworkPolicy" unless given):
 
 `set` and `send` also take `nonce` (default: the version) and `type_url` (default: the type's).
 
-Events: listening, stopped, sent, open, ack, nack, stale, close, error. Each request event carries the request as decoded
-(`request`) and as it came (`hex`).
+Events: listening, stopped, sent, open, ack, nack, stale, close, error. Each request event carries the request as
+decoded (`request`) and as it came (`hex`).
 """
 
 import json
@@ -192,7 +192,8 @@ class ControlPlane:
                 messages = [new(endpoint_id=n + 1, endpoint_ips=[text]) for n in range(command["count"])]
                 self.publish(command, messages)
             case "send":
-                resources = [(r.get("type_url", TYPE_URL + kind), bytes.fromhex(r["hex"])) for r in command["resources"]]
+                own = TYPE_URL + kind
+                resources = [(r.get("type_url", own), bytes.fromhex(r["hex"])) for r in command["resources"]]
                 version, nonce, encoded = self.response(command, resources)
                 with self.lock:
                     for stream in self.of_kind(kind):

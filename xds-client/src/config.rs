@@ -18,7 +18,7 @@ pub struct ClientConfig {
     /// Pacing of reconnects.
     pub backoff: Backoff,
     /// How long the peer may take to accept a connection and to send its first HTTP/2 frame. A Cilium agent binds its
-    /// socket minutes before it serves it; a connection that stays silent for longer than this is replaced by a new one.
+    /// socket minutes before it serves it; a connection that stays silent for longer than this is replaced.
     pub handshake_timeout: Duration,
     /// Largest message that is accepted from the peer, in bytes.
     pub max_message_bytes: usize,

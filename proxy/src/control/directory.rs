@@ -114,8 +114,8 @@ struct File {
 struct Stamp {
     inode: u64,
     length: u64,
-    /// Seconds and nanoseconds of the status change: unlike the time of modification it cannot be set back, and it moves
-    /// when a file becomes readable.
+    /// Seconds and nanoseconds of the status change: unlike the time of modification it cannot be set back, and it
+    /// moves when a file becomes readable.
     changed: (i64, i64),
 }
 
@@ -346,7 +346,8 @@ fn is_there(path: &Path) -> bool {
 fn find(path: &Path, known: Option<&File>) -> Found {
     let before = match Stamp::of(path) {
         Ok(stamp) => stamp,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Same, // its deletion is an event of its own
+        // Its deletion is an event of its own.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Same,
         Err(_) => return Found::Read(Stamp::UNKNOWN, policy_file::read(path)),
     };
     let not_begun = before.length == 0 && known.is_none();

@@ -1,5 +1,5 @@
-//! `tollgate control-plane`: a reference xDS server that pushes the policy files of a directory and tells what each proxy
-//! answered. It keeps the protocol of a Cilium agent in split mode, so that a proxy that works with it works with that.
+//! `tollgate control-plane`: a reference xDS server that pushes the policy files of a directory and tells what each
+//! proxy answered. It keeps the protocol of a Cilium agent in split mode, so that what works with it works with that.
 
 mod conversation;
 mod event;
@@ -28,8 +28,8 @@ const SOCKET_MODE: u32 = 0o660;
 
 /// Serve the policies of a directory over xDS, and print what is pushed and answered
 ///
-/// Each file of the directory holds NetworkPolicy or NetworkPolicyHosts resources in JSON or YAML. A change is pushed at
-/// once; a file that does not load is reported, and its last good content stays.
+/// Each file of the directory holds NetworkPolicy or NetworkPolicyHosts resources in JSON or YAML. A change is pushed
+/// at once; a file that does not load is reported, and its last good content stays.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Example:\n  tollgate control-plane --policies ./policies --listen unix:run/xds.sock")]
 pub struct Args {

@@ -38,8 +38,8 @@ impl Published {
         Self { policies: watch::Sender::default(), hosts: watch::Sender::default() }
     }
 
-    /// Makes `set` the state that everyone gets. Types that differ from before get the next version; the first set gives
-    /// both a version, also when it is empty, because no answer at all would leave proxies waiting.
+    /// Makes `set` the state that everyone gets. Types that differ from before get the next version; the first set
+    /// gives both a version, also when it is empty, because no answer at all would leave proxies waiting.
     pub fn replace(&self, set: &PolicySet) -> Vec<Event> {
         let any = |kind: ResourceType, value| Any { type_url: kind.type_url().to_owned(), value };
         let policies = set
