@@ -13,9 +13,7 @@ mod tests;
 use std::sync::LazyLock;
 
 use prost::{Message, Name};
-use prost_reflect::{
-    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
-};
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde_json::Value;
 
 use crate::cilium::{NetworkPolicy, NetworkPolicyHosts};
@@ -33,9 +31,7 @@ pub enum JsonError {
     #[error("not usable as JSON: {0}; correct the text there")]
     Syntax(#[source] serde_json::Error),
     /// `@type` names another message.
-    #[error(
-        "@type: this is a {found}, but a {expected} is needed; hand in the other file or correct the type"
-    )]
+    #[error("@type: this is a {found}, but a {expected} is needed; hand in the other file or correct the type")]
     Type {
         /// Full name of the message that is needed.
         expected: String,
@@ -147,20 +143,13 @@ pub fn network_policy_hosts_to_json(hosts: &NetworkPolicyHosts) -> Result<Value,
 }
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    #[expect(
-        clippy::expect_used,
-        reason = "the bytes are written by build.rs; every test of this module reads them"
-    )]
+    #[expect(clippy::expect_used, reason = "the bytes are written by build.rs; every test of this module reads them")]
     DescriptorPool::decode(FILE_DESCRIPTOR_SET).expect("descriptors of this build")
 });
 
 fn descriptor<M: Name>() -> MessageDescriptor {
-    #[expect(
-        clippy::expect_used,
-        reason = "`M` and the descriptors are generated from the same files"
-    )]
-    POOL.get_message_by_name(&M::full_name())
-        .expect("descriptor of a generated message")
+    #[expect(clippy::expect_used, reason = "`M` and the descriptors are generated from the same files")]
+    POOL.get_message_by_name(&M::full_name()).expect("descriptor of a generated message")
 }
 
 fn read<M: Message + Name + Default>(mut value: Value) -> Result<M, JsonError> {
@@ -174,47 +163,26 @@ fn read<M: Message + Name + Default>(mut value: Value) -> Result<M, JsonError> {
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
-    let message = DynamicMessage::deserialize_with_options(descriptor.clone(), tracked, &options)
-        .map_err(|error| {
+    let message = DynamicMessage::deserialize_with_options(descriptor.clone(), tracked, &options).map_err(|error| {
         let path = track.path();
         let expected = spelling::expected_at(&descriptor, &path);
-        let path = if path.iter().len() == 0 {
-            "(top)".to_owned()
-        } else {
-            path.to_string()
-        };
-        JsonError::Value {
-            path,
-            reason: error.to_string(),
-            expected,
-        }
+        let path = if path.iter().len() == 0 { "(top)".to_owned() } else { path.to_string() };
+        JsonError::Value { path, reason: error.to_string(), expected }
     })?;
     M::decode(message.encode_to_vec().as_slice()).map_err(JsonError::Decode)
 }
 
 /// Takes `@type` out of the top object; it is allowed there and has to name the message.
 fn take_type(value: &mut Value, expected: &str) -> Result<(), JsonError> {
-    let Some(found) = value
-        .as_object_mut()
-        .and_then(|object| object.shift_remove("@type"))
-    else {
+    let Some(found) = value.as_object_mut().and_then(|object| object.shift_remove("@type")) else {
         return Ok(());
     };
     // Any prefix up to the last slash is allowed in a type URL.
-    if found
-        .as_str()
-        .and_then(|url| url.rsplit_once('/'))
-        .is_some_and(|(_, name)| name == expected)
-    {
+    if found.as_str().and_then(|url| url.rsplit_once('/')).is_some_and(|(_, name)| name == expected) {
         return Ok(());
     }
-    let found = found
-        .as_str()
-        .map_or_else(|| found.to_string(), str::to_owned);
-    Err(JsonError::Type {
-        expected: format!("{}{expected}", type_url::PREFIX),
-        found,
-    })
+    let found = found.as_str().map_or_else(|| found.to_string(), str::to_owned);
+    Err(JsonError::Type { expected: format!("{}{expected}", type_url::PREFIX), found })
 }
 
 fn is_deeper_than(value: &Value, levels: usize) -> bool {
@@ -222,18 +190,14 @@ fn is_deeper_than(value: &Value, levels: usize) -> bool {
         return true;
     };
     match value {
-        Value::Array(elements) => elements
-            .iter()
-            .any(|element| is_deeper_than(element, below)),
+        Value::Array(elements) => elements.iter().any(|element| is_deeper_than(element, below)),
         Value::Object(object) => object.values().any(|value| is_deeper_than(value, below)),
         _ => false,
     }
 }
 
 fn print<M: Message + Name>(message: &M) -> Result<Value, JsonError> {
-    let dynamic = DynamicMessage::decode(descriptor::<M>(), message.encode_to_vec().as_slice())
-        .map_err(JsonError::Decode)?;
-    dynamic
-        .serialize_with_options(serde_json::value::Serializer, &SerializeOptions::new())
-        .map_err(JsonError::Print)
+    let dynamic =
+        DynamicMessage::decode(descriptor::<M>(), message.encode_to_vec().as_slice()).map_err(JsonError::Decode)?;
+    dynamic.serialize_with_options(serde_json::value::Serializer, &SerializeOptions::new()).map_err(JsonError::Print)
 }

@@ -7,12 +7,7 @@ pub mod json;
 pub mod type_url;
 
 /// Messages, enums, clients and servers of package `cilium`.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    unused_qualifications,
-    reason = "generated"
-)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, reason = "generated")]
 #[allow(clippy::all, clippy::pedantic, clippy::use_self, reason = "generated")]
 pub mod cilium {
     tonic::include_proto!("cilium");

@@ -27,10 +27,7 @@ pub fn inside(name: &str) -> bool {
     }
     let program = env::current_exe();
     let command = program
-        .map_err(|error| NamespaceError::Run {
-            program: "this test".to_owned(),
-            error,
-        })
+        .map_err(|error| NamespaceError::Run { program: "this test".to_owned(), error })
         .and_then(private_command);
     let mut command = match command {
         Ok(command) => command,
@@ -41,19 +38,11 @@ pub fn inside(name: &str) -> bool {
         }
     };
     let output = command.args(["--exact", name, "--nocapture"]).output();
-    #[expect(
-        clippy::expect_used,
-        reason = "the tool was found a moment ago; a test fails by panicking"
-    )]
+    #[expect(clippy::expect_used, reason = "the tool was found a moment ago; a test fails by panicking")]
     let output = output.expect("setpriv runs");
-    let text = [output.stdout, output.stderr]
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .concat();
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     // A name that matches no test passes too, so success alone says nothing.
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{name}, inside its namespaces: {text}"
-    );
+    assert!(output.status.success() && text.contains("1 passed"), "{name}, inside its namespaces: {text}");
     eprint!("{text}");
     false
 }

@@ -1,10 +1,7 @@
 //! The namespace world and the redirect rules: pods reach each other, and steered connections arrive at a transparent
 //! listener with both of their addresses.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "tests may panic, in their shared functions too"
-)]
+#![expect(clippy::unwrap_used, reason = "tests may panic, in their shared functions too")]
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -33,9 +30,7 @@ fn addresses(world: &World, pod: &str) -> [IpAddr; 2] {
 
 /// A server in `helloworld`.
 fn serve(world: &World, address: SocketAddr) -> TcpListener {
-    let listener = world
-        .run_in("helloworld", || TcpListener::bind(address).unwrap())
-        .unwrap();
+    let listener = world.run_in("helloworld", || TcpListener::bind(address).unwrap()).unwrap();
     accept_within_bound(&listener);
     listener
 }
@@ -48,11 +43,7 @@ fn accept_within_bound(listener: &TcpListener) {
 }
 
 fn dial(world: &World, pod: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
-    world
-        .run_in(pod, || {
-            TcpStream::connect_timeout(&to, Duration::from_secs(2))
-        })
-        .unwrap()
+    world.run_in(pod, || TcpStream::connect_timeout(&to, Duration::from_secs(2))).unwrap()
 }
 
 #[test]
@@ -62,10 +53,7 @@ fn pods_reach_each_other_from_their_own_addresses() {
     }
     let world = World::new().unwrap();
     for client in ["sleep", "other"] {
-        for (client_ip, server_ip) in addresses(&world, client)
-            .into_iter()
-            .zip(addresses(&world, "helloworld"))
-        {
+        for (client_ip, server_ip) in addresses(&world, client).into_iter().zip(addresses(&world, "helloworld")) {
             let to = SocketAddr::new(server_ip, PORT);
             let server = serve(&world, to);
             let stream = dial(&world, client, to).unwrap();
@@ -74,20 +62,10 @@ fn pods_reach_each_other_from_their_own_addresses() {
             assert_eq!(peer.ip(), client_ip);
         }
     }
-    let output = world
-        .command_in("sleep", "ip")
-        .args(["-o", "address", "show", "dev", "eth0"])
-        .output()
-        .unwrap();
+    let output = world.command_in("sleep", "ip").args(["-o", "address", "show", "dev", "eth0"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        text.contains(&world.pod("sleep").unwrap().address_v4().to_string()),
-        "{text}"
-    );
-    assert!(matches!(
-        world.pod("nobody"),
-        Err(WorldError::NoSuchPod { .. })
-    ));
+    assert!(text.contains(&world.pod("sleep").unwrap().address_v4().to_string()), "{text}");
+    assert!(matches!(world.pod("nobody"), Err(WorldError::NoSuchPod { .. })));
 }
 
 #[test]
@@ -100,10 +78,7 @@ fn a_world_can_be_built_again() {
     drop(first);
     let second = World::new().unwrap();
     let text = second.redirect(&["status"]).unwrap_err().to_string();
-    assert!(
-        text.contains("exit status: 1"),
-        "nothing is installed: {text}"
-    );
+    assert!(text.contains("exit status: 1"), "nothing is installed: {text}");
 }
 
 #[test]
@@ -115,26 +90,15 @@ fn redirect_can_be_repeated_and_undone() {
     for _ in 0..2 {
         world.redirect_up(&[PORT, 80], LISTENER_PORT).unwrap();
         let status = world.redirect(&["status"]).unwrap();
-        assert!(
-            status.contains("elements = { 80, 5000 }") && !status.contains("MISSING"),
-            "{status}"
-        );
+        assert!(status.contains("elements = { 80, 5000 }") && !status.contains("MISSING"), "{status}");
     }
     let rules = |family| {
-        let output = world
-            .command("ip")
-            .args([family, "rule", "show", "pref", "9"])
-            .output()
-            .unwrap();
+        let output = world.command("ip").args([family, "rule", "show", "pref", "9"]).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
     for family in ["-4", "-6"] {
         assert_eq!(rules(family).lines().count(), 1, "{}", rules(family));
-        assert!(
-            rules(family).contains("fwmark 0x200/0xf00 lookup 2004"),
-            "{}",
-            rules(family)
-        );
+        assert!(rules(family).contains("fwmark 0x200/0xf00 lookup 2004"), "{}", rules(family));
     }
     for _ in 0..2 {
         world.redirect_down().unwrap();
@@ -159,11 +123,7 @@ fn redirect_leaves_the_rules_of_others_alone() {
     }
     let world = World::new().unwrap();
     let ip = |arguments: &str| {
-        let output = world
-            .command("ip")
-            .args(arguments.split(' '))
-            .output()
-            .unwrap();
+        let output = world.command("ip").args(arguments.split(' ')).output().unwrap();
         assert!(output.status.success(), "ip {arguments}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
@@ -186,19 +146,10 @@ fn steered_connections_keep_both_addresses() {
     }
     let world = World::new().unwrap();
     world.redirect_up(&[PORT], LISTENER_PORT).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    for (loopback, server_ip) in ["127.0.0.1", "::1"]
-        .into_iter()
-        .zip(addresses(&world, "helloworld"))
-    {
-        let options = ListenOptions {
-            transparent: true,
-            mark: Some(Mark::listener(false)),
-            ..ListenOptions::default()
-        };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (loopback, server_ip) in ["127.0.0.1", "::1"].into_iter().zip(addresses(&world, "helloworld")) {
+        let options =
+            ListenOptions { transparent: true, mark: Some(Mark::listener(false)), ..ListenOptions::default() };
         let listening = SocketAddr::new(loopback.parse().unwrap(), LISTENER_PORT);
         let listener = listen(listening, &options).unwrap();
         accept_within_bound(&listener);
@@ -235,11 +186,7 @@ async fn relay_hello(
     assert_eq!((accepted.downstream, accepted.original_dst), (from, to));
 
     let source = Some(accepted.downstream);
-    let options = UpstreamOptions {
-        transparent: true,
-        mark: Some(Mark::upstream(false, 12001)),
-        source,
-    };
+    let options = UpstreamOptions { transparent: true, mark: Some(Mark::upstream(false, 12001)), source };
     let upstream = connect(accepted.original_dst, &options).await.unwrap();
     let (mut at_server, seen) = server.accept().unwrap();
     assert_eq!(seen.ip(), from.ip(), "the server sees the client's address");
@@ -248,9 +195,7 @@ async fn relay_hello(
     let mut upstream = upstream.stream.into_std().unwrap();
     for stream in [&downstream, &upstream, &at_server, client] {
         stream.set_nonblocking(false).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     }
     client.write_all(b"hello").unwrap();
     move_hello(&mut downstream, &mut upstream);
@@ -276,9 +221,7 @@ fn dial_from(from: SocketAddr, to: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     socket.bind(&from.into()).unwrap();
-    socket
-        .connect_timeout(&to.into(), Duration::from_secs(5))
-        .unwrap();
+    socket.connect_timeout(&to.into(), Duration::from_secs(5)).unwrap();
     socket.into()
 }
 
@@ -291,18 +234,12 @@ fn redirect_refuses_settings_that_drop_steered_packets() {
     let world = World::new().unwrap();
     let set = |name: &str| {
         let mut command = world.command("sysctl");
-        assert!(
-            command.args(["-qw", name]).status().unwrap().success(),
-            "{name}"
-        );
+        assert!(command.args(["-qw", name]).status().unwrap().success(), "{name}");
     };
     set("net.ipv4.conf.all.rp_filter=1");
     world.redirect_up(&[PORT], LISTENER_PORT).unwrap();
     set("net.ipv4.conf.all.src_valid_mark=1");
-    let text = world
-        .redirect_up(&[PORT], LISTENER_PORT)
-        .unwrap_err()
-        .to_string();
+    let text = world.redirect_up(&[PORT], LISTENER_PORT).unwrap_err().to_string();
     assert!(text.contains("src_valid_mark=1 with rp_filter=1"), "{text}");
     set("net.ipv4.conf.all.rp_filter=2");
     world.redirect_up(&[PORT], LISTENER_PORT).unwrap();
@@ -320,10 +257,7 @@ fn without_a_listener_nothing_gets_through() {
         let to = SocketAddr::new(server_ip, PORT);
         let server = serve(&world, to);
         server.set_nonblocking(true).unwrap();
-        assert_eq!(
-            dial(&world, "sleep", to).unwrap_err().kind(),
-            ErrorKind::TimedOut
-        );
+        assert_eq!(dial(&world, "sleep", to).unwrap_err().kind(), ErrorKind::TimedOut);
         assert_eq!(server.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 }
@@ -349,36 +283,24 @@ fn everything_inside_dies_with_the_outer_process() {
     let (sender, ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || sender.send(std::io::copy(&mut pipe, &mut std::io::sink())));
     let sleeps = || inside_of(outer.id()).iter().any(|name| name == "sleep");
-    let found =
-        (0..1000).any(|_| sleeps() || ended.recv_timeout(Duration::from_millis(10)).is_ok());
+    let found = (0..1000).any(|_| sleeps() || ended.recv_timeout(Duration::from_millis(10)).is_ok());
     assert!(found && sleeps(), "the inner process did not start");
 
     outer.kill().unwrap();
     outer.wait().unwrap();
 
-    ended
-        .recv_timeout(Duration::from_secs(30))
-        .expect("a process inside outlived the outer one")
-        .unwrap();
+    ended.recv_timeout(Duration::from_secs(30)).expect("a process inside outlived the outer one").unwrap();
 }
 
 /// The names of all descendants of the process `pid`.
 fn inside_of(pid: u32) -> Vec<String> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let children =
-        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-    let children: Vec<u32> = children
-        .flat_map(|text| text.split(' ').flat_map(str::parse).collect::<Vec<_>>())
-        .collect();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let children: Vec<u32> =
+        children.flat_map(|text| text.split(' ').flat_map(str::parse).collect::<Vec<_>>()).collect();
     let mut names = Vec::new();
     for child in children {
-        names.extend(
-            std::fs::read_to_string(format!("/proc/{child}/comm"))
-                .map(|name| name.trim().to_owned()),
-        );
+        names.extend(std::fs::read_to_string(format!("/proc/{child}/comm")).map(|name| name.trim().to_owned()));
         names.extend(inside_of(child));
     }
     names

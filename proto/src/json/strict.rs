@@ -16,9 +16,7 @@ use super::JsonError;
 ///
 /// [`JsonError::Syntax`] for text that is not JSON, for text after it, and for repeated keys.
 pub(super) fn parse(text: &str) -> Result<Value, JsonError> {
-    serde_json::from_str::<Strict>(text)
-        .map(|strict| strict.0)
-        .map_err(JsonError::Syntax)
+    serde_json::from_str::<Strict>(text).map(|strict| strict.0).map_err(JsonError::Syntax)
 }
 
 struct Strict(Value);
@@ -55,9 +53,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("number out of range"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -80,9 +76,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut object = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if object.contains_key(&key) {
-                return Err(A::Error::custom(format_args!(
-                    "key `{key}` stands twice in one object"
-                )));
+                return Err(A::Error::custom(format_args!("key `{key}` stands twice in one object")));
             }
             let Strict(value) = entries.next_value()?;
             object.insert(key, value);

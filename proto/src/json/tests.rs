@@ -29,20 +29,11 @@ fn older_spelling_loads() {
     assert_eq!(policy.egress_per_port_policies[0], Default::default());
     let port = &policy.ingress_per_port_policies[0];
     assert_eq!(port.port, 5000);
-    let Some(L7::HttpRules(http)) = &port.rules[0].l7 else {
-        panic!("no HTTP rules: {port:?}")
-    };
+    let Some(L7::HttpRules(http)) = &port.rules[0].l7 else { panic!("no HTTP rules: {port:?}") };
     let headers = &http.http_rules[0].headers;
-    assert_eq!(
-        headers
-            .iter()
-            .map(|header| header.name.as_str())
-            .collect::<Vec<_>>(),
-        [":method", ":path"]
-    );
+    assert_eq!(headers.iter().map(|header| header.name.as_str()).collect::<Vec<_>>(), [":method", ":path"]);
     #[expect(deprecated, reason = "the older spelling is what is tested")]
-    let Some(HeaderMatchSpecifier::SafeRegexMatch(regex)) = &headers[1].header_match_specifier
-    else {
+    let Some(HeaderMatchSpecifier::SafeRegexMatch(regex)) = &headers[1].header_match_specifier else {
         panic!("no regex: {headers:?}")
     };
     assert_eq!(regex.regex, "/hello");
@@ -51,15 +42,10 @@ fn older_spelling_loads() {
 #[test]
 fn the_oldest_names_load_too() {
     let policy = network_policy_from_json(r#"{"name": "10.0.0.1", "policy": 7}"#).expect("loads");
-    assert_eq!(
-        (policy.endpoint_ips, policy.endpoint_id),
-        (vec!["10.0.0.1".to_owned()], 7)
-    );
+    assert_eq!((policy.endpoint_ips, policy.endpoint_id), (vec!["10.0.0.1".to_owned()], 7));
     let text = r#"{"ingressPerPortPolicies": [{"rules": [{"l7Rules": {"l7Rules": [{"rule": {"cmd": "READ"}}]}}]}]}"#;
     let policy = network_policy_from_json(text).expect("loads");
-    let Some(L7::L7Rules(rules)) = &policy.ingress_per_port_policies[0].rules[0].l7 else {
-        panic!("{policy:?}")
-    };
+    let Some(L7::L7Rules(rules)) = &policy.ingress_per_port_policies[0].rules[0].l7 else { panic!("{policy:?}") };
     assert_eq!(rules.l7_allow_rules[0].rule["cmd"], "READ");
 }
 
@@ -77,19 +63,12 @@ fn names_of_the_proto_files_and_all_number_forms_load() {
     let port = &policy.ingress_per_port_policies[0];
     assert_eq!((port.port, port.end_port, port.protocol), (80, 90, 0));
     assert_eq!(port.rules[0].remote_policies, [1, 2]);
-    let Some(L7::HttpRules(http)) = &port.rules[1].l7 else {
-        panic!("no HTTP rules: {port:?}")
-    };
+    let Some(L7::HttpRules(http)) = &port.rules[1].l7 else { panic!("no HTTP rules: {port:?}") };
     assert_eq!(http.http_rules[0], Default::default());
-    let Some(HeaderMatchSpecifier::StringMatch(string)) =
-        &http.http_rules[1].headers[0].header_match_specifier
-    else {
+    let Some(HeaderMatchSpecifier::StringMatch(string)) = &http.http_rules[1].headers[0].header_match_specifier else {
         panic!("no string match: {http:?}")
     };
-    assert_eq!(
-        (string.match_pattern.clone(), string.ignore_case),
-        (Some(MatchPattern::Exact("b".into())), true)
-    );
+    assert_eq!((string.match_pattern.clone(), string.ignore_case), (Some(MatchPattern::Exact("b".into())), true));
     let edit = &http.http_rules[1].header_matches[0];
     assert_eq!((edit.match_action, edit.mismatch_action), (1, 4));
     assert_eq!(policy.ingress_per_port_policies[1].protocol, 1);
@@ -110,10 +89,7 @@ fn what_is_printed_reads_back() {
         "conntrackMapName": "global",
     });
     assert_eq!(printed, expected);
-    assert_eq!(
-        network_policy_from_value(printed).expect("reads back"),
-        policy
-    );
+    assert_eq!(network_policy_from_value(printed).expect("reads back"), policy);
 }
 
 #[test]
@@ -124,13 +100,8 @@ fn metadata_rules_and_durations_of_known_types_load() {
         {"listMatch": {"oneOf": {"presentMatch": true}}}]}}}]}]}}]}]}"#;
     let policy = network_policy_from_json(text).expect("loads");
     let printed = network_policy_to_json(&policy).expect("prints");
-    assert_eq!(
-        network_policy_from_value(printed).expect("reads back"),
-        policy
-    );
-    let Some(L7::L7Rules(rules)) = &policy.egress_per_port_policies[0].rules[0].l7 else {
-        panic!("{policy:?}")
-    };
+    assert_eq!(network_policy_from_value(printed).expect("reads back"), policy);
+    let Some(L7::L7Rules(rules)) = &policy.egress_per_port_policies[0].rules[0].l7 else { panic!("{policy:?}") };
     assert!(rules.l7_deny_rules[0].metadata_rule[0].invert);
 }
 
@@ -143,26 +114,16 @@ fn a_typo_is_named_with_its_place_and_the_remedy() {
          field; remove it or use one of: headers, headerMatches"
     );
     assert!(
-        refused(r#"{"egressPerPortPolicy": [{}]}"#)
-            .starts_with("egressPerPortPolicy: cilium.NetworkPolicy has no")
+        refused(r#"{"egressPerPortPolicy": [{}]}"#).starts_with("egressPerPortPolicy: cilium.NetworkPolicy has no")
     );
 }
 
 #[test]
 fn nothing_is_given_twice() {
     let cases = [
-        (
-            r#"{"endpointId": 1, "endpoint_id": 2}"#,
-            "endpoint_id: sets the same field as `endpointId`",
-        ),
-        (
-            r#"{"endpointIps": ["10.0.0.1"], "name": "10.0.0.2"}"#,
-            "name: sets the same field as `endpointIps`",
-        ),
-        (
-            r#"{"endpointId": 1, "endpointId": 2}"#,
-            "key `endpointId` stands twice in one object at line 1",
-        ),
+        (r#"{"endpointId": 1, "endpoint_id": 2}"#, "endpoint_id: sets the same field as `endpointId`"),
+        (r#"{"endpointIps": ["10.0.0.1"], "name": "10.0.0.2"}"#, "name: sets the same field as `endpointIps`"),
+        (r#"{"endpointId": 1, "endpointId": 2}"#, "key `endpointId` stands twice in one object at line 1"),
         (
             r#"{"ingressPerPortPolicies": [{"rules": [{"deny": false, "passPrecedence": 0}]}]}"#,
             "multiple fields provided for oneof 'verdict'",
@@ -177,60 +138,21 @@ fn nothing_is_given_twice() {
 #[test]
 fn a_value_that_does_not_fit_is_named() {
     let cases = [
-        (
-            r#"{"ingressPerPortPolicies": [{"port": -1}]}"#,
-            "ingressPerPortPolicies[0].port",
-            "from 0 to 4294967295",
-        ),
-        (
-            r#"{"ingressPerPortPolicies": [{"port": "http"}]}"#,
-            "ingressPerPortPolicies[0].port",
-            "from 0 to 4294967295",
-        ),
-        (
-            r#"{"ingressPerPortPolicies": [{"port": 1.5}]}"#,
-            "ingressPerPortPolicies[0].port",
-            "from 0 to 4294967295",
-        ),
-        (
-            r#"{"ingressPerPortPolicies": [{"protocol": "tcp"}]}"#,
-            "ingressPerPortPolicies[0].protocol",
-            "TCP, UDP",
-        ),
-        (
-            r#"{"ingressPerPortPolicies": {"port": 1}}"#,
-            "ingressPerPortPolicies",
-            "a list, each element an object",
-        ),
-        (
-            r#"{"ingressPerPortPolicies": [5]}"#,
-            "ingressPerPortPolicies[0]",
-            "an object (PortNetworkPolicy)",
-        ),
-        (
-            r#"{"ingressPerPortPolicies": [null]}"#,
-            "ingressPerPortPolicies[0]",
-            "an object (PortNetworkPolicy)",
-        ),
+        (r#"{"ingressPerPortPolicies": [{"port": -1}]}"#, "ingressPerPortPolicies[0].port", "from 0 to 4294967295"),
+        (r#"{"ingressPerPortPolicies": [{"port": "http"}]}"#, "ingressPerPortPolicies[0].port", "from 0 to 4294967295"),
+        (r#"{"ingressPerPortPolicies": [{"port": 1.5}]}"#, "ingressPerPortPolicies[0].port", "from 0 to 4294967295"),
+        (r#"{"ingressPerPortPolicies": [{"protocol": "tcp"}]}"#, "ingressPerPortPolicies[0].protocol", "TCP, UDP"),
+        (r#"{"ingressPerPortPolicies": {"port": 1}}"#, "ingressPerPortPolicies", "a list, each element an object"),
+        (r#"{"ingressPerPortPolicies": [5]}"#, "ingressPerPortPolicies[0]", "an object (PortNetworkPolicy)"),
+        (r#"{"ingressPerPortPolicies": [null]}"#, "ingressPerPortPolicies[0]", "an object (PortNetworkPolicy)"),
         (r#"{"name": 7}"#, "endpointIps[0]", "a text in quotes"),
-        (
-            r#"{"endpointIps": "10.0.0.1"}"#,
-            "endpointIps",
-            "a list, each element a text in quotes",
-        ),
-        (
-            r#"{"endpointId": "18446744073709551616"}"#,
-            "endpointId",
-            "18446744073709551615",
-        ),
+        (r#"{"endpointIps": "10.0.0.1"}"#, "endpointIps", "a list, each element a text in quotes"),
+        (r#"{"endpointId": "18446744073709551616"}"#, "endpointId", "18446744073709551615"),
         ("[]", "(top)", "an object with the fields of the message"),
     ];
     for (text, path, remedy) in cases {
         let error = network_policy_from_json(text).expect_err("refused");
-        assert!(
-            matches!(&error, JsonError::Value { path: found, .. } if found == path),
-            "{text}: {error:?}"
-        );
+        assert!(matches!(&error, JsonError::Value { path: found, .. } if found == path), "{text}: {error:?}");
         let message = message_of(error);
         assert!(message.contains(remedy), "{text}: {message}");
     }
@@ -241,10 +163,7 @@ fn text_that_is_not_json_and_other_messages_are_refused() {
     assert!(refused("{\n \"endpointId\": }").contains("line 2 column 16"));
     assert!(refused("{} {}").contains("trailing characters"));
     let other = refused(r#"{"@type": "type.googleapis.com/cilium.NetworkPolicyHosts"}"#);
-    assert!(
-        other.contains("a type.googleapis.com/cilium.NetworkPolicy is needed"),
-        "{other}"
-    );
+    assert!(other.contains("a type.googleapis.com/cilium.NetworkPolicy is needed"), "{other}");
     assert!(refused(&"[".repeat(10_000)).contains("recursion limit"));
 }
 
@@ -254,8 +173,7 @@ fn deep_nesting_is_an_error_and_nothing_worse() {
     for _ in 0..200 {
         value = json!({"listMatch": {"oneOf": value}});
     }
-    let rule =
-        json!({"l7Rules": {"l7AllowRules": [{"metadataRule": [{"filter": "f", "value": value}]}]}});
+    let rule = json!({"l7Rules": {"l7AllowRules": [{"metadataRule": [{"filter": "f", "value": value}]}]}});
     let policy = json!({"ingressPerPortPolicies": [{"rules": [rule]}]});
     let error = network_policy_from_value(policy).expect_err("refused");
     assert!(matches!(error, JsonError::TooDeep), "{error:?}");
@@ -269,10 +187,7 @@ fn hosts_load_and_print() {
     assert_eq!(hosts.policy, 32226);
     assert_eq!(hosts.host_addresses, ["10.244.1.17/32", "fd00::/64"]);
     let printed = network_policy_hosts_to_json(&hosts).expect("prints");
-    assert_eq!(
-        printed,
-        json!({"policy": "32226", "hostAddresses": ["10.244.1.17/32", "fd00::/64"]})
-    );
+    assert_eq!(printed, json!({"policy": "32226", "hostAddresses": ["10.244.1.17/32", "fd00::/64"]}));
     let error = network_policy_hosts_from_json(r#"{"name": "1"}"#).expect_err("refused");
     assert!(matches!(error, JsonError::UnknownField { .. }), "{error:?}");
 }

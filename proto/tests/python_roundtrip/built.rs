@@ -11,12 +11,8 @@ use tollgate_proto::cilium::header_match::{MatchAction, MismatchAction};
 use tollgate_proto::cilium::port_network_policy_rule::{L7, Verdict};
 use tollgate_proto::cilium::{self, log_entry};
 use tollgate_proto::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
-use tollgate_proto::envoy::config::core::v3::{
-    AggregatedConfigSource, ConfigSource, socket_address,
-};
-use tollgate_proto::envoy::config::route::v3::{
-    HeaderMatcher, header_matcher::HeaderMatchSpecifier,
-};
+use tollgate_proto::envoy::config::core::v3::{AggregatedConfigSource, ConfigSource, socket_address};
+use tollgate_proto::envoy::config::route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier};
 use tollgate_proto::envoy::r#type::matcher::v3 as matcher;
 use tollgate_proto::google::protobuf::Duration;
 
@@ -31,11 +27,7 @@ pub(crate) struct Built {
 }
 
 fn built<M: Message + Name>(message: &M, expected: Value) -> Built {
-    Built {
-        message: M::full_name(),
-        bytes: message.encode_to_vec(),
-        expected,
-    }
+    Built { message: M::full_name(), bytes: message.encode_to_vec(), expected }
 }
 
 /// Every message of the package, each field set in at least one.
@@ -107,33 +99,16 @@ fn rules() -> Vec<Built> {
     vec![
         built(&context, expected),
         built(
-            &rule(
-                Verdict::Deny(true),
-                L7::HttpRules(cilium::HttpNetworkPolicyRules {
-                    http_rules: vec![http],
-                }),
-            ),
-            rule_expected(
-                "deny",
-                json!(true),
-                "http_rules",
-                json!({"http_rules": [self::http().1]}),
-            ),
+            &rule(Verdict::Deny(true), L7::HttpRules(cilium::HttpNetworkPolicyRules { http_rules: vec![http] })),
+            rule_expected("deny", json!(true), "http_rules", json!({"http_rules": [self::http().1]})),
         ),
         // A choice with a zero value is still made.
         built(
             &rule(
                 Verdict::PassPrecedence(0),
-                L7::KafkaRules(cilium::KafkaNetworkPolicyRules {
-                    kafka_rules: vec![kafka],
-                }),
+                L7::KafkaRules(cilium::KafkaNetworkPolicyRules { kafka_rules: vec![kafka] }),
             ),
-            rule_expected(
-                "pass_precedence",
-                json!(0),
-                "kafka_rules",
-                json!({"kafka_rules": [self::kafka().1]}),
-            ),
+            rule_expected("pass_precedence", json!(0), "kafka_rules", json!({"kafka_rules": [self::kafka().1]})),
         ),
         built(
             &rule(Verdict::PassPrecedence(7), L7::L7Rules(l7)),
@@ -158,10 +133,7 @@ fn header_match() -> (cilium::HeaderMatch, Value) {
 }
 
 fn http() -> (cilium::HttpNetworkPolicyRule, Value) {
-    let regex = matcher::RegexMatcher {
-        regex: "/hello".into(),
-        engine_type: None,
-    };
+    let regex = matcher::RegexMatcher { regex: "/hello".into(), engine_type: None };
     let string = matcher::StringMatcher {
         ignore_case: true,
         match_pattern: Some(matcher::string_matcher::MatchPattern::SafeRegex(regex)),
@@ -192,39 +164,24 @@ fn kafka() -> (cilium::KafkaNetworkPolicyRule, Value) {
         client_id: "client".into(),
         topic: "topic".into(),
     };
-    (
-        rule,
-        json!({"api_version": -1, "api_keys": [0, 3], "client_id": "client", "topic": "topic"}),
-    )
+    (rule, json!({"api_version": -1, "api_keys": [0, 3], "client_id": "client", "topic": "topic"}))
 }
 
 fn l7() -> (cilium::L7NetworkPolicyRules, Value) {
     let metadata = matcher::MetadataMatcher {
         filter: "envoy.filters.network.mysql_proxy".into(),
         path: vec![matcher::metadata_matcher::PathSegment {
-            segment: Some(matcher::metadata_matcher::path_segment::Segment::Key(
-                "table".into(),
-            )),
+            segment: Some(matcher::metadata_matcher::path_segment::Segment::Key("table".into())),
         }],
         value: Some(matcher::ValueMatcher {
             match_pattern: Some(matcher::value_matcher::MatchPattern::BoolMatch(true)),
         }),
         invert: true,
     };
-    let allow = cilium::L7NetworkPolicyRule {
-        name: "allow".into(),
-        rule: map("cmd", "READ"),
-        metadata_rule: vec![metadata],
-    };
-    let deny = cilium::L7NetworkPolicyRule {
-        name: "deny".into(),
-        rule: BTreeMap::new(),
-        metadata_rule: Vec::new(),
-    };
-    let rules = cilium::L7NetworkPolicyRules {
-        l7_allow_rules: vec![allow],
-        l7_deny_rules: vec![deny],
-    };
+    let allow =
+        cilium::L7NetworkPolicyRule { name: "allow".into(), rule: map("cmd", "READ"), metadata_rule: vec![metadata] };
+    let deny = cilium::L7NetworkPolicyRule { name: "deny".into(), rule: BTreeMap::new(), metadata_rule: Vec::new() };
+    let rules = cilium::L7NetworkPolicyRules { l7_allow_rules: vec![allow], l7_deny_rules: vec![deny] };
     let expected = json!({
         "l7_allow_rules": [{"name": "allow", "rule": {"cmd": "READ"}, "metadata_rule": [{
             "filter": "envoy.filters.network.mysql_proxy", "path": [{"key": "table"}],
@@ -237,28 +194,14 @@ fn l7() -> (cilium::L7NetworkPolicyRules, Value) {
 
 fn conditions() -> Vec<Built> {
     let (edit, edit_expected) = header_match();
-    let ((http, http_expected), (kafka, kafka_expected), (l7, l7_expected)) =
-        (http(), kafka(), l7());
+    let ((http, http_expected), (kafka, kafka_expected), (l7, l7_expected)) = (http(), kafka(), l7());
     vec![
         built(&edit, edit_expected),
         built(&http, http_expected.clone()),
-        built(
-            &cilium::HttpNetworkPolicyRules {
-                http_rules: vec![http],
-            },
-            json!({"http_rules": [http_expected]}),
-        ),
+        built(&cilium::HttpNetworkPolicyRules { http_rules: vec![http] }, json!({"http_rules": [http_expected]})),
         built(&kafka, kafka_expected.clone()),
-        built(
-            &cilium::KafkaNetworkPolicyRules {
-                kafka_rules: vec![kafka],
-            },
-            json!({"kafka_rules": [kafka_expected]}),
-        ),
-        built(
-            &l7.l7_allow_rules[0],
-            l7_expected["l7_allow_rules"][0].clone(),
-        ),
+        built(&cilium::KafkaNetworkPolicyRules { kafka_rules: vec![kafka] }, json!({"kafka_rules": [kafka_expected]})),
+        built(&l7.l7_allow_rules[0], l7_expected["l7_allow_rules"][0].clone()),
         built(&l7, l7_expected),
     ]
 }
@@ -268,13 +211,9 @@ fn policies() -> Vec<Built> {
         port: 8000,
         end_port: 65535,
         protocol: socket_address::Protocol::Udp.into(),
-        rules: vec![cilium::PortNetworkPolicyRule {
-            verdict: Some(Verdict::Deny(false)),
-            ..Default::default()
-        }],
+        rules: vec![cilium::PortNetworkPolicyRule { verdict: Some(Verdict::Deny(false)), ..Default::default() }],
     };
-    let port_expected =
-        json!({"port": 8000, "end_port": 65535, "protocol": "UDP", "rules": [{"deny": false}]});
+    let port_expected = json!({"port": 8000, "end_port": 65535, "protocol": "UDP", "rules": [{"deny": false}]});
     let policy = cilium::NetworkPolicy {
         endpoint_ips: strings(&["f00d::1", "10.0.0.1"]),
         endpoint_id: u64::MAX,
@@ -287,31 +226,20 @@ fn policies() -> Vec<Built> {
         "ingress_per_port_policies": [port_expected], "egress_per_port_policies": [{}],
         "conntrack_map_name": "global",
     });
-    let hosts = cilium::NetworkPolicyHosts {
-        policy: 32226,
-        host_addresses: strings(&["10.244.1.17/32", "fd00::/64"]),
-    };
+    let hosts = cilium::NetworkPolicyHosts { policy: 32226, host_addresses: strings(&["10.244.1.17/32", "fd00::/64"]) };
     vec![
         built(&port, port_expected),
         built(&policy, policy_expected.clone()),
         built(
-            &cilium::NetworkPoliciesConfigDump {
-                networkpolicies: vec![policy],
-            },
+            &cilium::NetworkPoliciesConfigDump { networkpolicies: vec![policy] },
             json!({"networkpolicies": [policy_expected]}),
         ),
-        built(
-            &hosts,
-            json!({"policy": "32226", "host_addresses": ["10.244.1.17/32", "fd00::/64"]}),
-        ),
+        built(&hosts, json!({"policy": "32226", "host_addresses": ["10.244.1.17/32", "fd00::/64"]})),
     ]
 }
 
 fn header(key: &str, value: &str) -> cilium::KeyValue {
-    cilium::KeyValue {
-        key: key.into(),
-        value: value.into(),
-    }
+    cilium::KeyValue { key: key.into(), value: value.into() }
 }
 
 fn log_entry(l7: log_entry::L7) -> cilium::LogEntry {
@@ -367,28 +295,16 @@ fn log_entries() -> Vec<Built> {
     let kafka_expected = json!({
         "correlation_id": 1, "error_code": -2, "api_version": 3, "api_key": 4, "topics": ["t", "u"],
     });
-    let l7 = cilium::L7LogEntry {
-        proto: "mysql".into(),
-        fields: map("table", "[\"insert\"]"),
-    };
+    let l7 = cilium::L7LogEntry { proto: "mysql".into(), fields: map("table", "[\"insert\"]") };
     let l7_expected = json!({"proto": "mysql", "fields": {"table": "[\"insert\"]"}});
     vec![
         built(&header("k", "v"), json!({"key": "k", "value": "v"})),
         built(&http, http_expected.clone()),
         built(&kafka, kafka_expected.clone()),
         built(&l7, l7_expected.clone()),
-        built(
-            &log_entry(log_entry::L7::Http(http)),
-            log_entry_expected("http", http_expected),
-        ),
-        built(
-            &log_entry(log_entry::L7::Kafka(kafka)),
-            log_entry_expected("kafka", kafka_expected),
-        ),
-        built(
-            &log_entry(log_entry::L7::GenericL7(l7)),
-            log_entry_expected("generic_l7", l7_expected),
-        ),
+        built(&log_entry(log_entry::L7::Http(http)), log_entry_expected("http", http_expected)),
+        built(&log_entry(log_entry::L7::Kafka(kafka)), log_entry_expected("kafka", kafka_expected)),
+        built(&log_entry(log_entry::L7::GenericL7(l7)), log_entry_expected("generic_l7", l7_expected)),
     ]
 }
 
@@ -416,10 +332,7 @@ fn filters() -> Vec<Built> {
         original_source_so_linger_time: Some(0),
         ipcache_name: "cilium_ipcache_v2".into(),
         use_nphds: true,
-        cache_entry_ttl: Some(Duration {
-            seconds: 0,
-            nanos: 3_000_000,
-        }),
+        cache_entry_ttl: Some(Duration { seconds: 0, nanos: 3_000_000 }),
         cache_gc_interval: seconds(2),
         cilium_config_source: Some(source),
     };
@@ -438,23 +351,12 @@ fn filters() -> Vec<Built> {
     let network_expected = json!({
         "proxylib": "lib.so", "proxylib_params": {"k": "v"}, "access_log_path": "/run/log.sock",
     });
-    let l7 = cilium::L7Policy {
-        access_log_path: "/run/log.sock".into(),
-        denied_403_body: "no".into(),
-    };
+    let l7 = cilium::L7Policy { access_log_path: "/run/log.sock".into(), denied_403_body: "no".into() };
     vec![
         built(&metadata, metadata_expected),
         built(&network, network_expected),
-        built(
-            &l7,
-            json!({"access_log_path": "/run/log.sock", "denied_403_body": "no"}),
-        ),
-        built(
-            &cilium::HealthCheckEventPipeSink {
-                path: "/run/h.sock".into(),
-            },
-            json!({"path": "/run/h.sock"}),
-        ),
+        built(&l7, json!({"access_log_path": "/run/log.sock", "denied_403_body": "no"})),
+        built(&cilium::HealthCheckEventPipeSink { path: "/run/h.sock".into() }, json!({"path": "/run/h.sock"})),
         built(&cilium::UpstreamTlsWrapperContext {}, json!({})),
         built(&cilium::DownstreamTlsWrapperContext {}, json!({})),
     ]

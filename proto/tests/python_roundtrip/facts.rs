@@ -35,10 +35,7 @@ pub(crate) const MESSAGES: &[(&str, &[Field])] = &[
             ("topics", 5, "repeated string"),
         ],
     ),
-    (
-        "L7LogEntry",
-        &[("proto", 1, "string"), ("fields", 2, "map<string, string>")],
-    ),
+    ("L7LogEntry", &[("proto", 1, "string"), ("fields", 2, "map<string, string>")]),
     (
         "LogEntry",
         &[
@@ -75,28 +72,14 @@ pub(crate) const MESSAGES: &[(&str, &[Field])] = &[
             ("use_nphds", 13, "bool"),
             ("cache_entry_ttl", 14, "google.protobuf.Duration"),
             ("cache_gc_interval", 15, "google.protobuf.Duration"),
-            (
-                "cilium_config_source",
-                16,
-                "envoy.config.core.v3.ConfigSource",
-            ),
+            ("cilium_config_source", 16, "envoy.config.core.v3.ConfigSource"),
         ],
     ),
     ("HealthCheckEventPipeSink", &[("path", 1, "string")]),
-    (
-        "L7Policy",
-        &[
-            ("access_log_path", 1, "string"),
-            ("denied_403_body", 3, "string"),
-        ],
-    ),
+    ("L7Policy", &[("access_log_path", 1, "string"), ("denied_403_body", 3, "string")]),
     (
         "NetworkFilter",
-        &[
-            ("proxylib", 1, "string"),
-            ("proxylib_params", 2, "map<string, string>"),
-            ("access_log_path", 5, "string"),
-        ],
+        &[("proxylib", 1, "string"), ("proxylib_params", 2, "map<string, string>"), ("access_log_path", 5, "string")],
     ),
     (
         "NetworkPolicy",
@@ -148,10 +131,7 @@ pub(crate) const MESSAGES: &[(&str, &[Field])] = &[
             ("l7_rules", 102, "oneof l7: L7NetworkPolicyRules"),
         ],
     ),
-    (
-        "HttpNetworkPolicyRules",
-        &[("http_rules", 1, "repeated HttpNetworkPolicyRule")],
-    ),
+    ("HttpNetworkPolicyRules", &[("http_rules", 1, "repeated HttpNetworkPolicyRule")]),
     (
         "HeaderMatch",
         &[
@@ -169,10 +149,7 @@ pub(crate) const MESSAGES: &[(&str, &[Field])] = &[
             ("header_matches", 2, "repeated HeaderMatch"),
         ],
     ),
-    (
-        "KafkaNetworkPolicyRules",
-        &[("kafka_rules", 1, "repeated KafkaNetworkPolicyRule")],
-    ),
+    ("KafkaNetworkPolicyRules", &[("kafka_rules", 1, "repeated KafkaNetworkPolicyRule")]),
     (
         "KafkaNetworkPolicyRule",
         &[
@@ -184,34 +161,18 @@ pub(crate) const MESSAGES: &[(&str, &[Field])] = &[
     ),
     (
         "L7NetworkPolicyRules",
-        &[
-            ("l7_allow_rules", 1, "repeated L7NetworkPolicyRule"),
-            ("l7_deny_rules", 2, "repeated L7NetworkPolicyRule"),
-        ],
+        &[("l7_allow_rules", 1, "repeated L7NetworkPolicyRule"), ("l7_deny_rules", 2, "repeated L7NetworkPolicyRule")],
     ),
     (
         "L7NetworkPolicyRule",
         &[
             ("rule", 1, "map<string, string>"),
-            (
-                "metadata_rule",
-                2,
-                "repeated envoy.type.matcher.v3.MetadataMatcher",
-            ),
+            ("metadata_rule", 2, "repeated envoy.type.matcher.v3.MetadataMatcher"),
             ("name", 3, "string"),
         ],
     ),
-    (
-        "NetworkPoliciesConfigDump",
-        &[("networkpolicies", 1, "repeated NetworkPolicy")],
-    ),
-    (
-        "NetworkPolicyHosts",
-        &[
-            ("policy", 1, "uint64"),
-            ("host_addresses", 2, "repeated string"),
-        ],
-    ),
+    ("NetworkPoliciesConfigDump", &[("networkpolicies", 1, "repeated NetworkPolicy")]),
+    ("NetworkPolicyHosts", &[("policy", 1, "uint64"), ("host_addresses", 2, "repeated string")]),
     ("UpstreamTlsWrapperContext", &[]),
     ("DownstreamTlsWrapperContext", &[]),
     ("WebSocketClient", WEB_SOCKET),
@@ -237,26 +198,14 @@ const METHODS: &[(&str, &str, &str)] = &[
         "stream DeltaDiscoveryRequest",
         "stream DeltaDiscoveryResponse",
     ),
-    (
-        "NetworkPolicyDiscoveryService/FetchNetworkPolicies",
-        "DiscoveryRequest",
-        "DiscoveryResponse",
-    ),
-    (
-        "NetworkPolicyDiscoveryService/StreamNetworkPolicies",
-        "stream DiscoveryRequest",
-        "stream DiscoveryResponse",
-    ),
+    ("NetworkPolicyDiscoveryService/FetchNetworkPolicies", "DiscoveryRequest", "DiscoveryResponse"),
+    ("NetworkPolicyDiscoveryService/StreamNetworkPolicies", "stream DiscoveryRequest", "stream DiscoveryResponse"),
     (
         "NetworkPolicyHostsDiscoveryService/DeltaNetworkPolicyHosts",
         "stream DeltaDiscoveryRequest",
         "stream DeltaDiscoveryResponse",
     ),
-    (
-        "NetworkPolicyHostsDiscoveryService/FetchNetworkPolicyHosts",
-        "DiscoveryRequest",
-        "DiscoveryResponse",
-    ),
+    ("NetworkPolicyHostsDiscoveryService/FetchNetworkPolicyHosts", "DiscoveryRequest", "DiscoveryResponse"),
     (
         "NetworkPolicyHostsDiscoveryService/StreamNetworkPolicyHosts",
         "stream DiscoveryRequest",
@@ -280,10 +229,7 @@ fn kind_name(kind: &Kind) -> String {
 fn type_name(field: &FieldDescriptor) -> String {
     let kind = field.kind();
     if let (true, Some(entry)) = (field.is_map(), kind.as_message()) {
-        let (key, value) = (
-            entry.map_entry_key_field().kind(),
-            entry.map_entry_value_field().kind(),
-        );
+        let (key, value) = (entry.map_entry_key_field().kind(), entry.map_entry_value_field().kind());
         return format!("map<{}, {}>", kind_name(&key), kind_name(&value));
     }
     let name = kind_name(&kind);
@@ -305,20 +251,14 @@ fn messages_are_those_of_the_specification() {
         .all_messages()
         .filter(|message| message.package_name() == "cilium" && !message.is_map_entry())
         .map(|message| {
-            let field = |field: FieldDescriptor| {
-                (field.number(), (field.name().to_owned(), type_name(&field)))
-            };
-            (
-                message.name().to_owned(),
-                message.fields().map(field).collect(),
-            )
+            let field = |field: FieldDescriptor| (field.number(), (field.name().to_owned(), type_name(&field)));
+            (message.name().to_owned(), message.fields().map(field).collect())
         })
         .collect();
     let specified: Table = MESSAGES
         .iter()
         .map(|(message, fields)| {
-            let field =
-                |(name, number, kind): &Field| (*number, ((*name).to_owned(), (*kind).to_owned()));
+            let field = |(name, number, kind): &Field| (*number, ((*name).to_owned(), (*kind).to_owned()));
             ((*message).to_owned(), fields.iter().map(field).collect())
         })
         .collect();
@@ -327,8 +267,7 @@ fn messages_are_those_of_the_specification() {
 
 #[test]
 fn services_are_those_of_the_specification() {
-    let streamed =
-        |streaming: bool, name: &str| format!("{}{name}", if streaming { "stream " } else { "" });
+    let streamed = |streaming: bool, name: &str| format!("{}{name}", if streaming { "stream " } else { "" });
     let mut compiled: Vec<(String, String, String)> = pool()
         .services()
         .flat_map(|service| {
@@ -338,18 +277,12 @@ fn services_are_those_of_the_specification() {
         .map(|method| {
             let name = format!("{}/{}", method.parent_service().name(), method.name());
             let input = streamed(method.is_client_streaming(), method.input().name());
-            (
-                name,
-                input,
-                streamed(method.is_server_streaming(), method.output().name()),
-            )
+            (name, input, streamed(method.is_server_streaming(), method.output().name()))
         })
         .collect();
     compiled.sort();
-    let specified: Vec<(String, String, String)> = METHODS
-        .iter()
-        .map(|(name, input, output)| ((*name).into(), (*input).into(), (*output).into()))
-        .collect();
+    let specified: Vec<(String, String, String)> =
+        METHODS.iter().map(|(name, input, output)| ((*name).into(), (*input).into(), (*output).into())).collect();
     assert_eq!(compiled, specified);
 }
 
@@ -359,56 +292,20 @@ fn enum_numbers_are_those_of_the_specification() {
     use tollgate_proto::cilium::{EntryType, HttpProtocol};
 
     let found = [
-        (
-            MatchAction::ContinueOnMatch.as_str_name(),
-            MatchAction::ContinueOnMatch as i32,
-        ),
-        (
-            MatchAction::FailOnMatch.as_str_name(),
-            MatchAction::FailOnMatch as i32,
-        ),
-        (
-            MatchAction::DeleteOnMatch.as_str_name(),
-            MatchAction::DeleteOnMatch as i32,
-        ),
-        (
-            MismatchAction::FailOnMismatch.as_str_name(),
-            MismatchAction::FailOnMismatch as i32,
-        ),
-        (
-            MismatchAction::ContinueOnMismatch.as_str_name(),
-            MismatchAction::ContinueOnMismatch as i32,
-        ),
-        (
-            MismatchAction::AddOnMismatch.as_str_name(),
-            MismatchAction::AddOnMismatch as i32,
-        ),
-        (
-            MismatchAction::DeleteOnMismatch.as_str_name(),
-            MismatchAction::DeleteOnMismatch as i32,
-        ),
-        (
-            MismatchAction::ReplaceOnMismatch.as_str_name(),
-            MismatchAction::ReplaceOnMismatch as i32,
-        ),
+        (MatchAction::ContinueOnMatch.as_str_name(), MatchAction::ContinueOnMatch as i32),
+        (MatchAction::FailOnMatch.as_str_name(), MatchAction::FailOnMatch as i32),
+        (MatchAction::DeleteOnMatch.as_str_name(), MatchAction::DeleteOnMatch as i32),
+        (MismatchAction::FailOnMismatch.as_str_name(), MismatchAction::FailOnMismatch as i32),
+        (MismatchAction::ContinueOnMismatch.as_str_name(), MismatchAction::ContinueOnMismatch as i32),
+        (MismatchAction::AddOnMismatch.as_str_name(), MismatchAction::AddOnMismatch as i32),
+        (MismatchAction::DeleteOnMismatch.as_str_name(), MismatchAction::DeleteOnMismatch as i32),
+        (MismatchAction::ReplaceOnMismatch.as_str_name(), MismatchAction::ReplaceOnMismatch as i32),
         (EntryType::Request.as_str_name(), EntryType::Request as i32),
-        (
-            EntryType::Response.as_str_name(),
-            EntryType::Response as i32,
-        ),
+        (EntryType::Response.as_str_name(), EntryType::Response as i32),
         (EntryType::Denied.as_str_name(), EntryType::Denied as i32),
-        (
-            HttpProtocol::Http10.as_str_name(),
-            HttpProtocol::Http10 as i32,
-        ),
-        (
-            HttpProtocol::Http11.as_str_name(),
-            HttpProtocol::Http11 as i32,
-        ),
-        (
-            HttpProtocol::Http2.as_str_name(),
-            HttpProtocol::Http2 as i32,
-        ),
+        (HttpProtocol::Http10.as_str_name(), HttpProtocol::Http10 as i32),
+        (HttpProtocol::Http11.as_str_name(), HttpProtocol::Http11 as i32),
+        (HttpProtocol::Http2.as_str_name(), HttpProtocol::Http2 as i32),
     ];
     let specified = [
         ("CONTINUE_ON_MATCH", 0),

@@ -30,23 +30,16 @@ fn python() -> Option<&'static Path> {
     static PYTHON: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let found = PYTHON.get_or_init(|| {
         let script = Path::new(CRATE).join("../tests/python/venv");
-        let output = Command::new(&script)
-            .output()
-            .map_err(|error| format!("{}: {error}", script.display()))?;
+        let output = Command::new(&script).output().map_err(|error| format!("{}: {error}", script.display()))?;
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
         }
-        Ok(PathBuf::from(
-            String::from_utf8_lossy(&output.stdout).trim(),
-        ))
+        Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
     });
     match found {
         Ok(path) => Some(path),
         Err(why) => {
-            assert!(
-                env::var("CI").as_deref() != Ok("true"),
-                "no Python environment: {why}"
-            );
+            assert!(env::var("CI").as_deref() != Ok("true"), "no Python environment: {why}");
             println!("SKIPPED: no Python environment: {why}");
             None
         }
@@ -71,27 +64,16 @@ fn interop(python: &Path, command: &str, lines: &[Value]) -> Vec<Value> {
     // A thread of its own, so that neither side waits on a full pipe.
     let writer = thread::spawn(move || stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().expect("python ends");
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(
-        output.status.success(),
-        "interop.py {command}: {stderr}\n{stdout}"
-    );
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "interop.py {command}: {stderr}\n{stdout}");
     writer.join().expect("writer").expect("input taken");
-    stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("a JSON line"))
-        .collect()
+    stdout.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
 }
 
 type Again = fn(&[u8]) -> Result<Vec<u8>, DecodeError>;
 
 fn entry<M: Message + Name + Default>() -> (String, Again) {
-    (M::full_name(), |bytes| {
-        M::decode(bytes).map(|message| message.encode_to_vec())
-    })
+    (M::full_name(), |bytes| M::decode(bytes).map(|message| message.encode_to_vec()))
 }
 
 /// Decodes as the named type and encodes again.
@@ -154,14 +136,9 @@ type Fields = BTreeMap<String, BTreeSet<String>>;
 fn fields_set(lines: &[Value]) -> Fields {
     let mut set = Fields::new();
     for line in lines {
-        let fields = line["set"]
-            .as_array()
-            .expect("a list")
-            .iter()
-            .map(|name| name.as_str().expect("a name").to_owned());
-        set.entry(name_of(line).to_owned())
-            .or_default()
-            .extend(fields);
+        let fields =
+            line["set"].as_array().expect("a list").iter().map(|name| name.as_str().expect("a name").to_owned());
+        set.entry(name_of(line).to_owned()).or_default().extend(fields);
     }
     set
 }
@@ -175,24 +152,13 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex"))
-        .collect()
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex")).collect()
 }
 
 /// The fields of `cilium.*` that the specification knows.
 fn specified() -> Fields {
-    let names = |fields: &[facts::Field]| {
-        fields
-            .iter()
-            .map(|(name, _, _)| (*name).to_owned())
-            .collect()
-    };
-    facts::MESSAGES
-        .iter()
-        .map(|(message, fields)| (format!("cilium.{message}"), names(fields)))
-        .collect()
+    let names = |fields: &[facts::Field]| fields.iter().map(|(name, _, _)| (*name).to_owned()).collect();
+    facts::MESSAGES.iter().map(|(message, fields)| (format!("cilium.{message}"), names(fields))).collect()
 }
 
 #[test]
@@ -205,28 +171,17 @@ fn every_field_from_python_comes_back_the_same() {
     let mut returned = Vec::new();
     for sample in &samples {
         let name = name_of(sample);
-        let again = types
-            .get(name)
-            .unwrap_or_else(|| panic!("{name} is missing from the table of types"));
+        let again = types.get(name).unwrap_or_else(|| panic!("{name} is missing from the table of types"));
         let sent = sample["bytes"].as_str().expect("bytes");
         let bytes = again(&unhex(sent)).unwrap_or_else(|error| panic!("{name}: {error}"));
         returned.push(json!({"message": name, "sent": sent, "returned": hex(&bytes)}));
         let fields = sample["fields"].as_array().expect("a list");
-        all.insert(
-            name.to_owned(),
-            fields
-                .iter()
-                .map(|field| field.as_str().expect("a name").to_owned())
-                .collect(),
-        );
+        all.insert(name.to_owned(), fields.iter().map(|field| field.as_str().expect("a name").to_owned()).collect());
     }
     assert_eq!(interop(python, "compare", &returned), Vec::<Value>::new());
 
     // Nothing was left out: every type was sent, with every field.
-    assert_eq!(
-        all.keys().collect::<Vec<_>>(),
-        types.keys().collect::<Vec<_>>()
-    );
+    assert_eq!(all.keys().collect::<Vec<_>>(), types.keys().collect::<Vec<_>>());
     assert_eq!(fields_set(&samples), all);
 
     // And what Python compiled out of our files is what the specification has.
@@ -238,37 +193,22 @@ fn every_field_from_python_comes_back_the_same() {
 fn python_reads_what_is_built_here() {
     let Some(python) = python() else { return };
     let built = built::messages();
-    let lines: Vec<Value> = built
-        .iter()
-        .map(|built| json!({"message": built.message, "bytes": hex(&built.bytes)}))
-        .collect();
+    let lines: Vec<Value> =
+        built.iter().map(|built| json!({"message": built.message, "bytes": hex(&built.bytes)})).collect();
     let decoded = interop(python, "decode", &lines);
     assert_eq!(decoded.len(), built.len());
     for (built, decoded) in built.iter().zip(&decoded) {
         assert_eq!(decoded["value"], built.expected, "{}", built.message);
     }
-    assert_eq!(
-        fields_set(&decoded),
-        specified(),
-        "some field is never set here"
-    );
+    assert_eq!(fields_set(&decoded), specified(), "some field is never set here");
 }
 
 #[test]
 fn envoy_messages_are_restated_faithfully() {
     let Some(python) = python() else { return };
     let compared = interop(python, "definitions", &[]);
-    assert!(
-        compared.len() >= 20,
-        "only {} messages compared",
-        compared.len()
-    );
+    assert!(compared.len() >= 20, "only {} messages compared", compared.len());
     for line in compared {
-        assert_eq!(
-            (&line["wrong"], &line["missing"]),
-            (&json!([]), &json!([])),
-            "{}",
-            name_of(&line)
-        );
+        assert_eq!((&line["wrong"], &line["missing"]), (&json!([]), &json!([])), "{}", name_of(&line));
     }
 }
