@@ -5,6 +5,7 @@
 //! `tollgate: error: ` and names what is wrong, where, and what to do.
 
 mod admin_client;
+mod demo;
 mod explain;
 mod flows;
 mod run;
@@ -83,6 +84,10 @@ enum Command {
     Policy(Policy),
     Status(status::Args),
     Flows(flows::Args),
+    ControlPlane(crate::control_plane::Args),
+    Demo(demo::Args),
+    #[command(hide = true)]
+    DemoHelloworld(demo::HelloworldArgs),
     /// Print the version
     ///
     /// Exit code: 0.
@@ -107,6 +112,9 @@ pub fn main() -> ExitCode {
         Command::Policy(Policy::Explain(args)) => explain::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Flows(args) => flows::run(&args),
+        Command::ControlPlane(args) => serve_policies(args),
+        Command::Demo(args) => demo::run(&args),
+        Command::DemoHelloworld(args) => demo::serve_helloworld(&args),
         Command::Version => print(&format!("tollgate {}\n", env!("CARGO_PKG_VERSION"))).map(|_| Exit::Fine),
     };
     let exit = outcome.unwrap_or_else(|failure| {
@@ -116,6 +124,12 @@ pub fn main() -> ExitCode {
         failure.exit
     });
     ExitCode::from(exit as u8)
+}
+
+fn serve_policies(args: crate::control_plane::Args) -> Result<Exit, Failure> {
+    let served = asynchronously(crate::control_plane::run(args))?;
+    served.map_err(|error| Failure::cannot_tell(format_args!("{error:#}")))?;
+    Ok(Exit::Fine)
 }
 
 /// Help and version go to standard output and are fine; anything else is an error in our own form.

@@ -20,9 +20,14 @@ const OUTSIDE: &str = "TOLLGATE_OUTER_NETWORK";
 const TOOLS: [&str; 8] = ["unshare", "setpriv", "nsenter", "mount", "sysctl", "ip", "nft", "sh"];
 const INSTALL: &str = "apt-get install iproute2 nftables util-linux mount procps";
 
+/// Names the number of the inner process outside, which only the `/proc` of outside tells.
+const OUTER_PROCESS: &str = "TOLLGATE_OUTER_PROCESS";
+
 /// Prepares the inside, then becomes the program. A fresh `/run` lets `ip netns` work without rights on the outer one;
 /// a fresh `/proc` shows the inner process numbers, but some containers forbid it and nothing here depends on it.
-const PREPARE: &str = "mount -t tmpfs -o mode=0755 tollgate /run
+const PREPARE: &str = "read -r TOLLGATE_OUTER_PROCESS rest </proc/self/stat || true
+export TOLLGATE_OUTER_PROCESS
+mount -t tmpfs -o mode=0755 tollgate /run
 mkdir /run/netns /run/tollgate
 mount -t proc proc /proc 2>/dev/null || true
 ip link set lo up
@@ -119,6 +124,11 @@ pub fn is_inside() -> bool {
     env::var_os(OUTSIDE).is_some_and(|outside| own_network().is_some_and(|own| own != outside))
 }
 
+/// The number of the inner process as the processes outside see it, for `nsenter --target`.
+pub(super) fn outer_process() -> Option<u32> {
+    env::var(OUTER_PROCESS).ok()?.parse().ok()
+}
+
 /// Takes the sign of being inside away from a command, so that a Tollgate that it runs makes its own namespaces.
 pub(super) fn forget_inside(command: &mut Command) {
     command.env_remove(OUTSIDE);
@@ -171,7 +181,7 @@ fn remedy(read: impl Fn(&Path) -> Option<String>) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_inside, private_command, remedy};
+    use super::{OUTER_PROCESS, is_inside, private_command, remedy};
     use std::path::Path;
 
     #[test]
@@ -193,7 +203,7 @@ mod tests {
         assert!(!is_inside());
         let output = private_command("sh")
             .unwrap()
-            .args(["-c", "echo $$; readlink /proc/self/ns/net; ip netns add a && ip netns list"])
+            .args(["-c", "echo $$; readlink /proc/self/ns/net; ip netns add a && ip netns list; env"])
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -201,5 +211,8 @@ mod tests {
         let outside = std::fs::read_link("/proc/self/ns/net").unwrap();
         assert_eq!((lines[0], lines[2].trim()), ("1", "a"), "{output:?}");
         assert_ne!(Path::new(lines[1]), outside);
+        let outer =
+            lines.iter().find_map(|line| line.strip_prefix(OUTER_PROCESS)?.strip_prefix('=')?.parse::<u32>().ok());
+        assert!(outer.is_some_and(|outer| outer > 1), "{output:?}");
     }
 }

@@ -1,0 +1,260 @@
+//! Everything that plays in the demo: the pods, the upstream, a control plane and Tollgate, each a process of its own.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::client::Connection;
+use super::program::{self, Program, wait_until};
+use super::records::{Push, Record};
+use super::world::{World, WorldError};
+
+/// The port of `helloworld`, which is steered into Tollgate.
+pub(super) const PORT: u16 = 5000;
+/// The identity of `sleep`; every other peer is the world.
+pub(super) const SLEEP: u32 = 32226;
+const LISTENER_PORT: u16 = 15001;
+
+/// Why the demo cannot be played, or a step has nothing to show.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// The network could not be built.
+    #[error(transparent)]
+    World(#[from] WorldError),
+    /// The system refused something.
+    #[error("cannot {step}: {error}")]
+    Io {
+        /// What was being done.
+        step: String,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// One of the programs does not do its part.
+    #[error("{program}: {problem}")]
+    Program {
+        /// Which one.
+        program: &'static str,
+        /// What it did or did not do.
+        problem: String,
+    },
+    /// A connection of a pod broke or was not possible.
+    #[error("{0}")]
+    Connection(io::Error),
+}
+
+impl DemoError {
+    fn io(step: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let step = step.into();
+        move |error| Self::Io { step, error }
+    }
+
+    fn silent(program: &'static str, what: &str) -> Self {
+        let problem = format!("{what} within {} s", program::PATIENCE.as_secs());
+        Self::Program { program, problem }
+    }
+}
+
+/// The running demo. Dropping it ends the programs and removes the pods.
+#[derive(Debug)]
+pub(super) struct Stage {
+    // Dropped in this order: the programs before the network that they use.
+    proxy: Program,
+    control_plane: Program,
+    _upstream: Program,
+    program: PathBuf,
+    world: World,
+}
+
+impl Stage {
+    /// Builds the network and starts everything, with this policy; returns when Tollgate is ready.
+    pub(super) fn build(world: World, policy: &str) -> Result<Self, DemoError> {
+        let program = env::current_exe().map_err(DemoError::io("find this program's file"))?;
+        world.redirect_up(&[PORT], LISTENER_PORT)?;
+        let directory = world.directory().to_owned();
+        fs::create_dir_all(directory.join("policies")).map_err(DemoError::io("create the directory of policies"))?;
+        write_policy(&directory, policy)?;
+
+        let mut command = world.command_in("helloworld", &program);
+        command.args(["demo-helloworld", "--listen", &format!("[::]:{PORT}")]);
+        let upstream = start("helloworld", &directory, command)?;
+        let control_plane = start_control_plane(&world, &program)?;
+        let configuration = directory.join("tollgate.yaml");
+        fs::write(&configuration, tollgate_yaml(&world)?).map_err(DemoError::io("write tollgate.yaml"))?;
+        let mut command = world.command(&program);
+        command.args(["run", "--log-level", "info", "--config"]).arg(configuration);
+        let proxy = start("tollgate", &directory, command)?;
+
+        let mut stage = Self { proxy, control_plane, _upstream: upstream, program, world };
+        stage.wait_for_upstream()?;
+        stage.wait_for_proxy()?;
+        Ok(stage)
+    }
+
+    /// The network.
+    pub(super) const fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// This program's own file.
+    pub(super) fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Where Tollgate's admin endpoint is, as an argument of its commands.
+    pub(super) fn admin(&self) -> String {
+        format!("unix:{}", self.world.directory().join("admin.sock").display())
+    }
+
+    /// The last lines of every program's standard error.
+    pub(super) fn last_words(&self) -> String {
+        program::last_words(self.world.directory())
+    }
+
+    /// Opens a connection from the pod `from` to an address of `helloworld`.
+    pub(super) fn connect(&self, from: &str, to: IpAddr) -> Result<Connection, DemoError> {
+        let connection = self.world.run_in(from, || Connection::open(SocketAddr::new(to, PORT)))?;
+        connection.map_err(DemoError::Connection)
+    }
+
+    /// Puts this policy in the place of the one before and waits for Tollgate's answer to it.
+    pub(super) fn push(&self, policy: &str) -> Result<Push, DemoError> {
+        let before = self.pushes().len();
+        write_policy(self.world.directory(), policy)?;
+        self.answer(before)
+    }
+
+    /// Tollgate's answer to the push number `index`, counted from 0.
+    pub(super) fn answer(&self, index: usize) -> Result<Push, DemoError> {
+        wait_until(|| self.pushes().into_iter().nth(index))
+            .ok_or_else(|| DemoError::silent("control-plane", "no answer to the push"))
+    }
+
+    /// Every answer so far, as the control plane printed them.
+    pub(super) fn pushes(&self) -> Vec<Push> {
+        self.control_plane.lines().iter().filter_map(|line| Push::parse(line)).collect()
+    }
+
+    /// Ends the control plane as a crash would.
+    pub(super) fn kill_control_plane(&mut self) {
+        self.control_plane.kill();
+    }
+
+    /// Starts a control plane again, in the place of one that was killed.
+    pub(super) fn restart_control_plane(&mut self) -> Result<(), DemoError> {
+        self.control_plane = start_control_plane(&self.world, &self.program)?;
+        Ok(())
+    }
+
+    /// What `tollgate status` says, once `condition` holds for it.
+    pub(super) fn status_when(&self, condition: impl Fn(&Value) -> bool) -> Result<Value, DemoError> {
+        let status = || self.ask("status").and_then(|text| serde_json::from_str(&text).ok()).filter(&condition);
+        wait_until(status).ok_or_else(|| DemoError::silent("tollgate", "status did not show what was expected"))
+    }
+
+    /// Tollgate's record of the last request on this connection.
+    pub(super) fn record_of(&self, connection: &Connection) -> Result<Record, DemoError> {
+        let last = connection.requests().saturating_sub(1);
+        let find = || self.records().into_iter().filter(|record| record.is_of(connection)).nth(last);
+        wait_until(find).ok_or_else(|| DemoError::silent("tollgate", "no flow record of the request"))
+    }
+
+    /// The newest flow record that `condition` holds for, once there is one.
+    pub(super) fn record_where(&self, condition: impl Fn(&Record) -> bool) -> Result<Record, DemoError> {
+        wait_until(|| self.records().into_iter().rfind(&condition))
+            .ok_or_else(|| DemoError::silent("tollgate", "no such flow record"))
+    }
+
+    /// Every flow record, oldest first, once there are `count`; those that there are when there never are so many.
+    pub(super) fn records_when(&self, count: usize) -> Vec<Record> {
+        wait_until(|| Some(self.records()).filter(|records| records.len() >= count)).unwrap_or_else(|| self.records())
+    }
+
+    fn records(&self) -> Vec<Record> {
+        self.ask("flows").unwrap_or_default().lines().filter_map(Record::parse).collect()
+    }
+
+    /// Asks the running Tollgate as an operator would, with the command `status` or `flows`.
+    fn ask(&self, command: &str) -> Option<String> {
+        let output = self.world.command(&self.program).args([command, "-o", "json", "--admin", &self.admin()]).output();
+        output.ok().map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A connection from the node is not steered: it says that the server listens.
+    fn wait_for_upstream(&mut self) -> Result<(), DemoError> {
+        let address = SocketAddr::new(self.world.pod("helloworld")?.address_v4().into(), PORT);
+        let listening = wait_until(|| std::net::TcpStream::connect_timeout(&address, program::PATIENCE).ok());
+        listening.map(drop).ok_or_else(|| DemoError::silent("helloworld", "does not listen"))
+    }
+
+    fn wait_for_proxy(&mut self) -> Result<(), DemoError> {
+        let mut ended = false;
+        let ready = wait_until(|| {
+            ended = self.proxy.has_ended();
+            let status: Option<Value> = self.ask("status").and_then(|text| serde_json::from_str(&text).ok());
+            (ended || status.is_some_and(|status| status["ready"] == true)).then_some(())
+        });
+        match ready {
+            Some(()) if ended => Err(DemoError::Program { program: "tollgate", problem: "ended".to_owned() }),
+            Some(()) => Ok(()),
+            None => Err(DemoError::silent("tollgate", "did not become ready")),
+        }
+    }
+}
+
+fn start(name: &'static str, directory: &Path, command: Command) -> Result<Program, DemoError> {
+    Program::start(name, directory, command).map_err(DemoError::io(format!("start {name}")))
+}
+
+/// Returns when proxies can connect.
+fn start_control_plane(world: &World, program: &Path) -> Result<Program, DemoError> {
+    let directory = world.directory();
+    let mut command = world.command(program);
+    command.arg("control-plane").arg("--policies").arg(directory.join("policies"));
+    command.arg("--listen").arg(format!("unix:{}", directory.join("xds.sock").display())).args(["-o", "json"]);
+    let mut control_plane = start("control-plane", directory, command)?;
+    let mut ended = false;
+    let listening = wait_until(|| {
+        ended = control_plane.has_ended();
+        (ended || control_plane.lines().iter().any(|line| line.contains("\"listening\""))).then_some(())
+    });
+    match listening {
+        Some(()) if ended => Err(DemoError::Program { program: "control-plane", problem: "ended".to_owned() }),
+        Some(()) => Ok(control_plane),
+        None => Err(DemoError::silent("control-plane", "does not listen")),
+    }
+}
+
+/// Under another name first, so that nobody reads half a policy.
+fn write_policy(directory: &Path, policy: &str) -> Result<(), DemoError> {
+    let (new, path) = (directory.join("policies/.helloworld.new"), directory.join(POLICY));
+    let written = fs::write(&new, policy).and_then(|()| fs::rename(&new, &path));
+    written.map_err(DemoError::io(format!("write {}", path.display())))
+}
+
+/// The one policy file, in the world's directory.
+pub(super) const POLICY: &str = "policies/helloworld.json";
+
+fn tollgate_yaml(world: &World) -> Result<String, DemoError> {
+    let directory = world.directory().display();
+    let sleep = world.pod("sleep")?;
+    Ok(format!(
+        "admin: {{ address: \"unix:{directory}/admin.sock\" }}
+xds: {{ address: \"unix:{directory}/xds.sock\", mode: split }}
+identities:
+  - {{ identity: {SLEEP}, addresses: [{}, \"{}\"] }}
+listeners:
+  - name: ingress
+    direction: ingress
+    address: 127.0.0.1:{LISTENER_PORT}
+    additional_addresses: [\"[::1]:{LISTENER_PORT}\"]
+    transparent: true
+",
+        sleep.address_v4(),
+        sleep.address_v6()
+    ))
+}
