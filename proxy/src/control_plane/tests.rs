@@ -131,9 +131,14 @@ fn write(directory: &TempDir, id: u64) {
 
 #[tokio::test]
 async fn the_directory_reaches_a_client_and_its_answers_are_reported() {
+    let sockets = tempfile::tempdir().unwrap();
+    tell_the_whole_story(ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).await;
+    tell_the_whole_story(ListenAddress::Unix(sockets.path().join("made/on/demand/xds.sock"))).await;
+}
+
+async fn tell_the_whole_story(address: ListenAddress) {
     let directory = tempfile::tempdir().unwrap();
     write(&directory, 1);
-    let address = ListenAddress::Tcp(([127, 0, 0, 1], 0).into());
     let listener = Listener::bind(&address).unwrap();
     let address = listener.address().unwrap();
     let (sender, mut events) = mpsc::channel(1000);
@@ -148,7 +153,11 @@ async fn the_directory_reaches_a_client_and_its_answers_are_reported() {
         user_agent: "test".into(),
         user_agent_version: "0".into(),
     };
-    let config = ClientConfig::new(node, Address::Tcp(address.clone()));
+    let reached = match address.strip_prefix("unix:") {
+        Some(path) => Address::Unix(path.into()),
+        None => Address::Tcp(address.clone()),
+    };
+    let config = ClientConfig::new(node, reached);
     let client = Client::new(config).unwrap().subscribe(tollgate_xds::NETWORK_POLICY, Superstitious);
     let client = tasks.spawn(client.run());
 
