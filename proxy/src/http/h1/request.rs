@@ -161,7 +161,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
                 return Err(Refusal::malformed("more than one Transfer-Encoding"));
             }
             if !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
-                return Err(Refusal::new(Reason::TransferCoding, "a transfer coding other than chunked"));
+                return Err(other_coding(value));
             }
             self.body = RequestBody::Chunked;
         } else if let Some(value) = length {
@@ -419,6 +419,20 @@ pub(crate) fn parse_length(value: &[u8]) -> Option<u64> {
         return None;
     }
     std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// Why a `Transfer-Encoding` other than plain `chunked` is refused. Where `chunked` is named but not last, or nothing is
+/// named, no reader can find the body's end (RFC 9112 section 6.3); otherwise it could be found, but not by us.
+fn other_coding(value: &[u8]) -> Refusal {
+    let mut codings = value.split(|&b| b == b',').map(|coding| coding.trim_ascii()).filter(|coding| !coding.is_empty());
+    let last = codings.next_back();
+    if last.is_none() {
+        return Refusal::malformed("an empty Transfer-Encoding");
+    }
+    if codings.any(|coding| coding.eq_ignore_ascii_case(b"chunked")) {
+        return Refusal::malformed("chunked is not the last transfer coding, or not the only one of its name");
+    }
+    Refusal::new(Reason::TransferCoding, "a transfer coding other than chunked")
 }
 
 /// Splits an absolute-form target into authority and the rest.
