@@ -127,7 +127,7 @@ fn policy(port: u16, rules: usize) -> String {
         })
         .collect();
     format!(
-        r#"{{"@type":"type.googleapis.com/cilium.NetworkPolicy","name":"bench","endpoint_ips":["127.0.0.1"],
+        r#"{{"@type":"type.googleapis.com/cilium.NetworkPolicy","endpoint_ips":["127.0.0.1"],
         "endpoint_id":"1","ingress_per_port_policies":[{{"port":{port},"rules":[{{"http_rules":{{"http_rules":
         [{}]}}}}]}}]}}"#,
         rules.join(",")

@@ -119,24 +119,40 @@ impl Drop for Pooled {
 
 async fn serve_http2(listen: SocketAddr, upstream: SocketAddr) -> anyhow::Result<()> {
     let listener = TcpListener::bind(listen).await?;
-    // The harness starts the responder first, so one connection made here serves every stream.
-    let stream = TcpStream::connect(upstream).await?;
-    stream.set_nodelay(true)?;
-    let (sender, connection) =
-        client2::Builder::new(Local).timer(TokioTimer::new()).handshake::<_, Incoming>(TokioIo::new(stream)).await?;
-    spawn_local(connection);
+    let shared = Rc::new(Shared { upstream, sender: RefCell::default() });
     loop {
         let stream = listener.accept().await?.0;
         stream.set_nodelay(true)?;
-        let sender = sender.clone();
+        let shared = Rc::clone(&shared);
         spawn_local(async move {
             let service = service_fn(|request| {
-                let mut sender = sender.clone();
-                async move { sender.send_request(request).await }
+                let shared = Rc::clone(&shared);
+                async move { anyhow::Ok(shared.sender().await?.send_request(request).await?) }
             });
             // As above: clients come and go.
             drop(server2::Builder::new(Local).serve_connection(TokioIo::new(stream), service).await);
         });
+    }
+}
+
+/// The one HTTP/2 connection to the upstream, made anew when it has ended.
+struct Shared {
+    upstream: SocketAddr,
+    sender: RefCell<Option<client2::SendRequest<Incoming>>>,
+}
+
+impl Shared {
+    async fn sender(&self) -> anyhow::Result<client2::SendRequest<Incoming>> {
+        if let Some(sender) = self.sender.borrow().as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let stream = TcpStream::connect(self.upstream).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) =
+            client2::Builder::new(Local).timer(TokioTimer::new()).handshake(TokioIo::new(stream)).await?;
+        spawn_local(connection);
+        self.sender.replace(Some(sender.clone()));
+        Ok(sender)
     }
 }
 
