@@ -30,7 +30,7 @@ fn refused() {
     for (head, expected) in [
         (format!("POST / HTTP/1.1\r\n{h}Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n"), MalformedRequest),
         (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: xchunked\r\n\r\n"), TransferCoding),
-        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: chunked, identity\r\n\r\n"), TransferCoding),
+        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: chunked, identity\r\n\r\n"), MalformedRequest),
         (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: identity, chunked\r\n\r\n"), TransferCoding),
         (
             format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"),
@@ -41,7 +41,7 @@ fn refused() {
         (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding : chunked\r\n\r\n"), MalformedRequest),
         (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding:\r\n chunked\r\n\r\n"), MalformedRequest),
         (format!("POST / HTTP/1.0\r\n{h}Transfer-Encoding: chunked\r\n\r\n"), MalformedRequest),
-        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: \r\n\r\n"), TransferCoding),
+        (format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: \r\n\r\n"), MalformedRequest),
         (format!("POST / HTTP/1.1\r\n{h}Content-Length: 3\r\nContent-Length: 3\r\n\r\n"), MalformedRequest),
         (format!("POST / HTTP/1.1\r\n{h}Content-Length: 3, 3\r\n\r\n"), MalformedRequest),
         (format!("POST / HTTP/1.1\r\n{h}Content-Length: +3\r\n\r\n"), MalformedRequest),
