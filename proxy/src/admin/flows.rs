@@ -4,15 +4,15 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt as _};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::AdminState;
 use super::respond::Query;
-use crate::flow::{FlowFilter, FlowReader};
+use crate::flow::{FlowFilter, FlowReader, GATHER};
 
 /// Records shown when nobody says how many.
 const DEFAULT_LIMIT: usize = 100;
@@ -27,8 +27,7 @@ pub(super) enum FlowsError {
 }
 
 /// The body. Starts with the last `limit` records (100; when following, 0), oldest first; `denied` leaves out the
-/// others;
-/// `follow` goes on until the client goes away.
+/// others; `follow` goes on until the client goes away.
 pub(super) fn body(query: &Query<'_>, state: &AdminState) -> Result<BoxBody<Bytes, Infallible>, FlowsError> {
     query.only(&["follow", "denied", "limit"]).map_err(FlowsError::BadQuery)?;
     let follow = query.flag("follow").map_err(FlowsError::BadQuery)?;
@@ -41,9 +40,17 @@ pub(super) fn body(query: &Query<'_>, state: &AdminState) -> Result<BoxBody<Byte
     } else {
         None
     };
-    let reader = state.flows.reader(FlowFilter { denied }, limit);
-    let records = Records { end: reader.end_of_log(), reader, follower: slot };
-    Ok(StreamBody::new(stream::unfold(records, next)).boxed())
+    let log = Arc::clone(&state.flows);
+    let open = async move {
+        if slot.is_none() {
+            // Records gather before they reach the log. Who asks after a request was answered wants to see that request.
+            tokio::time::sleep(GATHER * 2).await;
+        }
+        let reader = log.reader(FlowFilter { denied }, limit);
+        Records { end: reader.end_of_log(), reader, follower: slot }
+    };
+    let frames = stream::once(open).flat_map(|records| Box::pin(stream::unfold(records, next)));
+    Ok(BodyExt::boxed(StreamBody::new(frames)))
 }
 
 struct Records {

@@ -21,4 +21,5 @@ pub use log::{FlowFilter, FlowLog, FlowReader};
 pub use open::OpenFlow;
 pub use record::{FlowRecord, HttpRecord, Outcome, Protocol};
 pub use sink::SinkCounters;
+pub(crate) use thread::GATHER;
 pub use thread::{FlowError, FlowSettings, FlowThread};

@@ -16,7 +16,7 @@ use crate::config::AccessLog;
 const BATCH: usize = 512;
 /// How long the thread lets records gather before it takes the next batch. While traffic flows it wakes by this
 /// clock and producers never have to wake it; without traffic it sleeps for good.
-const GATHER: Duration = Duration::from_millis(10);
+pub(crate) const GATHER: Duration = Duration::from_millis(10);
 /// Behind everything that serves traffic.
 const NICE: i32 = 5;
 
