@@ -68,8 +68,8 @@ impl ControlPlane {
                 listening.send(()).unwrap();
                 let service = Service { responses, requests: Mutex::new(requests) };
                 let service = NetworkPolicyDiscoveryServiceServer::new(service);
-                let server = tonic::transport::Server::builder()
-                    .serve_with_incoming(service, UnixListenerStream::new(listener));
+                let server =
+                    tonic::transport::Server::builder().serve_with_incoming(service, UnixListenerStream::new(listener));
                 tokio::select! {
                     served = server => served.unwrap(),
                     _ = stopped => {}
