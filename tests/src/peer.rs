@@ -63,6 +63,8 @@ pub struct Peer {
     stream: TcpStream,
     /// Received and not yet taken.
     buffer: Vec<u8>,
+    /// Room for one read.
+    chunk: Box<[u8]>,
     record: Option<Arc<Mutex<Vec<u8>>>>,
 }
 
@@ -76,12 +78,28 @@ impl Peer {
         Self::new(stream.unwrap_or_else(|error| panic!("{address}: {error}")))
     }
 
+    /// Connects to `address`, sends `bytes`, and asserts that nothing but a reset comes, at whichever of these steps.
+    ///
+    /// # Panics
+    /// When anything else comes.
+    pub fn expect_reset_at(address: SocketAddr, bytes: impl AsRef<[u8]>) {
+        match TcpStream::connect_timeout(&address, DEADLINE) {
+            // So early that the system tells it as a failure to connect.
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{address}"),
+            Ok(stream) => {
+                let mut peer = Self::new(stream);
+                let _ = peer.try_send(bytes);
+                peer.expect_reset();
+            }
+        }
+    }
+
     /// Takes over an accepted or connected stream.
     pub fn new(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new(), record: None }
+        Self { stream, buffer: Vec::new(), chunk: vec![0; 64 << 10].into(), record: None }
     }
 
     /// Appends everything received from now on to `record`, too.
@@ -89,6 +107,11 @@ impl Peer {
     pub fn recording(mut self, record: Arc<Mutex<Vec<u8>>>) -> Self {
         self.record = Some(record);
         self
+    }
+
+    /// Keeps nothing more in the record: for bytes that are too many.
+    pub fn stop_recording(&mut self) {
+        self.record = None;
     }
 
     /// The stream itself.
@@ -126,11 +149,11 @@ impl Peer {
 
     /// Reads once. `Ok(0)` is the end.
     fn fill(&mut self) -> std::io::Result<usize> {
-        let mut chunk = [0; 16 * 1024];
-        let n = self.stream.read(&mut chunk)?;
-        self.buffer.extend_from_slice(&chunk[..n]);
+        let n = self.stream.read(&mut self.chunk)?;
+        let chunk = &self.chunk[..n];
+        self.buffer.extend_from_slice(chunk);
         if let Some(record) = &self.record {
-            record.lock().unwrap().extend_from_slice(&chunk[..n]);
+            record.lock().unwrap().extend_from_slice(chunk);
         }
         Ok(n)
     }
@@ -175,6 +198,39 @@ impl Peer {
             self.fill_or_panic(&format!("{n} bytes"));
         }
         self.buffer.drain(..n).collect()
+    }
+
+    /// Sends `total` bytes: `pattern` again and again.
+    ///
+    /// # Panics
+    /// When the other side has gone or does not read.
+    pub fn send_repeated(&mut self, pattern: &[u8], total: u64) {
+        let mut left = total;
+        while left > 0 {
+            let n = pattern.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            self.send(&pattern[..n]);
+            left -= n as u64;
+        }
+    }
+
+    /// Asserts that the next `total` bytes are `pattern` again and again, without keeping them.
+    ///
+    /// # Panics
+    /// When they are not, or the connection ends before.
+    pub fn expect_repeated(&mut self, pattern: &[u8], total: u64) {
+        let mut left = total;
+        let mut at = 0;
+        while left > 0 {
+            if self.buffer.is_empty() {
+                self.fill_or_panic(&format!("{left} more bytes"));
+            }
+            let most = usize::try_from(left).unwrap_or(usize::MAX);
+            let n = self.buffer.len().min(pattern.len() - at).min(most);
+            assert!(self.buffer[..n] == pattern[at..at + n], "other bytes than sent, {left} bytes before the end");
+            self.buffer.drain(..n);
+            at = (at + n) % pattern.len();
+            left -= n as u64;
+        }
     }
 
     /// The next message head.

@@ -46,6 +46,19 @@ impl Process {
         self.child.id()
     }
 
+    /// Memory in use now and at most so far, in KiB (`VmRSS`, `VmHWM`).
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn memory(&self) -> (u64, u64) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix("kB"));
+            line.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in {status}"))
+        };
+        (value("VmRSS:"), value("VmHWM:"))
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics

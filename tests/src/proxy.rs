@@ -21,18 +21,18 @@ use crate::wait::{DEADLINE, until};
 #[derive(Clone, Debug)]
 pub struct Options {
     /// More keys of both listeners, such as `policy_wait: 200ms, reason_header: true`.
-    pub listener: &'static str,
+    pub listener: String,
     /// More lines at the top, such as `max_connections: 2`.
-    pub top: &'static str,
+    pub top: String,
     /// The list of identities.
-    pub identities: &'static str,
+    pub identities: String,
     /// Worker threads.
     pub workers: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { listener: "reason_header: true", top: "drain_timeout: 10s", identities: "[]", workers: 1 }
+        Self { listener: "reason_header: true".into(), top: String::new(), identities: "[]".into(), workers: 1 }
     }
 }
 
@@ -174,6 +174,16 @@ impl Proxy {
         let flows = until(&format!("{n} flow records"), || Some(self.flows()).filter(|flows| flows.len() >= n));
         assert_eq!(flows.len(), n, "{flows:#?}");
         flows
+    }
+
+    /// The value of a metric that has no labels.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.get("/metrics");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
     /// Tells it to end, as an orchestrator does.

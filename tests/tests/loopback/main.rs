@@ -2,5 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod big;
 mod http1;
 mod malformed;
+mod policy_life;
+mod tcp;

@@ -426,8 +426,6 @@ fn each_refusal_names_its_reason() {
         assert_eq!(answer.status(), reason.answer().status);
         world.proxy.expect_reason(reason);
     }
-    let mut client = Peer::connect(world.proxy.http());
-    client.send("\0\0\0\0");
-    client.expect_reset();
+    Peer::expect_reset_at(world.proxy.http(), "\0\0\0\0");
     world.proxy.expect_reason(Reason::ProtocolUnknown);
 }
