@@ -122,6 +122,11 @@ impl Connection {
         Judged { verdict, generation: world.policy.generation(), identities }
     }
 
+    /// Whether the connection itself would be refused by now, not only a request on it: then it ends with the refusal.
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(self.judge().verdict, ConnectionVerdict::Deny { .. })
+    }
+
     /// A record that begins now, with what is known about every flow of this connection.
     pub(crate) fn open_flow(&self, protocol: Protocol, started: Instant) -> OpenFlow {
         let identities = self.identities(&self.worker.world.load());
@@ -152,10 +157,14 @@ impl Connection {
         OpenFlow::started_at(Rc::clone(&self.worker.flows), record, started)
     }
 
-    /// Whether the flow would come back to one of our own listeners.
+    /// Whether the flow would come back to one of our own listeners. Behind a wildcard address every destination with the
+    /// listener's port could be our own, so all of them count.
     pub(crate) fn is_loop(&self) -> bool {
-        self.listener.config.upstream == config::Upstream::OriginalDst
-            && self.worker.own_addresses.contains(&self.original_dst)
+        let own = |address: &SocketAddr| {
+            address.port() == self.original_dst.port()
+                && (address.ip().is_unspecified() || address.ip() == self.original_dst.ip())
+        };
+        self.listener.config.upstream == config::Upstream::OriginalDst && self.worker.own_addresses.iter().any(own)
     }
 }
 

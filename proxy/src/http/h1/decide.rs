@@ -129,7 +129,8 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         Verdict::Deny { reason, nearest } => {
             note_denial(&mut flow, judged.generation, nearest);
             let reason = Reason::from(reason);
-            let local = LocalReply::refusal(reason, request.is_grpc(), &config.denied_body, config.reason_header);
+            let mut local = LocalReply::refusal(reason, request.is_grpc(), &config.denied_body, config.reason_header);
+            local.close |= connection.is_refused();
             reply(flow, local, Some(reason))
         }
     }

@@ -55,7 +55,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
             note_denial(&mut flow, judged.generation, nearest);
             let reason = Reason::from(reason);
             reply(&mut respond, &reply_to(reason, head.is_grpc()), flow, Outcome::Denied, Some(reason));
-            if reason.answer().close {
+            if connection.is_refused() {
                 shared.goaway.notify_one();
             }
             return;
