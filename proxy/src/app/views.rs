@@ -91,7 +91,7 @@ impl Views for ProcessViews {
                 .collect()
         });
         json!({
-            "configuration": format!("{:#?}", self.config),
+            "configuration": crate::config::to_json(&self.config),
             "networkpolicies": policies,
             "identities": identities,
         })

@@ -5,6 +5,7 @@
 //! process sees: resolved, with defaults filled in.
 
 pub(crate) mod document;
+mod dump;
 mod error;
 mod listeners;
 mod load;
@@ -14,6 +15,7 @@ mod sections;
 #[cfg(test)]
 mod tests;
 
+pub use dump::to_json;
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{default_admin, load, parse};
 pub use scalar::ParseAddressError;

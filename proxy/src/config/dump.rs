@@ -1,0 +1,125 @@
+//! The resolved configuration as JSON, in the shape and the words of `tollgate.yaml`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{AccessLog, Config, EscapedSlashes, Identities, Listener, OriginalSource, PolicySource, Upstream, XdsMode};
+
+/// Every key with the value in force, for `/config_dump`.
+pub fn to_json(config: &Config) -> Value {
+    let (xds, policies) = match &config.policy_source {
+        PolicySource::Xds { address, mode } => {
+            (json!({ "address": address.to_string(), "mode": xds_mode(*mode) }), Value::Null)
+        }
+        PolicySource::Directory(path) => (Value::Null, json!({ "directory": path })),
+    };
+    let identities = match &config.identities {
+        Identities::Nphds => json!("nphds"),
+        Identities::Static(list) => list
+            .iter()
+            .map(|entry| {
+                let addresses: Vec<_> = entry.addresses.iter().map(ToString::to_string).collect();
+                json!({ "identity": entry.identity.0, "addresses": addresses })
+            })
+            .collect(),
+    };
+    let access_log: Vec<_> = config
+        .access_log
+        .iter()
+        .map(|sink| match sink {
+            AccessLog::JsonStdout => json!({ "json": "stdout" }),
+            AccessLog::JsonFile(path) => json!({ "json": path }),
+        })
+        .collect();
+    json!({
+        "node": { "id": config.node.id, "cluster": config.node.cluster },
+        "workers": config.workers,
+        "max_connections": config.max_connections,
+        "drain_timeout": duration(config.drain_timeout),
+        "admin": address(config.admin.as_ref()),
+        "metrics": address(config.metrics.as_ref()),
+        "health": address(config.health.as_ref()),
+        "xds": xds,
+        "policies": policies,
+        "identities": identities,
+        "access_log": access_log,
+        "listeners": config.listeners.iter().map(listener).collect::<Vec<_>>(),
+    })
+}
+
+fn listener(listener: &Listener) -> Value {
+    let upstream = match listener.upstream {
+        Upstream::OriginalDst => "original_dst".to_owned(),
+        Upstream::Fixed(address) => address.to_string(),
+    };
+    let original_source = match listener.original_source {
+        OriginalSource::Never => "never",
+        OriginalSource::Always => "always",
+        OriginalSource::RemoteDestinations => "remote_destinations",
+    };
+    let escaped_slashes = match listener.normalize.escaped_slashes {
+        EscapedSlashes::Keep => "keep",
+        EscapedSlashes::Reject => "reject",
+        EscapedSlashes::UnescapeAndRedirect => "unescape_and_redirect",
+        EscapedSlashes::UnescapeAndForward => "unescape_and_forward",
+    };
+    json!({
+        "name": listener.name,
+        "address": listener.address,
+        "additional_addresses": listener.additional_addresses,
+        "direction": listener.direction.as_str(),
+        "transparent": listener.transparent,
+        "proxy_id": listener.proxy_id,
+        "upstream": upstream,
+        "endpoint": listener.endpoint,
+        "original_source": original_source,
+        "normalize": {
+            "path": listener.normalize.path,
+            "merge_slashes": listener.normalize.merge_slashes,
+            "escaped_slashes": escaped_slashes,
+        },
+        "policy_wait": duration(listener.policy_wait),
+        "connect_timeout": duration(listener.connect_timeout),
+        "request_head_timeout": duration(listener.request_head_timeout),
+        "denied_body": listener.denied_body,
+        "reason_header": listener.reason_header,
+    })
+}
+
+fn address(address: Option<&impl ToString>) -> Value {
+    json!({ "address": address.map_or_else(|| "none".to_owned(), ToString::to_string) })
+}
+
+fn xds_mode(mode: XdsMode) -> &'static str {
+    match mode {
+        XdsMode::Auto => "auto",
+        XdsMode::Split => "split",
+        XdsMode::Ads => "ads",
+        XdsMode::DeltaSplit => "delta-split",
+    }
+}
+
+fn duration(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A dump is a configuration file that means the same.
+    #[test]
+    fn a_dump_reads_back_as_the_same_configuration() {
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples/tollgate.yaml"));
+        let config = crate::config::load(path).unwrap();
+        let mut dump = to_json(&config);
+        dump.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        for listener in dump["listeners"].as_array_mut().unwrap() {
+            listener.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        }
+        assert_eq!(crate::config::parse(&dump.to_string(), Path::new("dump.json")).unwrap(), config);
+    }
+}
