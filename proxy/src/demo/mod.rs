@@ -42,7 +42,7 @@ pub fn play(out: impl Write, options: Options) -> Result<bool, DemoError> {
     let world = World::new()?;
     let directory = world.directory().to_owned();
     let mut stage = Stage::build(world, story::FIRST).inspect_err(|_| complain(&program::last_words(&directory)))?;
-    let fine = tell(&mut stage, &mut report).map_err(|error| DemoError::Io { step: "print".to_owned(), error })?;
+    let fine = tell(&mut stage, &mut report, options.keep).map_err(|error| DemoError::Io { step: "print".to_owned(), error })?;
     if !fine {
         complain(&stage.last_words());
     }
@@ -57,9 +57,13 @@ pub fn play(out: impl Write, options: Options) -> Result<bool, DemoError> {
     Ok(fine)
 }
 
-fn tell(stage: &mut Stage, report: &mut Report<impl Write>) -> io::Result<bool> {
+fn tell(stage: &mut Stage, report: &mut Report<impl Write>, keep: bool) -> io::Result<bool> {
     Story::new(stage, report).tell()?;
-    report.end()
+    let fine = report.end()?;
+    if !keep {
+        report.say("To leave it running and look around in it: tollgate demo --keep\n")?;
+    }
+    Ok(fine)
 }
 
 fn complain(text: &str) {

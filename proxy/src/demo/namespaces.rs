@@ -23,6 +23,9 @@ const INSTALL: &str = "apt-get install iproute2 nftables util-linux mount procps
 /// Names the number of the inner process outside, which only the `/proc` of outside tells.
 const OUTER_PROCESS: &str = "TOLLGATE_OUTER_PROCESS";
 
+/// Names what `nsenter` needs to be told besides the namespaces that there always are.
+const ENTER_USER: &str = "TOLLGATE_ENTER_USER";
+
 /// Prepares the inside, then becomes the program. A fresh `/run` lets `ip netns` work without rights on the outer one;
 /// a fresh `/proc` shows the inner process numbers, but some containers forbid it and nothing here depends on it.
 const PREPARE: &str = "read -r TOLLGATE_OUTER_PROCESS rest </proc/self/stat || true
@@ -124,9 +127,11 @@ pub fn is_inside() -> bool {
     env::var_os(OUTSIDE).is_some_and(|outside| own_network().is_some_and(|own| own != outside))
 }
 
-/// The number of the inner process as the processes outside see it, for `nsenter --target`.
-pub(super) fn outer_process() -> Option<u32> {
-    env::var(OUTER_PROCESS).ok()?.parse().ok()
+/// The command in front of another that runs it in these namespaces, for a terminal outside; `None` outside.
+pub(super) fn enter_command() -> Option<String> {
+    let process: u32 = env::var(OUTER_PROCESS).ok()?.parse().ok()?;
+    let user = env::var(ENTER_USER).unwrap_or_default();
+    Some(format!("nsenter --target {process} {user}--net --mount --pid"))
 }
 
 /// Takes the sign of being inside away from a command, so that a Tollgate that it runs makes its own namespaces.
@@ -141,6 +146,7 @@ fn unshare(user_namespace: bool) -> Command {
     if user_namespace {
         command.args(["--user", "--map-root-user"]);
     }
+    command.env(ENTER_USER, if user_namespace { "--user --preserve-credentials " } else { "" });
     command
         .args(["sh", "-ec", PREPARE, "sh"])
         .env("PATH", search_path())

@@ -14,6 +14,11 @@ impl Record {
         serde_json::from_str::<Value>(line).ok().filter(|record| record.get("verdict").is_some()).map(Self)
     }
 
+    /// When it began, in a form that sorts.
+    pub(super) fn time(&self) -> String {
+        self.text("/time")
+    }
+
     /// Whether it was made for this connection.
     pub(super) fn is_of(&self, connection: &Connection) -> bool {
         let local = connection.local();

@@ -3,7 +3,7 @@
 use std::env;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -51,6 +51,10 @@ impl DemoError {
     fn io(step: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let step = step.into();
         move |error| Self::Io { step, error }
+    }
+
+    fn ended(program: &'static str) -> Self {
+        Self::Program { program, problem: "has ended".to_owned() }
     }
 
     fn silent(program: &'static str, what: &str) -> Self {
@@ -116,22 +120,24 @@ impl Stage {
     }
 
     /// Opens a connection from the pod `from` to an address of `helloworld`.
-    pub(super) fn connect(&self, from: &str, to: IpAddr) -> Result<Connection, DemoError> {
+    pub(super) fn connect(&mut self, from: &str, to: IpAddr) -> Result<Connection, DemoError> {
+        if self.proxy.has_ended() {
+            return Err(DemoError::ended("tollgate"));
+        }
         let connection = self.world.run_in(from, || Connection::open(SocketAddr::new(to, PORT)))?;
         connection.map_err(DemoError::Connection)
     }
 
     /// Puts this policy in the place of the one before and waits for Tollgate's answer to it.
-    pub(super) fn push(&self, policy: &str) -> Result<Push, DemoError> {
+    pub(super) fn push(&mut self, policy: &str) -> Result<Push, DemoError> {
         let before = self.pushes().len();
         write_policy(self.world.directory(), policy)?;
         self.answer(before)
     }
 
     /// Tollgate's answer to the push number `index`, counted from 0.
-    pub(super) fn answer(&self, index: usize) -> Result<Push, DemoError> {
-        wait_until(|| self.pushes().into_iter().nth(index))
-            .ok_or_else(|| DemoError::silent("control-plane", "no answer to the push"))
+    pub(super) fn answer(&mut self, index: usize) -> Result<Push, DemoError> {
+        self.wait("did not answer the push", |stage| stage.pushes().into_iter().nth(index))
     }
 
     /// Every answer so far, as the control plane printed them.
@@ -150,32 +156,42 @@ impl Stage {
         Ok(())
     }
 
-    /// What `tollgate status` says, once `condition` holds for it.
-    pub(super) fn status_when(&self, condition: impl Fn(&Value) -> bool) -> Result<Value, DemoError> {
-        let status = || self.ask("status").and_then(|text| serde_json::from_str(&text).ok()).filter(&condition);
-        wait_until(status).ok_or_else(|| DemoError::silent("tollgate", "status did not show what was expected"))
+    /// What `tollgate status` says, once `condition` holds for it; `problem` says that it never did.
+    pub(super) fn status_when(
+        &mut self,
+        problem: &str,
+        condition: impl Fn(&Value) -> bool,
+    ) -> Result<Value, DemoError> {
+        self.wait(problem, |stage| {
+            stage.ask("status").and_then(|text| serde_json::from_str(&text).ok()).filter(&condition)
+        })
     }
 
     /// Tollgate's record of the last request on this connection.
-    pub(super) fn record_of(&self, connection: &Connection) -> Result<Record, DemoError> {
+    pub(super) fn record_of(&mut self, connection: &Connection) -> Result<Record, DemoError> {
         let last = connection.requests().saturating_sub(1);
-        let find = || self.records().into_iter().filter(|record| record.is_of(connection)).nth(last);
-        wait_until(find).ok_or_else(|| DemoError::silent("tollgate", "no flow record of the request"))
+        self.wait("has no flow record of the request", |stage| {
+            stage.records().into_iter().filter(|record| record.is_of(connection)).nth(last)
+        })
     }
 
     /// The newest flow record that `condition` holds for, once there is one.
-    pub(super) fn record_where(&self, condition: impl Fn(&Record) -> bool) -> Result<Record, DemoError> {
-        wait_until(|| self.records().into_iter().rfind(&condition))
-            .ok_or_else(|| DemoError::silent("tollgate", "no such flow record"))
+    pub(super) fn record_where(&mut self, condition: impl Fn(&Record) -> bool) -> Result<Record, DemoError> {
+        self.wait("has no such flow record", |stage| stage.records().into_iter().rfind(&condition))
     }
 
     /// Every flow record, oldest first, once there are `count`; those that there are when there never are so many.
-    pub(super) fn records_when(&self, count: usize) -> Vec<Record> {
-        wait_until(|| Some(self.records()).filter(|records| records.len() >= count)).unwrap_or_else(|| self.records())
+    pub(super) fn records_when(&mut self, count: usize) -> Vec<Record> {
+        let enough = |stage: &Self| Some(stage.records()).filter(|records| records.len() >= count);
+        self.wait("has not that many flow records", enough).unwrap_or_else(|_| self.records())
     }
 
+    /// By time: the log has them in the order in which the workers handed them over.
     fn records(&self) -> Vec<Record> {
-        self.ask("flows").unwrap_or_default().lines().filter_map(Record::parse).collect()
+        let text = self.ask("flows").unwrap_or_default();
+        let mut records: Vec<Record> = text.lines().filter_map(Record::parse).collect();
+        records.sort_by_key(Record::time);
+        records
     }
 
     /// Asks the running Tollgate as an operator would, with the command `status` or `flows`.
@@ -184,25 +200,28 @@ impl Stage {
         output.ok().map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Waits for something that Tollgate does, but not for a Tollgate that is gone.
+    fn wait<T>(&mut self, problem: &str, mut look: impl FnMut(&Self) -> Option<T>) -> Result<T, DemoError> {
+        let found = wait_until(|| match look(self) {
+            Some(found) => Some(Some(found)),
+            None => self.proxy.has_ended().then_some(None),
+        });
+        match found {
+            Some(Some(found)) => Ok(found),
+            Some(None) => Err(DemoError::ended("tollgate")),
+            None => Err(DemoError::silent("tollgate", problem)),
+        }
+    }
+
     /// A connection from the node is not steered: it says that the server listens.
-    fn wait_for_upstream(&mut self) -> Result<(), DemoError> {
+    fn wait_for_upstream(&self) -> Result<(), DemoError> {
         let address = SocketAddr::new(self.world.pod("helloworld")?.address_v4().into(), PORT);
-        let listening = wait_until(|| std::net::TcpStream::connect_timeout(&address, program::PATIENCE).ok());
+        let listening = wait_until(|| TcpStream::connect_timeout(&address, program::PATIENCE).ok());
         listening.map(drop).ok_or_else(|| DemoError::silent("helloworld", "does not listen"))
     }
 
     fn wait_for_proxy(&mut self) -> Result<(), DemoError> {
-        let mut ended = false;
-        let ready = wait_until(|| {
-            ended = self.proxy.has_ended();
-            let status: Option<Value> = self.ask("status").and_then(|text| serde_json::from_str(&text).ok());
-            (ended || status.is_some_and(|status| status["ready"] == true)).then_some(())
-        });
-        match ready {
-            Some(()) if ended => Err(DemoError::Program { program: "tollgate", problem: "ended".to_owned() }),
-            Some(()) => Ok(()),
-            None => Err(DemoError::silent("tollgate", "did not become ready")),
-        }
+        self.status_when("did not become ready", |status| status["ready"] == true).map(drop)
     }
 }
 
@@ -223,7 +242,7 @@ fn start_control_plane(world: &World, program: &Path) -> Result<Program, DemoErr
         (ended || control_plane.lines().iter().any(|line| line.contains("\"listening\""))).then_some(())
     });
     match listening {
-        Some(()) if ended => Err(DemoError::Program { program: "control-plane", problem: "ended".to_owned() }),
+        Some(()) if ended => Err(DemoError::ended("control-plane")),
         Some(()) => Ok(control_plane),
         None => Err(DemoError::silent("control-plane", "does not listen")),
     }

@@ -80,14 +80,15 @@ impl<'a, W: Write> Story<'a, W> {
         let answer = self.stage.push(ALLOW_HELLO3);
         self.push("policy that allows /hello3", answer)?;
         self.get(sleep, "GET /hello3, same connection", "/hello3", "200")?;
-        let port = |verdict: &str, path: &str| {
-            let record =
-                self.stage.record_where(|record| record.verdict() == verdict && record.path_ends_with(path))?;
-            Ok::<_, DemoError>(format!("client port {}", record.source_port().unwrap_or_default()))
-        };
-        let first = port("DROPPED", "/hello3").unwrap_or_else(|error| error.to_string());
-        let now = port("FORWARDED", "/hello3").map(Seen::from);
+        let first = self.client_port("DROPPED", "/hello3").unwrap_or_else(|error| error.to_string());
+        let now = self.client_port("FORWARDED", "/hello3").map(Seen::from);
         self.report.step("the socket that was denied before", &first, now)
+    }
+
+    /// The client's port in Tollgate's record of such a request.
+    fn client_port(&mut self, verdict: &str, path: &str) -> Result<String, DemoError> {
+        let record = self.stage.record_where(|record| record.verdict() == verdict && record.path_ends_with(path))?;
+        Ok(format!("client port {}", record.source_port().unwrap_or_default()))
     }
 
     fn a_push_names_the_peer(&mut self, sleep: &mut Peer) -> io::Result<()> {
@@ -108,7 +109,9 @@ impl<'a, W: Write> Story<'a, W> {
         self.report.chapter("4. A push with one regular expression that does not compile")?;
         let answer = self.stage.push(BROKEN_REGEX);
         self.push("policy with a broken rule", answer)?;
-        let status = self.stage.status_when(|status| status["policy"]["quarantined"][0].is_object());
+        let status = self
+            .stage
+            .status_when("put nothing in quarantine", |status| status["policy"]["quarantined"][0].is_object());
         let seen = status.map(|status| {
             let quarantined = &status["policy"]["quarantined"];
             let text = |member: &str| quarantined[0][member].as_str().unwrap_or_default();
@@ -120,25 +123,26 @@ impl<'a, W: Write> Story<'a, W> {
         });
         self.report.step("quarantined", "1 element, headers[1]", seen)?;
         self.get(sleep, "GET /hello, the rule beside it", "/hello", "200")?;
-        self.get(sleep, "GET /hello3, the broken rule", "/hello3", DENIED)
+        self.get(sleep, "GET /hello3, the broken rule", "/hello3", DENIED)?;
+        self.why(sleep, "why GET /hello3 is denied now", "quarantined: :path")
     }
 
     fn the_control_plane_dies(&mut self, sleep: &mut Peer) -> io::Result<()> {
-        self.report.chapter("5. The control plane is killed")?;
+        self.report.chapter("5. The control plane is killed: what it said last stays in force")?;
         self.pushes = self.stage.pushes();
         self.stage.kill_control_plane();
-        let status = self.stage.status_when(|status| status["xds"][0]["connected"] == false);
+        let status = self.stage.status_when("is still connected", |status| status["xds"][0]["connected"] == false);
         self.report.step("xDS stream", "disconnected", status.map(|_| Seen::from("disconnected")))?;
         self.get(sleep, "GET /hello, open connection", "/hello", "200")?;
         let mut new = self.connect("sleep", 4);
         self.get(&mut new, "GET /hello, new connection", "/hello", "200")?;
-        self.get(&mut new, "GET /hello3", "/hello3", DENIED)?;
+        self.get(&mut new, "GET /hello3, new connection", "/hello3", DENIED)?;
         let mut other = self.connect("other", 4);
-        self.get(&mut other, "GET /hello from other", "/hello", RESET)
+        self.get(&mut other, "GET /hello from other again", "/hello", RESET)
     }
 
     fn everything_was_recorded(&mut self) -> io::Result<()> {
-        self.report.chapter("6. All of it was recorded")?;
+        self.report.chapter("6. Tollgate recorded all of it, and told the control plane")?;
         let records = self.stage.records_when(self.forwarded + self.denied);
         let count = |verdict: &str| records.iter().filter(|record| record.verdict() == verdict).count();
         let expected = format!("{} forwarded, {} denied", self.forwarded, self.denied);
@@ -155,7 +159,7 @@ impl<'a, W: Write> Story<'a, W> {
         self.report.step::<DemoError>("answers to the control plane", "4 ACK, 0 NACK", Ok(seen))
     }
 
-    fn connect(&self, pod: &'static str, family: u8) -> Peer {
+    fn connect(&mut self, pod: &str, family: u8) -> Peer {
         let to = self.stage.world().pod("helloworld").map(|pod| match family {
             4 => IpAddr::from(pod.address_v4()),
             _ => pod.address_v6().into(),
@@ -186,7 +190,10 @@ impl<'a, W: Write> Story<'a, W> {
     /// Why the peer's last request was denied, from Tollgate's flow record of it.
     fn why(&mut self, peer: &Peer, name: &str, expected: &str) -> io::Result<()> {
         let seen = peer.record(self.stage).map(|record| Seen {
-            text: format!("{}: {}", record.reason(), record.failed_field()),
+            text: match record.failed_field() {
+                field if field.is_empty() => record.reason(),
+                field => format!("{}: {field}", record.reason()),
+            },
             notes: record.nearest(),
         });
         self.report.step(name, expected, seen)
@@ -194,8 +201,8 @@ impl<'a, W: Write> Story<'a, W> {
 
     /// Why a pod's connection was reset. By the pod's address: a connection that was never open has no port to go by.
     fn why_reset(&mut self, pod: &str) -> io::Result<()> {
-        let seen = self.stage.world().pod(pod).map_err(DemoError::from).and_then(|pod| {
-            let address = pod.address_v4().to_string();
+        let address = self.stage.world().pod(pod).map(|pod| pod.address_v4().to_string()).map_err(DemoError::from);
+        let seen = address.and_then(|address| {
             self.stage.record_where(|record| record.verdict() == "DROPPED" && record.source() == address)
         });
         let seen = seen.map(|record| Seen { text: record.reason(), notes: record.nearest() });
@@ -231,7 +238,7 @@ impl Peer {
     }
 
     /// Tollgate's record of the last request.
-    fn record(&self, stage: &Stage) -> Result<Record, String> {
+    fn record(&self, stage: &mut Stage) -> Result<Record, String> {
         match &self.connection {
             Ok(connection) => stage.record_of(connection).map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
@@ -245,18 +252,17 @@ pub(super) fn how_to_look_around(stage: &Stage) -> String {
     let program = stage.program().display();
     let address = world.pod("helloworld").map(|pod| pod.address_v4().to_string()).unwrap_or_default();
     let directory = world.directory().display();
-    let inside = super::namespaces::outer_process()
-        .map_or_else(|| "nsenter --all --target PID".to_owned(), |pid| format!("nsenter --all --target {pid}"));
+    let inside = super::namespaces::enter_command().unwrap_or_default();
     format!(
         "
 Everything stays until Ctrl-C, with a control plane again. From another terminal, as the same user:
 
-  in=\"{inside} --preserve-credentials\"
-  $in nsenter --net=/run/netns/sleep curl -i http://{address}:{PORT}/hello
-  $in nsenter --net=/run/netns/other curl -i http://{address}:{PORT}/hello
+  in=\"{inside}\"
+  $in nsenter --net=/run/netns/sleep curl -si http://{address}:{PORT}/hello
+  $in nsenter --net=/run/netns/other curl -si http://{address}:{PORT}/hello
   $in {program} status --admin {admin}
   $in {program} flows --follow --admin {admin}
-  $in vi {directory}/{POLICY}     # a change is pushed when it is saved
+  $in ${{EDITOR:-vi}} {directory}/{POLICY}     # a change is pushed when it is saved
   $in cat {directory}/control-plane.out {directory}/tollgate.log
 "
     )
