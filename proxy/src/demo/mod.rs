@@ -36,13 +36,14 @@ pub struct Options {
 /// [`namespaces::enter_private_namespaces`].
 ///
 /// # Errors
-/// The demo cannot be played at all, or `out` cannot be written; what its programs said is on standard error then.
+/// The demo cannot be played at all, or `out` cannot be written. What its programs said is on standard error then.
 pub fn play(out: impl Write, options: Options) -> Result<bool, DemoError> {
     let mut report = Report::new(out, options.form);
     let world = World::new()?;
     let directory = world.directory().to_owned();
     let mut stage = Stage::build(world, story::FIRST).inspect_err(|_| complain(&program::last_words(&directory)))?;
-    let fine = tell(&mut stage, &mut report, options.keep).map_err(|error| DemoError::Io { step: "print".to_owned(), error })?;
+    let fine = tell(&mut stage, &mut report, options.keep)
+        .map_err(|error| DemoError::Io { step: "print".to_owned(), error })?;
     if !fine {
         complain(&stage.last_words());
     }

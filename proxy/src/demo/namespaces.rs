@@ -12,8 +12,8 @@ use std::{
     process::{Command, ExitStatus},
 };
 
-/// Names the network namespace that the outer process came from. A process is inside if the variable is there and its own
-/// namespace is another one; a variable set by accident changes nothing.
+/// Names the network namespace that the outer process came from. A process is inside if the variable is there and
+/// its own namespace is another one; a variable set by accident changes nothing.
 const OUTSIDE: &str = "TOLLGATE_OUTER_NETWORK";
 
 /// The tools and the one line that installs them.
@@ -96,8 +96,8 @@ pub fn exit_code(status: ExitStatus) -> u8 {
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
-/// A command that runs `program` inside new private namespaces, where [`is_inside`] holds. For tests that run one of their
-/// own functions inside; programs use [`enter_private_namespaces`].
+/// A command that runs `program` inside new private namespaces, where [`is_inside`] holds. For tests that run one
+/// of their own functions inside; programs use [`enter_private_namespaces`].
 ///
 /// Finds out first, with a trial, which kind of namespaces this process may create.
 pub fn private_command(program: impl AsRef<OsStr>) -> Result<Command, NamespaceError> {

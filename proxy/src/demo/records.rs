@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn a_denial_names_reason_and_nearest_rule() {
-        let line = r#"{"verdict":"DROPPED","IP":{"source":"10.0.0.1","destination":"10.0.0.2"},"l4":{"TCP":{"source_port":40000}},
+        let line = r#"{"verdict":"DROPPED","IP":{"source":"10.0.0.1","destination":"10.0.0.2"},
+            "l4":{"TCP":{"source_port":40000}},
             "policy":{"nearest_miss":{"rule":"69 r","field":":path","expected":"\"/hello\"","matched":[":method"]}},
             "reason":"request_not_allowed"}"#;
         let record = Record::parse(line).unwrap();

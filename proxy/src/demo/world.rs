@@ -188,16 +188,17 @@ impl World {
         command
     }
 
-    /// A command that runs `program` in the network namespace of the pod `pod`. Only the network is the pod's: files and
-    /// processes are the node's. The process keeps its number, so `Child::id` is the program's own.
+    /// A command that runs `program` in the network namespace of the pod `pod`. Only the network is the
+    /// pod's: files and processes are the node's. The process keeps its number, so `Child::id` is the
+    /// program's own.
     pub fn command_in(&self, pod: &str, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.command("nsenter");
         command.arg(format!("--net=/run/netns/{pod}")).arg("--").arg(program);
         command
     }
 
-    /// Runs `work` on a thread of its own in the network namespace of the pod `pod` and returns its result. Sockets that it
-    /// opens stay the pod's, wherever they are used afterwards.
+    /// Runs `work` on a thread of its own in the network namespace of the pod `pod` and returns its result.
+    /// Sockets that it opens stay the pod's, wherever they are used afterwards.
     pub fn run_in<T: Send>(&self, pod: &str, work: impl FnOnce() -> T + Send) -> Result<T, WorldError> {
         let path = format!("/run/netns/{pod}");
         let fail = |error| WorldError::Io { step: format!("enter the network namespace of the pod {pod}"), error };
