@@ -184,12 +184,25 @@ fn an_interrupt_leaves_nothing_behind() {
     assert_eq!(spaces.len(), 1, "{}", demo.output());
     let programs = processes_in(&spaces);
     assert!(programs >= 4, "the demo and three programs, not {programs}");
+    let around = look_around(&demo.output());
+    for expected in ["HTTP/1.1 200 OK", "Connection reset by peer", "ready: yes", "\"event\":\"ack\""] {
+        assert!(around.contains(expected), "{expected}: {around}");
+    }
 
     kill_process_group(Pid::from_raw(demo.id().cast_signed()).unwrap(), Signal::INT).unwrap();
 
     assert_eq!(demo.wait().signal(), Some(Signal::INT.as_raw()));
     until("the end of every process", || (processes_in(&spaces) == 0).then_some(()));
     assert_eq!(named(), before);
+}
+
+/// What the commands print that the demo suggests, typed as they are; without those that do not end.
+fn look_around(output: &str) -> String {
+    let suggested = output.lines().map(str::trim).filter(|line| line.starts_with("inside"));
+    let commands: Vec<_> = suggested.filter(|line| !line.contains("EDITOR") && !line.contains("--follow")).collect();
+    assert_eq!(commands.len(), 5, "{output}");
+    let output = Command::new("sh").args(["-c", &format!("{{ {}\n}} 2>&1", commands.join("\n"))]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// The process namespaces, other than ours, of all descendants of a process.

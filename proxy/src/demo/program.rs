@@ -82,7 +82,7 @@ pub(super) fn last_words(directory: &Path) -> String {
         .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
         .collect();
     logs.sort();
-    let mut out = "\nWhat the programs wrote to standard error:\n".to_owned();
+    let mut out = String::new();
     for log in logs {
         let text = fs::read(&log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -92,7 +92,10 @@ pub(super) fn last_words(directory: &Path) -> String {
             out += &format!("{name}: {line}\n");
         }
     }
-    out
+    match out.is_empty() {
+        true => out,
+        false => format!("\nWhat the programs wrote to standard error:\n{out}"),
+    }
 }
 
 #[cfg(test)]

@@ -83,9 +83,7 @@ impl Stage {
         fs::create_dir_all(directory.join("policies")).map_err(DemoError::io("create the directory of policies"))?;
         write_policy(&directory, policy)?;
 
-        let mut command = world.command_in("helloworld", &program);
-        command.args(["demo-helloworld", "--listen", &format!("[::]:{PORT}")]);
-        let upstream = start("helloworld", &directory, command)?;
+        let upstream = start_upstream(&world, &program)?;
         let control_plane = start_control_plane(&world, &program)?;
         let configuration = directory.join("tollgate.yaml");
         fs::write(&configuration, tollgate_yaml(&world)?).map_err(DemoError::io("write tollgate.yaml"))?;
@@ -94,8 +92,7 @@ impl Stage {
         let proxy = start("tollgate", &directory, command)?;
 
         let mut stage = Self { proxy, control_plane, _upstream: upstream, program, world };
-        stage.wait_for_upstream()?;
-        stage.wait_for_proxy()?;
+        stage.status_when("did not become ready", |status| status["ready"] == true)?;
         Ok(stage)
     }
 
@@ -150,10 +147,10 @@ impl Stage {
         self.control_plane.kill();
     }
 
-    /// Starts a control plane again, in the place of one that was killed.
+    /// Starts a control plane again, in the place of one that was killed; returns when Tollgate has come back to it.
     pub(super) fn restart_control_plane(&mut self) -> Result<(), DemoError> {
         self.control_plane = start_control_plane(&self.world, &self.program)?;
-        Ok(())
+        self.answer(0).map(drop)
     }
 
     /// What `tollgate status` says, once `condition` holds for it; `problem` says that it never did.
@@ -201,27 +198,12 @@ impl Stage {
     }
 
     /// Waits for something that Tollgate does, but not for a Tollgate that is gone.
-    fn wait<T>(&mut self, problem: &str, mut look: impl FnMut(&Self) -> Option<T>) -> Result<T, DemoError> {
+    fn wait<T>(&mut self, problem: &str, look: impl Fn(&Self) -> Option<T>) -> Result<T, DemoError> {
         let found = wait_until(|| match look(self) {
-            Some(found) => Some(Some(found)),
-            None => self.proxy.has_ended().then_some(None),
+            Some(found) => Some(Ok(found)),
+            None => self.proxy.has_ended().then(|| Err(DemoError::ended("tollgate"))),
         });
-        match found {
-            Some(Some(found)) => Ok(found),
-            Some(None) => Err(DemoError::ended("tollgate")),
-            None => Err(DemoError::silent("tollgate", problem)),
-        }
-    }
-
-    /// A connection from the node is not steered: it says that the server listens.
-    fn wait_for_upstream(&self) -> Result<(), DemoError> {
-        let address = SocketAddr::new(self.world.pod("helloworld")?.address_v4().into(), PORT);
-        let listening = wait_until(|| TcpStream::connect_timeout(&address, program::PATIENCE).ok());
-        listening.map(drop).ok_or_else(|| DemoError::silent("helloworld", "does not listen"))
-    }
-
-    fn wait_for_proxy(&mut self) -> Result<(), DemoError> {
-        self.status_when("did not become ready", |status| status["ready"] == true).map(drop)
+        found.unwrap_or_else(|| Err(DemoError::silent("tollgate", problem)))
     }
 }
 
@@ -236,16 +218,33 @@ fn start_control_plane(world: &World, program: &Path) -> Result<Program, DemoErr
     command.arg("control-plane").arg("--policies").arg(directory.join("policies"));
     command.arg("--listen").arg(format!("unix:{}", directory.join("xds.sock").display())).args(["-o", "json"]);
     let mut control_plane = start("control-plane", directory, command)?;
-    let mut ended = false;
-    let listening = wait_until(|| {
-        ended = control_plane.has_ended();
-        (ended || control_plane.lines().iter().any(|line| line.contains("\"listening\""))).then_some(())
+    wait_to_listen(&mut control_plane, "control-plane", |program| {
+        program.lines().iter().any(|line| line.contains("\"listening\""))
+    })?;
+    Ok(control_plane)
+}
+
+/// A connection from the node is not steered: it says that the server listens.
+fn start_upstream(world: &World, program: &Path) -> Result<Program, DemoError> {
+    let mut command = world.command_in("helloworld", program);
+    command.args(["demo-helloworld", "--listen", &format!("[::]:{PORT}")]);
+    let mut upstream = start("helloworld", world.directory(), command)?;
+    let address = SocketAddr::new(world.pod("helloworld")?.address_v4().into(), PORT);
+    wait_to_listen(&mut upstream, "helloworld", |_| TcpStream::connect_timeout(&address, program::PATIENCE).is_ok())?;
+    Ok(upstream)
+}
+
+/// Waits until `listens`, but not for a program that is gone.
+fn wait_to_listen(
+    program: &mut Program,
+    name: &'static str,
+    listens: impl Fn(&Program) -> bool,
+) -> Result<(), DemoError> {
+    let found = wait_until(|| match listens(program) {
+        true => Some(Ok(())),
+        false => program.has_ended().then(|| Err(DemoError::ended(name))),
     });
-    match listening {
-        Some(()) if ended => Err(DemoError::ended("control-plane")),
-        Some(()) => Ok(control_plane),
-        None => Err(DemoError::silent("control-plane", "does not listen")),
-    }
+    found.unwrap_or_else(|| Err(DemoError::silent(name, "does not listen")))
 }
 
 /// Under another name first, so that nobody reads half a policy.

@@ -255,15 +255,15 @@ pub(super) fn how_to_look_around(stage: &Stage) -> String {
     let inside = super::namespaces::enter_command().unwrap_or_default();
     format!(
         "
-Everything stays until Ctrl-C, with a control plane again. From another terminal, as the same user:
+Everything goes on until Ctrl-C, and the control plane is back. From another terminal, as the same user:
 
-  in=\"{inside}\"
-  $in nsenter --net=/run/netns/sleep curl -si http://{address}:{PORT}/hello
-  $in nsenter --net=/run/netns/other curl -si http://{address}:{PORT}/hello
-  $in {program} status --admin {admin}
-  $in {program} flows --follow --admin {admin}
-  $in ${{EDITOR:-vi}} {directory}/{POLICY}     # a change is pushed when it is saved
-  $in cat {directory}/control-plane.out {directory}/tollgate.log
+  inside() {{ {inside} \"$@\"; }}
+  inside nsenter --net=/run/netns/sleep curl -sSi http://{address}:{PORT}/hello
+  inside nsenter --net=/run/netns/other curl -sSi http://{address}:{PORT}/hello
+  inside {program} status --admin {admin}
+  inside {program} flows --follow --admin {admin}
+  inside ${{EDITOR:-vi}} {directory}/{POLICY}     # a change is pushed when it is saved
+  inside cat {directory}/control-plane.out {directory}/tollgate.log
 "
     )
 }
