@@ -30,6 +30,7 @@ pub(crate) struct Connection {
     pub(crate) listener: Rc<ListenerContext>,
     pub(crate) downstream: SocketAddr,
     pub(crate) original_dst: SocketAddr,
+    /// For the connection's own task. A task that serves a part of it, an HTTP/2 stream, needs one of its own.
     pub(crate) subscription: Subscription,
     /// Identities of both ends, valid for the world generation they were looked up in.
     identities: Cell<Option<(u64, Identities)>>,
@@ -65,6 +66,11 @@ impl Connection {
             subscription: worker.signals.subscribe(),
             identities: Cell::new(None),
         }
+    }
+
+    /// Generation of the newest world: whether time has passed it by since a decision.
+    pub(crate) fn world_generation(&self) -> u64 {
+        self.worker.world.load().generation
     }
 
     /// The address whose policy is enforced.

@@ -115,6 +115,38 @@ fn an_idle_connection_whose_port_is_closed_gets_one_last_answer() {
     proxy.expect_reason(Reason::PortNotAllowed);
 }
 
+/// Streams of one connection are told of a change each on its own.
+#[test]
+fn a_push_ends_every_stream_that_it_no_longer_allows() {
+    const STREAMS: u32 = 5;
+    const EMPTY_SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        peer.send(EMPTY_SETTINGS);
+        peer.read_to_any_end();
+    });
+    let proxy = Proxy::start(&site, upstream.address());
+    let mut client = Peer::connect(proxy.http());
+    client.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", EMPTY_SETTINGS].concat());
+    for stream in (0..STREAMS).map(|n| 2 * n + 1) {
+        // :method GET, :scheme http, :authority a, :path /allowed
+        let block = b"\x82\x86\x01\x01a\x04\x08/allowed";
+        client.send([&[0, 0, block.len() as u8, 1, 5][..], &stream.to_be_bytes(), block].concat());
+    }
+    let upstream_has =
+        |stream: u32| upstream.received().iter().any(|r| contains(r, &[&[1, 5][..], &stream.to_be_bytes()].concat()));
+    until("the last request at the upstream", || upstream_has(2 * STREAMS - 1).then_some(()));
+    proxy.push(&[ingress(&site, json!([http_port(HTTP_PORT, &[http_rule("GET", "/other")])]))]);
+    for flow in proxy.expect_flows(STREAMS as usize) {
+        assert_eq!(flow["reason"], "revoked", "{flow}");
+    }
+}
+
+/// Whether `bytes` holds `part`.
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
 #[test]
 fn policy_outlives_its_control_plane() {
     let site = Site::new();

@@ -19,8 +19,9 @@ use super::transfer::{TransferError, reset_code, transfer};
 use crate::flow::{HttpRecord, OpenFlow, Outcome, Protocol};
 use crate::http::h1::cut;
 use crate::http::respond::LocalReply;
-use crate::listener::connection::{note_admission, note_denial};
+use crate::listener::connection::{Connection, note_admission, note_denial};
 use crate::reason::Reason;
+use crate::worker::Subscription;
 
 /// Serves one stream from request to record.
 pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
@@ -45,6 +46,9 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
     if let Some(location) = head.redirect {
         return reply(&mut respond, &LocalReply::redirect(location), flow, Outcome::Forwarded, None);
     }
+    // Each stream waits for changes of its own: the connection's subscription tells one waiter only.
+    let changes = connection.worker.signals.subscribe();
+    let generation = connection.world_generation();
     let judged = connection.judge_request(&head.policy_view());
     let permit = match judged.verdict {
         Verdict::Allow { rule, permit } => {
@@ -61,8 +65,13 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
             return;
         }
     };
-    let exchange = Exchange { shared: &shared, head: &head, flow, respond, body };
+    let exchange = Exchange { shared: &shared, head: &head, changes, generation, flow, respond, body };
     exchange.run(permit, judged.identities.source).await;
+}
+
+/// Whether the request would be admitted now.
+fn still_allowed(connection: &Connection, head: &RequestHead) -> bool {
+    matches!(connection.judge_request(&head.policy_view()).verdict, Verdict::Allow { .. })
 }
 
 /// Sends an answer of our own and ends the record.
@@ -100,6 +109,9 @@ fn reply(
 struct Exchange<'a> {
     shared: &'a Shared,
     head: &'a RequestHead,
+    changes: Subscription,
+    /// The world that the request was judged in.
+    generation: u64,
     flow: OpenFlow,
     respond: SendResponse<Bytes>,
     body: RecvStream,
@@ -123,6 +135,10 @@ impl Exchange<'_> {
             Ok(opened) => opened,
             Err(reason) => return self.fail(Outcome::Failed, reason),
         };
+        // Connecting takes time, and nothing was sent yet.
+        if connection.world_generation() != self.generation && !still_allowed(connection, self.head) {
+            return self.fail(Outcome::Denied, Reason::Revoked);
+        }
         self.flow.record_mut().upstream = Some(address);
         self.flow.if_dropped(Outcome::Failed, Some(Reason::DownstreamReset));
         let mut request = http::Request::new(());
@@ -139,7 +155,7 @@ impl Exchange<'_> {
 
     /// Both directions at once, until the response has ended.
     async fn relay(mut self, response: ResponseFuture, mut upstream_body: SendStream<Bytes>, end: bool) {
-        let connection = &self.shared.connection;
+        let (connection, head, changes) = (&self.shared.connection, self.head, &self.changes);
         let (up, down, status) = (Cell::new(0), Cell::new(0), Cell::new(0));
         let respond = &mut self.respond;
         let from_client = &mut self.body;
@@ -158,9 +174,8 @@ impl Exchange<'_> {
         };
         let revoked = async {
             loop {
-                connection.subscription.changed().await;
-                let judged = connection.judge_request(&self.head.policy_view());
-                if !matches!(judged.verdict, Verdict::Allow { .. }) {
+                changes.changed().await;
+                if !still_allowed(connection, head) {
                     return Broken::Revoked;
                 }
             }
