@@ -39,8 +39,9 @@ pub(crate) async fn relay(
         let pumps = pump_both(&mut downstream, buffer, &mut stream, Buffer::new(&connection.worker.buffers), &counts);
         tokio::select! {
             biased;
-            ended = pumps => ended,
+            // First, because connecting took time: not a byte may pass under a policy that is gone.
             () = revoked(connection) => Ended::Revoked,
+            ended = pumps => ended,
         }
     };
     finish(flow, ended, &counts, &downstream, &stream);

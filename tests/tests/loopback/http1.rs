@@ -152,6 +152,9 @@ fn expectation_is_between_client_and_upstream() {
     let mut client = Peer::connect(proxy.http());
     client.send(HEAD);
     assert_eq!(client.read_head(), "HTTP/1.1 417 No Thanks\r\nContent-Length: 0\r\n\r\n");
+    // Whether a body still follows is open now, so nothing does: the upstream could take it for a request.
+    assert_eq!(client.read_to_end(), b"");
+    assert_eq!(upstream.received()[1], HEAD.as_bytes());
 
     let mut client = Peer::connect(proxy.http());
     client.send(HEAD.replace("allowed", "denied"));
@@ -175,6 +178,51 @@ fn a_half_closed_client_still_gets_its_response() {
     client.finish_sending();
     assert_eq!(client.read_message().body, b"abcdef");
     assert_eq!(client.read_to_end(), b"");
+}
+
+/// Only the upstream can know whether a client that ends its side is worth an answer.
+#[test]
+fn a_client_that_goes_away_is_told_to_the_upstream() {
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        peer.read_head();
+        peer.read_to_end();
+    });
+    let proxy = Proxy::start(&site, upstream.address());
+    let mut client = Peer::connect(proxy.http());
+    client.send(GET);
+    client.finish_sending();
+    assert_eq!(client.read_to_end(), b"");
+    proxy.expect_reason(Reason::DownstreamReset);
+}
+
+#[test]
+fn a_client_that_goes_away_in_its_body_is_not_malformed() {
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        peer.read_to_any_end();
+    });
+    let proxy = Proxy::start(&site, upstream.address());
+    let mut client = Peer::connect(proxy.http());
+    client.send("POST /allowed HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc");
+    drop(client);
+    let record = proxy.expect_reason(Reason::DownstreamReset);
+    assert_eq!(record["verdict"], "ERROR");
+}
+
+/// A client may wait for the end of the answer before it sends its body, or not send it at all.
+#[test]
+fn an_early_answer_that_ends_with_the_connection_ends() {
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        peer.read_head();
+        peer.send("HTTP/1.0 200 OK\r\n\r\nuntil the end");
+    });
+    let proxy = Proxy::start(&site, upstream.address());
+    let mut client = Peer::connect(proxy.http());
+    client.send("POST /allowed HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n");
+    assert_eq!(client.read_head(), "HTTP/1.0 200 OK\r\n\r\n");
+    assert_eq!(client.read_to_end(), b"until the end");
 }
 
 #[test]

@@ -215,6 +215,8 @@ impl Session<'_> {
             http.status = reply.status;
         }
         let outcome = if reason.is_some() { Outcome::Denied } else { Outcome::Forwarded };
+        // A client that does not read may keep us here to the end of the process.
+        flow.if_dropped(outcome, reason);
         let sent = writer.write_all(&reply.to_http1(to_head, !keep)).await;
         flow.finish(outcome, reason);
         match sent {
@@ -252,8 +254,11 @@ impl Session<'_> {
         // A client whose address now carries another identity gets an upstream marked with that one.
         let mut paired = match self.paired.take().filter(|paired| paired.source == forward.source) {
             Some(paired) => paired,
-            None => match open_upstream(self.connection, &forward.permit, &forward).await {
+            None => match open_upstream(self.connection, &forward.permit, &forward, head.filled()).await {
                 Ok(paired) => paired,
+                Err(Reason::Revoked) => {
+                    return self.exchange_failed(forward, &ExchangeError::Revoked, false, reader, writer).await;
+                }
                 Err(reason) => return self.fail(forward, reason, reader, writer).await,
             },
         };
@@ -283,6 +288,11 @@ impl Session<'_> {
             Err(error) => {
                 tollgate_net::reset(paired.stream);
                 tracing::debug!(downstream = %self.connection.downstream, %error, "exchange failed");
+                let error = match error {
+                    // It went away, as the client had before.
+                    ExchangeError::NoResponse if progress.half_closed.get() => ExchangeError::HalfClosed,
+                    error => error,
+                };
                 self.exchange_failed(forward, &error, reused, reader, writer).await
             }
         }
@@ -299,7 +309,7 @@ impl Session<'_> {
     ) -> Next {
         let started = forward.flow.http.as_ref().is_some_and(|http| http.status != 0);
         let (outcome, reason) = match error {
-            ExchangeError::Downstream(_) => (Outcome::Failed, Reason::DownstreamReset),
+            ExchangeError::Downstream(_) | ExchangeError::HalfClosed => (Outcome::Failed, Reason::DownstreamReset),
             ExchangeError::RequestBody(_) => (Outcome::Denied, Reason::MalformedRequest),
             ExchangeError::NoResponse => (Outcome::Failed, Reason::UpstreamReset),
             ExchangeError::Response(_) => (Outcome::Failed, Reason::UpstreamMalformed),
@@ -309,7 +319,7 @@ impl Session<'_> {
         let gone = matches!(error, ExchangeError::Downstream(_));
         // A reused connection that ends without an answer is an ordinary race of keep-alive; clients repeat the request
         // themselves where that is safe, but only if they see the close and not a 503.
-        let race = reused && matches!(error, ExchangeError::NoResponse);
+        let race = matches!(error, ExchangeError::HalfClosed) || reused && matches!(error, ExchangeError::NoResponse);
         if started || gone || race {
             forward.flow.finish(outcome, Some(reason));
             return if race { Next::Close } else { Next::Reset };
@@ -358,9 +368,19 @@ impl Session<'_> {
     }
 }
 
-/// Connects the upstream of this connection's first request, or of the first after its last upstream ended.
-async fn open_upstream(connection: &Connection, permit: &Permit, forward: &Forward) -> Result<Paired, Reason> {
+/// Connects the upstream of this connection's first request, or of the first after its last upstream ended. Policy may
+/// have changed by then, and nothing was sent yet: the request of `head` is judged again in that case.
+async fn open_upstream(
+    connection: &Connection,
+    permit: &Permit,
+    forward: &Forward,
+    head: &[u8],
+) -> Result<Paired, Reason> {
+    let generation = connection.world_generation();
     let (stream, address): (TcpStream, SocketAddr) = upstream::open(connection, permit, forward.source).await?;
+    if connection.world_generation() != generation && !still_allowed(connection, head) {
+        return Err(Reason::Revoked);
+    }
     Ok(Paired {
         stream,
         address,

@@ -35,6 +35,7 @@ pub(crate) struct Forward {
     /// The method is HEAD, so that no response has a body.
     pub(crate) to_head: bool,
     pub(crate) websocket: bool,
+    pub(crate) expects_continue: bool,
     pub(crate) close: bool,
     pub(crate) grpc: bool,
     pub(crate) source: SecurityId,
@@ -121,6 +122,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
                 version: request.version,
                 to_head,
                 websocket: request.websocket,
+                expects_continue: request.expects_continue,
                 close: request.close,
                 grpc: request.is_grpc(),
                 source: judged.identities.source,

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::task::Poll;
 
 use bytes::Buf;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tollgate_policy::SecurityId;
@@ -64,6 +64,9 @@ pub(crate) enum ExchangeError {
     /// The upstream closed or failed before it had answered.
     #[error("the upstream ended without a response")]
     NoResponse,
+    /// The same, after the client had ended its side.
+    #[error("the client ended its side, and then the upstream without a response")]
+    HalfClosed,
     /// The response must not be forwarded.
     #[error(transparent)]
     Response(#[from] ResponseError),
@@ -82,6 +85,10 @@ pub(crate) struct Progress {
     pub(crate) status: Cell<u16>,
     pub(crate) up: Cell<u64>,
     pub(crate) down: Cell<u64>,
+    /// The upstream has asked for the body with `100 Continue`.
+    continued: Cell<bool>,
+    /// The client has ended its side, and the upstream was told.
+    pub(crate) half_closed: Cell<bool>,
 }
 
 /// The two halves of a downstream connection and what was read from it beyond the request's head.
@@ -114,10 +121,8 @@ pub(crate) async fn run(
             relay.run(reader, buffer, &mut upstream_writer).await?;
             body_sent.set(true);
         }
-        watch(reader, buffer).await
+        watch(reader, buffer, &mut upstream_writer, progress).await
     };
-    let receiving = ResponseReceiver { connection, forward, progress };
-    let response = receiving.run(&mut upstream_reader, response_buffer, writer);
     let revoked = async {
         loop {
             connection.subscription.changed().await;
@@ -126,19 +131,29 @@ pub(crate) async fn run(
             }
         }
     };
-    tokio::pin!(request, response, revoked);
-    let completed = tokio::select! {
-        biased;
-        completed = &mut response => completed?,
-        Err(error) = &mut request => match error {
-            // The upstream may have answered before it stopped reading.
-            BodyError::Write(_) => response.await.map(|_| Completed::Early)?,
-            error => return Err(error.into()),
-        },
-        () = &mut revoked => return Err(ExchangeError::Revoked),
+    tokio::pin!(request, revoked);
+    let completed = {
+        let receiving = ResponseReceiver { connection, forward, progress };
+        let response = receiving.run(&mut upstream_reader, response_buffer, writer);
+        tokio::pin!(response);
+        tokio::select! {
+            biased;
+            completed = &mut response => completed?,
+            Err(error) = &mut request => match error {
+                // The upstream may have answered before it stopped reading.
+                BodyError::Write(_) => response.await.map(|_| Completed::Early)?,
+                error => return Err(error.into()),
+            },
+            () = &mut revoked => return Err(ExchangeError::Revoked),
+        }
     };
     if body_sent.get() || matches!(completed, Completed::Tunnel | Completed::Early) {
         return Ok(completed);
+    }
+    if forward.expects_continue && !progress.continued.get() {
+        // The client need not send its body now, nor the upstream read it: what comes next could be that body to one of
+        // them and a request to the other.
+        return Ok(Completed::Early);
     }
     // The answer came first. An upstream that still reads gets the rest, as it would without us.
     let rest = poll_fn(|context| match request.as_mut().poll(context) {
@@ -146,6 +161,7 @@ pub(crate) async fn run(
         Poll::Pending if body_sent.get() => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     });
+    let mut byte = [0];
     tokio::select! {
         biased;
         error = rest => match error {
@@ -153,6 +169,8 @@ pub(crate) async fn run(
             Some(BodyError::Write(_)) => Ok(Completed::Early),
             Some(error) => Err(error.into()),
         },
+        // An upstream that ends its side is done with this client, which may be waiting to see that.
+        _ = upstream_reader.peek(&mut byte) => Ok(Completed::Early),
         () = revoked => Err(ExchangeError::Revoked),
     }
 }
@@ -162,6 +180,8 @@ impl From<BodyError> for ExchangeError {
     fn from(error: BodyError) -> Self {
         match error {
             BodyError::Read(error) => Self::Downstream(error),
+            // A client that gives up is no attack.
+            BodyError::Truncated => Self::Downstream(io::ErrorKind::UnexpectedEof.into()),
             error => Self::RequestBody(error),
         }
     }
@@ -190,13 +210,28 @@ async fn send_head(
     Ok(())
 }
 
-/// Once the request is sent, notices a client that goes away, and keeps what it sends ahead. A half-close is no reason to
-/// stop: the response still has a reader.
-async fn watch(reader: &mut ReadHalf<'_>, buffer: &mut Buffer) -> Result<Infallible, BodyError> {
+/// Once the request is sent, notices a client that goes away, and keeps what it sends ahead.
+///
+/// A half-close is no reason to stop, since the response may still have a reader. But most clients that end their side
+/// are gone altogether, and only the upstream can know whether to go on: it is told as it would be without us.
+async fn watch(
+    reader: &mut ReadHalf<'_>,
+    buffer: &mut Buffer,
+    upstream: &mut WriteHalf<'_>,
+    progress: &Progress,
+) -> Result<Infallible, BodyError> {
     while buffer.len() < PIPELINED {
-        if fill(reader, buffer, PIPELINED).await.map_err(BodyError::Read)? == 0 {
-            break;
+        if fill(reader, buffer, PIPELINED).await.map_err(BodyError::Read)? > 0 {
+            continue;
         }
+        if buffer.is_empty() {
+            progress.half_closed.set(true);
+            // Fails only when the upstream is gone, which reading from it reports.
+            let _ = upstream.shutdown().await;
+        }
+        // A reset is all that can still come.
+        reader.ready(Interest::ERROR).await.map_err(BodyError::Read)?;
+        return Err(BodyError::Read(io::ErrorKind::ConnectionReset.into()));
     }
     std::future::pending().await
 }
@@ -222,6 +257,7 @@ impl ResponseReceiver<'_> {
             if !head.is_interim() {
                 break (head, length);
             }
+            self.progress.continued.set(self.progress.continued.get() || head.status == 100);
             interim += 1;
             if interim > MAX_INTERIM {
                 return Err(ResponseError::TooManyInterim.into());
