@@ -142,6 +142,11 @@ pub fn network_policy_hosts_to_json(hosts: &NetworkPolicyHosts) -> Result<Value,
     print(hosts)
 }
 
+/// Decodes a policy with its unknown fields, for [`crate::unknown`].
+pub(crate) fn decode_network_policy(bytes: &[u8]) -> Result<DynamicMessage, prost::DecodeError> {
+    DynamicMessage::decode(descriptor::<NetworkPolicy>(), bytes)
+}
+
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     #[expect(clippy::expect_used, reason = "the bytes are written by build.rs; every test of this module reads them")]
     DescriptorPool::decode(FILE_DESCRIPTOR_SET).expect("descriptors of this build")

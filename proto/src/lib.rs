@@ -1,10 +1,11 @@
 //! Wire types: `cilium.*` generated from the files under `proto/`, Envoy's from `envoy-types`.
 //!
-//! No logic lives here except reading and writing the JSON form of policies ([`json`]). What a
-//! message means is decided by the policy crate.
+//! No logic lives here except reading and writing the JSON form of policies ([`json`]) and finding fields that this
+//! version does not know ([`unknown`]). What a message means is decided by the policy crate.
 
 pub mod json;
 pub mod type_url;
+pub mod unknown;
 
 /// Messages, enums, clients and servers of package `cilium`.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, reason = "generated")]

@@ -14,6 +14,8 @@ pub struct Resource<M> {
     pub name: Option<String>,
     /// The message.
     pub message: M,
+    /// The bytes received, where `message` holds less than they do: they have fields that `M` does not know.
+    pub partly_read: Option<Vec<u8>>,
 }
 
 /// Decodes every resource as `M`, whose type is `type_url`.
@@ -37,7 +39,7 @@ pub(crate) fn decode_all<M: Message + Default>(
 
 fn decode_one<M: Message + Default>(type_url: &str, any: &Any) -> Result<Resource<M>, String> {
     if any.type_url == type_url {
-        return Ok(Resource { name: None, message: decode_message(any)? });
+        return resource(None, any);
     }
     // A server that attaches a name or a time to live wraps the resource, in every variant of the protocol.
     if any.type_url == ResourceWrapper::type_url() {
@@ -45,14 +47,19 @@ fn decode_one<M: Message + Default>(type_url: &str, any: &Any) -> Result<Resourc
         let name = wrapper.name;
         return match wrapper.resource {
             Some(inner) if inner.type_url == type_url => {
-                let message = decode_message(&inner).map_err(|reason| format!("{name:?}: {reason}"))?;
-                Ok(Resource { name: Some(name), message })
+                resource(Some(name.clone()), &inner).map_err(|reason| format!("{name:?}: {reason}"))
             }
             Some(inner) => Err(format!("{name:?} is a {}, wanted {type_url}", inner.type_url)),
             None => Err(format!("{name:?} holds no resource, wanted {type_url}")),
         };
     }
     Err(format!("wrong type, wanted {type_url}"))
+}
+
+fn resource<M: Message + Default>(name: Option<String>, any: &Any) -> Result<Resource<M>, String> {
+    let message: M = decode_message(any)?;
+    let partly_read = (message.encoded_len() < any.value.len()).then(|| any.value.clone());
+    Ok(Resource { name, message, partly_read })
 }
 
 fn decode_message<M: Message + Default>(any: &Any) -> Result<M, String> {

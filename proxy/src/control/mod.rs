@@ -5,5 +5,5 @@ mod policies;
 mod world;
 pub mod xds;
 
-pub use policies::{Control, RefusedResource};
+pub use policies::{Control, Received, RefusedResource};
 pub use world::{World, WorldStore};

@@ -6,7 +6,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use tollgate_policy::NetworkPolicy;
+use tollgate_policy::model::Unsupported;
+use tollgate_policy::{NetworkPolicy, PortRule};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
@@ -44,6 +45,50 @@ pub struct RefusedResource {
     pub reason: String,
 }
 
+/// A policy as it came.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// What was understood.
+    pub policy: cilium::NetworkPolicy,
+    /// Its bytes, when there is more in them than was understood.
+    pub partly_read: Option<Vec<u8>>,
+}
+
+/// Quarantines the rules that hold a field which this version does not know: it could be a condition, and without it
+/// the rule would admit more than its author wrote. Outside of rules an unknown field cannot widen what is allowed.
+fn set_unknown_fields_aside(model: &mut NetworkPolicy, bytes: &[u8]) {
+    for field in tollgate_proto::unknown::network_policy_fields(bytes) {
+        let entries = match field.ingress {
+            Some(true) => &mut model.ingress,
+            Some(false) => &mut model.egress,
+            None => {
+                let endpoint_id = model.endpoint_id;
+                tracing::warn!(
+                    endpoint_id,
+                    element = field.element,
+                    "policy has a field that this version does not know"
+                );
+                continue;
+            }
+        };
+        let Some(entry) = field.port_entry.and_then(|index| entries.get_mut(index)) else { continue };
+        let unsupported = Unsupported {
+            element: field.element.as_str().into(),
+            reason: "this version does not know the field; it could be a condition".into(),
+        };
+        if entry.rules.is_empty() {
+            entry.rules.push(PortRule::default());
+        }
+        let rules = match field.rule {
+            Some(index) => entry.rules.get_mut(index..=index).unwrap_or_default(),
+            None => &mut entry.rules[..],
+        };
+        for rule in rules {
+            rule.unsupported.push(unsupported.clone());
+        }
+    }
+}
+
 impl Control {
     /// `first_policy` is released when the first policy set is in force.
     pub fn new(store: Arc<WorldStore>, metrics: Arc<Metrics>, first_policy: Pending) -> Self {
@@ -70,7 +115,7 @@ impl Control {
     /// written takes its most restrictive reading and is listed.
     ///
     /// Compiling happens off the control thread's runtime, so that a large update delays neither probes nor streams.
-    pub async fn replace_policies(self: &Arc<Self>, policies: Vec<cilium::NetworkPolicy>) {
+    pub async fn replace_policies(self: &Arc<Self>, policies: Vec<Received>) {
         let _turn = self.updating.lock().await;
         let control = Arc::clone(self);
         let compiled = tokio::task::spawn_blocking(move || control.compile_and_publish(policies)).await;
@@ -81,16 +126,23 @@ impl Control {
         }
     }
 
-    fn compile_and_publish(&self, policies: Vec<cilium::NetworkPolicy>) {
+    fn compile_and_publish(&self, received: Vec<Received>) {
         let mut refused = Vec::new();
-        let mut accepted = Vec::with_capacity(policies.len());
-        for policy in &policies {
-            match NetworkPolicy::try_from(policy) {
-                Ok(model) => accepted.push(model),
+        let mut accepted = Vec::with_capacity(received.len());
+        let mut policies = Vec::with_capacity(received.len());
+        for Received { policy, partly_read } in received {
+            match NetworkPolicy::try_from(&policy) {
+                Ok(mut model) => {
+                    if let Some(bytes) = &partly_read {
+                        set_unknown_fields_aside(&mut model, bytes);
+                    }
+                    accepted.push(model);
+                }
                 Err(error) => {
-                    refused.push(RefusedResource { name: policy.endpoint_id.to_string(), reason: error.to_string() })
+                    refused.push(RefusedResource { name: policy.endpoint_id.to_string(), reason: error.to_string() });
                 }
             }
+            policies.push(policy);
         }
         let mut builder = self.store.load().policy.update();
         builder.replace_all(accepted);
@@ -135,7 +187,8 @@ impl Control {
                 tracing::warn!("NetworkPolicyHosts in a policy directory have no effect; list them under `identities`");
             }
             if reading.changed || first {
-                self.replace_policies(reading.set.policies).await;
+                let whole = |policy| Received { policy, partly_read: None };
+                self.replace_policies(reading.set.policies.into_iter().map(whole).collect()).await;
             }
             first = false;
         }
@@ -148,5 +201,45 @@ impl Control {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use prost::Message as _;
+    use tollgate_policy::{ConnectionVerdict, Direction, Flow, SecurityId, Snapshot};
+
+    use super::*;
+
+    /// A rule on port 80 that would admit everybody, with bytes of a field from the future in it.
+    fn admits_with_unknown_field(rule_suffix: &[u8], entry_suffix: &[u8]) -> bool {
+        let nested = |tag: u8, bytes: &[u8]| [&[tag, u8::try_from(bytes.len()).unwrap()], bytes].concat();
+        let rule = nested(0x1a, &[&nested(0x2a, b"r")[..], rule_suffix].concat());
+        let entry = nested(0x1a, &[&[0x08, 80][..], &rule, entry_suffix].concat());
+        let bytes = [&nested(0x0a, b"10.0.0.1")[..], &[0x10, 69], &entry].concat();
+        let policy = cilium::NetworkPolicy::decode(&bytes[..]).unwrap();
+        let mut model = NetworkPolicy::try_from(&policy).unwrap();
+        set_unknown_fields_aside(&mut model, &bytes);
+        let mut builder = Snapshot::empty().update();
+        builder.replace_all([model]);
+        let flow = Flow {
+            direction: Direction::Ingress,
+            endpoint: IpAddr::from([10, 0, 0, 1]),
+            remote: SecurityId(7),
+            port: 80,
+            proxy_id: 0,
+            server_name: None,
+        };
+        !matches!(builder.build().evaluate_connection(&flow), ConnectionVerdict::Deny { .. })
+    }
+
+    #[test]
+    fn a_field_from_the_future_never_widens_a_rule() {
+        let unknown = [0x98, 0x06, 0x01];
+        assert!(admits_with_unknown_field(&[], &[]));
+        assert!(!admits_with_unknown_field(&unknown, &[]));
+        assert!(!admits_with_unknown_field(&[], &unknown));
     }
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tollgate_policy::SecurityId;
 use tollgate_proto::cilium;
-use tollgate_xds::{Address, Client, ClientConfig, ConfigError, Handler, Mode, Rejection, Update};
+use tollgate_xds::{Address, Client, ClientConfig, ConfigError, Handler, Mode, Rejection, Resource, Update};
 
-use super::Control;
+use super::{Control, Received};
 use crate::config::{Identities, ListenAddress, Node, XdsMode};
 use crate::identity::IdentityTable;
 
@@ -60,7 +60,8 @@ impl Handler for PolicyHandler {
     type Resource = cilium::NetworkPolicy;
 
     async fn apply(&mut self, update: Update<Self::Resource>) -> Result<(), Rejection> {
-        let policies = update.resources.into_iter().map(|resource| resource.message).collect();
+        let received = |resource: Resource<_>| Received { policy: resource.message, partly_read: resource.partly_read };
+        let policies = update.resources.into_iter().map(received).collect();
         self.control.replace_policies(policies).await;
         Ok(())
     }
