@@ -33,6 +33,15 @@ pub(super) struct Shared {
     pub(super) goaway: Notify,
 }
 
+impl Shared {
+    /// Ends the connection when it would be refused by now as a whole, not only a request on it.
+    pub(super) fn end_if_refused(&self) {
+        if self.connection.is_refused() {
+            self.goaway.notify_one();
+        }
+    }
+}
+
 /// Serves `stream` to its end. `buffer` holds what was read from it already.
 pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer: Buffer) {
     let mut builder = h2::server::Builder::new();

@@ -59,9 +59,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
             note_denial(&mut flow, judged.generation, nearest);
             let reason = Reason::from(reason);
             reply(&mut respond, &reply_to(reason, head.is_grpc()), flow, Outcome::Denied, Some(reason));
-            if connection.is_refused() {
-                shared.goaway.notify_one();
-            }
+            shared.end_if_refused();
             return;
         }
     };
@@ -137,6 +135,7 @@ impl Exchange<'_> {
         };
         // Connecting takes time, and nothing was sent yet.
         if connection.world_generation() != self.generation && !still_allowed(connection, self.head) {
+            self.shared.end_if_refused();
             return self.fail(Outcome::Denied, Reason::Revoked);
         }
         self.flow.record_mut().upstream = Some(address);
@@ -176,6 +175,7 @@ impl Exchange<'_> {
             loop {
                 changes.changed().await;
                 if !still_allowed(connection, head) {
+                    self.shared.end_if_refused();
                     return Broken::Revoked;
                 }
             }
