@@ -17,3 +17,4 @@ pub(crate) use decide::cut;
 pub(crate) use head::{MAX_FIELDS, MAX_HEAD};
 pub(crate) use request::write_field;
 pub(crate) use response::MAX_INTERIM;
+pub(crate) use trailers::FORBIDDEN as FORBIDDEN_TRAILERS;

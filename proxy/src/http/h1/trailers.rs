@@ -8,7 +8,7 @@ pub(crate) const MAX_TRAILERS: usize = 8 * 1024;
 const MAX_TRAILER_FIELDS: usize = 64;
 
 /// Fields that frame, route, authenticate or describe the content: never taken from a trailer section.
-const FORBIDDEN: [&str; 20] = [
+pub(crate) const FORBIDDEN: [&str; 20] = [
     "transfer-encoding",
     "content-length",
     "host",

@@ -6,6 +6,8 @@ use std::future::poll_fn;
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
+use crate::http::h1::FORBIDDEN_TRAILERS;
+
 /// Why a body could not be moved to its end.
 #[derive(Debug)]
 pub(super) enum TransferError {
@@ -39,7 +41,11 @@ pub(super) async fn transfer(
         }
     }
     match from.trailers().await {
-        Ok(Some(trailers)) => to.send_trailers(trailers),
+        Ok(Some(mut trailers)) => {
+            // As for HTTP/1. Trailers are announced too rarely in HTTP/2 to pass only those that are.
+            FORBIDDEN_TRAILERS.iter().for_each(|name| drop(trailers.remove(*name)));
+            to.send_trailers(trailers)
+        }
         Ok(None) => to.send_data(Bytes::new(), true),
         Err(error) => return Err(TransferError::Source(reset_code(&error))),
     }
