@@ -90,8 +90,8 @@ fn a_denial_says_so_and_keeps_the_connection() {
 
 #[test]
 fn chunks_pass_unchanged_both_ways() {
-    const REQUEST: &str = "PUT /allowed HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum, Host\r\n\r\n\
-        5\r\nhello\r\n0006;name=\"v\"\r\n world\r\n00\r\nX-Sum: 1\r\n\r\n";
+    const REQUEST: &str = "PUT /allowed HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\
+        Trailer: X-Sum, Host\r\n\r\n5\r\nhello\r\n0006;name=\"v\"\r\n world\r\n00\r\nX-Sum: 1\r\n\r\n";
     const RESPONSE: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
         3;a\r\nabc\r\nA\r\n0123456789\r\n0\r\nX-Sum: 2\r\nX-Sum: 3\r\n\r\n";
     let site = Site::new();

@@ -4,6 +4,7 @@
 
 mod big;
 mod http1;
+mod http2;
 mod malformed;
 mod policy_life;
 mod tcp;

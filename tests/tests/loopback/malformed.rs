@@ -1,5 +1,5 @@
-//! Input that two readers could read differently, by row of the bad-input matrix: what each leads to at the client, what
-//! of it the upstream sees, and that the next client notices nothing.
+//! Input that two readers could read differently, by row of the bad-input matrix: what each leads to at the client,
+//! what of it the upstream sees, and that the next client notices nothing.
 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
