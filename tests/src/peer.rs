@@ -66,6 +66,8 @@ pub struct Peer {
     /// Room for one read.
     chunk: Box<[u8]>,
     record: Option<Arc<Mutex<Vec<u8>>>>,
+    /// A send has met the reset; the kernel tells of it only once.
+    reset: bool,
 }
 
 impl Peer {
@@ -99,7 +101,7 @@ impl Peer {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new(), chunk: vec![0; 64 << 10].into(), record: None }
+        Self { stream, buffer: Vec::new(), chunk: vec![0; 64 << 10].into(), record: None, reset: false }
     }
 
     /// Appends everything received from now on to `record`, too.
@@ -134,7 +136,9 @@ impl Peer {
 
     /// Sends as much of `bytes` as the other side takes before it ends the connection.
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
-        self.stream.write_all(bytes.as_ref())
+        let sent = self.stream.write_all(bytes.as_ref());
+        self.reset |= matches!(&sent, Err(error) if error.kind() == ErrorKind::ConnectionReset);
+        sent
     }
 
     /// Says that nothing more will be sent.
@@ -310,6 +314,7 @@ impl Peer {
     pub fn read_to_any_end(&mut self) -> (Vec<u8>, End) {
         let end = loop {
             match self.fill() {
+                Ok(0) if self.reset => break End::Reset,
                 Ok(0) => break End::Closed,
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => break End::Reset,
