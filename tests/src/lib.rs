@@ -5,7 +5,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+pub mod admin;
 pub mod control_plane;
+pub mod mark_counters;
 pub mod netns;
 pub mod nginx;
 pub mod peer;
@@ -15,5 +17,6 @@ pub mod proxy;
 pub mod python;
 pub mod script;
 pub mod site;
+pub mod steered;
 pub mod upstream;
 pub mod wait;

@@ -1,21 +1,20 @@
 //! A running `tollgate`, the real binary, on loopback.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 
 use rustix::process::Signal;
-use serde_json::Value;
-use tollgate::reason::Reason;
 use tollgate_proto::cilium::NetworkPolicy;
 
+use crate::admin::Admin;
 use crate::control_plane::ControlPlane;
 use crate::process::Process;
 use crate::site::{HTTP_PORT, Site, TCP_PORT};
-use crate::wait::{DEADLINE, until};
+use crate::wait::until;
 
 /// Parts of the configuration that tests differ in, as YAML in flow style.
 #[derive(Clone, Debug)]
@@ -40,7 +39,7 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Proxy {
     process: Process,
-    admin: PathBuf,
+    admin: Admin,
     control_socket: PathBuf,
     control: Option<ControlPlane>,
     http: SocketAddr,
@@ -60,8 +59,7 @@ impl Proxy {
     pub fn with(site: &Site, upstream: SocketAddr, options: &Options, policies: &[NetworkPolicy]) -> Self {
         let mut proxy = Self::without_policy(site, upstream, options);
         proxy.control().push(policies);
-        let admin = proxy.admin.clone();
-        proxy.process.until("readiness", || (get(&admin, "/ready").0 == 200).then_some(()));
+        proxy.admin.until_ready(&mut proxy.process);
         proxy
     }
 
@@ -94,7 +92,7 @@ impl Proxy {
         command.args(["run", "-c"]).arg(&file).args(["--log-level", "info"]);
         let mut process = Process::start(&site.path(""), "tollgate", command);
         process.until("its admin socket", || UnixStream::connect(&admin).ok().map(drop));
-        Self { process, admin, control_socket, control: Some(control), http, tcp }
+        Self { process, admin: Admin::at(admin), control_socket, control: Some(control), http, tcp }
     }
 
     /// The address of the listener whose usual policy has HTTP rules.
@@ -139,53 +137,6 @@ impl Proxy {
         self.control = Some(ControlPlane::start(self.control_socket.clone()));
     }
 
-    /// Status and body of an admin endpoint.
-    pub fn get(&self, path: &str) -> (u16, String) {
-        get(&self.admin, path)
-    }
-
-    /// The flow records so far, oldest first.
-    ///
-    /// # Panics
-    /// When they are no JSON.
-    pub fn flows(&self) -> Vec<Value> {
-        let (_, lines) = self.get("/flows?limit=1000");
-        lines.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
-    }
-
-    /// Waits for a flow record with that reason.
-    ///
-    /// # Panics
-    /// When none comes.
-    pub fn expect_reason(&self, reason: Reason) -> Value {
-        let mut seen = Vec::new();
-        crate::wait::within(DEADLINE, || {
-            seen = self.flows();
-            seen.iter().find(|flow| flow["reason"] == reason.code()).cloned()
-        })
-        .unwrap_or_else(|| panic!("no record with reason {}, but: {seen:#?}", reason.code()))
-    }
-
-    /// Waits until there are `n` flow records, and returns them.
-    ///
-    /// # Panics
-    /// When they do not come, or more do.
-    pub fn expect_flows(&self, n: usize) -> Vec<Value> {
-        let flows = until(&format!("{n} flow records"), || Some(self.flows()).filter(|flows| flows.len() >= n));
-        assert_eq!(flows.len(), n, "{flows:#?}");
-        flows
-    }
-
-    /// The value of a metric that has no labels.
-    ///
-    /// # Panics
-    /// When there is none.
-    pub fn metric(&self, name: &str) -> f64 {
-        let (_, text) = self.get("/metrics");
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
-    }
-
     /// Tells it to end, as an orchestrator does.
     pub fn terminate(&self) {
         self.process.signal(Signal::TERM);
@@ -197,19 +148,17 @@ impl Proxy {
     }
 }
 
+impl Deref for Proxy {
+    type Target = Admin;
+
+    fn deref(&self) -> &Admin {
+        &self.admin
+    }
+}
+
 /// The binary that cargo built with these suites.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     // Test binaries are in `deps` next to it.
     let this = std::env::current_exe().unwrap();
     this.ancestors().nth(2).unwrap().join("tollgate-under-test")
-}
-
-fn get(admin: &Path, path: &str) -> (u16, String) {
-    let mut stream = UnixStream::connect(admin).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).unwrap();
-    let (head, body) = response.split_once("\r\n\r\n").expect("an HTTP response");
-    (crate::peer::status(head), body.to_owned())
 }

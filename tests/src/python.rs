@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 
 const CRATE: &str = env!("CARGO_MANIFEST_DIR");
 
+/// The directory of the scripts.
+pub const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/python");
+
 /// Longest wait for an event. Only a failing test waits so long.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 

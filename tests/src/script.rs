@@ -6,14 +6,13 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::process::Process;
+use crate::python::SCRIPTS;
 use crate::site::Site;
-
-const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/python");
 
 /// Starts `script` with `arguments`; `python` is [`crate::python::python`].
 pub fn start(python: &Path, site: &Site, script: &str, arguments: &[&str]) -> Process {
     let mut command = Command::new(python);
-    command.arg("-u").arg(Path::new(DIRECTORY).join(script)).args(arguments);
+    command.arg("-u").arg(Path::new(SCRIPTS).join(script)).args(arguments);
     Process::start(&site.path(""), script, command)
 }
 

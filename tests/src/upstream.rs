@@ -24,7 +24,14 @@ impl Upstream {
     /// # Panics
     /// When no port is free.
     pub fn scripted(site: &Site, script: impl Fn(&mut Peer, usize) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(site.at(0)).unwrap();
+        Self::on(TcpListener::bind(site.at(0)).unwrap(), script)
+    }
+
+    /// As [`Upstream::scripted`], on a listener from elsewhere, such as from a pod's network namespace.
+    ///
+    /// # Panics
+    /// When it is no listener.
+    pub fn on(listener: TcpListener, script: impl Fn(&mut Peer, usize) + Send + Sync + 'static) -> Self {
         let address = listener.local_addr().unwrap();
         let record = Record::default();
         let script = Arc::new(script);
