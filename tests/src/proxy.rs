@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use rustix::process::Signal;
@@ -59,8 +59,16 @@ impl Proxy {
     pub fn with(site: &Site, upstream: SocketAddr, options: &Options, policies: &[NetworkPolicy]) -> Self {
         let mut proxy = Self::without_policy(site, upstream, options);
         proxy.control().push(policies);
-        proxy.admin.until_ready(&mut proxy.process);
+        proxy.wait_until_ready();
         proxy
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn wait_until_ready(&mut self) {
+        self.admin.until_ready(&mut self.process);
     }
 
     /// Starts a proxy whose control plane says nothing yet, and waits until it listens.
@@ -68,8 +76,18 @@ impl Proxy {
     /// # Panics
     /// When it does not listen in time.
     pub fn without_policy(site: &Site, upstream: SocketAddr, options: &Options) -> Self {
-        let control_socket = site.path("xds.sock");
-        let control = ControlPlane::start(control_socket.clone());
+        let socket = site.path("xds.sock");
+        let control = ControlPlane::start(socket.clone());
+        let mut proxy = Self::attached(site, upstream, options, &socket);
+        proxy.control = Some(control);
+        proxy
+    }
+
+    /// Starts a proxy that asks whatever control plane listens on `control`, and waits until it listens itself.
+    ///
+    /// # Panics
+    /// When it does not listen in time.
+    pub fn attached(site: &Site, upstream: SocketAddr, options: &Options, control: &Path) -> Self {
         let admin = site.path("admin.sock");
         let (http, tcp) = (site.at(HTTP_PORT), site.at(TCP_PORT));
         let Options { listener, top, identities, workers } = options;
@@ -84,7 +102,7 @@ impl Proxy {
              - {{ name: tcp, address: \"{tcp}\", {common} }}\n\
              {top}\n",
             admin = admin.display(),
-            control = control_socket.display(),
+            control = control.display(),
         );
         let file = site.path("tollgate.yaml");
         fs::write(&file, configuration).unwrap();
@@ -92,7 +110,7 @@ impl Proxy {
         command.args(["run", "-c"]).arg(&file).args(["--log-level", "info"]);
         let mut process = Process::start(&site.path(""), "tollgate", command);
         process.until("its admin socket", || UnixStream::connect(&admin).ok().map(drop));
-        Self { process, admin: Admin::at(admin), control_socket, control: Some(control), http, tcp }
+        Self { process, admin: Admin::at(admin), control_socket: control.to_owned(), control: None, http, tcp }
     }
 
     /// The address of the listener whose usual policy has HTTP rules.
@@ -113,7 +131,7 @@ impl Proxy {
     /// The control plane.
     ///
     /// # Panics
-    /// After [`Proxy::kill_control_plane`].
+    /// After [`Proxy::kill_control_plane`], or with a control plane of somebody else.
     pub fn control(&self) -> &ControlPlane {
         self.control.as_ref().expect("the control plane runs")
     }

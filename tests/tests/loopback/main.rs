@@ -7,4 +7,5 @@ mod http1;
 mod http2;
 mod malformed;
 mod policy_life;
+mod real_peers;
 mod tcp;
