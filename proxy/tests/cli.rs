@@ -249,7 +249,7 @@ fn explain_refuses_bad_input_with_exit_2() {
     let unnumbered = unnumbered.to_str().expect("UTF-8");
     let rest = &EXPLAIN[3..];
     for (arguments, expected) in [
-        ([&["policy", "explain", file], rest].concat(), format!("{file}: ingresPerPortPolicies: ")),
+        ([&["policy", "explain", file], rest].concat(), format!("{file}:1: ingresPerPortPolicies: ")),
         ([&["policy", "explain", unnumbered], rest].concat(), format!("{unnumbered}: endpoint_id: ")),
         ([&["policy", "explain", "/nonexistent.json"], rest].concat(), "/nonexistent.json: cannot read: ".to_owned()),
         ([&EXPLAIN[..], &["--host", "a", "-H", "Host: b", "GET", "/"]].concat(), "the host is given twice".to_owned()),
