@@ -169,6 +169,19 @@ def resets(client):
     return {"middle": middle, "instead": instead, "after": client.get("/allowed/x")}
 
 
+def upstream_goaway(client):
+    """An upstream that wants no more requests on its connection gets them on a new one."""
+    return [client.get(path) for path in ("/allowed/x", "/allowed/goaway", "/allowed/x", "/allowed/x")]
+
+
+def early_answer(client):
+    """The whole answer comes although the body has not ended, and the connection goes on."""
+    stream_id = client.begin("/allowed/x", "POST", end=False)
+    client.send(stream_id, b"part")
+    early = client.finish(stream_id)
+    return {"early": early, "after": client.get("/allowed/x")}
+
+
 def slow_reader(client):
     """A stream that is not read stops its upstream, and no other stream; then it comes whole."""
     total = 64 << 20

@@ -12,6 +12,7 @@ Prints its address, then one JSON object per line: {"request": PATH} for each re
     .../reset        200 and five bytes; once any of the body comes, RST_STREAM with INTERNAL_ERROR
     .../refuse       RST_STREAM with REFUSED_STREAM instead of an answer
     .../hang         200 and nothing more
+    .../goaway       200, "ok", then GOAWAY; this connection takes no more requests
     .../rest         takes no more of the body than the windows allow until a request for .../resume comes; counts it
     anything else    200, "ok"
 """
@@ -102,6 +103,10 @@ class Connection:
             self.h2.send_data(stream_id, b"abcde")
         elif path.endswith(("/hang", "/echo")):
             self.answer(stream_id)
+        elif path.endswith("/goaway"):
+            self.whole(stream_id, stream, b"ok")
+            self.send_pending(stream_id, stream)
+            self.h2.close_connection()
         elif "/big/" in path:
             self.whole(stream_id, stream, b"")
             stream.pieces = int(path.rsplit("/", 1)[1])

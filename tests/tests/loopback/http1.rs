@@ -492,3 +492,55 @@ fn unasked_bytes_of_an_upstream_reach_nobody() {
     assert_eq!(String::from_utf8(client.read_to_end()).unwrap(), OK.repeat(2));
     assert_eq!(upstream.connections(), 2, "the next request has another upstream");
 }
+
+#[test]
+fn nothing_follows_a_request_that_closes() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let proxy = Proxy::start(&site, upstream.address());
+    for last in ["GET /allowed HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "GET /allowed HTTP/1.0\r\n\r\n"] {
+        let before = upstream.connections();
+        let mut client = Peer::connect(proxy.http());
+        client.send([last, GET].concat());
+        assert_eq!(String::from_utf8(client.read_to_end()).unwrap(), OK, "{last}");
+        assert_eq!(upstream.received()[before].escape_ascii().to_string(), last.escape_default().to_string());
+    }
+}
+
+/// A body where none may be would be the next response of the connection.
+#[test]
+fn a_body_where_none_may_be_is_dropped() {
+    let site = Site::new();
+    let body = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nEVIL";
+    let upstream = Upstream::answering(&site, format!("HTTP/1.1 204 No Content\r\nX: 1\r\n\r\n{body}"));
+    let proxy = Proxy::start(&site, upstream.address());
+    for method in ["GET", "HEAD"] {
+        let mut client = Peer::connect(proxy.http());
+        client.send(format!("{method} /allowed HTTP/1.1\r\nHost: a\r\n\r\n").repeat(2));
+        client.finish_sending();
+        let expected = "HTTP/1.1 204 No Content\r\nX: 1\r\n\r\n".repeat(2);
+        assert_eq!(String::from_utf8(client.read_to_end()).unwrap(), expected, "{method}");
+    }
+}
+
+#[test]
+fn what_follows_an_accepted_handshake_belongs_to_the_tunnel() {
+    const HANDSHAKE: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    const ACCEPTED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        peer.read_head();
+        peer.send(format!("{ACCEPTED}first"));
+        let said = peer.read_to_end();
+        peer.send(said);
+    });
+    let proxy = Proxy::start(&site, upstream.address());
+    let mut client = Peer::connect(proxy.http());
+    client.send(format!("{HANDSHAKE}{GET_DENIED}"));
+    assert_eq!(client.read_head(), ACCEPTED);
+    assert_eq!(client.read_exact(5), b"first");
+    client.send("\0");
+    client.finish_sending();
+    assert_eq!(client.read_to_end(), format!("{GET_DENIED}\0").into_bytes());
+    upstream.expect(format!("{HANDSHAKE}{GET_DENIED}\0"));
+}

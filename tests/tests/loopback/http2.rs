@@ -15,6 +15,7 @@ use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::python::python;
 use tollgate_tests::script;
 use tollgate_tests::site::{HTTP_PORT, Site, TCP_PORT};
+use tollgate_tests::upstream::Upstream;
 use tollgate_tests::wait::until;
 
 struct World {
@@ -125,6 +126,34 @@ fn resets_pass_with_their_codes() {
     for reason in [Reason::UpstreamTruncated, Reason::UpstreamReset, Reason::DownstreamReset] {
         world.proxy.expect_reason(reason);
     }
+}
+
+#[test]
+fn an_upstream_that_goes_away_in_order_is_replaced() {
+    let Some(world) = World::new() else { return };
+    assert_eq!(statuses(&world.client("upstream_goaway")), [200; 4]);
+}
+
+#[test]
+fn an_early_answer_comes_whole() {
+    let Some(world) = World::new() else { return };
+    let seen = world.client("early_answer");
+    assert_eq!((&seen["early"]["status"], &seen["early"]["body"]), (&json!(200), &json!("ok")));
+    assert_eq!(seen["after"]["status"], 200);
+}
+
+#[test]
+fn an_upstream_without_http_2_is_a_failure_with_a_reason() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        peer.read_until(b"SM\r\n\r\n");
+        peer.send("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    });
+    let proxy = Proxy::start(&site, upstream.address());
+    let seen = script::run(python, &site, "h2_client.py", &["interim", &proxy.http().to_string()]);
+    assert_eq!(seen["status"], 503, "{seen}");
+    proxy.expect_reason(Reason::UpstreamReset);
 }
 
 /// Back-pressure from end to end, per stream, without buffering.
