@@ -491,6 +491,11 @@ fn unasked_bytes_of_an_upstream_reach_nobody() {
     client.finish_sending();
     assert_eq!(String::from_utf8(client.read_to_end()).unwrap(), OK.repeat(2));
     assert_eq!(upstream.connections(), 2, "the next request has another upstream");
+
+    // Without another request both connections end: such an upstream cannot be trusted with the next.
+    let mut client = Peer::connect(proxy.http());
+    client.send(GET);
+    assert_eq!(String::from_utf8(client.read_to_end()).unwrap(), OK);
 }
 
 #[test]

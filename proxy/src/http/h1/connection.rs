@@ -174,7 +174,8 @@ impl Session<'_> {
             }
             let upstream_ended = async {
                 match &mut self.paired {
-                    // Whatever an idle upstream does, a byte of it belongs to no response.
+                    // A byte of an idle upstream belongs to no response; one may have come with the last.
+                    Some(paired) if !paired.buffer.is_empty() => {}
                     Some(paired) => drop(paired.stream.readable().await),
                     None => std::future::pending().await,
                 }
