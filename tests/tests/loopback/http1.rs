@@ -292,6 +292,10 @@ fn http_1_0_ends_with_the_connection_unless_kept() {
     let mut client = Peer::connect(proxy.http());
     let kept = "GET /allowed HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
     let plain = "GET /allowed HTTP/1.0\r\n\r\n";
+    let mut refused = Peer::connect(proxy.http());
+    refused.send(kept.replace("allowed", "denied"));
+    assert_eq!(refused.read_message().field("connection"), Some("close"), "it would wait for the end");
+    assert_eq!(refused.read_to_end(), b"");
     for _ in 0..2 {
         client.send(kept);
         assert_eq!(client.read_message().body, b"ok");

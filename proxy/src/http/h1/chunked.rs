@@ -1,8 +1,8 @@
 //! Follows the chunked transfer coding (RFC 9112 section 7.1) without re-framing it: the bytes are forwarded as they came,
 //! after every one of them was understood.
 //!
-//! Strict where readers are known to disagree: a size is 1 to 16 hexadecimal digits and nothing else, every line ends in
-//! CRLF, extensions hold no control characters and stay small next to the data.
+//! Strict where readers are known to disagree: a size is 1 to 16 hexadecimal digits and nothing else, and fits a signed
+//! 64-bit number, every line ends in CRLF, extensions hold no control characters and stay small next to the data.
 
 /// Extension bytes allowed per body before the share of the data counts.
 const EXTENSION_ALLOWANCE: u64 = 16 * 1024;
@@ -123,6 +123,7 @@ impl ChunkScanner {
                 self.count_extension()?;
                 State::Extension
             }
+            (State::SizeLineFeed, b'\n') if i64::try_from(self.remaining).is_err() => return Err(ChunkError::Size),
             (State::SizeLineFeed, b'\n') if self.remaining == 0 => State::Trailers,
             (State::SizeLineFeed, b'\n') => State::Data,
             (State::DataCarriageReturn, b'\r') => State::DataLineFeed,
@@ -170,6 +171,7 @@ mod tests {
             (b"3 x\r\nabc", ChunkError::Size),
             (b"3 \r\nabc", ChunkError::Size),
             (b"10000000000000003\r\n", ChunkError::Size),
+            (b"8000000000000000\r\nabc", ChunkError::Size),
             (b"\r\nabc", ChunkError::Size),
             (b"3;\nxx\r\nabc", ChunkError::Extension),
             (b"3;a\rb\r\n", ChunkError::LineEnd),

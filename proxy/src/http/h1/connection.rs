@@ -14,7 +14,7 @@ use super::chunked::ChunkScanner;
 use super::decide::{Decision, Forward, Reply, decide, refused, still_allowed};
 use super::exchange::{self, Completed, Downstream, ExchangeError, Paired, Progress};
 use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
-use super::request::{Refusal, RequestBody};
+use super::request::{Refusal, RequestBody, Version};
 use crate::flow::{OpenFlow, Outcome};
 use crate::http::respond::LocalReply;
 use crate::listener::connection::Connection;
@@ -352,12 +352,12 @@ impl Session<'_> {
         writer: &mut WriteHalf<'_>,
     ) -> Next {
         let config = &self.connection.listener.config;
-        let Forward { mut flow, body, grpc, to_head, close, .. } = forward;
+        let Forward { mut flow, body, grpc, to_head, close, version, .. } = forward;
         let reply = LocalReply::refusal(reason, grpc, &config.denied_body, config.reason_header);
         if let Some(http) = &mut flow.record_mut().http {
             http.status = reply.status;
         }
-        let keep = !reply.close && !close && body == RequestBody::None;
+        let keep = !reply.close && !close && version == Version::Http11 && body == RequestBody::None;
         let sent = writer.write_all(&reply.to_http1(to_head, !keep)).await;
         flow.finish(Outcome::Failed, Some(reason));
         let _ = reader;

@@ -95,6 +95,8 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         status: 0,
     });
     let to_head = request.method == b"HEAD";
+    // Our own answers do not tell an HTTP/1.0 client that the connection goes on, so it does not.
+    let close = request.close || request.version == Version::Http10;
     let reply = |flow, reply, reason| {
         Decision::Reply(Box::new(Reply {
             reply,
@@ -103,7 +105,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
             body: Some(request.body),
             expects_continue: request.expects_continue,
             to_head,
-            close: request.close,
+            close,
         }))
     };
     if let CanonicalPath::Redirect(location) = &request.path {

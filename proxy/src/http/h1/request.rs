@@ -413,12 +413,12 @@ pub(crate) fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// `Content-Length`: digits only, within 64 bits.
+/// `Content-Length`: digits only, within the 63 bits that readers with signed numbers have.
 pub(crate) fn parse_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    std::str::from_utf8(value).ok()?.parse().ok()
+    std::str::from_utf8(value).ok()?.parse().ok().filter(|length| i64::try_from(*length).is_ok())
 }
 
 /// Why a `Transfer-Encoding` other than plain `chunked` is refused. Where `chunked` is named but not last, or nothing is
