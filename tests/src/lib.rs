@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod control_plane;
+pub mod http2;
 pub mod mark_counters;
 pub mod netns;
 pub mod nginx;

@@ -8,8 +8,11 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use tollgate::reason::Reason;
-use tollgate_tests::policy::{http_port, http_rule, ingress};
+use tollgate_tests::http2;
+use tollgate_tests::peer::Peer;
+use tollgate_tests::policy::{http_port, http_rule, ingress, usual};
 use tollgate_tests::process::Process;
 use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::python::python;
@@ -308,4 +311,27 @@ fn malformed_requests_end_before_the_upstream() {
     let asked: BTreeSet<_> =
         world.events().iter().filter_map(|event| event["request"].as_str().map(str::to_owned)).collect();
     assert_eq!(asked, ["/allowed", "/allowed/good", "/allowed/rest", "/allowed/row"].map(str::to_owned).into());
+}
+
+/// Not one time-out after the other.
+#[test]
+fn requests_that_wait_for_one_connect_share_its_failure() {
+    const STREAMS: u32 = 20;
+    let site = Site::new();
+    // A queue that is full answers no one.
+    let silent = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    silent.bind(&site.at(0).into()).unwrap();
+    silent.listen(0).unwrap();
+    let address = silent.local_addr().unwrap().as_socket().unwrap();
+    let _queued = std::net::TcpStream::connect(address).unwrap();
+    let options = Options { listener: "reason_header: true, connect_timeout: 300ms".into(), ..Options::default() };
+    let proxy = Proxy::with(&site, address, &options, &[usual(&site)]);
+    let mut client = Peer::connect(proxy.http());
+    let requests: Vec<u8> = (0..STREAMS).flat_map(|n| http2::get(2 * n + 1)).collect();
+    client.send([http2::CLIENT_START, &requests].concat());
+    for flow in proxy.expect_flows(STREAMS as usize) {
+        assert_eq!(flow["reason"], Reason::UpstreamConnect.code(), "{flow}");
+    }
+    let (_, metrics) = proxy.get("/metrics");
+    assert!(metrics.contains("tollgate_upstream_connects_total{result=\"timeout\"} 1\n"), "{metrics}");
 }

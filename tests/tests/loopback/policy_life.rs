@@ -10,6 +10,7 @@ use std::sync::mpsc::channel;
 use serde_json::{Value, json};
 use tollgate::reason::Reason;
 use tollgate_tests::control_plane::Answer;
+use tollgate_tests::http2;
 use tollgate_tests::peer::Peer;
 use tollgate_tests::policy::{http_port, http_rule, ingress, of_another_endpoint, usual};
 use tollgate_tests::proxy::{Options, Proxy};
@@ -119,23 +120,20 @@ fn an_idle_connection_whose_port_is_closed_gets_one_last_answer() {
 #[test]
 fn a_push_ends_every_stream_that_it_no_longer_allows() {
     const STREAMS: u32 = 5;
-    const EMPTY_SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
     let site = Site::new();
     let upstream = Upstream::scripted(&site, |peer, _| {
-        peer.send(EMPTY_SETTINGS);
+        peer.send(http2::SERVER_START);
         peer.read_to_any_end();
     });
     let proxy = Proxy::start(&site, upstream.address());
     let mut client = Peer::connect(proxy.http());
-    client.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", EMPTY_SETTINGS].concat());
-    for stream in (0..STREAMS).map(|n| 2 * n + 1) {
-        // :method GET, :scheme http, :authority a, :path /allowed
-        let block = b"\x82\x86\x01\x01a\x04\x08/allowed";
-        client.send([&[0, 0, block.len() as u8, 1, 5][..], &stream.to_be_bytes(), block].concat());
-    }
-    let upstream_has =
-        |stream: u32| upstream.received().iter().any(|r| contains(r, &[&[1, 5][..], &stream.to_be_bytes()].concat()));
-    until("the last request at the upstream", || upstream_has(2 * STREAMS - 1).then_some(()));
+    client.send(http2::CLIENT_START);
+    let streams = || (0..STREAMS).map(|n| 2 * n + 1);
+    streams().for_each(|stream| client.send(http2::get(stream)));
+    until("all requests at the upstream", || {
+        let received = upstream.received().concat();
+        streams().all(|stream| contains(&received, &http2::headers_of(stream))).then_some(())
+    });
     proxy.push(&[ingress(&site, json!([http_port(HTTP_PORT, &[http_rule("GET", "/other")])]))]);
     for flow in proxy.expect_flows(STREAMS as usize) {
         assert_eq!(flow["reason"], "revoked", "{flow}");

@@ -43,18 +43,18 @@ impl RequestHead {
         }
         let authority = read_authority(&mut parts)?;
         let received = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        if received == "*" {
-            return if parts.method == Method::OPTIONS {
-                Ok(Self { parts, redirect: None })
-            } else {
-                refuse(Reason::MalformedRequest, "the path * without OPTIONS")
-            };
-        }
-        let path = match canonicalise(received.as_bytes(), normalize) {
-            Ok(CanonicalPath::Unchanged) => None,
-            Ok(CanonicalPath::Rewritten(path)) => Some(path),
-            Ok(CanonicalPath::Redirect(path)) => return Ok(Self { parts, redirect: Some(path) }),
-            Err(_) => return refuse(Reason::AmbiguousPath, "the path cannot be made canonical"),
+        let path = if received == "*" {
+            if parts.method != Method::OPTIONS {
+                return refuse(Reason::MalformedRequest, "the path * without OPTIONS");
+            }
+            None
+        } else {
+            match canonicalise(received.as_bytes(), normalize) {
+                Ok(CanonicalPath::Unchanged) => None,
+                Ok(CanonicalPath::Rewritten(path)) => Some(path),
+                Ok(CanonicalPath::Redirect(path)) => return Ok(Self { parts, redirect: Some(path) }),
+                Err(_) => return refuse(Reason::AmbiguousPath, "the path cannot be made canonical"),
+            }
         };
         // Cleartext is `http`, whatever the client calls it: a back end must not be told of a TLS that nobody checked.
         if path.is_some() || authority.is_some() || parts.uri.scheme() != Some(&Scheme::HTTP) {
@@ -184,6 +184,9 @@ mod tests {
         assert_eq!(read("GET", "https://a/x/../y?z", &[]).unwrap().parts.uri.to_string(), "http://a/y?z");
         assert_eq!(read("GET", "http://a/x%2fy", &[]).unwrap().redirect, Some(b"/x/y".to_vec()));
         assert_eq!(reason("GET", "http://a/%00", &[]), Some(Reason::AmbiguousPath));
+        assert_eq!(read("OPTIONS", "*", &[("host", "a")]).unwrap().authority(), "a");
+        assert_eq!(read("OPTIONS", "*", &[("host", "a")]).unwrap().path(), "*");
+        assert_eq!(reason("GET", "*", &[("host", "a")]), Some(Reason::MalformedRequest));
         assert_eq!(reason("TRACE", "http://a/", &[]), Some(Reason::MethodNotSupported));
         assert_eq!(reason("CONNECT", "a:80", &[]), Some(Reason::MethodNotSupported));
         assert_eq!(reason("GET", "http://a/", &[("x", " y")]), Some(Reason::MalformedRequest));
