@@ -12,6 +12,7 @@ use crate::site::Site;
 pub struct Nginx {
     _process: Process,
     address: SocketAddr,
+    http2: SocketAddr,
 }
 
 impl Nginx {
@@ -26,7 +27,7 @@ impl Nginx {
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, content).unwrap();
         }
-        let address = site.at(25090);
+        let (address, http2) = (site.at(25090), site.at(25091));
         let directory = site.path("");
         let directory = directory.display();
         let configuration = format!(
@@ -36,7 +37,7 @@ impl Nginx {
                access_log off; client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;\n\
                fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi;\n\
                scgi_temp_path {directory}/scgi; client_max_body_size 0;\n\
-               server {{ listen {address}; root {root}; }}\n\
+               server {{ listen {address}; listen {http2} http2; root {root}; }}\n\
              }}\n",
             root = root.display(),
         );
@@ -48,10 +49,15 @@ impl Nginx {
         command.args(["-e", "stderr", "-c"]).arg(file);
         let mut process = Process::start(&site.path(""), "nginx", command);
         process.until("its listener", || TcpStream::connect(address).ok().map(drop));
-        Self { _process: process, address }
+        Self { _process: process, address, http2 }
     }
 
-    /// Where it listens.
+    /// Where it speaks HTTP/2 with prior knowledge.
+    pub fn http2(&self) -> SocketAddr {
+        self.http2
+    }
+
+    /// Where it speaks HTTP/1.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

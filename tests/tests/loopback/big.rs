@@ -1,5 +1,9 @@
 //! Bodies far larger than any buffer pass whole, and in flat memory.
 
+use std::fs::File;
+use std::process::Command;
+
+use tollgate_tests::nginx::Nginx;
 use tollgate_tests::peer::Peer;
 use tollgate_tests::proxy::Proxy;
 use tollgate_tests::site::Site;
@@ -92,4 +96,22 @@ fn one_gibibyte_down() {
     }
     let flows = proxy.expect_flows(2);
     assert_eq!(flows[0]["bytes_down"].as_u64(), Some(GIB));
+}
+
+#[test]
+fn one_gibibyte_down_over_http_2() {
+    let site = Site::new();
+    let nginx = Nginx::start(&site, &[("allowed/zeros", b"")]);
+    File::create(site.path("www/allowed/zeros")).unwrap().set_len(GIB).unwrap();
+    let mut proxy = Proxy::start(&site, nginx.http2());
+    in_flat_memory("download over HTTP/2", &mut proxy, |proxy| {
+        let output = Command::new("curl")
+            .args(["--silent", "--show-error", "--max-time", "120", "--http2-prior-knowledge", "--output", "/dev/null"])
+            .args(["--write-out", "%{http_version} %{http_code} %{size_download}"])
+            .arg(format!("http://{}/allowed/zeros", proxy.http()))
+            .output()
+            .expect("curl runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(text, format!("2 200 {GIB}"), "{}", String::from_utf8_lossy(&output.stderr));
+    });
 }
