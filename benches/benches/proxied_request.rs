@@ -89,6 +89,9 @@ fn start_proxy(folder: &Path, rules: usize, upstream: SocketAddr) -> anyhow::Res
     // Found free a moment ago; nobody else binds fixed ports here.
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let policies = folder.join("policies");
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
     fs::create_dir_all(&policies)?;
     fs::write(policies.join("bench.json"), policy(address.port(), rules))?;
     let folder = folder.display();
@@ -153,8 +156,8 @@ fn bench(criterion: &mut Criterion) -> anyhow::Result<()> {
     };
     measure("no_proxy", 0, upstream, "/", 200)?;
     for rules in [1, 1_000] {
-        let folder = tempfile::tempdir()?;
-        let proxy = start_proxy(folder.path(), rules, upstream)?;
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("proxied_request-{rules}"));
+        let proxy = start_proxy(&folder, rules, upstream)?;
         measure("allowed", rules, proxy, &format!("/api/v1/svc{:05}/items/12345", rules - 1), 200)?;
         measure("denied", rules, proxy, "/nothing/here", 403)?;
     }
