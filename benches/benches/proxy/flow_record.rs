@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use tollgate::flow::{FlowConsumer, FlowRecord, FlowSender, HttpRecord, OpenFlow, Outcome, Protocol, channel};
 use tollgate::metrics;
 use tollgate::reason::Reason;
@@ -78,4 +78,3 @@ fn finish(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, finish);
-criterion_main!(benches);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{Context as _, bail};
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, criterion_group};
 use tollgate::{app, config};
 
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 64\r\n\r\n\
@@ -173,4 +173,3 @@ fn proxied_request(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, proxied_request);
-criterion_main!(benches);

@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use tollgate::config::{EscapedSlashes, Normalize};
 use tollgate::http::canonical::{CanonicalPath, canonicalise};
 
@@ -27,4 +27,3 @@ fn paths(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, paths);
-criterion_main!(benches);
