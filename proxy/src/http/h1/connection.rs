@@ -279,6 +279,8 @@ impl Session<'_> {
                 forward.flow.finish(Outcome::Forwarded, None);
                 match completed {
                     Completed::KeepAlive => {
+                        // Nobody reads from an idle upstream, which is what would give an empty buffer back.
+                        paired.buffer.release();
                         self.paired = Some(paired);
                         Next::Continue
                     }
