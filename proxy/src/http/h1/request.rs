@@ -228,8 +228,14 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         let mut keep_alive = self.version == Version::Http11;
         let mut upgrade_option = false;
         let fields = self.fields;
+        let mut count = 0;
         for field in fields.iter().filter(|f| f.name.eq_ignore_ascii_case("connection")) {
             for option in field.value.split(|&b| b == b',').map(|o| o.trim_ascii()).filter(|o| !o.is_empty()) {
+                // Each is looked for among all fields: 60 KiB of options would cost milliseconds.
+                count += 1;
+                if count > MAX_FIELDS {
+                    return Err(Refusal::malformed(format!("more than {MAX_FIELDS} connection options")));
+                }
                 if option.eq_ignore_ascii_case(b"close") {
                     self.close = true;
                 } else if option.eq_ignore_ascii_case(b"keep-alive") {
@@ -329,12 +335,13 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         self.named("content-type").next().is_some_and(crate::http::respond::is_grpc)
     }
 
-    /// Trailer fields that the client announced.
+    /// Trailer fields that the client announced; so many at most that comparing each with each costs little.
     pub(crate) fn announced_trailers(&self) -> Vec<Vec<u8>> {
         self.named("trailer")
             .flat_map(|value| value.split(|&b| b == b','))
             .map(|name| name.trim_ascii().to_ascii_lowercase())
             .filter(|name| !name.is_empty())
+            .take(MAX_FIELDS)
             .collect()
     }
 

@@ -48,6 +48,7 @@ fn refused() {
         (format!("POST / HTTP/1.1\r\n{h}Content-Length: 0x3\r\n\r\n"), MalformedRequest),
         (format!("POST / HTTP/1.1\r\n{h}Content-Length: \r\n\r\n"), MalformedRequest),
         (format!("POST / HTTP/1.1\r\n{h}Content-Length: 18446744073709551616\r\n\r\n"), MalformedRequest),
+        (format!("GET / HTTP/1.1\r\n{h}Connection: {}\r\n\r\n", "x,".repeat(101)), MalformedRequest),
         (format!("POST / HTTP/1.1\r\n{h}Content-Length: 9223372036854775808\r\n\r\n"), MalformedRequest),
         (format!("GET / HTTP/1.1\r\n{h}X: a\rY: b\r\n\r\n"), MalformedRequest),
         (format!("GET / HTTP/1.1\r\n{h}X: a\x00b\r\n\r\n"), MalformedRequest),
