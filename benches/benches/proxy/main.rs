@@ -4,5 +4,11 @@
 mod canonical_path;
 mod flow_record;
 mod proxied_request;
+mod request_head;
 
-criterion::criterion_main!(canonical_path::benches, flow_record::benches, proxied_request::benches);
+criterion::criterion_main!(
+    canonical_path::benches,
+    request_head::benches,
+    flow_record::benches,
+    proxied_request::benches
+);

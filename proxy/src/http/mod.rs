@@ -6,4 +6,5 @@ pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod respond;
 
+pub use h1::canonical_path_of;
 pub(crate) use h1::{Buffer, BufferPool};

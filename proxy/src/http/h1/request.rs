@@ -412,6 +412,17 @@ impl Headers for RequestHead<'_, '_> {
     }
 }
 
+/// Reads a complete HTTP/1 request head as the data path does, and returns the path that would be judged and forwarded.
+/// For tools and benches.
+///
+/// # Errors
+/// The reason for which the data path would refuse the head.
+pub fn canonical_path_of(head: &[u8], normalize: &Normalize) -> Result<Vec<u8>, Reason> {
+    let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let request = RequestHead::parse(head, &mut storage, normalize).map_err(|refusal| refusal.reason)?;
+    Ok(request.canonical_path().to_vec())
+}
+
 /// Appends one field line.
 pub(crate) fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);

@@ -35,7 +35,14 @@ pub(super) async fn transfer(
             () = reset(to) => return Err(TransferError::Sink),
         };
         match chunk {
-            Some(Ok(chunk)) => send(from, to, chunk, count).await?,
+            Some(Ok(chunk)) => {
+                // The end goes out with the last bytes where they came together: no frame of its own for it.
+                let last = from.is_end_stream();
+                send(from, to, chunk, last, count).await?;
+                if last {
+                    return Ok(());
+                }
+            }
             Some(Err(error)) => return Err(TransferError::Source(reset_code(&error))),
             None => break,
         }
@@ -52,15 +59,19 @@ pub(super) async fn transfer(
     .map_err(|_| TransferError::Sink)
 }
 
-/// Sends one chunk as the receiver's window allows, and only then lets the sender send so much more.
+/// Sends one chunk, the `last` one with the end of the stream, as the receiver's window allows, and only then lets the sender send so much more.
 async fn send(
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
     mut chunk: Bytes,
+    last: bool,
     count: &Cell<u64>,
 ) -> Result<(), TransferError> {
     let broken = |_: h2::Error| TransferError::Sink;
     let total = chunk.len();
+    if total == 0 && last {
+        return to.send_data(chunk, true).map_err(broken);
+    }
     while !chunk.is_empty() {
         to.reserve_capacity(chunk.len());
         let capacity = match poll_fn(|cx| to.poll_capacity(cx)).await {
@@ -70,7 +81,7 @@ async fn send(
         };
         let part = chunk.split_to(capacity.min(chunk.len()));
         count.set(count.get() + part.len() as u64);
-        to.send_data(part, false).map_err(broken)?;
+        to.send_data(part, last && chunk.is_empty()).map_err(broken)?;
     }
     // Fails only if the stream has ended, which the next read reports.
     let _ = from.flow_control().release_capacity(total);
