@@ -65,8 +65,9 @@ fn nginx(steered: &Steered) -> Process {
     let answer = "location / { return 200 \"$remote_addr $request\\n\"; }";
     let directory = steered.path("");
     let directory = directory.display();
+    // A user namespace has no other user than root.
     let configuration = format!(
-        "daemon off; master_process off; pid {directory}/nginx.pid; error_log stderr;\n\
+        "daemon off; master_process off; user root root; pid {directory}/nginx.pid; error_log stderr;\n\
          events {{ worker_connections 256; }}\n\
          http {{\n\
            access_log off; client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;\n\
