@@ -57,7 +57,8 @@ pub(crate) async fn open(
 
 /// The client's own address, where the listener wants it kept and the datapath can carry it (`spec/cilium-agent.md`
 /// section 5.4): same family, not a hairpin, and for [`OriginalSource::RemoteDestinations`] no local policy at the
-/// destination.
+/// destination, which is not this host either: servers of the host answer the client's address directly, past us, and
+/// the connection would never come about.
 fn source_address(connection: &Connection, destination: SocketAddr) -> Option<SocketAddr> {
     let config = &connection.listener.config;
     let source = connection.downstream;
@@ -65,7 +66,10 @@ fn source_address(connection: &Connection, destination: SocketAddr) -> Option<So
         && match config.original_source {
             OriginalSource::Never => false,
             OriginalSource::Always => true,
-            OriginalSource::RemoteDestinations => !connection.worker.world.load().knows(destination.ip()),
+            OriginalSource::RemoteDestinations => {
+                let ip = destination.ip();
+                !connection.worker.world.load().knows(ip) && !tollgate_net::is_own_address(ip)
+            }
         };
     (wanted && source.is_ipv4() == destination.is_ipv4() && source.ip() != destination.ip()).then_some(source)
 }

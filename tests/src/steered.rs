@@ -29,6 +29,9 @@ pub const SLEEP: u32 = 32226;
 /// Identity of the pod `helloworld`. The third pod, `other`, is the world (2).
 pub const HELLOWORLD: u32 = 12001;
 
+/// Identity of the node.
+pub const HOST: u32 = 1;
+
 /// Pods, redirect rules, and a proxy between them. Dropping it ends the proxy and removes the rest.
 #[derive(Debug)]
 pub struct Steered {
@@ -79,18 +82,18 @@ impl Steered {
     /// # Panics
     /// When it cannot be written.
     pub fn configure(&self, source: &str, listeners: &str) -> Command {
-        let identity = |pod: &str, identity: u32| {
-            let [v4, v6] = self.addresses(pod);
+        let identity = |[v4, v6]: [IpAddr; 2], identity: u32| {
             format!("- {{ identity: {identity}, addresses: [\"{v4}\", \"{v6}\"] }}")
         };
         let configuration = format!(
             "workers: 2\n\
              admin: {{ address: \"unix:{admin}\" }}\n\
              {source}\n\
-             identities:\n{}\n{}\n\
+             identities:\n{}\n{}\n{}\n\
              listeners:\n{listeners}\n",
-            identity("sleep", SLEEP),
-            identity("helloworld", HELLOWORLD),
+            identity(self.addresses("sleep"), SLEEP),
+            identity(self.addresses("helloworld"), HELLOWORLD),
+            identity(self.node_addresses(), HOST),
             admin = self.path("admin.sock").display(),
         );
         let file = self.path("tollgate.yaml");

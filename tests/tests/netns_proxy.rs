@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -17,8 +17,10 @@ use tollgate_tests::peer::Peer;
 use tollgate_tests::policy::{http_rule, tcp_port};
 use tollgate_tests::process::Process;
 use tollgate_tests::python::{self, ControlPlane, python};
-use tollgate_tests::steered::{HELLOWORLD, HTTP_PORT, HTTP2_PORT, LISTENER_PORT, SLEEP, Steered, TCP_PORT, listener};
-use tollgate_tests::upstream::next_request;
+use tollgate_tests::steered::{
+    HELLOWORLD, HOST, HTTP_PORT, HTTP2_PORT, LISTENER_PORT, SLEEP, Steered, TCP_PORT, listener,
+};
+use tollgate_tests::upstream::{Upstream, next_request};
 use tollgate_tests::wait::{DEADLINE, until};
 
 const INGRESS: &str = "direction: ingress, reason_header: true, policy_wait: 100ms";
@@ -271,6 +273,27 @@ fn the_server_sees_the_client_or_the_node_as_configured() {
     }
 }
 
+/// The refusal is for the client's address, and must come back to the proxy all the same.
+#[test]
+fn a_server_that_refuses_is_known_at_once_whoever_it_refuses() {
+    if !inside("a_server_that_refuses_is_known_at_once_whoever_it_refuses") {
+        return;
+    }
+    let mut steered = Steered::without_proxy();
+    steered.write_policies(&only_sleep(&steered));
+    for original_source in ["always", "never"] {
+        let keys = format!("{INGRESS}, original_source: {original_source}, connect_timeout: 1h");
+        steered.start_proxy(&steered.directory_source(), &listener(&keys));
+        for server in steered.sockets("helloworld", HTTP_PORT) {
+            let (answer, port) = curl(&steered, &["-D", "-"], &format!("http://{server}/hello"));
+            assert!(answer.starts_with("503 ") && answer.contains("upstream_connect"), "{answer}");
+            assert_eq!(record_of(&steered, port)["reason"], Reason::UpstreamConnect.code());
+        }
+        assert_eq!(steered.admin().metric("tollgate_upstream_connects_total{result=\"refused\"}"), 2.0);
+        steered.kill_proxy();
+    }
+}
+
 /// Two connections from one client port to two servers are one connection too many when both lead to one upstream:
 /// the second keeps the client's address and takes another port.
 #[test]
@@ -328,7 +351,7 @@ fn egress_keeps_the_source_towards_destinations_that_are_remote() {
     let mut plane = ControlPlane::start(python).unwrap();
     let socket = steered.path("xds.sock");
     plane.listen(&socket).unwrap();
-    let egress = json!([{"port": TCP_PORT, "rules": [{"remotePolicies": [HELLOWORLD]}]}]);
+    let egress = json!([{"port": TCP_PORT, "rules": [{"remotePolicies": [HELLOWORLD, HOST]}]}]);
     let of_sleep = policy(&steered, "sleep", "17", "egressPerPortPolicies", egress);
     plane.tell(&json!({"do": "set", "version": "1", "resources": [of_sleep]})).unwrap();
     let source = format!("xds: {{ address: \"unix:{}\", mode: split }}", socket.display());
@@ -337,9 +360,11 @@ fn egress_keeps_the_source_towards_destinations_that_are_remote() {
 
     let servers = steered.sockets("helloworld", TCP_PORT);
     let _upstreams = servers.map(|server| steered.serve("helloworld", server, tell_peer));
+    let of_the_node = steered.node_addresses().map(|ip| SocketAddr::new(ip, TCP_PORT));
+    let _servers = of_the_node.map(|server| Upstream::on(TcpListener::bind(server).unwrap(), tell_peer));
     let forbidden = steered.sockets("other", TCP_PORT);
     let others = forbidden.map(|server| steered.serve("other", server, tell_peer));
-    for (server, forbidden) in servers.into_iter().zip(forbidden) {
+    for ((server, forbidden), of_the_node) in servers.into_iter().zip(forbidden).zip(of_the_node) {
         let counters = MarkCounters::start(&steered, server, Mark::upstream(false, SLEEP), Mark::listener(false));
         let mut client = steered.connect("sleep", server);
         assert_eq!(told(&mut client), client.local(), "no policy of ours at the destination");
@@ -350,6 +375,9 @@ fn egress_keeps_the_source_towards_destinations_that_are_remote() {
         assert_eq!((&flow["traffic_direction"], &flow["upstream"]), (&json!("EGRESS"), &json!(server)), "{flow}");
         let identities = [&flow["source"], &flow["destination"]].map(|end| end["identity"].clone());
         assert_eq!(identities, [json!(SLEEP), json!(HELLOWORLD)]);
+
+        // The host itself would answer the client's address directly.
+        assert_eq!(told(&mut steered.connect("sleep", of_the_node)).ip(), of_the_node.ip());
 
         steered.expect_reset("sleep", forbidden, "hello");
         // `other` has no policy, so nothing that it sends is allowed.

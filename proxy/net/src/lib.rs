@@ -19,4 +19,4 @@ pub use error::{NetError, Operation};
 pub use listener::{ListenOptions, listen};
 pub use mark::Mark;
 pub use unix::listen_unix;
-pub use upstream::{Upstream, UpstreamOptions, connect, reset, reset_on_close};
+pub use upstream::{Upstream, UpstreamOptions, connect, is_own_address, reset, reset_on_close};

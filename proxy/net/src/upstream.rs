@@ -1,8 +1,13 @@
 //! Upstream connections: marked, and from the client's own address where that is wanted.
 
-use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    time::Duration,
+};
 
-use socket2::{SockRef, Socket};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::{
@@ -103,6 +108,21 @@ fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether `address` is this host's, by the kernel's routes: to an address of its own it would send from that same
+/// address. Costs a datagram socket for a moment; sends nothing. An IPv4 address that is secondary on its interface is
+/// not found, because the kernel prefers the first one as the source. An address without a route is not this host's.
+pub fn is_own_address(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    // Any port but 0, which some systems refuse as a destination.
+    let destination = SocketAddr::new(address, 9);
+    let source = || {
+        let socket = Socket::new(Domain::for_address(destination), Type::DGRAM, None)?;
+        socket.connect(&destination.into())?;
+        socket.local_addr()
+    };
+    source().ok().and_then(|source| source.as_socket()).is_some_and(|source| source.ip() == address)
 }
 
 /// Makes the close of `stream` a reset instead of an orderly end (`SO_LINGER` with zero time). For streams that another

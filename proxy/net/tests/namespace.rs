@@ -9,7 +9,9 @@ use std::{
 };
 
 use socket2::SockRef;
-use tollgate_net::{Accepted, Capabilities, ListenOptions, Mark, UpstreamOptions, check_transparent, connect, listen};
+use tollgate_net::{
+    Accepted, Capabilities, ListenOptions, Mark, UpstreamOptions, check_transparent, connect, is_own_address, listen,
+};
 
 /// Set in the child that runs inside the namespace.
 const INSIDE: &str = "TOLLGATE_NET_TEST_INSIDE";
@@ -79,6 +81,28 @@ fn upstream_connects_from_the_client_address_with_the_mark() {
             assert!(text.contains("this host has no such address"), "{text}");
         }
     });
+}
+
+#[test]
+fn own_addresses_are_told_from_those_of_others() {
+    let setup = "ip link set lo up
+        ip address add 203.0.113.1/32 dev lo
+        ip address add 2001:db8::1/128 dev lo nodad
+        ip link add one type veth peer name two
+        ip link set one up
+        ip link set two up
+        ip address add 192.0.2.1/24 dev one
+        ip address add 2001:db8:1::1/64 dev one nodad
+        sysctl -qw net.ipv4.ip_nonlocal_bind=1";
+    if !inside_namespace("own_addresses_are_told_from_those_of_others", setup) {
+        return;
+    }
+    for own in ["127.0.0.1", "::1", "203.0.113.1", "::ffff:203.0.113.1", "2001:db8::1", "192.0.2.1", "2001:db8:1::1"] {
+        assert!(is_own_address(own.parse().unwrap()), "{own}");
+    }
+    for other in ["192.0.2.2", "2001:db8:1::2", "198.51.100.1", "2001:db8:2::1"] {
+        assert!(!is_own_address(other.parse().unwrap()), "{other}");
+    }
 }
 
 #[test]

@@ -169,7 +169,7 @@ pub enum OriginalSource {
     Never,
     /// Whenever family and addresses permit.
     Always,
-    /// Only when no local policy owns the destination (Cilium's egress rule).
+    /// Only when no local policy owns the destination (Cilium's egress rule) and it is no address of this host.
     RemoteDestinations,
 }
 
