@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
@@ -20,6 +21,9 @@ use crate::listener::accept;
 use crate::listener::connection::ListenerContext;
 use crate::metrics::ListenerIndex;
 use crate::worker::{ConnectionSlots, Signals, State, Worker};
+
+/// Time for connections to reset their ends when the process stops.
+const CUT: Duration = Duration::from_millis(100);
 
 /// What the process asks of its workers; it only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,10 +90,24 @@ async fn serve(seed: Seed) -> io::Result<()> {
     }
     let mut generation = worker.world.subscribe();
     loop {
-        let state =
-            State { generation: *generation.borrow_and_update(), draining: *phase.borrow_and_update() >= Phase::Drain };
+        let phase_now = *phase.borrow_and_update();
+        let state = State {
+            generation: *generation.borrow_and_update(),
+            draining: phase_now >= Phase::Drain,
+            stopping: phase_now == Phase::Stop,
+        };
         signals.set(state);
-        if state.draining && worker.open.get() == 0 || *phase.borrow() == Phase::Stop {
+        if state.draining && worker.open.get() == 0 {
+            return Ok(());
+        }
+        if state.stopping {
+            let all_closed = async {
+                while worker.open.get() > 0 {
+                    worker.all_closed.notified().await;
+                }
+            };
+            // What has not reset its ends by then is dropped.
+            let _ = tokio::time::timeout(CUT, all_closed).await;
             return Ok(());
         }
         tokio::select! {

@@ -40,20 +40,22 @@ pub(crate) async fn relay(
         tokio::select! {
             biased;
             // First, because connecting took time: not a byte may pass under a policy that is gone.
-            () = revoked(connection) => Ended::Revoked,
+            ended = withdrawn(connection) => ended,
             ended = pumps => ended,
         }
     };
     finish(flow, ended, &counts, &downstream, &stream);
 }
 
-/// Waits until the connection may no longer pass as bytes. A port that gained HTTP rules counts: its bytes would not be
+/// Waits until the connection may no longer pass as bytes, or the process ends. A port that gained HTTP rules counts: its bytes would not be
 /// inspected.
-async fn revoked(connection: &Connection) {
+async fn withdrawn(connection: &Connection) -> Ended {
     loop {
-        connection.subscription.changed().await;
+        if connection.subscription.changed().await.stopping {
+            return Ended::Stopped;
+        }
         if !matches!(connection.judge().verdict, ConnectionVerdict::AllowTcp { .. }) {
-            return;
+            return Ended::Revoked;
         }
     }
 }
@@ -65,6 +67,7 @@ pub(crate) fn finish(mut flow: OpenFlow, ended: Ended, counts: &Counts, downstre
     let (outcome, reason) = match ended {
         Ended::Both => (Outcome::Forwarded, None),
         Ended::Revoked => (Outcome::Denied, Some(Reason::Revoked)),
+        Ended::Stopped => (Outcome::Failed, Some(Reason::Draining)),
         Ended::DownstreamReset => (Outcome::Forwarded, Some(Reason::DownstreamReset)),
         Ended::UpstreamReset => (Outcome::Forwarded, Some(Reason::UpstreamReset)),
     };

@@ -32,6 +32,8 @@ pub(crate) enum Ended {
     UpstreamReset,
     /// Policy no longer allows it.
     Revoked,
+    /// The process ends.
+    Stopped,
 }
 
 /// Which end of one direction failed.

@@ -16,6 +16,8 @@ pub(crate) struct State {
     pub(crate) generation: u64,
     /// The process is ending: finish what is under way, begin nothing.
     pub(crate) draining: bool,
+    /// The time for that is over: whoever moves bytes resets both ends now, so that no peer takes a part for the whole.
+    pub(crate) stopping: bool,
 }
 
 /// The worker's end.
@@ -96,7 +98,7 @@ mod tests {
     async fn a_change_wakes_every_waiter_once() {
         let signals = Rc::new(Signals::default());
         let (a, b) = (signals.subscribe(), signals.subscribe());
-        let change = State { generation: 1, draining: false };
+        let change = State { generation: 1, ..State::default() };
         let (seen_a, seen_b, ()) = tokio::join!(a.changed(), b.changed(), async {
             tokio::task::yield_now().await;
             signals.set(change);
@@ -106,7 +108,8 @@ mod tests {
             tokio::select! { biased; state = a.changed() => Some(state), () = tokio::task::yield_now() => None };
         assert_eq!(again, None, "a change that was seen is not reported again");
         drop(a);
-        signals.set(State { generation: 2, draining: true });
-        assert_eq!(b.changed().await, State { generation: 2, draining: true });
+        let last = State { generation: 2, draining: true, stopping: true };
+        signals.set(last);
+        assert_eq!(b.changed().await, last);
     }
 }

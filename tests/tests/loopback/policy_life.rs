@@ -291,11 +291,35 @@ fn what_does_not_end_in_time_is_cut_and_recorded() {
     upstream.expect(GET);
     proxy.terminate();
     assert_eq!(proxy.wait().code(), Some(0), "{}", proxy.process().output());
-    let (bytes, _) = client.read_to_any_end();
-    assert_eq!(bytes, b"");
+    let answer = client.read_message();
+    assert_eq!((answer.status(), answer.field("x-tollgate-reason")), (503, Some("draining")));
     let line = fs::read_to_string(log).unwrap();
     let record: Value = serde_json::from_str(line.trim()).unwrap();
     assert_eq!(record["reason"], Reason::Draining.code());
+}
+
+/// Where the end of a connection is the end of the data, a clean one would make a part the whole.
+#[test]
+fn what_is_cut_is_reset() {
+    const PART: &str = "HTTP/1.0 200 OK\r\n\r\na part";
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        peer.read_head();
+        peer.send(PART);
+        peer.read_to_any_end();
+    });
+    let options = Options { top: "drain_timeout: 100ms".into(), ..Options::default() };
+    let mut proxy = Proxy::with(&site, upstream.address(), &options, &[usual(&site)]);
+    let mut clients = [Peer::connect(proxy.http()), Peer::connect(proxy.tcp())];
+    for client in &mut clients {
+        client.send(GET);
+        assert_eq!(client.read_exact(PART.len()), PART.as_bytes());
+    }
+    proxy.terminate();
+    assert_eq!(proxy.wait().code(), Some(0), "{}", proxy.process().output());
+    for client in &mut clients {
+        client.expect_reset();
+    }
 }
 
 /// Where each reason is reached: in these suites (module and test, which must name the reason), or elsewhere.

@@ -318,6 +318,7 @@ impl Session<'_> {
             ExchangeError::Response(_) => (Outcome::Failed, Reason::UpstreamMalformed),
             ExchangeError::ResponseBody(_) => (Outcome::Failed, Reason::UpstreamTruncated),
             ExchangeError::Revoked => (Outcome::Denied, Reason::Revoked),
+            ExchangeError::Stopped => (Outcome::Failed, Reason::Draining),
         };
         let gone = matches!(error, ExchangeError::Downstream(_));
         // A reused connection that ends without an answer is an ordinary race of keep-alive; clients repeat the request
@@ -412,18 +413,20 @@ async fn serve_tunnel(
     let Tunnel { flow, head } = tunnel;
     let mut upstream = paired.stream;
     let counts = Counts::default();
-    let revoked = async {
+    let withdrawn = async {
         loop {
-            connection.subscription.changed().await;
+            if connection.subscription.changed().await.stopping {
+                return Ended::Stopped;
+            }
             if !still_allowed(connection, head.filled()) {
-                return;
+                return Ended::Revoked;
             }
         }
     };
     let ended = tokio::select! {
         biased;
         ended = pump_both(&mut downstream, buffer, &mut upstream, paired.buffer, &counts) => ended,
-        () = revoked => Ended::Revoked,
+        ended = withdrawn => ended,
     };
     tcp::finish(flow, ended, &counts, &downstream, &upstream);
 }

@@ -76,6 +76,9 @@ pub(crate) enum ExchangeError {
     /// Policy changed and no longer allows the request.
     #[error("policy no longer allows the request")]
     Revoked,
+    /// The process ends.
+    #[error("the process ends")]
+    Stopped,
 }
 
 /// What is known about an exchange while it runs, for its record and for what can still be said to the client.
@@ -123,15 +126,17 @@ pub(crate) async fn run(
         }
         watch(reader, buffer, &mut upstream_writer, progress).await
     };
-    let revoked = async {
+    let withdrawn = async {
         loop {
-            connection.subscription.changed().await;
+            if connection.subscription.changed().await.stopping {
+                return ExchangeError::Stopped;
+            }
             if !still_allowed(connection, head) {
-                return;
+                return ExchangeError::Revoked;
             }
         }
     };
-    tokio::pin!(request, revoked);
+    tokio::pin!(request, withdrawn);
     let completed = {
         let receiving = ResponseReceiver { connection, forward, progress };
         let response = receiving.run(&mut upstream_reader, response_buffer, writer);
@@ -144,7 +149,7 @@ pub(crate) async fn run(
                 BodyError::Write(_) => response.await.map(|_| Completed::Early)?,
                 error => return Err(error.into()),
             },
-            () = &mut revoked => return Err(ExchangeError::Revoked),
+            error = &mut withdrawn => return Err(error),
         }
     };
     if body_sent.get() || matches!(completed, Completed::Tunnel | Completed::Early) {
@@ -171,7 +176,7 @@ pub(crate) async fn run(
         },
         // An upstream that ends its side is done with this client, which may be waiting to see that.
         _ = upstream_reader.peek(&mut byte) => Ok(Completed::Early),
-        () = revoked => Err(ExchangeError::Revoked),
+        error = withdrawn => Err(error),
     }
 }
 
