@@ -330,6 +330,44 @@ fn a_source_port_that_is_taken_becomes_another_port() {
     }
 }
 
+/// A client takes its old port again while the node still remembers both of its former connections (TIME_WAIT).
+#[test]
+fn a_port_can_be_used_again_at_once_and_carries_much_data() {
+    const BYTES: u64 = 4 << 20;
+    if !inside("a_port_can_be_used_again_at_once_and_carries_much_data") {
+        return;
+    }
+    let mut steered = Steered::without_proxy();
+    steered.write_policies(&anybody(&steered));
+    let keys = format!("{INGRESS}, original_source: always");
+    steered.start_proxy(&steered.directory_source(), &listener(&keys));
+    // The client itself shall forget at once.
+    let (status, output) = steered.run_in("sleep", "sysctl", &["-qw", "net.ipv4.tcp_max_tw_buckets=0"]);
+    assert!(status.success(), "{output}");
+    let ends = steered.addresses("sleep").into_iter().zip(steered.sockets("helloworld", TCP_PORT));
+    for (client, server) in ends {
+        let _upstream = steered.serve("helloworld", server, |peer, _| {
+            let address = peer.stream().peer_addr().unwrap();
+            peer.send(format!("{address}\n"));
+            peer.expect_repeated(&[7; 65536], BYTES);
+            peer.send_repeated(&[8; 65536], BYTES);
+            peer.read_to_end();
+        });
+        let mut from = SocketAddr::new(client, 0);
+        for _ in 0..3 {
+            let mut client = steered.world().run_in("sleep", || connect_from(from, server)).unwrap();
+            from = client.local();
+            assert_eq!(told(&mut client).ip(), from.ip());
+            client.send_repeated(&[7; 65536], BYTES);
+            client.expect_repeated(&[8; 65536], BYTES);
+            client.finish_sending();
+            assert_eq!(client.read_to_end(), b"");
+        }
+        let remembered = steered.run_on_node("ss", &["-Htan", "state", "time-wait"]);
+        assert!(remembered.contains(&from.to_string()), "{remembered}");
+    }
+}
+
 /// Connects from an address and a port that another such connection may use, too; 0 is any port.
 fn connect_from(from: SocketAddr, to: SocketAddr) -> Peer {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
