@@ -87,6 +87,10 @@ pub fn canonicalise(target: &[u8], mode: &Normalize) -> Result<CanonicalPath, Pa
     if mode.merge_slashes {
         merge_slashes(&mut canonical);
     }
+    if redirect && canonical.starts_with(b"//") {
+        // As a `location` that would be the name of another host (RFC 3986 section 4.2).
+        return Err(PathError::EscapedSlash);
+    }
     if !redirect && canonical == path {
         return Ok(CanonicalPath::Unchanged);
     }

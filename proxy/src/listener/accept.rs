@@ -8,8 +8,8 @@ use tollgate_net::{AcceptError, Accepted};
 
 use super::connection::{Connection, ListenerContext};
 use super::serve::serve;
-use crate::metrics::{AcceptErrorKind, Worker as Metrics};
-use crate::worker::Worker;
+use crate::metrics::AcceptErrorKind;
+use crate::worker::{PanicCount, Worker};
 
 /// Pause after an accept error that the next accept would meet again, such as running out of descriptors. The connection
 /// stays in the queue meanwhile.
@@ -62,24 +62,13 @@ fn spawn(worker: &Rc<Worker>, listener: &Rc<ListenerContext>, accepted: Accepted
         return;
     };
     let entered = worker.enter();
-    let panics = PanicCount(metrics.clone());
+    let panics = PanicCount::new(metrics);
     let connection = Connection::new(worker, listener, accepted.downstream, accepted.original_dst);
     let connection = Rc::new(connection);
     tokio::task::spawn_local(async move {
         let _guards = (opened, slot, panics, entered);
         serve(connection, accepted.stream).await;
     });
-}
-
-/// Counts the panic, if one is what ends the task that owns it.
-struct PanicCount(Metrics);
-
-impl Drop for PanicCount {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.connection_panicked();
-        }
-    }
 }
 
 fn kind_of(error: &std::io::Error) -> AcceptErrorKind {

@@ -16,6 +16,7 @@ pub(crate) use signals::{Signals, State, Subscription};
 use crate::control::WorldStore;
 use crate::flow::FlowSender;
 use crate::http::BufferPool;
+use crate::metrics::Worker as Metrics;
 
 /// What every connection of a worker shares.
 #[derive(Debug)]
@@ -53,6 +54,24 @@ impl Drop for Open {
         self.0.open.set(left);
         if left == 0 {
             self.0.all_closed.notify_one();
+        }
+    }
+}
+
+/// Counts the panic, if one is what ends the task that owns it. Every task of a connection has one.
+#[derive(Debug)]
+pub(crate) struct PanicCount(Metrics);
+
+impl PanicCount {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        Self(metrics.clone())
+    }
+}
+
+impl Drop for PanicCount {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.connection_panicked();
         }
     }
 }

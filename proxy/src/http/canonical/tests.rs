@@ -75,6 +75,9 @@ fn modes() {
     assert_eq!(shown("/a%2fb", &Normalize { escaped_slashes: EscapedSlashes::Reject, ..CILIUM }), "! EscapedSlash");
     assert_eq!(shown("/a%2fb//c/../d", &OFF), "= /a%2fb//c/../d");
     assert_eq!(shown("/a%zz", &OFF), "= /a%zz");
+    let unmerged = Normalize { merge_slashes: false, ..CILIUM };
+    assert_eq!(shown("/%2Fevil.example", &unmerged), "! EscapedSlash");
+    assert_eq!(shown("/a%2F/b", &unmerged), "307 /a//b");
     assert_eq!(shown("/a#b", &OFF), "! Fragment");
     assert_eq!(shown("/a\r\nb", &OFF), "! ForbiddenByte(13)");
 }

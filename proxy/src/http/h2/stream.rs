@@ -21,11 +21,12 @@ use crate::http::h1::cut;
 use crate::http::respond::LocalReply;
 use crate::listener::connection::{Connection, note_admission, note_denial};
 use crate::reason::Reason;
-use crate::worker::Subscription;
+use crate::worker::{PanicCount, Subscription};
 
 /// Serves one stream from request to record.
 pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let connection = &shared.connection;
+    let _panics = PanicCount::new(connection.worker.flows.metrics());
     let config = &connection.listener.config;
     let (parts, body) = request.into_parts();
     let mut flow = connection.open_flow(Protocol::Http2, Instant::now());
