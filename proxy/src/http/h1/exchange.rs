@@ -117,13 +117,13 @@ pub(crate) async fn run(
 
     let mut relay = Relay { cursor: cursor_of(forward.body), trailers: Some(&forward.trailers), count: &progress.up };
     let wire = forward.rewritten.as_deref().unwrap_or(head);
-    send_head(wire, &mut relay, buffer, &mut upstream_writer).await?;
-    let body_sent = Cell::new(relay.cursor.is_done());
+    let body_sent = Cell::new(false);
     let request = async {
-        if !body_sent.get() {
+        send_head(wire, &mut relay, buffer, &mut upstream_writer).await?;
+        if !relay.cursor.is_done() {
             relay.run(reader, buffer, &mut upstream_writer).await?;
-            body_sent.set(true);
         }
+        body_sent.set(true);
         watch(reader, buffer, &mut upstream_writer, progress).await
     };
     let withdrawn = async {
@@ -146,7 +146,11 @@ pub(crate) async fn run(
             completed = &mut response => completed?,
             Err(error) = &mut request => match error {
                 // The upstream may have answered before it stopped reading.
-                BodyError::Write(_) => response.await.map(|_| Completed::Early)?,
+                BodyError::Write(_) => tokio::select! {
+                    biased;
+                    completed = &mut response => completed.map(|_| Completed::Early)?,
+                    error = &mut withdrawn => return Err(error),
+                },
                 error => return Err(error.into()),
             },
             error = &mut withdrawn => return Err(error),
@@ -206,10 +210,10 @@ async fn send_head(
     relay: &mut Relay<'_>,
     buffer: &mut Buffer,
     writer: &mut WriteHalf<'_>,
-) -> Result<(), ExchangeError> {
-    let body = relay.cursor.advance(buffer.filled()).map_err(|error| ExchangeError::RequestBody(error.into()))?;
+) -> Result<(), BodyError> {
+    let body = relay.cursor.advance(buffer.filled())?;
     let mut both = wire.chain(&buffer.filled()[..body]);
-    writer.write_all_buf(&mut both).await.map_err(|_| ExchangeError::NoResponse)?;
+    writer.write_all_buf(&mut both).await.map_err(BodyError::Write)?;
     buffer.consume(body);
     relay.count.set(body as u64);
     Ok(())
