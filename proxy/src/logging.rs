@@ -68,7 +68,30 @@ pub fn start(filter: &str, format: LogFormat) -> Result<LogLevel, LogError> {
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    // The parser takes any word for the name of a module, and would silence everything else.
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_typo = |part: &&str| {
+        !part.contains(['=', ':', '[']) && !LEVELS.iter().any(|level| part.trim().eq_ignore_ascii_case(level))
+    };
+    if let Some(word) = filter.split(',').find(is_typo) {
+        return Err(LogError::Filter { filter: filter.to_owned(), reason: format!("\"{word}\" is no level") });
+    }
     EnvFilter::builder()
         .parse(filter)
         .map_err(|error| LogError::Filter { filter: filter.to_owned(), reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_refused() {
+        for filter in ["verbose", "inf", "info,debgu", "foo=bar=baz"] {
+            assert!(parse(filter).is_err(), "{filter}");
+        }
+        for filter in ["info", "OFF", "info,tollgate::http=debug", "tollgate::http", "warn,[flow]=trace"] {
+            assert!(parse(filter).is_ok(), "{filter}");
+        }
+    }
 }

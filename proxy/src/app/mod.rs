@@ -80,6 +80,8 @@ struct Process {
     readiness: Readiness,
     phase: watch::Sender<Phase>,
     requests: mpsc::Receiver<Request>,
+    /// Kept so that the channel stays open where there is no admin endpoint that could ask for anything.
+    _requests_open: mpsc::Sender<Request>,
     workers: Vec<JoinHandle<std::io::Result<()>>>,
     /// Closes when the last worker has ended.
     workers_ended: mpsc::Receiver<Infallible>,
@@ -127,7 +129,7 @@ impl Process {
             log: flows.log(),
             store: Arc::clone(&store),
             listeners: bound.iter().map(Bound::view).collect(),
-            requests,
+            requests: requests.clone(),
             set_log_level,
             started,
         };
@@ -142,6 +144,7 @@ impl Process {
             readiness,
             phase,
             requests: incoming,
+            _requests_open: requests,
             workers,
             workers_ended,
             flows,

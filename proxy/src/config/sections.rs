@@ -52,8 +52,18 @@ fn node_id(value: &Value) -> Result<String, String> {
 /// `xds` or `policies`: exactly one.
 pub(super) fn policy_source(top: &mut Section<'_>) -> Option<PolicySource> {
     let both = top.has("xds") && top.has("policies");
-    let xds = top.field("xds").and_then(|field| xds(&field));
+    let xds = match top.field("xds") {
+        Some(field) => xds(&field),
+        // The key without a value: all defaults, as for every section.
+        None => top.has("xds").then(|| PolicySource::Xds {
+            address: ListenAddress::Unix(PathBuf::from(XDS_SOCKET)),
+            mode: XdsMode::Auto,
+        }),
+    };
     let directory = top.field("policies").and_then(|field| policies(&field));
+    if directory.is_none() && top.has("policies") && top.field("policies").is_none() {
+        top.refuse("policies", "has no value; write policies: {directory: ./policies}");
+    }
     if both {
         top.refuse("policies", "policy comes from exactly one source; remove either xds or policies");
     } else if !top.has("xds") && !top.has("policies") {
@@ -73,7 +83,12 @@ fn xds(field: &Field<'_>) -> Option<PolicySource> {
         ("ads", XdsMode::Ads),
         ("delta-split", XdsMode::DeltaSplit),
     ];
-    let mode = section.read("mode", XdsMode::Auto, |value| scalar::word(value, &modes));
+    let mode = section.read("mode", XdsMode::Auto, |value| match scalar::word(value, &modes)? {
+        XdsMode::Ads | XdsMode::DeltaSplit => {
+            Err(format!("\"{}\" is not implemented in this version; use auto or split", scalar::text(value)?))
+        }
+        mode => Ok(mode),
+    });
     section.refuse("tls", "TLS to the control plane is not implemented in this version; use a Unix socket");
     section.finish(&["tls"]);
     Some(PolicySource::Xds { address, mode })

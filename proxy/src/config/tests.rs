@@ -433,3 +433,15 @@ fn the_example_file_tells_the_truth() {
         assert_eq!(config(&rest.join("\n")), whole, "without line {}: {line}", claim + 1);
     }
 }
+
+#[test]
+fn a_section_without_a_value_is_all_defaults_or_says_what_it_needs() {
+    let parse = |text: &str| parse(text, Path::new("t.yaml"));
+    assert_eq!(parse("xds:\n").unwrap(), parse("xds: {}\n").unwrap());
+    let error = parse("policies:\n").unwrap_err().to_string();
+    assert!(error.contains("policies: has no value"), "{error}");
+    for mode in ["ads", "delta-split"] {
+        let error = parse(&format!("xds: {{ mode: {mode} }}\n")).unwrap_err().to_string();
+        assert!(error.contains(&format!("xds.mode: \"{mode}\" is not implemented")), "{error}");
+    }
+}

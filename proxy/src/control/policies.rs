@@ -32,14 +32,16 @@ struct State {
     policies: Vec<cilium::NetworkPolicy>,
     /// Resources that cannot be enforced at all: name and reason.
     refused: Vec<RefusedResource>,
+    /// Files of the directory that do not load.
+    unreadable: Vec<RefusedResource>,
     /// Held until the first policy set is in force.
     first_policy: Option<Pending>,
 }
 
-/// A resource without any effect, because it names no endpoint that it could apply to.
+/// A resource without any effect, because it names no endpoint that it could apply to, or a file that does not load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedResource {
-    /// Decimal endpoint id, or whatever names it.
+    /// Decimal endpoint id, or the file.
     pub name: String,
     /// What is wrong with it.
     pub reason: String,
@@ -101,9 +103,10 @@ impl Control {
         &self.store
     }
 
-    /// Resources of the last update that have no effect.
+    /// Resources of the last update that have no effect, and files that do not load.
     pub fn refused(&self) -> Vec<RefusedResource> {
-        self.lock().refused.clone()
+        let state = self.lock();
+        state.refused.iter().chain(&state.unreadable).cloned().collect()
     }
 
     /// Gives `read` the policies as they were received.
@@ -181,8 +184,12 @@ impl Control {
         loop {
             let reading = directory.next().await;
             for error in &reading.errors {
-                tracing::warn!(%error, "policy file does not load; its last good content stays in force");
+                tracing::warn!(%error, "policy file does not load; what it held before, if anything, stays in force");
             }
+            let failing = directory
+                .failing()
+                .map(|error| RefusedResource { name: error.file.display().to_string(), reason: error.to_string() });
+            self.lock().unreadable = failing.collect();
             if first && !reading.set.hosts.is_empty() {
                 tracing::warn!("NetworkPolicyHosts in a policy directory have no effect; list them under `identities`");
             }
