@@ -35,7 +35,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         Ok(head) => head,
         Err(Refusal { reason, detail }) => {
             tracing::debug!(downstream = %connection.downstream, reason = reason.code(), detail, "refused");
-            return reply(&mut respond, &reply_to(reason, false), flow, Outcome::Denied, Some(reason));
+            return reply(&mut respond, &reply_to(reason, false), &mut flow, Outcome::Denied, Some(reason));
         }
     };
     flow.record_mut().http = Some(HttpRecord {
@@ -45,7 +45,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         status: 0,
     });
     if let Some(location) = head.redirect {
-        return reply(&mut respond, &LocalReply::redirect(location), flow, Outcome::Forwarded, None);
+        return reply(&mut respond, &LocalReply::redirect(location), &mut flow, Outcome::Forwarded, None);
     }
     // Each stream waits for changes of its own: the connection's subscription tells one waiter only.
     let changes = connection.worker.signals.subscribe();
@@ -59,12 +59,12 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         Verdict::Deny { reason, nearest } => {
             note_denial(&mut flow, judged.generation, nearest);
             let reason = Reason::from(reason);
-            reply(&mut respond, &reply_to(reason, head.is_grpc()), flow, Outcome::Denied, Some(reason));
+            reply(&mut respond, &reply_to(reason, head.is_grpc()), &mut flow, Outcome::Denied, Some(reason));
             shared.end_if_refused();
             return;
         }
     };
-    let exchange = Exchange { shared: &shared, head: &head, changes, generation, flow, respond, body };
+    let mut exchange = Exchange { shared: &shared, head: &head, changes, generation, flow, respond, body };
     exchange.run(permit, judged.identities.source).await;
 }
 
@@ -73,11 +73,11 @@ fn still_allowed(connection: &Connection, head: &RequestHead) -> bool {
     matches!(connection.judge_request(&head.policy_view()).verdict, Verdict::Allow { .. })
 }
 
-/// Sends an answer of our own and ends the record.
+/// Sends an answer of our own and says so in the record, which leaves when the stream's task ends.
 fn reply(
     respond: &mut SendResponse<Bytes>,
     reply: &LocalReply,
-    mut flow: OpenFlow,
+    flow: &mut OpenFlow,
     outcome: Outcome,
     reason: Option<Reason>,
 ) {
@@ -101,10 +101,10 @@ fn reply(
     {
         let _ = stream.send_data(Bytes::copy_from_slice(&reply.body), true);
     }
-    flow.finish(outcome, reason);
+    flow.if_dropped(outcome, reason);
 }
 
-/// An admitted request.
+/// An admitted request. It stays where it is made: the task that holds it is moved often enough.
 struct Exchange<'a> {
     shared: &'a Shared,
     head: &'a RequestHead,
@@ -127,7 +127,7 @@ enum Broken {
 }
 
 impl Exchange<'_> {
-    async fn run(mut self, permit: Permit, source: SecurityId) {
+    async fn run(&mut self, permit: Permit, source: SecurityId) {
         let connection = &self.shared.connection;
         let opened = self.shared.upstream.sender(connection, &permit, source).await;
         let (mut sender, address) = match opened {
@@ -154,7 +154,7 @@ impl Exchange<'_> {
     }
 
     /// Both directions at once, until the response has ended.
-    async fn relay(mut self, response: ResponseFuture, mut upstream_body: SendStream<Bytes>, end: bool) {
+    async fn relay(&mut self, response: ResponseFuture, mut upstream_body: SendStream<Bytes>, end: bool) {
         let (connection, head, changes) = (&self.shared.connection, self.head, &self.changes);
         let (up, down, status) = (Cell::new(0), Cell::new(0), Cell::new(0));
         let respond = &mut self.respond;
@@ -196,8 +196,8 @@ impl Exchange<'_> {
         self.finish(broken, status.get() != 0);
     }
 
-    fn finish(mut self, broken: Option<Broken>, started: bool) {
-        let Some(broken) = broken else { return self.flow.finish(Outcome::Forwarded, None) };
+    fn finish(&mut self, broken: Option<Broken>, started: bool) {
+        let Some(broken) = broken else { return self.flow.if_dropped(Outcome::Forwarded, None) };
         let (outcome, reason, code) = match broken {
             Broken::Downstream => (Outcome::Failed, Reason::DownstreamReset, h2::Reason::CANCEL),
             Broken::Upstream(code) if started => (Outcome::Failed, Reason::UpstreamTruncated, code),
@@ -206,16 +206,16 @@ impl Exchange<'_> {
         };
         if started || reason == Reason::DownstreamReset {
             self.respond.send_reset(code);
-            return self.flow.finish(outcome, Some(reason));
+            return self.flow.if_dropped(outcome, Some(reason));
         }
         self.fail(outcome, reason);
     }
 
     /// Tells the client why there will be no response.
-    fn fail(mut self, outcome: Outcome, reason: Reason) {
+    fn fail(&mut self, outcome: Outcome, reason: Reason) {
         let config = &self.shared.connection.listener.config;
         let local = LocalReply::refusal(reason, self.head.is_grpc(), &config.denied_body, config.reason_header);
-        reply(&mut self.respond, &local, self.flow, outcome, Some(reason));
+        reply(&mut self.respond, &local, &mut self.flow, outcome, Some(reason));
     }
 }
 
