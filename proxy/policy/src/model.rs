@@ -109,11 +109,13 @@ pub enum RuleVerdict {
     Pass(u32),
 }
 
-/// `HttpNetworkPolicyRule`: matches when all of its header matchers do.
+/// `HttpNetworkPolicyRule`: matches when all of its header matchers do, and none of its header matches fails it then.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HttpRule {
-    /// Empty: every request.
+    /// Conditions on the request as it was received. Empty: every request.
     pub headers: Vec<HeaderMatcher>,
+    /// Compared in this order once all of `headers` hold; each may edit the request.
+    pub header_matches: Vec<HeaderMatch>,
     /// Parts that decode but cannot be honoured.
     pub unsupported: Vec<Unsupported>,
 }
@@ -165,6 +167,66 @@ pub enum ValueMatch {
     },
     /// Something that decodes but cannot be honoured; the text says what.
     Unsupported(Box<str>),
+}
+
+/// Cilium's `HeaderMatch`: what a field should be, and what becomes of the request when it is and when it is not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HeaderMatch {
+    /// Field name; lower-cased by [`HeaderMatch::new`].
+    pub name: Box<str>,
+    /// Expected value, compared in full and with its case. Empty: the field only has to be there.
+    pub value: Box<str>,
+    /// SDS name of the secret that is the expected value instead of `value`, from when it is delivered.
+    pub secret: Option<Box<str>>,
+    /// What happens when the field is as expected.
+    pub on_match: MatchAction,
+    /// What happens when it is not.
+    pub on_mismatch: MismatchAction,
+}
+
+impl HeaderMatch {
+    /// Demands that the field is there with this value (empty: with any), and changes nothing.
+    pub fn new(name: &str, value: &str) -> Self {
+        Self {
+            name: name.to_ascii_lowercase().into(),
+            value: value.into(),
+            secret: None,
+            on_match: MatchAction::default(),
+            on_mismatch: MismatchAction::default(),
+        }
+    }
+}
+
+/// What happens when a field is as a [`HeaderMatch`] expects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MatchAction {
+    /// Go on.
+    #[default]
+    Continue,
+    /// The rule does not admit the request.
+    Fail,
+    /// Take every instance of the field out and go on.
+    Delete,
+    /// An enum value that this version does not know.
+    Unknown(i32),
+}
+
+/// What happens when a field is not as a [`HeaderMatch`] expects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MismatchAction {
+    /// The rule does not admit the request.
+    #[default]
+    Fail,
+    /// Go on.
+    Continue,
+    /// Add an instance with the expected value and go on.
+    Add,
+    /// Take every instance out, if a value was expected, and go on.
+    Delete,
+    /// Put the expected value in the place of all instances and go on.
+    Replace,
+    /// An enum value that this version does not know.
+    Unknown(i32),
 }
 
 /// Which part of a header value a [`ValueMatch::Text`] compares.

@@ -14,8 +14,8 @@ use tollgate_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use tollgate_proto::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 
 use crate::model::{
-    EndpointKey, HeaderMatcher, HttpRule, NetworkPolicy, PortPolicy, PortRule, Protocol, RuleVerdict, TextPart,
-    Unsupported, ValueMatch,
+    EndpointKey, HeaderMatch, HeaderMatcher, HttpRule, MatchAction, MismatchAction, NetworkPolicy, PortPolicy,
+    PortRule, Protocol, RuleVerdict, TextPart, Unsupported, ValueMatch,
 };
 
 /// Why a `cilium.NetworkPolicy` is unusable as a whole.
@@ -121,11 +121,33 @@ fn unsupported_part(element: &str, reason: &str) -> Unsupported {
 }
 
 fn http_rule(rule: &HttpNetworkPolicyRule) -> HttpRule {
-    let mut unsupported = Vec::new();
-    if !rule.header_matches.is_empty() {
-        unsupported.push(unsupported_part("header_matches", "header_matches are not supported yet"));
+    HttpRule {
+        headers: rule.headers.iter().map(header_matcher).collect(),
+        header_matches: rule.header_matches.iter().map(header_match).collect(),
+        unsupported: Vec::new(),
     }
-    HttpRule { headers: rule.headers.iter().map(header_matcher).collect(), unsupported }
+}
+
+fn header_match(matched: &cilium::HeaderMatch) -> HeaderMatch {
+    use cilium::header_match as wire;
+    HeaderMatch {
+        secret: (!matched.value_sds_secret.is_empty()).then(|| matched.value_sds_secret.as_str().into()),
+        on_match: match wire::MatchAction::try_from(matched.match_action) {
+            Ok(wire::MatchAction::ContinueOnMatch) => MatchAction::Continue,
+            Ok(wire::MatchAction::FailOnMatch) => MatchAction::Fail,
+            Ok(wire::MatchAction::DeleteOnMatch) => MatchAction::Delete,
+            Err(_) => MatchAction::Unknown(matched.match_action),
+        },
+        on_mismatch: match wire::MismatchAction::try_from(matched.mismatch_action) {
+            Ok(wire::MismatchAction::FailOnMismatch) => MismatchAction::Fail,
+            Ok(wire::MismatchAction::ContinueOnMismatch) => MismatchAction::Continue,
+            Ok(wire::MismatchAction::AddOnMismatch) => MismatchAction::Add,
+            Ok(wire::MismatchAction::DeleteOnMismatch) => MismatchAction::Delete,
+            Ok(wire::MismatchAction::ReplaceOnMismatch) => MismatchAction::Replace,
+            Err(_) => MismatchAction::Unknown(matched.mismatch_action),
+        },
+        ..HeaderMatch::new(&matched.name, &matched.value)
+    }
 }
 
 #[expect(deprecated, reason = "agents still send the older spellings of the same matchers")]

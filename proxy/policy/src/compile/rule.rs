@@ -189,6 +189,11 @@ fn http_rule(origin: Origin, number: u32, rule: &HttpRule, findings: &mut Findin
             }
         }
     }
+    if !rule.header_matches.is_empty() {
+        let reason = "header_matches are not supported yet";
+        findings.add(origin, Some(number), "header_matches", reason);
+        predicates.push(never("header_matches", reason));
+    }
     for part in &rule.unsupported {
         findings.add(origin, Some(number), &part.element, &part.reason);
         predicates.push(never(&part.element, &part.reason));

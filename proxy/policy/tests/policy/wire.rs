@@ -2,7 +2,9 @@
 
 #![allow(deprecated, reason = "older spellings are part of what is read")]
 
-use tollgate_policy::model::{HeaderMatcher, RuleVerdict, TextPart, ValueMatch};
+use tollgate_policy::model::{
+    HeaderMatch, HeaderMatcher, MatchAction, MismatchAction, RuleVerdict, TextPart, ValueMatch,
+};
 use tollgate_policy::{NetworkPolicy, PolicyError, Snapshot};
 use tollgate_proto::cilium::{self, port_network_policy_rule::L7, port_network_policy_rule::Verdict};
 use tollgate_proto::envoy::config::route::v3 as route;
@@ -88,6 +90,35 @@ fn header_matchers() {
         let matchers = &converted.ingress[0].rules[0].http.as_ref().unwrap()[0].headers;
         let expected = HeaderMatcher { invert: true, treat_missing_as_empty: true, ..HeaderMatcher::new("x-a", value) };
         assert_eq!(*matchers, [expected]);
+    }
+}
+
+#[test]
+fn header_matches() {
+    let wire = |match_action, mismatch_action, secret: &str| cilium::HeaderMatch {
+        name: "X-A".to_owned(),
+        value: "V".to_owned(),
+        match_action,
+        mismatch_action,
+        value_sds_secret: secret.to_owned(),
+    };
+    let cases = [
+        (wire(0, 0, ""), MatchAction::Continue, MismatchAction::Fail, None),
+        (wire(1, 1, "s"), MatchAction::Fail, MismatchAction::Continue, Some("s".into())),
+        (wire(2, 2, ""), MatchAction::Delete, MismatchAction::Add, None),
+        (wire(3, 3, ""), MatchAction::Unknown(3), MismatchAction::Delete, None),
+        (wire(-1, 4, ""), MatchAction::Unknown(-1), MismatchAction::Replace, None),
+        (wire(0, 5, ""), MatchAction::Continue, MismatchAction::Unknown(5), None),
+    ];
+    for (matched, on_match, on_mismatch, secret) in cases {
+        let http_rule = cilium::HttpNetworkPolicyRule { header_matches: vec![matched], ..Default::default() };
+        let rule = cilium::PortNetworkPolicyRule {
+            l7: Some(L7::HttpRules(cilium::HttpNetworkPolicyRules { http_rules: vec![http_rule] })),
+            ..Default::default()
+        };
+        let converted = convert(&with(vec![rule]));
+        let matches = &converted.ingress[0].rules[0].http.as_ref().unwrap()[0].header_matches;
+        assert_eq!(*matches, [HeaderMatch { on_match, on_mismatch, secret, ..HeaderMatch::new("x-a", "V") }]);
     }
 }
 
