@@ -129,12 +129,7 @@ fn compile_rules(
 ) -> Vec<Arc<CompiledRule>> {
     if entry.rules.is_empty() {
         // "No rules" means "allow everything" wherever it is merged, which an explicit rule says without exceptions.
-        if let Some(problem) = problem {
-            let origin = Origin { port_entry, rule: None };
-            findings.add(origin, None, &problem.element, &problem.reason);
-            return Vec::new();
-        }
-        return vec![Arc::new(CompiledRule::default_allow(port_entry))];
+        return vec![Arc::new(CompiledRule::default_allow(port_entry, problem, findings))];
     }
     let numbered = entry.rules.iter().zip(0..);
     numbered

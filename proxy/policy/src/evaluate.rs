@@ -43,7 +43,7 @@ impl Snapshot {
     }
 
     /// Judges a request, and with it the connection that it came on. Allocates only to explain a denial, and for a
-    /// header that rules ask about and that the request has more than once.
+    /// header that rules ask about and that the request has more than once, or an overlong server name.
     pub fn evaluate_request(&self, flow: &Flow<'_>, request: &Request<'_>) -> Verdict {
         let mut admitted = None;
         for policy in self.endpoint(&EndpointKey::from(flow.endpoint)) {

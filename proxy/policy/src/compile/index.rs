@@ -322,16 +322,18 @@ fn decide_column(source: &Source, column: &Column, subject: Subject<'_>, matched
     column.decide((!value.is_empty()).then_some(value), matched);
 }
 
-/// Server names compare in lower case. A DNS name has at most 253 bytes; nothing longer matches anything.
+/// Server names compare in lower case. A DNS name has at most 253 bytes; a longer one costs an allocation, but a deny
+/// must not be dodged with it.
 fn decide_server_name(server_name: Option<&str>, column: &Column, matched: &mut [u64]) {
-    let Some(name) = server_name else { return };
+    let Some(name) = server_name.filter(|name| !name.is_empty()) else { return };
     let mut buffer = [0; 255];
-    if let Some(lower) = buffer.get_mut(..name.len())
-        && !name.is_empty()
-    {
-        lower.copy_from_slice(name.as_bytes());
-        lower.make_ascii_lowercase();
-        column.decide(Some(lower), matched);
+    match buffer.get_mut(..name.len()) {
+        Some(lower) => {
+            lower.copy_from_slice(name.as_bytes());
+            lower.make_ascii_lowercase();
+            column.decide(Some(lower), matched);
+        }
+        None => column.decide(Some(name.to_ascii_lowercase().as_bytes()), matched),
     }
 }
 

@@ -33,21 +33,27 @@ pub(crate) struct CompiledRule {
     pub(crate) verdict: RuleVerdict,
     /// What the connection must be.
     pub(crate) peer: Vec<Predicate>,
-    /// What the request must be: one of these, each a conjunction. `None`: any.
+    /// What the request must be: one of these, each a conjunction. `None`: any. Empty only where `peer` never holds or the
+    /// verdict is no allow.
     pub(crate) http: Option<Vec<Vec<Predicate>>>,
     /// Set when skipping by this pass rule cannot be trusted: the port ranges that hold it deny.
     pub(crate) unusable: Option<Finding>,
 }
 
 impl CompiledRule {
-    /// The explicit form of "no rules: everything is allowed".
-    pub(crate) fn default_allow(port_entry: u32) -> Self {
+    /// The explicit form of "no rules: everything is allowed"; nothing, when there is a problem with the entry.
+    pub(crate) fn default_allow(port_entry: u32, entry_problem: Option<&Unsupported>, findings: &mut Findings) -> Self {
+        let origin = Origin { port_entry, rule: None };
+        let never = entry_problem.map(|problem| {
+            findings.add(origin, None, &problem.element, &problem.reason);
+            never(&problem.element, &problem.reason)
+        });
         Self {
-            origin: Origin { port_entry, rule: None },
+            origin,
             name: Some("default allow rule".into()),
             precedence: 0,
             verdict: RuleVerdict::Allow,
-            peer: Vec::new(),
+            peer: never.into_iter().collect(),
             http: None,
             unusable: None,
         }
@@ -111,11 +117,14 @@ pub(crate) fn compile(
         compiled.peer.push(Predicate::Remotes(remotes.into()));
     }
     server_names(rule, &mut compiled, findings);
-    // What is above TCP matters to an allow only: a deny or a pass holds whatever the request is.
     for part in rule.unsupported.iter().chain(entry_problem) {
-        findings.add(origin, None, &part.element, &part.reason);
-        if rule.verdict == RuleVerdict::Allow {
-            compiled.peer.push(never(&part.element, &part.reason));
+        let bad = findings.add(origin, None, &part.element, &part.reason);
+        match rule.verdict {
+            RuleVerdict::Allow => compiled.peer.push(never(&bad.element, &bad.reason)),
+            // Holds whatever the part would have asked for.
+            RuleVerdict::Deny => {}
+            // The part could be a condition: to pass without it would skip denies that its author left in force.
+            RuleVerdict::Pass(_) => compiled.unusable = Some(bad),
         }
     }
     match (&rule.http, rule.verdict) {
@@ -123,6 +132,7 @@ pub(crate) fn compile(
             let reason = "is empty, so nothing says which requests to allow; remove it or list a rule";
             findings.add(origin, None, "http_rules", reason);
             compiled.peer.push(never("http_rules", reason));
+            compiled.http = Some(Vec::new());
         }
         (Some(http), _) => {
             let alternatives = http.iter().zip(0..);

@@ -135,7 +135,7 @@ fn request_units(rules: &[Arc<CompiledRule>]) -> Vec<(u32, Option<u32>, Vec<&Pre
     let mut units = Vec::new();
     for (rule, i) in rules.iter().zip(0..) {
         match &rule.http {
-            Some(alternatives) if rule.verdict == RuleVerdict::Allow => {
+            Some(alternatives) if rule.verdict == RuleVerdict::Allow && !alternatives.is_empty() => {
                 for (alternative, k) in alternatives.iter().zip(0..) {
                     units.push((i, Some(k), rule.peer.iter().chain(alternative).collect()));
                 }

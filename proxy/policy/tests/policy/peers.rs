@@ -48,10 +48,19 @@ fn server_name_patterns() {
         }
         assert_eq!(outcome(None), "NoPeerRule", "{pattern}");
     }
-    let endless = "a".repeat(300);
-    let world = World::ingress(vec![port(443, vec![server_names(&["*"], allow())])]);
-    let flow = Flow { server_name: Some(&endless), ..flow(1, 443) };
-    assert_eq!(world.both(&flow, "/"), "NoPeerRule");
+}
+
+/// A name that no DNS name can be as long as must not dodge a deny.
+#[test]
+fn an_overlong_server_name_is_judged_like_any() {
+    let deny_any = server_names(&["**"], at(1, deny()));
+    let world = World::ingress(vec![port(443, vec![deny_any, allow()])]);
+    for length in [254, 255, 256, 300, 70_000] {
+        let name = "A".repeat(length);
+        let flow = Flow { server_name: Some(&name), ..flow(1, 443) };
+        assert_eq!(world.both(&flow, "/"), "DenyRule", "{length}");
+    }
+    assert_eq!(world.both(&flow(1, 443), "/"), "tcp");
 }
 
 /// Differs from Cilium's filter, whose HTTP layer does not look at server names.

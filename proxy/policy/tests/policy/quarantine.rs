@@ -46,6 +46,7 @@ fn unknown_protocols_deny_but_do_not_allow() {
         assert!(!world.allows(1, 80, "/"));
         assert_eq!(only(&world), format!("{place}{reason}"));
     }
+    assert_eq!(World::ingress(vec![odd(vec![])]).both(&flow(1, 80), "/"), "Quarantined");
     let world = World::ingress(vec![odd(vec![deny()]), port(80, vec![])]);
     assert_eq!(world.both(&flow(1, 80), "/"), "DenyRule");
 }
@@ -59,6 +60,32 @@ fn unsupported_parts_disable_an_allow_and_leave_a_deny() {
     let world = World::ingress(vec![port(80, vec![unsupported(from(&[1], deny())), allow()])]);
     assert_eq!(world.both(&flow(1, 80), "/"), "DenyRule");
     assert_eq!(world.both(&flow(2, 80), "/"), "tcp");
+}
+
+/// Honoured without the part that is not understood, a pass would skip denies that its author left in force.
+#[test]
+fn a_pass_that_is_not_understood_denies_its_ports() {
+    let guarded = || port(80, vec![at(7, deny()), at(4, allow())]);
+    let odd = PortPolicy { protocol: Protocol::Unknown(7), ..port(80, vec![pass(10, 5)]) };
+    let cases = [
+        (vec![odd, guarded()], "[0].rules[0].protocol: 7 is not a protocol that this version knows"),
+        (vec![port(80, vec![unsupported(pass(10, 5))]), guarded()], "[0].rules[0].l7_proto: no parser"),
+    ];
+    for (mut entries, place) in cases {
+        entries.push(port(81, vec![]));
+        let world = World::ingress(entries);
+        assert_eq!(world.both(&flow(1, 80), "/"), "Quarantined", "{place}");
+        assert_eq!(world.both(&flow(1, 81), "/"), "tcp", "{place}");
+        assert_eq!(only(&world), place);
+    }
+}
+
+/// Otherwise bytes of any protocol would pass where the policy speaks of requests.
+#[test]
+fn http_rules_without_a_rule_keep_inspection_on() {
+    let world = World::ingress(vec![port(80, vec![from(&[1], paths(&[])), from(&[2], allow())])]);
+    assert_eq!(world.both(&flow(1, 80), "/"), "Quarantined");
+    assert_eq!(world.both(&flow(2, 80), "/"), "http");
 }
 
 #[test]
