@@ -8,11 +8,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tollgate_policy::model::{HeaderMatcher, HttpRule, ValueMatch};
 use tollgate_policy::{
-    Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule, Request, SecurityId, Snapshot,
-    Verdict,
+    Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule, Request, SecurityId, ServerName,
+    Snapshot, Verdict,
 };
 
 const ENDPOINT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1));
+static ENDPOINT_KEY: EndpointKey = EndpointKey::Address(ENDPOINT);
 const PORT: u16 = 5000;
 
 /// `rules` rules of the form `GET`, `/api/v1/svc00042/items/[0-9]+`, as in the side-by-side runs.
@@ -40,11 +41,11 @@ fn snapshot(policies: impl IntoIterator<Item = NetworkPolicy>) -> Snapshot {
 fn flow() -> Flow<'static> {
     Flow {
         direction: Direction::Ingress,
-        endpoint: ENDPOINT,
+        endpoint: &ENDPOINT_KEY,
         remote: SecurityId(32226),
         port: PORT,
         proxy_id: 0,
-        server_name: None,
+        server_name: ServerName::Unknown,
     }
 }
 

@@ -9,8 +9,8 @@ use crate::compile::{PortLookup, RuleSet, Walk};
 use crate::explain;
 use crate::quarantine::rule_ref;
 use crate::{
-    ConnectionVerdict, DenyReason, Direction, EndpointKey, EndpointPolicy, Flow, NearestMiss, Permit, Request, RuleRef,
-    Snapshot, Verdict,
+    ConnectionVerdict, DenyReason, Direction, EndpointPolicy, Flow, NearestMiss, Permit, Request, RuleRef, Snapshot,
+    Verdict,
 };
 
 /// What one policy says.
@@ -24,7 +24,7 @@ impl Snapshot {
     pub fn evaluate_connection(&self, flow: &Flow<'_>) -> ConnectionVerdict {
         let mut admitted = None;
         let mut inspect = false;
-        for policy in self.endpoint(&EndpointKey::from(flow.endpoint)) {
+        for policy in self.endpoint(flow.endpoint) {
             match policy.connection(flow) {
                 (Outcome::Allow(rule), has_http) => {
                     admitted.get_or_insert(rule);
@@ -46,7 +46,7 @@ impl Snapshot {
     /// header that rules ask about and that the request has more than once, or an overlong server name.
     pub fn evaluate_request(&self, flow: &Flow<'_>, request: &Request<'_>) -> Verdict {
         let mut admitted = None;
-        for policy in self.endpoint(&EndpointKey::from(flow.endpoint)) {
+        for policy in self.endpoint(flow.endpoint) {
             match policy.request(flow, request) {
                 Outcome::Allow(rule) => {
                     admitted.get_or_insert(rule);

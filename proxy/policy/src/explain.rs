@@ -10,8 +10,8 @@ use crate::compile::{PortLookup, RuleSet, Walk};
 use crate::model::RuleVerdict;
 use crate::quarantine::rule_ref;
 use crate::{
-    ConnectionVerdict, DenyReason, Direction, EndpointKey, EndpointPolicy, Flow, NearestMiss, Quarantine, Request,
-    RuleRef, Snapshot, Verdict,
+    ConnectionVerdict, DenyReason, Direction, EndpointPolicy, Flow, NearestMiss, Quarantine, Request, RuleRef,
+    ServerName, Snapshot, Verdict,
 };
 
 /// Everything that a verdict rests on.
@@ -104,7 +104,7 @@ impl Snapshot {
     /// Accounts for the verdict on a connection, and on a request on it when one is given.
     pub fn explain(&self, flow: &Flow<'_>, request: Option<&Request<'_>>) -> Explanation {
         let subject = Subject { flow, request };
-        let policies = self.endpoint(&EndpointKey::from(flow.endpoint));
+        let policies = self.endpoint(flow.endpoint);
         Explanation {
             generation: self.generation(),
             connection: self.evaluate_connection(flow),
@@ -139,7 +139,7 @@ fn explain_rules(policy: &EndpointPolicy, rules: &RuleSet, subject: Subject<'_>)
             Failed::Some => RuleOutcome::NotApplicable,
             Failed::None if decided => RuleOutcome::NotReached,
             Failed::None if unit.rule < resume => RuleOutcome::Skipped,
-            Failed::None if matches!(rule.verdict, RuleVerdict::Pass(_)) => {
+            Failed::None if matches!(rules.effect(unit, subject.flow), RuleVerdict::Pass(_)) => {
                 resume = rules.continuation(unit);
                 RuleOutcome::Passed
             }
@@ -213,12 +213,17 @@ pub(crate) fn quarantined(endpoint_id: u64, direction: Direction, finding: &Find
 #[cold]
 pub(crate) fn denied_by(policy: &EndpointPolicy, rules: &RuleSet, unit: &Unit, subject: Subject<'_>) -> NearestMiss {
     let index = index_for(rules, subject);
+    let unseen = subject.flow.server_name == ServerName::Unknown && rules.rule(unit).asks_server_name();
+    let (field, expected) = match unseen {
+        true => ("server_names", "known: TLS is not inspected, so the rule may apply"),
+        false => ("verdict", "allow"),
+    };
     NearestMiss {
         rule: policy.rule_ref(rules, unit, subject.flow.direction),
         name: rules.rule(unit).name.clone(),
-        field: "verdict".into(),
-        expected: "allow".into(),
-        matched: unit.predicates.iter().map(|p| index.predicate(*p).field()).collect(),
+        field: field.into(),
+        expected: expected.into(),
+        matched: unit.predicates.iter().map(|p| index.predicate(*p).field()).filter(|f| **f != *field).collect(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! What is judged: one connection ([`Flow`]) and one HTTP request on it ([`Request`]).
 
 use std::fmt;
-use std::net::IpAddr;
+
+use crate::EndpointKey;
 
 /// Policy direction relative to the local endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,16 +50,36 @@ impl fmt::Display for SecurityId {
 pub struct Flow<'a> {
     /// Which of the endpoint's two rule lists applies.
     pub direction: Direction,
-    /// The address whose policy is enforced: the destination for ingress, the source for egress.
-    pub endpoint: IpAddr,
+    /// Whose policy is enforced: the address of the destination for ingress, of the source for egress, or the name of an
+    /// Ingress policy.
+    pub endpoint: &'a EndpointKey,
     /// Identity of the other side: the source for ingress, the destination for egress.
     pub remote: SecurityId,
     /// Original destination port.
     pub port: u16,
     /// The listener's proxy id; 0 when it has none. A rule with a non-zero id applies to that listener only.
     pub proxy_id: u16,
-    /// Server name of the TLS ClientHello, when one was seen.
-    pub server_name: Option<&'a str>,
+    /// Server name of the TLS ClientHello.
+    pub server_name: ServerName<'a>,
+}
+
+/// What is known about the TLS server name that a connection asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServerName<'a> {
+    /// Nobody looked. Rules that ask for one admit nothing, and refuse everything that their other conditions cover.
+    #[default]
+    Unknown,
+    /// The connection asks for none.
+    Absent,
+    /// This one, as received.
+    Name(&'a str),
+}
+
+impl<'a> From<Option<&'a str>> for ServerName<'a> {
+    /// What a ClientHello said.
+    fn from(seen: Option<&'a str>) -> Self {
+        seen.map_or(Self::Absent, Self::Name)
+    }
 }
 
 /// Access to the header fields of a request without copying them into a map.

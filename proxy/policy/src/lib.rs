@@ -21,7 +21,7 @@ mod snapshot;
 mod verdict;
 
 pub use explain::{Explanation, PolicyExplanation, PredicateExplanation, RuleExplanation, RuleOutcome};
-pub use flow::{Direction, Flow, Headers, NoHeaders, Request, SecurityId};
+pub use flow::{Direction, Flow, Headers, NoHeaders, Request, SecurityId, ServerName};
 pub use model::{EndpointKey, NetworkPolicy, PortPolicy, PortRule, RuleVerdict};
 #[cfg(feature = "proto")]
 pub use proto::PolicyError;

@@ -5,7 +5,8 @@ use std::cell::Cell;
 
 use tollgate_policy::model::{HeaderMatcher, HttpRule, TextPart, ValueMatch};
 use tollgate_policy::{
-    Direction, EndpointKey, Flow, NetworkPolicy, PortPolicy, PortRule, Request, SecurityId, Snapshot, Verdict,
+    Direction, EndpointKey, Flow, NetworkPolicy, PortPolicy, PortRule, Request, SecurityId, ServerName, Snapshot,
+    Verdict,
 };
 
 thread_local! {
@@ -68,16 +69,17 @@ fn text(part: TextPart, text: &str) -> ValueMatch {
 
 #[test]
 fn allowing_allocates_nothing() {
+    let endpoint = EndpointKey::parse("10.0.0.1");
     for rules in [5, 100, 1000, 10_000] {
         let snapshot = snapshot(rules);
         let headers: &[(&str, &str)] = &[("accept", "*/*"), ("X-Tier", "gold")];
         let flow = Flow {
             direction: Direction::Ingress,
-            endpoint: [10, 0, 0, 1].into(),
+            endpoint: &endpoint,
             remote: SecurityId(100),
             port: 80,
             proxy_id: 0,
-            server_name: Some("a.Example"),
+            server_name: ServerName::Name("a.Example"),
         };
         let last = rules - 5;
         for path in [

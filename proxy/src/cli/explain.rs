@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use clap::ArgGroup;
 use tollgate_policy::{
-    ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, NetworkPolicy, Request, SecurityId, Snapshot, Verdict,
+    ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, NetworkPolicy, Request, SecurityId, ServerName,
+    Snapshot, Verdict,
 };
 
 use super::{Exit, Failure, Output, print, print_json};
@@ -55,7 +56,7 @@ pub(super) struct Args {
     /// proxy_id of the listener; 0 for none
     #[arg(long, value_name = "N", default_value_t = 0)]
     proxy_id: u16,
-    /// Server name of the TLS ClientHello
+    /// Server name of the TLS ClientHello [default: not known, since the proxy does not inspect TLS]
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
     /// Host of the request (:authority) [default: the endpoint's address and port]
@@ -123,13 +124,14 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let snapshot = snapshot(args)?;
     let headers = other_headers(&args.headers);
     let question = question(args)?;
+    let endpoint = EndpointKey::from(question.endpoint);
     let flow = Flow {
         direction: question.direction,
-        endpoint: question.endpoint,
+        endpoint: &endpoint,
         remote: question.remote,
         port: question.port,
         proxy_id: args.proxy_id,
-        server_name: args.server_name.as_deref(),
+        server_name: args.server_name.as_deref().map_or(ServerName::Unknown, ServerName::Name),
     };
     let path = question.request.as_ref().and_then(|request| match &request.canonical {
         Canonical::Path(path) | Canonical::Redirected(path) => Some((request, path)),
@@ -145,7 +147,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let explanation = snapshot.explain(&flow, request.as_ref());
     let answer = answer(&question, &explanation);
     let quarantined = snapshot
-        .endpoint(&EndpointKey::from(question.endpoint))
+        .endpoint(&endpoint)
         .iter()
         .flat_map(|policy| policy.quarantined())
         .map(|quarantine| quarantine.to_string())

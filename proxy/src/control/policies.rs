@@ -213,10 +213,8 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use prost::Message as _;
-    use tollgate_policy::{ConnectionVerdict, Direction, Flow, SecurityId, Snapshot};
+    use tollgate_policy::{ConnectionVerdict, Direction, EndpointKey, Flow, SecurityId, ServerName, Snapshot};
 
     use super::*;
 
@@ -231,13 +229,14 @@ mod tests {
         set_unknown_fields_aside(&mut model, &bytes);
         let mut builder = Snapshot::empty().update();
         builder.replace_all([model]);
+        let endpoint = EndpointKey::parse("10.0.0.1");
         let flow = Flow {
             direction: Direction::Ingress,
-            endpoint: IpAddr::from([10, 0, 0, 1]),
+            endpoint: &endpoint,
             remote: SecurityId(7),
             port: 80,
             proxy_id: 0,
-            server_name: None,
+            server_name: ServerName::Unknown,
         };
         !matches!(builder.build().evaluate_connection(&flow), ConnectionVerdict::Deny { .. })
     }

@@ -1,12 +1,14 @@
 //! One downstream connection: who it is, and what policy says about it at this moment.
 
 use std::cell::Cell;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use tollgate_policy::{ConnectionVerdict, Direction, Flow, NearestMiss, Request, RuleRef, SecurityId, Verdict};
+use tollgate_policy::{
+    ConnectionVerdict, Direction, EndpointKey, Flow, NearestMiss, Request, RuleRef, SecurityId, ServerName, Verdict,
+};
 
 use crate::config;
 use crate::control::World;
@@ -32,6 +34,8 @@ pub(crate) struct Connection {
     pub(crate) original_dst: SocketAddr,
     /// For the connection's own task. A task that serves a part of it, an HTTP/2 stream, needs one of its own.
     pub(crate) subscription: Subscription,
+    /// Whose policy is enforced.
+    endpoint: EndpointKey,
     /// Identities of both ends, valid for the world generation they were looked up in.
     identities: Cell<Option<(u64, Identities)>>,
 }
@@ -58,12 +62,18 @@ impl Connection {
         downstream: SocketAddr,
         original_dst: SocketAddr,
     ) -> Self {
+        let config = &listener.config;
+        let endpoint = config.endpoint.unwrap_or_else(|| match config.direction {
+            Direction::Ingress => original_dst.ip(),
+            Direction::Egress => downstream.ip(),
+        });
         Self {
             worker: Rc::clone(worker),
             listener: Rc::clone(listener),
             downstream,
             original_dst,
             subscription: worker.signals.subscribe(),
+            endpoint: endpoint.into(),
             identities: Cell::new(None),
         }
     }
@@ -71,15 +81,6 @@ impl Connection {
     /// Generation of the newest world: whether time has passed it by since a decision.
     pub(crate) fn world_generation(&self) -> u64 {
         self.worker.world.load().generation
-    }
-
-    /// The address whose policy is enforced.
-    pub(crate) fn endpoint(&self) -> IpAddr {
-        let config = &self.listener.config;
-        config.endpoint.unwrap_or_else(|| match config.direction {
-            Direction::Ingress => self.original_dst.ip(),
-            Direction::Egress => self.downstream.ip(),
-        })
     }
 
     /// Looks both ends up again whenever the world has changed: an address may have changed hands.
@@ -97,18 +98,19 @@ impl Connection {
         identities
     }
 
-    fn flow(&self, identities: Identities) -> Flow<'static> {
+    fn flow(&self, identities: Identities) -> Flow<'_> {
         let direction = self.listener.config.direction;
         Flow {
             direction,
-            endpoint: self.endpoint(),
+            endpoint: &self.endpoint,
             remote: match direction {
                 Direction::Ingress => identities.source,
                 Direction::Egress => identities.destination,
             },
             port: self.original_dst.port(),
             proxy_id: self.listener.config.proxy_id,
-            server_name: None,
+            // TLS is not inspected.
+            server_name: ServerName::Unknown,
         }
     }
 

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use super::bits;
 use super::column::{Column, ColumnBuilder};
-use super::server_name::{self, ServerName};
+use super::server_name;
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
-use crate::{Flow, Request};
+use crate::{Flow, Request, ServerName};
 
 /// One condition of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -22,7 +22,12 @@ pub(crate) enum Predicate {
     /// The listener's proxy id.
     ProxyId(u16),
     /// One of these patterns accepts the server name.
-    ServerNames(Arc<[Box<str>]>),
+    ServerNames {
+        /// The patterns, which all compile.
+        patterns: Arc<[Box<str>]>,
+        /// Whether it holds while the server name is not known.
+        unless_known: bool,
+    },
     /// A header matcher.
     Header(Arc<HeaderMatcher>),
     /// Stands for what is quarantined: never holds.
@@ -40,7 +45,7 @@ impl Predicate {
         match self {
             Self::Remotes(_) => "remote_policies".into(),
             Self::ProxyId(_) => "proxy_id".into(),
-            Self::ServerNames(_) => "server_names".into(),
+            Self::ServerNames { .. } => "server_names".into(),
             Self::Header(matcher) => (&*matcher.name).into(),
             Self::Never { field, .. } => field.clone(),
         }
@@ -53,7 +58,7 @@ impl fmt::Display for Predicate {
         match self {
             Self::Remotes(remotes) => write!(f, "one of {remotes:?}"),
             Self::ProxyId(id) => id.fmt(f),
-            Self::ServerNames(patterns) => write!(f, "one of {patterns:?}"),
+            Self::ServerNames { patterns, .. } => write!(f, "one of {patterns:?}"),
             Self::Header(matcher) => {
                 f.write_str(if matcher.invert { "anything but " } else { "" })?;
                 matcher.value.fmt(f)?;
@@ -117,6 +122,8 @@ pub(crate) struct Index {
     /// By identity those sets that select units to visit.
     remotes: HashMap<u32, Vec<u32>>,
     proxy_ids: Vec<(u16, u32)>,
+    /// Predicates that hold while the server name is not known.
+    unless_server_name_known: Vec<u32>,
     columns: Vec<(Source, Column)>,
 }
 
@@ -175,7 +182,10 @@ impl Index {
                     }
                 }
                 Predicate::ProxyId(id) => self.proxy_ids.push((*id, number)),
-                Predicate::ServerNames(patterns) => {
+                Predicate::ServerNames { patterns, unless_known } => {
+                    if *unless_known {
+                        self.unless_server_name_known.push(number);
+                    }
                     let column = column_of(Source::ServerName);
                     for pattern in patterns.iter() {
                         parts.push((column, number, server_name_matcher(pattern)?));
@@ -261,6 +271,9 @@ impl Index {
                 bits::insert(matched, *predicate);
             }
         }
+        if subject.flow.server_name == ServerName::Unknown {
+            self.unless_server_name_known.iter().for_each(|p| bits::insert(matched, *p));
+        }
         for (source, column) in &self.columns {
             decide_column(source, column, subject, matched);
         }
@@ -290,15 +303,15 @@ fn weights(predicates: &[Predicate], uses: &[u32]) -> Vec<(u32, bool)> {
             (u32::MAX, true)
         }
         Predicate::ProxyId(_) => (*uses, true),
-        Predicate::Header(_) | Predicate::ServerNames(_) | Predicate::Never { .. } => (*uses, false),
+        Predicate::Header(_) | Predicate::ServerNames { .. } | Predicate::Never { .. } => (*uses, false),
     };
     predicates.iter().zip(uses).map(weight).collect()
 }
 
 fn server_name_matcher(pattern: &str) -> Result<HeaderMatcher, String> {
     let value = match server_name::parse(pattern)? {
-        ServerName::Exact(text) => ValueMatch::Text { part: TextPart::Whole, text, ignore_case: false },
-        ServerName::Expression(expression) => ValueMatch::Regex(expression),
+        server_name::Pattern::Exact(text) => ValueMatch::Text { part: TextPart::Whole, text, ignore_case: false },
+        server_name::Pattern::Expression(expression) => ValueMatch::Regex(expression),
     };
     Ok(HeaderMatcher::new("server_names", value))
 }
@@ -324,8 +337,11 @@ fn decide_column(source: &Source, column: &Column, subject: Subject<'_>, matched
 
 /// Server names compare in lower case. A DNS name has at most 253 bytes; a longer one costs an allocation, but a deny
 /// must not be dodged with it.
-fn decide_server_name(server_name: Option<&str>, column: &Column, matched: &mut [u64]) {
-    let Some(name) = server_name.filter(|name| !name.is_empty()) else { return };
+fn decide_server_name(server_name: ServerName<'_>, column: &Column, matched: &mut [u64]) {
+    let ServerName::Name(name) = server_name else { return };
+    if name.is_empty() {
+        return;
+    }
     let mut buffer = [0; 255];
     match buffer.get_mut(..name.len()) {
         Some(lower) => {

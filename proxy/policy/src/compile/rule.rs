@@ -60,6 +60,13 @@ impl CompiledRule {
     }
 }
 
+impl CompiledRule {
+    /// Whether one of its conditions is on the server name.
+    pub(crate) fn asks_server_name(&self) -> bool {
+        self.peer.iter().any(|predicate| matches!(predicate, Predicate::ServerNames { .. }))
+    }
+}
+
 /// State of one compilation: what was found, and which values were checked already.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
@@ -184,7 +191,11 @@ fn server_names(rule: &PortRule, compiled: &mut CompiledRule, findings: &mut Fin
         (Some(bad), RuleVerdict::Allow) if good.is_empty() => compiled.peer.push(never(&bad.element, &bad.reason)),
         (Some(_), RuleVerdict::Deny) => {}
         (Some(bad), RuleVerdict::Pass(_)) => compiled.unusable = Some(bad),
-        _ => compiled.peer.push(Predicate::ServerNames(good.into())),
+        _ => {
+            // What cannot be seen refuses: an allow needs the name, a deny or a pass must not be dodged for want of it.
+            let unless_known = rule.verdict != RuleVerdict::Allow;
+            compiled.peer.push(Predicate::ServerNames { patterns: good.into(), unless_known });
+        }
     }
 }
 

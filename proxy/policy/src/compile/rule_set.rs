@@ -6,6 +6,7 @@ use super::bits;
 use super::index::{Index, Predicate, Subject, Unit};
 use super::rule::{CompiledRule, Finding, Findings};
 use crate::model::RuleVerdict;
+use crate::{Flow, ServerName};
 
 /// Rules of one port range, with the indexes that find the deciding one.
 #[derive(Debug)]
@@ -82,6 +83,18 @@ impl RuleSet {
         self.continuations[unit.rule as usize]
     }
 
+    /// What the rule does to a flow that it applies to. A pass that rests on a server name which is not known refuses:
+    /// what it would skip may be an allow as well as a deny.
+    pub(crate) fn effect(&self, unit: &Unit, flow: &Flow<'_>) -> RuleVerdict {
+        let rule = self.rule(unit);
+        match rule.verdict {
+            RuleVerdict::Pass(_) if flow.server_name == ServerName::Unknown && rule.asks_server_name() => {
+                RuleVerdict::Deny
+            }
+            verdict => verdict,
+        }
+    }
+
     pub(crate) fn has_http(&self) -> bool {
         self.requests.is_some()
     }
@@ -117,7 +130,7 @@ impl RuleSet {
             let mut from = 0;
             while let Some(number) = bits::first_from(applicable, from) {
                 let unit = &index.units()[number as usize];
-                match self.rules[unit.rule as usize].verdict {
+                match self.effect(unit, subject.flow) {
                     RuleVerdict::Allow => return Walk::Allow(unit),
                     RuleVerdict::Deny => return Walk::Deny(unit),
                     RuleVerdict::Pass(_) => {

@@ -2,7 +2,7 @@
 
 /// What one pattern accepts, for a server name in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ServerName {
+pub(super) enum Pattern {
     /// This name.
     Exact(Box<str>),
     /// Names that match this expression in full.
@@ -13,7 +13,7 @@ pub(super) enum ServerName {
 ///
 /// # Errors
 /// Text saying what is wrong with it.
-pub(super) fn parse(pattern: &str) -> Result<ServerName, String> {
+pub(super) fn parse(pattern: &str) -> Result<Pattern, String> {
     if pattern.is_empty() {
         return Err("is empty".into());
     }
@@ -28,11 +28,11 @@ pub(super) fn parse(pattern: &str) -> Result<ServerName, String> {
         return Err("`**` must be a whole label".into());
     }
     if !lower.contains('*') {
-        return Ok(ServerName::Exact(lower.into()));
+        return Ok(Pattern::Exact(lower.into()));
     }
     const LABELS: &str = "[-a-z0-9_]+(?:[.][-a-z0-9_]+)*";
     if lower == "*" {
-        return Ok(ServerName::Expression(LABELS.into()));
+        return Ok(Pattern::Expression(LABELS.into()));
     }
     let labels: Vec<String> = lower
         .split('.')
@@ -41,7 +41,7 @@ pub(super) fn parse(pattern: &str) -> Result<ServerName, String> {
             label => label.replace('*', "[-a-z0-9_]*"),
         })
         .collect();
-    Ok(ServerName::Expression(labels.join("[.]").into()))
+    Ok(Pattern::Expression(labels.join("[.]").into()))
 }
 
 #[cfg(test)]
@@ -57,6 +57,6 @@ mod tests {
         for good in ["*", "**", "a", "*.example.com", "a*b*c.d", "**.a.**", "_dmarc.x-y"] {
             assert!(parse(good).is_ok(), "{good:?} was refused");
         }
-        assert_eq!(parse("A.Example"), Ok(ServerName::Exact("a.example".into())));
+        assert_eq!(parse("A.Example"), Ok(Pattern::Exact("a.example".into())));
     }
 }

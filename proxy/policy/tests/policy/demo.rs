@@ -1,14 +1,15 @@
 //! The policy of the demo: only `GET /hello` on port 5000.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use tollgate_policy::model::{HeaderMatcher, HttpRule, ValueMatch};
 use tollgate_policy::{
     ConnectionVerdict, DenyReason, Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule,
-    Request, SecurityId, Snapshot, Verdict,
+    Request, SecurityId, ServerName, Snapshot, Verdict,
 };
 
 const ENDPOINT: &str = "10.244.2.232";
+static ENDPOINT_KEY: EndpointKey = EndpointKey::Address(IpAddr::V4(Ipv4Addr::new(10, 244, 2, 232)));
 
 fn regex(name: &str, pattern: &str) -> HeaderMatcher {
     HeaderMatcher::new(name, ValueMatch::Regex(pattern.into()))
@@ -39,11 +40,11 @@ fn snapshot(rules: Vec<PortRule>) -> Snapshot {
 fn flow(direction: Direction, port: u16) -> Flow<'static> {
     Flow {
         direction,
-        endpoint: ENDPOINT.parse::<IpAddr>().unwrap(),
+        endpoint: &ENDPOINT_KEY,
         remote: SecurityId(32226),
         port,
         proxy_id: 15001,
-        server_name: None,
+        server_name: ServerName::Absent,
     }
 }
 
@@ -87,14 +88,16 @@ fn connections() {
     let refused = |reason| ConnectionVerdict::Deny { reason, nearest: None };
     let other_port = snapshot.evaluate_connection(&flow(Direction::Ingress, 5001));
     assert_eq!(other_port, refused(DenyReason::NoPortRule));
-    let nobody = Flow { endpoint: "10.244.2.233".parse().unwrap(), ..flow(Direction::Ingress, 5000) };
+    let nobody = EndpointKey::parse("10.244.2.233");
+    let nobody = Flow { endpoint: &nobody, ..flow(Direction::Ingress, 5000) };
     assert_eq!(snapshot.evaluate_connection(&nobody), refused(DenyReason::NoPolicy));
 }
 
 #[test]
 fn mapped_addresses_find_the_policy() {
     let snapshot = snapshot(vec![rule("/hello")]);
-    let mapped = Flow { endpoint: format!("::ffff:{ENDPOINT}").parse().unwrap(), ..flow(Direction::Ingress, 5000) };
+    let mapped = EndpointKey::parse(&format!("::ffff:{ENDPOINT}"));
+    let mapped = Flow { endpoint: &mapped, ..flow(Direction::Ingress, 5000) };
     assert_eq!(snapshot.evaluate_connection(&mapped), ConnectionVerdict::InspectHttp);
 }
 

@@ -1,9 +1,9 @@
 //! Identities, proxy ids and server names.
 
 use tollgate_policy::model::PortRule;
-use tollgate_policy::{DenyReason, Flow};
+use tollgate_policy::{ConnectionVerdict, DenyReason, Flow, ServerName};
 
-use crate::support::{World, allow, at, deny, flow, from, paths, port};
+use crate::support::{World, allow, at, deny, flow, from, pass, paths, port};
 
 #[test]
 fn identities() {
@@ -39,12 +39,12 @@ fn server_name_patterns() {
     ];
     for (pattern, matching, others) in cases {
         let world = World::ingress(vec![port(443, vec![server_names(&[pattern], allow())])]);
-        let outcome = |name| world.both(&Flow { server_name: name, ..flow(1, 443) }, "/");
+        let outcome = |name: Option<&str>| world.both(&Flow { server_name: name.into(), ..flow(1, 443) }, "/");
         for name in *matching {
-            assert_eq!(outcome(Some(name)), "tcp", "{pattern} {name}");
+            assert_eq!(outcome(Some(*name)), "tcp", "{pattern} {name}");
         }
         for name in *others {
-            assert_eq!(outcome(Some(name)), "NoPeerRule", "{pattern} {name}");
+            assert_eq!(outcome(Some(*name)), "NoPeerRule", "{pattern} {name}");
         }
         assert_eq!(outcome(None), "NoPeerRule", "{pattern}");
     }
@@ -57,7 +57,7 @@ fn an_overlong_server_name_is_judged_like_any() {
     let world = World::ingress(vec![port(443, vec![deny_any, allow()])]);
     for length in [254, 255, 256, 300, 70_000] {
         let name = "A".repeat(length);
-        let flow = Flow { server_name: Some(&name), ..flow(1, 443) };
+        let flow = Flow { server_name: ServerName::Name(&name), ..flow(1, 443) };
         assert_eq!(world.both(&flow, "/"), "DenyRule", "{length}");
     }
     assert_eq!(world.both(&flow(1, 443), "/"), "tcp");
@@ -68,7 +68,7 @@ fn an_overlong_server_name_is_judged_like_any() {
 fn server_names_hold_for_requests() {
     let rules = vec![server_names(&["a.example"], allow()), server_names(&["b.example"], paths(&["/b"]))];
     let world = World::ingress(vec![port(443, rules)]);
-    let outcome = |name, path| world.both(&Flow { server_name: Some(name), ..flow(1, 443) }, path);
+    let outcome = |name, path| world.both(&Flow { server_name: ServerName::Name(name), ..flow(1, 443) }, path);
     assert_eq!(outcome("a.example", "/x"), "http");
     assert_eq!(outcome("b.example", "/x"), "http NoHttpRule");
     assert_eq!(outcome("b.example", "/b"), "http");
@@ -77,8 +77,40 @@ fn server_names_hold_for_requests() {
 #[test]
 fn a_server_name_selects_which_deny_applies() {
     let world = World::ingress(vec![port(443, vec![server_names(&["*.bad"], at(1, deny())), allow()])]);
-    let outcome = |name| world.request(&Flow { server_name: name, ..flow(1, 443) }, "/");
+    let outcome = |name: Option<&str>| world.request(&Flow { server_name: name.into(), ..flow(1, 443) }, "/");
     assert_eq!(outcome(Some("x.bad")), Err(DenyReason::DenyRule));
     assert!(outcome(Some("x.good")).is_ok());
     assert!(outcome(None).is_ok());
+}
+
+/// TLS is not inspected yet, so this is what holds on the data path.
+#[test]
+fn a_server_name_that_nobody_saw_refuses() {
+    let unseen = Flow { server_name: ServerName::Unknown, ..flow(1, 443) };
+    let other_peer = Flow { server_name: ServerName::Unknown, ..flow(2, 443) };
+    let names = &["*.bad"];
+    let cases = [
+        (vec![server_names(names, allow())], "NoPeerRule", "NoPeerRule"),
+        (vec![from(&[1], server_names(names, at(1, deny()))), allow()], "DenyRule", "tcp"),
+        // Neither what it would skip nor what it would leave in place decides.
+        (vec![from(&[1], server_names(names, pass(2, 1))), at(1, allow())], "DenyRule", "tcp"),
+        (vec![from(&[1], server_names(names, pass(2, 1))), at(1, deny()), allow()], "DenyRule", "DenyRule"),
+    ];
+    for (rules, first, second) in cases {
+        let world = World::ingress(vec![port(443, rules.clone())]);
+        assert_eq!(
+            (world.both(&unseen, "/").as_str(), world.both(&other_peer, "/").as_str()),
+            (first, second),
+            "{rules:?}"
+        );
+    }
+    let world = World::ingress(vec![port(443, vec![server_names(names, deny()), allow()])]);
+    let ConnectionVerdict::Deny { nearest: Some(nearest), .. } = world.0.evaluate_connection(&unseen) else {
+        panic!("admitted");
+    };
+    let place = "7 ingress_per_port_policies[0].rules[0]";
+    assert_eq!(
+        nearest.to_string(),
+        format!("server_names is not known: TLS is not inspected, so the rule may apply ({place})")
+    );
 }

@@ -108,7 +108,7 @@ fn broken_peer_conditions() {
         only(&world);
     }
     let world = World::ingress(vec![port(80, vec![name(&["a..b", "c"], allow())])]);
-    let known = tollgate_policy::Flow { server_name: Some("c"), ..flow(1, 80) };
+    let known = tollgate_policy::Flow { server_name: tollgate_policy::ServerName::Name("c"), ..flow(1, 80) };
     assert_eq!(world.both(&known, "/"), "tcp");
     let reason = "has an empty label (a leading, trailing or doubled dot)";
     assert_eq!(only(&world), format!("[0].rules[0].server_names[0]: \"a..b\": {reason}"));

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use tollgate_policy::{Direction, EndpointKey, EndpointPolicy, NetworkPolicy, PortPolicy, Snapshot};
+use tollgate_policy::{
+    ConnectionVerdict, Direction, EndpointKey, EndpointPolicy, Flow, NetworkPolicy, PortPolicy, Snapshot,
+};
 
 use crate::support::{World, allow, flow, from, paths, policy, port};
 
@@ -109,4 +111,19 @@ fn single_resources() {
     assert_eq!(world.0.endpoints().map(EndpointPolicy::resource).collect::<Vec<_>>(), ["policy-42"]);
     assert!(world.allows(2, 80, "/") && !world.allows(1, 80, "/"));
     assert_eq!(World(first).both(&flow(1, 80), "/"), "tcp");
+}
+
+/// An Ingress policy is found by its name; an address never finds it.
+#[test]
+fn a_name_finds_its_policy() {
+    let mut builder = Snapshot::empty().update();
+    builder.replace_all([policy(7, &["kube-system/ingress", "10.0.0.2"], vec![port(80, vec![])])]);
+    let snapshot = builder.build();
+    let allowed = |key: &str| {
+        let endpoint = EndpointKey::parse(key);
+        let flow = Flow { endpoint: &endpoint, ..flow(1, 80) };
+        matches!(snapshot.evaluate_connection(&flow), ConnectionVerdict::AllowTcp { .. })
+    };
+    assert!(allowed("kube-system/ingress") && allowed("10.0.0.2"));
+    assert!(!allowed("kube-system/Ingress") && !allowed("10.0.0.1"));
 }

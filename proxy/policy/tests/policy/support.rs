@@ -1,12 +1,15 @@
 //! Short ways to write policies and to ask about them.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use tollgate_policy::model::{HeaderMatcher, HttpRule, PortPolicy, PortRule, RuleVerdict, TextPart, ValueMatch};
 use tollgate_policy::{
     ConnectionVerdict, DenyReason, Direction, EndpointKey, Flow, Headers, NetworkPolicy, NoHeaders, Request,
-    SecurityId, Snapshot, Verdict,
+    SecurityId, ServerName, Snapshot, Verdict,
 };
 
 pub(crate) const ENDPOINT: &str = "10.0.0.1";
+static ENDPOINT_KEY: EndpointKey = EndpointKey::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
 
 pub(crate) fn port(port: u32, rules: Vec<PortRule>) -> PortPolicy {
     range(port, 0, rules)
@@ -62,11 +65,11 @@ pub(crate) fn policy(endpoint_id: u64, endpoints: &[&str], ingress: Vec<PortPoli
 pub(crate) fn flow(remote: u32, port: u16) -> Flow<'static> {
     Flow {
         direction: Direction::Ingress,
-        endpoint: ENDPOINT.parse().unwrap(),
+        endpoint: &ENDPOINT_KEY,
         remote: SecurityId(remote),
         port,
         proxy_id: 0,
-        server_name: None,
+        server_name: ServerName::Absent,
     }
 }
 
