@@ -17,6 +17,7 @@ pub mod model;
 mod proto;
 mod quarantine;
 mod re2;
+pub mod reference;
 mod snapshot;
 mod verdict;
 

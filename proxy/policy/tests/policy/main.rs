@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
+#[path = "../generate/mod.rs"]
+mod generate;
+
 mod demo;
 mod explain;
 mod headers;
+mod never_panics;
 mod peers;
 mod ports;
 mod precedence;

@@ -1,188 +1,159 @@
-//! Properties of generated policies, and the compiled evaluation against a literal one.
-
-use std::cmp::Reverse;
+//! Properties of generated policies: the compiled form against the reference, and what no change of a policy may do.
+//!
+//! `TOLLGATE_PROPERTY_CASES` is how many cases each property gets; without it some thousands, which take seconds. For a
+//! night: `TOLLGATE_PROPERTY_CASES=1000000 cargo test --release -p tollgate-policy --all-features --test policy properties`.
 
 use proptest::prelude::*;
-use tollgate_policy::model::{PortPolicy, PortRule, RuleVerdict, ValueMatch};
+use proptest::sample::Index;
+use proptest::strategy::ValueTree;
+use tollgate_policy::model::{NetworkPolicy, PortPolicy, PortRule, RuleVerdict};
+use tollgate_policy::reference::Judgement;
+use tollgate_policy::{DenyReason, Verdict};
 
-use crate::support::{World, exact, flow, header, range};
+use crate::generate::{Choices, Question, Response, difference, entries, history, rule, worlds};
+use crate::support::{ENDPOINT, policy};
 
-const PORTS: u16 = 6;
-const REMOTES: u32 = 4;
-const PATHS: [&str; 3] = ["/a", "/b", "/c"];
+/// Asked of each world.
+const QUESTIONS: usize = 8;
 
-fn rules() -> impl Strategy<Value = PortRule> {
-    let verdict = prop_oneof![
-        6 => Just(None),
-        2 => Just(Some(RuleVerdict::Deny)),
-        2 => (1..4u32).prop_map(|below| Some(RuleVerdict::Pass(below))),
-    ];
-    let remotes = proptest::collection::vec(1..REMOTES, 0..3);
-    let http = proptest::option::weighted(0.4, proptest::collection::vec(0..PATHS.len(), 1..3));
-    (0..5u32, verdict, remotes, http, 0..8u32).prop_map(|(precedence, verdict, remotes, http, proxy)| PortRule {
-        precedence,
-        verdict: verdict.unwrap_or_default(),
-        remotes,
-        proxy_id: if proxy == 0 { 9 } else { 0 },
-        http: http.map(|paths| paths.into_iter().map(http_rule).collect()),
-        ..PortRule::default()
-    })
+/// Cases of a property that has this share of an ordinary run.
+pub(crate) fn cases(share: u32) -> u32 {
+    std::env::var("TOLLGATE_PROPERTY_CASES").map_or(share, |cases| cases.parse().unwrap())
 }
 
-fn http_rule(path: usize) -> tollgate_policy::model::HttpRule {
-    tollgate_policy::model::HttpRule { headers: vec![header(":path", exact(PATHS[path]))], ..Default::default() }
+fn config(share: u32) -> ProptestConfig {
+    ProptestConfig { cases: cases(share), failure_persistence: None, ..ProptestConfig::default() }
 }
 
-fn entries() -> impl Strategy<Value = Vec<PortPolicy>> {
-    let entry = (0..PORTS, 0..4u16, proptest::collection::vec(rules(), 0..5)).prop_map(|(first, more, rules)| {
-        let end = if first == 0 || more == 0 { 0 } else { first + more };
-        range(first.into(), end.into(), rules)
-    });
-    proptest::collection::vec(entry, 0..5)
+fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
+    proptest::collection::vec(any::<u8>(), most / 3..most)
 }
 
-/// Everything that can be asked: `(port, remote, path)`.
-fn questions() -> impl Iterator<Item = (u16, u32, &'static str)> {
-    let ports = 1..PORTS + 4;
-    ports.flat_map(|port| (1..=REMOTES).flat_map(move |remote| PATHS.map(move |path| (port, remote, path))))
+fn only(entries: &[PortPolicy]) -> NetworkPolicy {
+    policy(7, &[ENDPOINT], entries.to_vec())
 }
 
-fn allowed(entries: &[PortPolicy]) -> Vec<bool> {
-    let world = World::ingress(entries.to_vec());
-    questions().map(|(port, remote, path)| world.request(&flow(remote, port), path).is_ok()).collect()
+fn questions(bytes: &[u8]) -> Vec<Question> {
+    let mut choices = Choices::new(bytes);
+    (0..QUESTIONS).map(|_| Question::choose(&mut choices)).collect()
 }
 
-/// The specification, step by step: one list per port, the wildcard appended, sorted, walked.
-fn literally(entries: &[PortPolicy], port: u16, remote: u32, path: &str) -> bool {
-    let mut list: Vec<PortRule> = Vec::new();
-    let mut covered = false;
-    for wildcard in [false, true] {
-        for entry in entries.iter().filter(|entry| (entry.port == 0) == wildcard) {
-            let last = entry.end_port.max(entry.port);
-            if wildcard || (entry.port..=last).contains(&u32::from(port)) {
-                covered = true;
-                list.extend(entry.rules.clone());
-                if entry.rules.is_empty() {
-                    list.push(PortRule::default());
-                }
-            }
-        }
-    }
-    let order = |rule: &PortRule| match rule.verdict {
-        RuleVerdict::Deny => 0,
-        RuleVerdict::Allow => 1,
-        RuleVerdict::Pass(_) => 2,
+/// Whether the connection, and whether the request is allowed, and why not.
+type Outcome = (bool, Result<(), DenyReason>);
+
+fn outcomes(entries: &[PortPolicy], questions: &[Question]) -> Vec<Outcome> {
+    let (snapshot, _) = worlds(&[Response::All(vec![only(entries)])]);
+    let outcome = |question: &Question| {
+        let connection = snapshot.evaluate_connection(&question.flow);
+        let request = match snapshot.evaluate_request(&question.flow, &question.request()) {
+            Verdict::Allow { .. } => Ok(()),
+            Verdict::Deny { reason, .. } => Err(reason),
+        };
+        (!matches!(connection, tollgate_policy::ConnectionVerdict::Deny { .. }), request)
     };
-    list.sort_by_key(|rule| (Reverse(rule.precedence), order(rule)));
-    let mut tier = None;
-    for rule in &list {
-        if let RuleVerdict::Pass(below) = rule.verdict {
-            let same_tier = tier.filter(|tier| rule.precedence >= *tier);
-            if below > rule.precedence || same_tier.is_some_and(|tier| tier != below) {
-                return false;
-            }
-            tier = Some(below);
-        }
-    }
-    let mut ceiling = u32::MAX;
-    for rule in list {
-        let applies = rule.proxy_id == 0 && (rule.remotes.is_empty() || rule.remotes.contains(&remote));
-        if !applies || rule.precedence > ceiling {
-            continue;
-        }
-        match rule.verdict {
-            RuleVerdict::Deny => return false,
-            RuleVerdict::Pass(below) => ceiling = below - 1,
-            RuleVerdict::Allow => {
-                let wanted = |rule: &tollgate_policy::model::HttpRule| rule.headers[0].value == exact(path);
-                if rule.http.is_none_or(|http| http.iter().any(wanted)) {
-                    return true;
-                }
-            }
-        }
-    }
-    assert!(covered || port > 0);
-    false
+    questions.iter().map(outcome).collect()
 }
 
-fn config() -> ProptestConfig {
-    ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() }
+/// Whether `after` allows something that `before` does not.
+fn allows_more(before: &[PortPolicy], after: &[PortPolicy], questions: &[Question]) -> bool {
+    let pairs = outcomes(before, questions).into_iter().zip(outcomes(after, questions));
+    let more = |(before, after): (Outcome, Outcome)| (after.0 && !before.0) || (after.1.is_ok() && before.1.is_err());
+    pairs.into_iter().any(more)
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(config(12_000))]
 
     #[test]
-    fn compiled_equals_literal(entries in entries()) {
-        let world = World::ingress(entries.clone());
-        for (port, remote, path) in questions() {
-            let compiled = world.allows(remote, port, path);
-            prop_assert_eq!(compiled, literally(&entries, port, remote, path), "{} {} {}", port, remote, path);
+    fn compiled_equals_reference(world in bytes(240), asked in bytes(120)) {
+        let history = history(&mut Choices::new(&world));
+        let (snapshot, reference) = worlds(&history);
+        for question in questions(&asked) {
+            let differs = difference(&snapshot, &reference, &question.flow, &question.request());
+            prop_assert_eq!(differs, None, "{:?}", question.flow);
         }
     }
+}
+
+proptest! {
+    #![proptest_config(config(4_000))]
 
     #[test]
     fn a_further_deny_never_allows_more(
-        entries in entries(),
-        rule in rules(),
-        place in any::<prop::sample::Index>(),
-        port in 0..PORTS,
+        world in bytes(160),
+        added in bytes(30),
+        asked in bytes(120),
+        place in any::<Index>(),
     ) {
-        let deny = PortRule { verdict: RuleVerdict::Deny, ..rule };
-        let mut more = entries.clone();
-        if more.is_empty() {
-            more.push(range(port.into(), 0, vec![deny]));
+        let before = entries(&mut Choices::new(&world));
+        let mut choices = Choices::new(&added);
+        let deny = PortRule { verdict: RuleVerdict::Deny, ..rule(&mut choices) };
+        let mut after = before.clone();
+        if after.is_empty() || choices.once_in(4) {
+            after.push(PortPolicy { port: choices.one(&[80, 0, 81]), rules: vec![deny], ..PortPolicy::default() });
         } else {
-            let at = place.index(more.len());
-            more[at].rules.push(deny);
+            let at = place.index(after.len());
+            after[at].rules.push(deny);
         }
-        for (before, after) in allowed(&entries).into_iter().zip(allowed(&more)) {
-            prop_assert!(before || !after);
-        }
+        prop_assert!(!allows_more(&before, &after, &questions(&asked)), "{:?}", after);
     }
 
     #[test]
-    fn one_allow_less_never_allows_more(entries in entries(), place in any::<prop::sample::Index>()) {
-        let mut less = entries.clone();
-        if !less.is_empty() {
-            let at = place.index(less.len());
-            match less[at].rules.iter().position(|rule| rule.verdict == RuleVerdict::Allow) {
+    fn one_allow_less_never_allows_more(world in bytes(160), asked in bytes(120), place in any::<Index>()) {
+        let before = entries(&mut Choices::new(&world));
+        let mut after = before.clone();
+        if !after.is_empty() {
+            let at = place.index(after.len());
+            match after[at].rules.iter().position(|rule| rule.verdict == RuleVerdict::Allow) {
                 // An entry without rules would allow everything.
-                Some(only) if less[at].rules.len() > 1 => drop(less[at].rules.remove(only)),
-                Some(_) => drop(less.remove(at)),
+                Some(only) if after[at].rules.len() > 1 => drop(after[at].rules.remove(only)),
+                Some(_) => drop(after.remove(at)),
                 None => {}
             }
         }
-        for (before, after) in allowed(&entries).into_iter().zip(allowed(&less)) {
-            prop_assert!(before || !after);
-        }
+        prop_assert!(!allows_more(&before, &after, &questions(&asked)), "{:?}", after);
     }
 
     #[test]
-    fn the_order_of_rules_never_changes_a_verdict(entries in entries()) {
-        let mut reversed = entries.clone();
-        reversed.reverse();
-        reversed.iter_mut().for_each(|entry| entry.rules.reverse());
-        prop_assert_eq!(allowed(&entries), allowed(&reversed));
-    }
-
-    #[test]
-    fn nothing_panics(
-        patterns in proptest::collection::vec("[a-c\\\\()\\[\\]{}*+?|^$.:\\-0-9QEdwsbPpix<>é]{0,12}", 1..6),
-        names in proptest::collection::vec("[a*.]{0,6}", 0..3),
-        port in 0..70000u32,
-        end_port in 0..70000u32,
-    ) {
-        let matchers = patterns.iter().map(|p| header("x", ValueMatch::Regex(p.as_str().into()))).collect();
-        let rule = PortRule {
-            http: Some(vec![tollgate_policy::model::HttpRule { headers: matchers, ..Default::default() }]),
-            server_names: names,
-            ..PortRule::default()
-        };
-        let world = World::ingress(vec![range(port, end_port, vec![rule])]);
-        for value in ["", "a", "aa", "b]", "\u{e9}"] {
-            world.with_header("x", value.as_bytes());
+    fn the_order_of_rules_never_changes_a_verdict(world in bytes(160), asked in bytes(120), order in bytes(20)) {
+        let entries = entries(&mut Choices::new(&world));
+        let mut shuffled = entries.clone();
+        let mut choices = Choices::new(&order);
+        shuffle(&mut shuffled, &mut choices);
+        for entry in &mut shuffled {
+            shuffle(&mut entry.rules, &mut choices);
         }
-        prop_assert!(world.quarantined().iter().all(|text| text.starts_with("7 ingress_per_port_policies[0]")));
+        let questions = questions(&asked);
+        prop_assert_eq!(outcomes(&entries, &questions), outcomes(&shuffled, &questions));
     }
+}
+
+fn shuffle<T>(list: &mut [T], choices: &mut Choices<'_>) {
+    for last in (1..list.len()).rev() {
+        list.swap(last, choices.below(last + 1));
+    }
+}
+
+/// A generator that only ever denies would make every property hold.
+#[test]
+fn generated_policies_give_every_outcome() {
+    let mut random = proptest::test_runner::TestRunner::deterministic();
+    let mut seen = std::collections::BTreeMap::new();
+    for _ in 0..4000 {
+        let mut next = |most| bytes(most).new_tree(&mut random).unwrap().current();
+        let (world, asked) = (next(220), next(120));
+        let (_, reference) = worlds(&history(&mut Choices::new(&world)));
+        for question in questions(&asked) {
+            let outcome = match reference.request(&question.flow, &question.request()) {
+                Judgement::Allow(rule) => format!("allow http {}", rule.http_rule.is_some()),
+                Judgement::Deny(denial) => format!("{:?}", denial.reason),
+            };
+            *seen.entry(outcome).or_insert(0) += 1;
+        }
+    }
+    let outcomes: Vec<(&str, bool)> = seen.iter().map(|(outcome, count)| (outcome.as_str(), *count > 200)).collect();
+    let expected =
+        ["DenyRule", "NoHttpRule", "NoPeerRule", "NoPolicy", "NoPortRule", "Quarantined", "allow http false"];
+    let expected: Vec<(&str, bool)> = expected.into_iter().chain(["allow http true"]).map(|o| (o, true)).collect();
+    assert_eq!(outcomes, expected, "{seen:?}");
 }
