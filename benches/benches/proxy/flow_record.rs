@@ -30,12 +30,7 @@ fn record(listener: &std::sync::Arc<str>) -> FlowRecord {
         source: SecurityId(32226),
         destination: SecurityId(0),
         protocol: Protocol::Http11,
-        http: Some(HttpRecord {
-            method: (*b"GET").into(),
-            authority: (*b"helloworld:5000").into(),
-            path: (*b"/api/v1/svc00042/items/12345").into(),
-            status: 200,
-        }),
+        http: Some(HttpRecord::new(b"GET", b"helloworld:5000", b"/api/v1/svc00042/items/12345")),
         outcome: Outcome::Failed,
         reason: None,
         rule: None,

@@ -85,6 +85,10 @@ impl FlowSender {
     /// read once a second, so a stamp follows a clock that is set within that time.
     pub fn wall_clock(&self, now: Instant) -> SystemTime {
         let (read_at, time) = self.clock.get();
+        // A flow may have begun before the last reading.
+        if let Some(before) = read_at.checked_duration_since(now) {
+            return time.checked_sub(before).unwrap_or(time);
+        }
         let age = now.saturating_duration_since(read_at);
         if age < CLOCK_AGE {
             return time + age;

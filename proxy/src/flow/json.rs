@@ -85,14 +85,14 @@ fn layer7(out: &mut Vec<u8>, record: &FlowRecord, http: &HttpRecord) {
     integer(out, record.duration_us.saturating_mul(1000));
     field(out, b"\",\"http\":{\"code\":", http.status);
     out.extend_from_slice(b",\"method\":\"");
-    untrusted(out, &http.method);
+    untrusted(out, http.method());
     out.extend_from_slice(b"\",\"url\":\"");
     // `*` and other targets that are no path stand alone (RFC 9112 section 3.2).
-    if http.path.first() == Some(&b'/') {
+    if http.path().first() == Some(&b'/') {
         out.extend_from_slice(b"http://");
-        untrusted(out, &http.authority);
+        untrusted(out, http.authority());
     }
-    untrusted(out, &http.path);
+    untrusted(out, http.path());
     out.extend_from_slice(b"\",\"protocol\":\"");
     out.extend_from_slice(match record.protocol {
         Protocol::Tcp => b"".as_slice(),

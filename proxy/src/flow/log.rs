@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::json;
-use super::{FlowRecord, Outcome, Sequenced};
+use super::{FlowRecord, HttpRecord, Outcome, Sequenced};
 
 /// Records turned to JSON while the log is locked, at most: the flow thread waits that long.
 const PAGE: usize = 128;
@@ -101,7 +101,7 @@ impl Recent {
 
 /// Approximate memory of a record, in bytes: what the bound of the log is about.
 fn memory(record: &FlowRecord) -> usize {
-    let http = record.http.as_ref().map_or(0, |http| http.method.len() + http.authority.len() + http.path.len());
+    let http = record.http.as_ref().map_or(0, HttpRecord::memory);
     // The texts of a nearest miss are shared with the policy snapshot.
     let miss = record.nearest_miss.as_ref().map_or(0, |miss| size_of_val(&**miss) + miss.matched.len() * 16);
     size_of::<Sequenced>() + size_of::<FlowRecord>() + http + miss

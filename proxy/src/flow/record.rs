@@ -34,12 +34,10 @@ pub enum Protocol {
 /// The HTTP part of a record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HttpRecord {
-    /// Method as received.
-    pub method: Box<[u8]>,
-    /// `:authority`, lower-cased never.
-    pub authority: Box<[u8]>,
-    /// Canonical path with query, cut at [`HttpRecord::MAX_PATH`] bytes.
-    pub path: Box<[u8]>,
+    /// Method, authority and path behind each other: one allocation for all, since another thread frees it.
+    text: Box<[u8]>,
+    method_end: usize,
+    authority_end: usize,
     /// Status sent downstream; 0 when none was.
     pub status: u16,
 }
@@ -47,6 +45,33 @@ pub struct HttpRecord {
 impl HttpRecord {
     /// Longest path kept in a record, in bytes.
     pub const MAX_PATH: usize = 2048;
+
+    /// A request that has no status yet. Of the path [`HttpRecord::MAX_PATH`] bytes are kept.
+    pub fn new(method: &[u8], authority: &[u8], path: &[u8]) -> Self {
+        let path = &path[..path.len().min(Self::MAX_PATH)];
+        let (method_end, authority_end) = (method.len(), method.len() + authority.len());
+        Self { text: [method, authority, path].concat().into(), method_end, authority_end, status: 0 }
+    }
+
+    /// Method as received.
+    pub fn method(&self) -> &[u8] {
+        &self.text[..self.method_end]
+    }
+
+    /// `:authority`, lower-cased never.
+    pub fn authority(&self) -> &[u8] {
+        &self.text[self.method_end..self.authority_end]
+    }
+
+    /// Canonical path with query.
+    pub fn path(&self) -> &[u8] {
+        &self.text[self.authority_end..]
+    }
+
+    /// Bytes of text.
+    pub(super) fn memory(&self) -> usize {
+        self.text.len()
+    }
 }
 
 /// What is known about one request (HTTP) or one connection (TCP, or refused before HTTP).

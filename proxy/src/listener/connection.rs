@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use tollgate_policy::{
     ConnectionVerdict, Direction, EndpointKey, Flow, NearestMiss, Request, RuleRef, SecurityId, ServerName, Verdict,
@@ -140,7 +140,7 @@ impl Connection {
         let identities = self.identities(&self.worker.world.load());
         let direction = self.listener.config.direction;
         let record = FlowRecord {
-            time: SystemTime::now(),
+            time: self.worker.flows.wall_clock(started),
             duration_us: 0,
             listener: Arc::clone(&self.listener.name),
             direction,

@@ -114,6 +114,8 @@ fn the_wall_clock_is_extended_for_a_second() {
     let (read_at, time) = sender.clock.get();
     assert_eq!(sender.wall_clock(read_at), time);
     assert_eq!(sender.wall_clock(read_at + CLOCK_AGE / 2), time + CLOCK_AGE / 2);
+    let before = Duration::from_millis(300);
+    assert_eq!(sender.wall_clock(read_at - before), time - before, "a flow that began before the reading");
     let later = read_at + 2 * CLOCK_AGE;
     let fresh = sender.wall_clock(later);
     assert_ne!(fresh, time + 2 * CLOCK_AGE, "read again, not extended");

@@ -19,8 +19,8 @@ fn denied(method: &[u8], authority: &[u8], path: &[u8]) -> Sequenced {
     record.generation = 4;
     record.protocol = Protocol::Http11;
     record.source = SecurityId(32226);
-    record.http =
-        Some(HttpRecord { method: method.into(), authority: authority.into(), path: path.into(), status: 403 });
+    record.http = Some(HttpRecord::new(method, authority, path));
+    record.http.as_mut().unwrap().status = 403;
     record.nearest_miss = Some(Box::new(NearestMiss {
         rule: RULE,
         name: None,

@@ -61,13 +61,13 @@ fn a_slow_reader_is_told_what_it_missed() {
 fn memory_is_bounded() {
     let log = FlowLog::new(1000, 64 << 10);
     let mut big = item(0, Outcome::Forwarded);
-    big.record.http = Some(HttpRecord { path: vec![b'a'; 10 << 10].into(), ..HttpRecord::default() });
+    big.record.http = Some(HttpRecord::new(b"GET", &[b'a'; 10 << 10], b"/"));
     let mut batch = vec![big];
     batch.extend((1..50).map(|seq| item(seq, Outcome::Forwarded)));
     log.append(&mut batch);
     assert_eq!(log.lock().records.len(), 50);
     let mut too_big = item(50, Outcome::Forwarded);
-    too_big.record.http = Some(HttpRecord { path: vec![b'a'; 60 << 10].into(), ..HttpRecord::default() });
+    too_big.record.http = Some(HttpRecord::new(b"GET", &[b'a'; 60 << 10], b"/"));
     log.append(&mut vec![too_big]);
     let recent = log.lock();
     assert!(recent.bytes <= 64 << 10, "{}", recent.bytes);

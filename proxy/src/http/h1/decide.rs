@@ -88,12 +88,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         Version::Http11 => Protocol::Http11,
     };
     let mut flow = connection.open_flow(protocol, started);
-    flow.record_mut().http = Some(HttpRecord {
-        method: request.method.into(),
-        authority: request.authority.into(),
-        path: cut(request.canonical_path()).into(),
-        status: 0,
-    });
+    flow.record_mut().http = Some(HttpRecord::new(request.method, request.authority, request.canonical_path()));
     let to_head = request.method == b"HEAD";
     // Our own answers do not tell an HTTP/1.0 client that the connection goes on, so it does not.
     let close = request.close || request.version == Version::Http10;
@@ -157,9 +152,4 @@ fn policy_view<'a>(request: &'a RequestHead<'_, '_>) -> Request<'a> {
         path: request.canonical_path(),
         headers: request,
     }
-}
-
-/// The part of a path that a record keeps.
-pub(crate) fn cut(path: &[u8]) -> &[u8] {
-    &path[..path.len().min(HttpRecord::MAX_PATH)]
 }

@@ -13,7 +13,6 @@ mod trailers;
 
 pub(crate) use buffer::{Buffer, BufferPool};
 pub(crate) use connection::serve;
-pub(crate) use decide::cut;
 pub(crate) use head::{MAX_FIELDS, MAX_HEAD};
 pub use request::canonical_path_of;
 pub(crate) use request::write_field;

@@ -17,7 +17,6 @@ use super::connection::Shared;
 use super::request::{Refusal, RequestHead};
 use super::transfer::{TransferError, reset_code, transfer};
 use crate::flow::{HttpRecord, OpenFlow, Outcome, Protocol};
-use crate::http::h1::cut;
 use crate::http::respond::LocalReply;
 use crate::listener::connection::{Connection, note_admission, note_denial};
 use crate::reason::Reason;
@@ -38,12 +37,9 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
             return reply(&mut respond, &reply_to(reason, false), &mut flow, Outcome::Denied, Some(reason));
         }
     };
-    flow.record_mut().http = Some(HttpRecord {
-        method: head.parts.method.as_str().as_bytes().into(),
-        authority: head.authority().as_bytes().into(),
-        path: cut(head.path().as_bytes()).into(),
-        status: 0,
-    });
+    let text =
+        HttpRecord::new(head.parts.method.as_str().as_bytes(), head.authority().as_bytes(), head.path().as_bytes());
+    flow.record_mut().http = Some(text);
     if let Some(location) = head.redirect {
         return reply(&mut respond, &LocalReply::redirect(location), &mut flow, Outcome::Forwarded, None);
     }
