@@ -4,9 +4,13 @@
 //! are valid and mean different things: `\s` with or without `\v`, `[a[b]]`, `&&` in classes, `\b{start}`, `(?x)`. What
 //! RE2 refuses is refused here; what it accepts either means the same or is refused by name, never something else.
 //!
-//! Known to be refused although RE2 accepts it: Unicode classes (`\pN`, `\p{Greek}`) and ignoring the case of letters
-//! beyond ASCII, because both depend on the version of the Unicode tables, and groups nested deeper than
-//! [`MAX_DEPTH`].
+//! Refused although RE2 accepts it, and nothing else is:
+//! - Unicode classes (`\pN`, `\p{Greek}`) and ignoring the case of letters beyond ASCII: both depend on the version of the
+//!   Unicode tables.
+//! - `\x{d800}` to `\x{dfff}`: surrogates, which are no characters.
+//! - A repetition behind a group that only sets flags, and group names beyond ASCII.
+//! - Groups nested deeper than [`MAX_DEPTH`], and what needs a larger automaton than one expression may.
+//! - The empty expression, as Envoy refuses it.
 //!
 //! Source: <https://github.com/google/re2/wiki/Syntax>, and the behaviour of the library itself.
 

@@ -1,14 +1,12 @@
 //! RE2's grammar. Greediness and groups are read and dropped: neither changes which whole values match.
 
-use std::collections::HashSet;
-
 use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, Hir, Look, Repetition};
 
 use super::class::{self, CharSet};
 use super::{MAX_DEPTH, MAX_REPEAT};
 
 pub(super) fn parse(pattern: &str) -> Result<Hir, String> {
-    let mut parser = Parser { rest: pattern, flags: Flags::default(), depth: 0, names: HashSet::new() };
+    let mut parser = Parser { rest: pattern, flags: Flags::default(), depth: 0 };
     let whole = parser.alternation()?;
     match parser.rest {
         "" => Ok(whole.hir),
@@ -27,7 +25,6 @@ struct Parser<'p> {
     rest: &'p str,
     flags: Flags,
     depth: u32,
-    names: HashSet<&'p str>,
 }
 
 /// An operand and how often counted repetitions copy it.
@@ -98,7 +95,12 @@ impl<'p> Parser<'p> {
             for c in quoted.chars() {
                 sequence.push(Node::once(self.literal(c)?));
             }
-            return Ok(if quoted.is_empty() { last } else { Last::Operand });
+            return Ok(match last {
+                // Nothing was quoted, but a further repetition no longer stands directly behind the one before.
+                Last::Repetition => Last::Operand,
+                last if quoted.is_empty() => last,
+                _ => Last::Operand,
+            });
         }
         if self.eat("(") {
             return match self.group()? {
@@ -140,9 +142,6 @@ impl<'p> Parser<'p> {
         let (name, rest) = self.rest.split_once('>').ok_or("group name without `>`")?;
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             return Err(format!("group name {name:?}: only ASCII letters, digits and `_` are supported"));
-        }
-        if !self.names.insert(name) {
-            return Err(format!("duplicate group name {name:?}"));
         }
         self.rest = rest;
         Ok(())
@@ -283,14 +282,23 @@ impl<'p> Parser<'p> {
                 }
                 char::from_u32(value).ok_or_else(bad)
             }
-            'x' => self.hexadecimal().ok_or_else(bad),
+            'x' => {
+                let number = self.hexadecimal().ok_or_else(bad)?;
+                match char::from_u32(number) {
+                    Some(c) => Ok(c),
+                    None if number <= u32::from(char::MAX) => {
+                        Err(format!("`\\x{{{number:x}}}`: surrogates are not supported"))
+                    }
+                    None => Err(bad()),
+                }
+            }
             c if c.is_ascii() && !c.is_ascii_alphanumeric() => Ok(c),
             _ => Err(bad()),
         }
     }
 
     /// After `\x`: two digits, or any number in braces.
-    fn hexadecimal(&mut self) -> Option<char> {
+    fn hexadecimal(&mut self) -> Option<u32> {
         let digits = if self.eat("{") {
             let (digits, rest) = self.rest.split_once('}')?;
             self.rest = rest;
@@ -303,7 +311,7 @@ impl<'p> Parser<'p> {
         if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
             return None;
         }
-        char::from_u32(u32::from_str_radix(digits, 16).ok()?)
+        u32::from_str_radix(digits, 16).ok()
     }
 
     /// After `[`.
@@ -378,8 +386,9 @@ fn counted(text: &str) -> Option<(Result<Count, String>, &str)> {
     let number = |digits: &str| {
         let leading_zero = digits.len() > 1 && digits.starts_with('0');
         let digits_only = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-        // Whatever is too long to be read is above the limit, too.
-        (digits_only && !leading_zero).then(|| digits.parse::<u32>().unwrap_or(u32::MAX))
+        // RE2 reads no number of more than nine digits: the brace is a literal then.
+        let readable = digits_only && !leading_zero && digits.len() <= 9;
+        readable.then(|| digits.parse::<u32>().ok()).flatten()
     };
     let min = number(min)?;
     let max = if max.is_empty() { None } else { Some(number(max)?) };
