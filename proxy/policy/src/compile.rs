@@ -9,7 +9,7 @@ pub(crate) mod index;
 mod regex_set;
 pub(crate) mod rule;
 mod rule_set;
-mod server_name;
+pub(crate) mod server_name;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -12,6 +12,7 @@ mod compile;
 mod evaluate;
 mod explain;
 mod flow;
+pub mod lint;
 pub mod model;
 #[cfg(feature = "proto")]
 mod proto;

@@ -2,7 +2,7 @@
 
 /// What one pattern accepts, for a server name in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Pattern {
+pub(crate) enum Pattern {
     /// This name.
     Exact(Box<str>),
     /// Names that match this expression in full.
@@ -13,7 +13,7 @@ pub(super) enum Pattern {
 ///
 /// # Errors
 /// Text saying what is wrong with it.
-pub(super) fn parse(pattern: &str) -> Result<Pattern, String> {
+pub(crate) fn parse(pattern: &str) -> Result<Pattern, String> {
     if pattern.is_empty() {
         return Err("is empty".into());
     }

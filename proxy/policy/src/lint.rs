@@ -1,0 +1,116 @@
+//! What is probably not meant the way it is written: rules that never decide, patterns that match other values than
+//! their author had in mind, and everything that will not be enforced as written.
+//!
+//! Works on [`crate::model`] alone and knows no files: a finding names its element by path. It claims only what it can
+//! show. That a rule never decides is said when another rule provably decides everything first; that a pattern misses or
+//! catches a value is said with a value that was tried.
+
+mod cover;
+mod finding;
+mod host;
+mod method;
+mod path;
+mod probe;
+mod quarantined;
+mod reach;
+mod regex_text;
+mod secret;
+mod set;
+#[cfg(test)]
+mod tests;
+
+pub use finding::{Element, Finding, Lint, Severity};
+
+use self::probe::Probes;
+use crate::model::{HttpRule, NetworkPolicy, PortPolicy, PortRule, Protocol, RuleVerdict};
+use crate::{Direction, Snapshot};
+
+/// Looks at policies that are in force together, each compiled as the proxy compiles it. Findings come in the order of
+/// their policies and elements. The `policy` of an [`Element`] is an index into `policies`. `secrets` are the SDS names of
+/// the secrets that will be there.
+pub fn lint(policies: &[NetworkPolicy], secrets: &[String]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    set::check(policies, &mut findings);
+    for (number, policy) in policies.iter().enumerate() {
+        let mut builder = Snapshot::empty().update();
+        builder.replace_all([policy.clone()]);
+        let quarantined: Vec<_> = builder.build().quarantined().collect();
+        let bad = quarantined::check(number, policy, &quarantined, &mut findings);
+        let mut probes = Probes::default();
+        for (direction, entries) in [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)] {
+            let element = Element::direction(number, direction);
+            for (index, entry) in entries.iter().enumerate() {
+                check_entry(&element.entry(index), entry, &mut probes, &mut findings);
+                secret::check(&element.entry(index), entry, secrets, &mut findings);
+            }
+            reach::check(&element, entries, &bad.of(direction), &mut probes, &mut findings);
+        }
+    }
+    findings.sort_by(|a, b| a.element.cmp(&b.element));
+    findings
+}
+
+fn check_entry(element: &Element, entry: &PortPolicy, probes: &mut Probes, findings: &mut Vec<Finding>) {
+    if entry.protocol == Protocol::Udp {
+        findings.push(Finding::new(
+            Lint::OtherProtocol,
+            element.field("protocol"),
+            "the entry is for UDP, and this proxy carries TCP only".to_owned(),
+            "leave the entry out, or write TCP".to_owned(),
+        ));
+        return;
+    }
+    for (index, rule) in entry.rules.iter().enumerate() {
+        check_rule(&element.rule(index), entry.port, rule, probes, findings);
+    }
+}
+
+fn check_rule(element: &Element, port: u32, rule: &PortRule, probes: &mut Probes, findings: &mut Vec<Finding>) {
+    let Some(alternatives) = &rule.http else {
+        return;
+    };
+    if rule.verdict != RuleVerdict::Allow {
+        findings.push(Finding::new(
+            Lint::DenyIgnoresHttp,
+            element.field("http_rules"),
+            "only an allow rule looks at requests; this rule refuses or passes on whatever is requested".to_owned(),
+            "write allow rules for the requests that are fine, and leave the HTTP rules of this one out".to_owned(),
+        ));
+        return;
+    }
+    for (index, http) in alternatives.iter().enumerate() {
+        let element = element.http_rule(index);
+        method::check_head(&element, http, alternatives, probes, findings);
+        check_http_rule(&element, port, http, alternatives, probes, findings);
+    }
+}
+
+fn check_http_rule(
+    element: &Element,
+    port: u32,
+    http: &HttpRule,
+    alternatives: &[HttpRule],
+    probes: &mut Probes,
+    findings: &mut Vec<Finding>,
+) {
+    for (index, matcher) in http.headers.iter().enumerate() {
+        let element = element.header(index);
+        let Some(probe) = probes.of(&matcher.value) else {
+            continue; // it is quarantined, which is said
+        };
+        if regex_text::check(&element, matcher, findings) {
+            continue;
+        }
+        let before = findings.len();
+        match &*matcher.name {
+            ":path" => path::check(&element, matcher, &probe, alternatives, probes, findings),
+            ":authority" => host::check(&element, matcher, &probe, port, findings),
+            ":method" => method::check(&element, matcher, &probe, findings),
+            _ => {}
+        }
+        if findings.len() == before {
+            regex_text::check_match_all(&element, matcher, findings);
+        }
+    }
+    cover::check_unmatchable(element, http, probes, findings);
+}

@@ -1,0 +1,308 @@
+//! What is found and, more important, what is not. That a rule said to be without effect really has none is checked by
+//! taking it out and asking the engine.
+
+use proptest::prelude::*;
+
+use super::probe::{Probe, Probes};
+use super::*;
+use crate::model::{HeaderMatcher, TextPart, ValueMatch};
+use crate::{EndpointKey, Flow, NoHeaders, Request, SecurityId, Verdict};
+
+fn regex(pattern: &str) -> ValueMatch {
+    ValueMatch::Regex(pattern.into())
+}
+
+fn exact(text: &str) -> ValueMatch {
+    part(TextPart::Whole, text)
+}
+
+fn part(part: TextPart, text: &str) -> ValueMatch {
+    ValueMatch::Text { part, text: text.into(), ignore_case: false }
+}
+
+fn http(matchers: &[(&str, ValueMatch)]) -> HttpRule {
+    let headers = matchers.iter().map(|(name, value)| HeaderMatcher::new(name, value.clone())).collect();
+    HttpRule { headers, ..HttpRule::default() }
+}
+
+fn policy(ingress: Vec<PortPolicy>) -> NetworkPolicy {
+    NetworkPolicy { endpoint_id: 1, endpoints: vec![EndpointKey::parse("10.0.0.1")], ingress, egress: Vec::new() }
+}
+
+fn on_port(port: u32, rules: Vec<PortRule>) -> PortPolicy {
+    PortPolicy { port, rules, ..PortPolicy::default() }
+}
+
+fn found(ingress: Vec<PortPolicy>) -> Vec<(Lint, String)> {
+    lint(&[policy(ingress)], &[]).into_iter().map(|finding| (finding.lint, finding.element.path)).collect()
+}
+
+/// Findings of one matcher, in the order of [`Lint`].
+fn of_matcher(name: &str, value: ValueMatch) -> Vec<&'static str> {
+    let rule = PortRule { http: Some(vec![http(&[(name, value)])]), ..PortRule::default() };
+    let mut lints: Vec<Lint> = found(vec![on_port(8080, vec![rule])]).into_iter().map(|(lint, _)| lint).collect();
+    lints.sort();
+    lints.into_iter().map(Lint::id).collect()
+}
+
+#[test]
+fn paths() {
+    let cases: &[(ValueMatch, &[&str])] = &[
+        (regex("/hello"), &["path-without-query", "path-without-slash"]),
+        (regex(r"/hello(\?.*)?"), &[]),
+        (regex("/hello([/;?].*)?"), &[]),
+        (regex("/hello.*"), &[]),
+        (regex("/a|/b"), &["path-without-query", "path-without-slash"]),
+        (exact("/"), &["path-without-query"]),
+        (exact("/index.html"), &["path-without-query"]),
+        (exact("/a?x=1"), &[]),
+        (part(TextPart::Prefix, "/a"), &[]),
+        (regex("/v1/items/[0-9]+"), &["path-without-query"]),
+        (regex("^/v1/.*$"), &["superfluous-anchors"]),
+        (regex(r"/price\$"), &["path-without-query", "path-without-slash"]),
+        (regex("/api/"), &["prefix-meant"]),
+        (regex("/api/*"), &["glob-in-regex"]),
+        (regex("/api/[a-z]*"), &["path-without-query"]),
+        (regex("/api/a{2}"), &["path-without-query", "path-without-slash"]),
+        (regex("api/.*"), &["path-never-matches"]),
+        (regex("(/a|b)/.*"), &[]),
+        (exact("/a//b"), &["path-never-matches"]),
+        (exact("/a/../b"), &["path-never-matches"]),
+        (exact("/a?next=//b"), &[]),
+        (exact("/a#b"), &["path-never-matches"]),
+        (exact("*"), &["path-without-query"]),
+        (regex(".*"), &["matches-everything"]),
+        (regex("/.*"), &["matches-everything"]),
+        (regex(".*/public"), &["open-beginning"]),
+        (regex("/[^/?]*/public"), &["path-without-query"]),
+        (part(TextPart::Suffix, "/public"), &["open-beginning"]),
+        (part(TextPart::Anywhere, "public"), &["open-beginning"]),
+        (regex("/("), &["invalid-regex"]),
+    ];
+    for (value, expected) in cases {
+        assert_eq!(of_matcher(":path", value.clone()), *expected, "{value}");
+    }
+}
+
+#[test]
+fn hosts() {
+    let cases: &[(ValueMatch, &[&str])] = &[
+        (regex("api.example.com"), &["host-unescaped-dot", "host-without-port"]),
+        (regex(r"api\.example\.com"), &["host-without-port"]),
+        (regex(r"api\.example\.com(:[0-9]+)?"), &[]),
+        (regex("api[.]example[.]com:8080"), &[]),
+        (regex(r".*\.example\.com"), &["host-without-port"]),
+        (regex(r".*example\.com"), &["open-beginning", "host-without-port"]),
+        (part(TextPart::Suffix, ".example.com"), &["host-without-port"]),
+        (part(TextPart::Suffix, "example.com"), &["open-beginning", "host-without-port"]),
+        (exact("API.example.com"), &["host-upper-case", "host-without-port"]),
+        (regex("(?i)API.*"), &[]),
+        (regex(".*"), &["matches-everything"]),
+        (regex("*.example.com"), &["invalid-regex"]),
+        (part(TextPart::Prefix, "api"), &[]),
+    ];
+    for (value, expected) in cases {
+        assert_eq!(of_matcher(":authority", value.clone()), *expected, "{value}");
+    }
+}
+
+#[test]
+fn methods() {
+    let cases: &[(ValueMatch, &[&str])] = &[
+        (regex("GET"), &["get-without-head"]),
+        (regex("GET|HEAD"), &[]),
+        (regex("POST|PUT"), &[]),
+        (regex("get"), &["method-lower-case"]),
+        (regex("(?i)get|head"), &[]),
+        (regex("GET, POST"), &["unknown-method"]),
+        (exact("GTE"), &["unknown-method"]),
+        (regex("G.*"), &["get-without-head"]),
+        (regex(".*"), &["matches-everything"]),
+    ];
+    for (value, expected) in cases {
+        assert_eq!(of_matcher(":method", value.clone()), *expected, "{value}");
+    }
+}
+
+#[test]
+fn what_another_alternative_allows_is_not_missed() {
+    let alternatives = vec![
+        http(&[(":method", exact("GET")), (":path", exact("/a"))]),
+        http(&[(":path", regex(r"/a([/;?].*)?"))]),
+        http(&[(":method", exact("POST")), (":path", regex(r"/b(\?.*)?"))]),
+    ];
+    let rule = PortRule { http: Some(alternatives), ..PortRule::default() };
+    let path = "ingress_per_port_policies[0].rules[0].http_rules.http_rules";
+    assert_eq!(found(vec![on_port(80, vec![rule])]), [(Lint::RedundantRule, format!("{path}[0]"))]);
+}
+
+#[test]
+fn coverage_is_claimed_only_when_it_holds() {
+    let covering = [
+        (regex("/a.*"), regex("/ab[0-9]+")),
+        (regex("/a.*"), regex("/a.*")),
+        (regex("/a.*"), exact("/a/b")),
+        (regex("/a|/b"), exact("/b")),
+        (part(TextPart::Prefix, "/a"), regex("/a(b|c)*")),
+        (part(TextPart::Anywhere, "b"), part(TextPart::Prefix, "abc")),
+        (ValueMatch::Present(true), regex("x*")),
+        (ValueMatch::Range { start: 0, end: 9 }, ValueMatch::Range { start: 3, end: 4 }),
+    ];
+    for (a, b) in &covering {
+        assert!(probe(a).covers(&probe(b)), "{a} covers {b}");
+    }
+    let others = [
+        (regex("/a.*"), part(TextPart::Prefix, "/a")), // bytes that are not UTF-8
+        (regex("/a.*"), regex("(?s)/a.*")),
+        (regex("/a.*"), regex(r"/a\C")),
+        (regex("/a.*"), regex("/.*")),
+        (exact("/a"), regex("/a?")),
+        (part(TextPart::Suffix, "b"), part(TextPart::Prefix, "b")),
+        (ValueMatch::Present(false), exact("")),
+        (ValueMatch::Present(true), ValueMatch::Present(false)),
+        (ValueMatch::Range { start: 0, end: 9 }, ValueMatch::Range { start: 3, end: 10 }),
+    ];
+    for (a, b) in &others {
+        assert!(!probe(a).covers(&probe(b)), "{a} does not cover {b}");
+    }
+}
+
+fn probe(value: &ValueMatch) -> std::rc::Rc<Probe> {
+    Probes::default().of(value).unwrap()
+}
+
+#[test]
+fn a_pass_rule_between_two_rules_keeps_both() {
+    let deny = PortRule { precedence: 5, verdict: RuleVerdict::Deny, ..PortRule::default() };
+    let allow = PortRule { precedence: 1, ..PortRule::default() };
+    let pass = |remotes| PortRule { precedence: 9, verdict: RuleVerdict::Pass(5), remotes, ..PortRule::default() };
+    let shadowed = (Lint::ShadowedRule, "ingress_per_port_policies[0].rules[1]".to_owned());
+    assert_eq!(found(vec![on_port(80, vec![deny.clone(), allow.clone()])]), [shadowed]);
+    assert_eq!(found(vec![on_port(80, vec![deny.clone(), allow.clone(), pass(vec![7])])]), []);
+    // Passed over for everybody.
+    let skipped = (Lint::ShadowedRule, "ingress_per_port_policies[0].rules[0]".to_owned());
+    assert_eq!(found(vec![on_port(80, vec![deny, allow, pass(Vec::new())])]), [skipped]);
+}
+
+#[test]
+fn of_equal_rules_the_later_one_is_superfluous() {
+    let rule = PortRule { http: Some(vec![http(&[(":path", regex("/a.*"))])]), ..PortRule::default() };
+    let redundant = |rule| (Lint::RedundantRule, format!("ingress_per_port_policies[{rule}].rules[0]"));
+    let entries = vec![on_port(80, vec![rule]); 3];
+    assert_eq!(found(entries), [redundant(1), redundant(2)]);
+}
+
+#[test]
+fn a_rule_is_shadowed_only_where_all_of_its_ports_are() {
+    let deny = |port, end_port| PortPolicy {
+        end_port,
+        ..on_port(port, vec![PortRule { precedence: 1, verdict: RuleVerdict::Deny, ..PortRule::default() }])
+    };
+    let allow = |port, end_port| PortPolicy { end_port, ..on_port(port, vec![PortRule::default()]) };
+    let shadowed = (Lint::ShadowedRule, "ingress_per_port_policies[0].rules[0]".to_owned());
+    assert_eq!(found(vec![allow(80, 90), deny(80, 89)]), []);
+    assert_eq!(found(vec![allow(80, 90), deny(80, 89), deny(90, 0)]), std::slice::from_ref(&shadowed));
+    assert_eq!(found(vec![allow(80, 90), deny(0, 0)]), [shadowed]);
+    assert_eq!(found(vec![allow(0, 0), deny(1, 65535)]), []);
+}
+
+#[test]
+fn nothing_is_said_about_order_where_the_order_is_not_known() {
+    let deny = PortRule { precedence: 5, verdict: RuleVerdict::Deny, proxy_id: 70_000, ..PortRule::default() };
+    let lints = found(vec![on_port(80, vec![deny, PortRule::default()])]);
+    assert_eq!(lints, [(Lint::NotEnforced, "ingress_per_port_policies[0].rules[0].proxy_id".to_owned())]);
+}
+
+fn values() -> impl Strategy<Value = ValueMatch> {
+    prop_oneof![
+        prop::sample::select(vec!["/a", "/b", "/ab"]).prop_map(exact),
+        prop::sample::select(vec!["/a.*", "/.*", ".*", "/ab?", "/a|/b", "/[ab]", "("]).prop_map(regex),
+        prop::sample::select(vec!["/", "/a"]).prop_map(|text| part(TextPart::Prefix, text)),
+        Just(ValueMatch::Present(true)),
+    ]
+}
+
+fn http_rules() -> impl Strategy<Value = HttpRule> {
+    let matcher = (values(), prop::bool::weighted(0.2))
+        .prop_map(|(value, invert)| HeaderMatcher { invert, ..HeaderMatcher::new(":path", value) });
+    prop::collection::vec(matcher, 0..2).prop_map(|headers| HttpRule { headers, ..HttpRule::default() })
+}
+
+fn rules() -> impl Strategy<Value = PortRule> {
+    let verdict = prop_oneof![
+        4 => Just(RuleVerdict::Allow),
+        2 => Just(RuleVerdict::Deny),
+        1 => (1..3u32).prop_map(RuleVerdict::Pass),
+    ];
+    let remotes = prop::sample::subsequence(vec![1, 2, 3], 0..3);
+    let names = prop::sample::subsequence(vec!["a.b", "*.b", "**"], 0..2);
+    let http = prop::option::of(prop::collection::vec(http_rules(), 1..3));
+    (0..4u32, verdict, remotes, names, http, 0..2u32).prop_map(
+        |(precedence, verdict, remotes, names, http, proxy_id)| {
+            let server_names = names.into_iter().map(str::to_owned).collect();
+            PortRule { precedence, verdict, remotes, server_names, http, proxy_id, ..PortRule::default() }
+        },
+    )
+}
+
+fn entries() -> impl Strategy<Value = Vec<PortPolicy>> {
+    let span = prop::sample::select(vec![(0, 0), (1, 0), (2, 0), (1, 2), (2, 3)]);
+    let entry = (span, prop::collection::vec(rules(), 0..4))
+        .prop_map(|((port, end_port), rules)| PortPolicy { end_port, ..on_port(port, rules) });
+    prop::collection::vec(entry, 1..3)
+}
+
+/// The policy without what the finding is about; `None` when that is a whole entry.
+fn without(ingress: &[PortPolicy], element: &str) -> Option<Vec<PortPolicy>> {
+    let numbers: Vec<usize> = element.split(['[', ']']).filter_map(|part| part.parse().ok()).collect();
+    let mut ingress = ingress.to_vec();
+    match numbers[..] {
+        [entry, rule, alternative] => drop(ingress[entry].rules[rule].http.as_mut()?.remove(alternative)),
+        // An entry without rules would allow everything.
+        [entry, rule] if ingress[entry].rules.len() > 1 => drop(ingress[entry].rules.remove(rule)),
+        [entry, _] | [entry] => drop(ingress.remove(entry)),
+        _ => return None,
+    }
+    Some(ingress)
+}
+
+/// For every port, peer, listener, server name and path whether a request is allowed.
+fn verdicts(ingress: Vec<PortPolicy>) -> Vec<bool> {
+    use crate::ServerName::{Absent, Name, Unknown};
+    let mut builder = Snapshot::empty().update();
+    builder.replace_all([policy(ingress)]);
+    let snapshot = builder.build();
+    let endpoint = EndpointKey::parse("10.0.0.1");
+    let mut verdicts = Vec::new();
+    for (port, remote, proxy_id) in (1..5).flat_map(|p| (1..5).flat_map(move |r| (0..3).map(move |i| (p, r, i)))) {
+        for server_name in [Unknown, Absent, Name("a.b"), Name("c.b"), Name("x")] {
+            let flow = Flow {
+                direction: Direction::Ingress,
+                endpoint: &endpoint,
+                remote: SecurityId(remote),
+                port,
+                proxy_id,
+                server_name,
+            };
+            for path in ["/", "/a", "/b", "/ab", "/abc", "/\u{e9}"] {
+                let path = path.as_bytes();
+                let request = Request { method: b"GET", scheme: b"http", authority: b"h", path, headers: &NoHeaders };
+                verdicts.push(matches!(snapshot.evaluate_request(&flow, &request), Verdict::Allow { .. }));
+            }
+        }
+    }
+    verdicts
+}
+
+proptest! {
+    #[test]
+    fn what_is_said_to_have_no_effect_has_none(ingress in entries()) {
+        let lints = [Lint::ShadowedRule, Lint::RedundantRule, Lint::HttpRuleWithoutEffect];
+        let findings = lint(&[policy(ingress.clone())], &[]);
+        for finding in findings.iter().filter(|finding| lints.contains(&finding.lint)) {
+            if let Some(rest) = without(&ingress, &finding.element.path) {
+                prop_assert_eq!(verdicts(ingress.clone()), verdicts(rest), "{:?}", finding);
+            }
+        }
+    }
+}
