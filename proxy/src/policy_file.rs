@@ -4,7 +4,7 @@
 //! also as several documents separated by `---`. A resource is a `cilium.NetworkPolicyHosts` when its `@type` says so,
 //! or, without one, when it has that message's fields; otherwise it is a `cilium.NetworkPolicy`.
 
-mod place;
+pub(crate) mod place;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +16,7 @@ use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 use tollgate_proto::json::{self, JsonError};
 
 use crate::config::document;
+use place::Places;
 
 /// One resource of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +74,36 @@ pub fn read(path: &Path) -> Result<Vec<PolicyResource>, PolicyFileError> {
 /// # Errors
 /// As [`read`].
 pub fn parse(text: &str, path: &Path) -> Result<Vec<PolicyResource>, PolicyFileError> {
+    let items = items(text, path)?;
+    let several = items.iter().any(|item| item.document > 0);
+    let mut resources = Vec::with_capacity(items.len());
+    for Item { document, index, value } in items {
+        resources.push(resource(value).map_err(|error| {
+            let in_document = if several { format!("document {}: ", document + 1) } else { String::new() };
+            let in_list = index.map(|index| format!("[{index}]: ")).unwrap_or_default();
+            let line = Places::of(text).line(document, index, path_of(&error));
+            let message = format!("{in_document}{in_list}{error}");
+            PolicyFileError { file: path.to_owned(), line, message }
+        })?);
+    }
+    Ok(resources)
+}
+
+/// One resource of a text, before it is read as any message.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Item {
+    /// Number of the document, from 0.
+    pub(crate) document: usize,
+    /// Index in the list that the document is, if it is one.
+    pub(crate) index: Option<usize>,
+    pub(crate) value: Value,
+}
+
+/// Takes a text apart into resources; `path` as for [`parse`].
+///
+/// # Errors
+/// The text is not JSON or YAML, a key stands twice in one mapping, or there is no document.
+pub(crate) fn items(text: &str, path: &Path) -> Result<Vec<Item>, PolicyFileError> {
     let refused = |line, message| PolicyFileError { file: path.to_owned(), line, message };
     let documents = match extension(path) {
         Some("json") => json::document_from_json(text).map(|document| vec![document]).map_err(|error| match &error {
@@ -87,27 +118,32 @@ pub fn parse(text: &str, path: &Path) -> Result<Vec<PolicyResource>, PolicyFileE
         let message = "holds no resource; write `[]` for none, or delete the file".to_owned();
         return Err(refused(None, message));
     }
-    let mut resources = Vec::new();
-    let several = documents.len() > 1;
+    let mut items = Vec::with_capacity(documents.len());
     for (document, value) in documents.into_iter().enumerate() {
-        let (items, listed) = match value {
-            Value::Array(items) => (items, true),
-            one => (vec![one], false),
-        };
-        for (index, item) in items.into_iter().enumerate() {
-            let item_index = listed.then_some(index);
-            resources.push(resource(item).map_err(|error| {
-                let in_document = if several { format!("document {}: ", document + 1) } else { String::new() };
-                let in_list = item_index.map(|index| format!("[{index}]: ")).unwrap_or_default();
-                let line = place::line(text, document, item_index, &error);
-                refused(line, format!("{in_document}{in_list}{error}"))
-            })?);
+        match value {
+            Value::Array(list) => {
+                let numbered = list.into_iter().enumerate();
+                items.extend(numbered.map(|(index, value)| Item { document, index: Some(index), value }));
+            }
+            value => items.push(Item { document, index: None, value }),
         }
     }
-    Ok(resources)
+    Ok(items)
 }
 
-fn resource(value: Value) -> Result<PolicyResource, JsonError> {
+/// The field that an error is about; empty for the whole resource.
+pub(crate) fn path_of(error: &JsonError) -> &str {
+    match error {
+        JsonError::UnknownField { path, .. } | JsonError::Twice { path, .. } | JsonError::Value { path, .. } => path,
+        _ => "",
+    }
+}
+
+/// Reads one resource.
+///
+/// # Errors
+/// A field is unknown, stands twice or does not take its value.
+pub(crate) fn resource(value: Value) -> Result<PolicyResource, JsonError> {
     let hosts = match value.get("@type").and_then(Value::as_str) {
         Some(type_url) => type_url.ends_with("/cilium.NetworkPolicyHosts"),
         None => ["policy", "hostAddresses", "host_addresses"].iter().any(|field| value.get(field).is_some()),

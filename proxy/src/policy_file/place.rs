@@ -1,7 +1,6 @@
-//! Where in a text a mistake stands, given the path that names the field.
+//! Where in a text a field stands, given the path that names it.
 
 use serde_json::{Map, Number};
-use tollgate_proto::json::JsonError;
 
 use crate::config::document::{self, Node, Place, Value};
 
@@ -26,27 +25,36 @@ pub(super) fn to_json(node: Node) -> serde_json::Value {
     }
 }
 
-/// Line of what `error` is about, in the resource that is item `index` of the list, or the whole, of the `document`th
-/// document. The nearest value around it when the path leads nowhere in the text.
-pub(super) fn line(text: &str, document: usize, index: Option<usize>, error: &JsonError) -> Option<u64> {
-    let path = match error {
-        JsonError::UnknownField { path, .. } | JsonError::Twice { path, .. } | JsonError::Value { path, .. } => path,
-        _ => "",
-    };
-    let documents = document::parse_all(text).ok()?; // JSON is YAML, but for rare escapes
-    let mut node = documents.get(document)?;
-    if let Some(index) = index {
-        node = item(node, index)?;
+/// The lines of everything in a text.
+#[derive(Debug, Default)]
+pub(crate) struct Places(Vec<Node>);
+
+impl Places {
+    /// Of a YAML or JSON text; of any other there are none.
+    pub(crate) fn of(text: &str) -> Self {
+        Self(document::parse_all(text).unwrap_or_default()) // JSON is YAML, but for rare escapes
     }
-    let mut place = node.place;
-    for step in path.split(['.', '[']).filter(|step| !step.is_empty()) {
-        let Some((next, at)) = follow(node, step) else {
-            break;
-        };
-        (node, place) = (next, at);
+
+    /// Line of the field `path` of a resource, which is item `index` of the list, or the whole, of the `document`th
+    /// document. The nearest value around it when the path leads nowhere in the text.
+    pub(crate) fn line(&self, document: usize, index: Option<usize>, path: &str) -> Option<u64> {
+        let mut node = self.0.get(document)?;
+        if let Some(index) = index {
+            node = item(node, index)?;
+        }
+        let mut place = node.place;
+        for step in path.split(['.', '[']).filter(|step| !step.is_empty()) {
+            let Some((next, at)) = follow(node, step) else {
+                break;
+            };
+            (node, place) = (next, at);
+        }
+        Some(place.line)
     }
-    Some(place.line)
 }
+
+/// Names that older agents give to the fields that are looked for.
+const OLDER: [(&str, &str); 3] = [("endpointips", "name"), ("endpointid", "policy"), ("l7allowrules", "l7rules")];
 
 fn follow<'a>(node: &'a Node, step: &str) -> Option<(&'a Node, Place)> {
     if let Some(index) = step.strip_suffix(']') {
@@ -56,7 +64,16 @@ fn follow<'a>(node: &'a Node, step: &str) -> Option<(&'a Node, Place)> {
     let Value::Map(entries) = &node.value else {
         return None;
     };
-    entries.iter().find(|entry| entry.key == step).map(|entry| (&entry.node, entry.key_place))
+    let wanted = folded(step);
+    let older = OLDER.iter().find(|(today, _)| *today == wanted).map(|(_, older)| *older);
+    let exact = entries.iter().find(|entry| entry.key == step);
+    let any = || entries.iter().find(|entry| folded(&entry.key) == wanted || Some(&*entry.key) == older);
+    exact.or_else(any).map(|entry| (&entry.node, entry.key_place))
+}
+
+/// `endpoint_ips` and `endpointIps` are one field.
+fn folded(name: &str) -> String {
+    name.chars().filter(|c| *c != '_').map(|c| c.to_ascii_lowercase()).collect()
 }
 
 fn item(node: &Node, index: usize) -> Option<&Node> {
