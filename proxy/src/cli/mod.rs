@@ -5,6 +5,7 @@
 //! `tollgate: error: ` and names what is wrong, where, and what to do.
 
 mod admin_client;
+mod check;
 mod demo;
 mod explain;
 mod flows;
@@ -95,9 +96,10 @@ enum Command {
     Version,
 }
 
-/// Ask policies offline, without a running proxy
+/// Check and ask policies before they are deployed
 #[derive(Debug, Subcommand)]
 enum Policy {
+    Check(check::Args),
     Explain(explain::Args),
 }
 
@@ -109,6 +111,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Command::Run(args) => run::run(args),
+        Command::Policy(Policy::Check(args)) => check::run(&args),
         Command::Policy(Policy::Explain(args)) => explain::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Flows(args) => flows::run(&args),

@@ -19,6 +19,7 @@ pub use dump::to_json;
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{default_admin, load, parse};
 pub use scalar::ParseAddressError;
+pub(crate) use sections::io_reason;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

@@ -147,7 +147,7 @@ fn no_directory(path: &Path) -> Option<String> {
 }
 
 /// What went wrong, without the errno that only developers read.
-pub(super) fn io_reason(error: &std::io::Error) -> String {
+pub(crate) fn io_reason(error: &std::io::Error) -> String {
     let text = error.to_string();
     let end = text.find(" (os error").unwrap_or(text.len());
     text[..end].to_lowercase()

@@ -5,5 +5,6 @@ mod policies;
 mod world;
 pub mod xds;
 
+pub(crate) use policies::set_unknown_fields_aside;
 pub use policies::{Control, Received, RefusedResource};
 pub use world::{World, WorldStore};

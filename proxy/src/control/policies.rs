@@ -58,7 +58,7 @@ pub struct Received {
 
 /// Quarantines the rules that hold a field which this version does not know: it could be a condition, and without it
 /// the rule would admit more than its author wrote. Outside of rules an unknown field cannot widen what is allowed.
-fn set_unknown_fields_aside(model: &mut NetworkPolicy, bytes: &[u8]) {
+pub(crate) fn set_unknown_fields_aside(model: &mut NetworkPolicy, bytes: &[u8]) {
     for field in tollgate_proto::unknown::network_policy_fields(bytes) {
         let entries = match field.ingress {
             Some(true) => &mut model.ingress,

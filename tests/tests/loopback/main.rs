@@ -6,6 +6,7 @@ mod big;
 mod http1;
 mod http2;
 mod malformed;
+mod policy_check;
 mod policy_life;
 mod real_peers;
 mod tcp;

@@ -1,0 +1,162 @@
+//! `tollgate policy check`: what is wrong in policy files, and what is probably not meant as it is written. Nothing runs
+//! and nobody is asked: the files are read as the proxy reads them, compiled as it compiles them, and looked at.
+
+mod input;
+mod junit;
+mod report;
+mod rules;
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use tollgate_policy::lint::{self, Severity};
+
+use self::input::{Input, Located, Source};
+use self::rules::Rule;
+use super::{Exit, Failure, print};
+
+/// Find mistakes in policy files before they are deployed
+///
+/// Files are judged together, as the files of a policy directory are. Each finding has a file and line, a rule, what was
+/// seen, why it matters and what to write instead; docs/policy-check.md has every rule with an example.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  tollgate policy check deploy/examples/policies/helloworld.json
+  tollgate policy check --fail-on note -o json deploy/examples/policies/*
+
+Exit codes: 0 nothing found (notes do not count unless --fail-on says so); 1 findings; 2 a file cannot be used; \
+3 cannot tell, because there is no policy in the files.")]
+pub(super) struct Args {
+    /// Policy files: cilium.NetworkPolicy as JSON, YAML or protobuf (also a whole xDS response)
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// SDS name of a secret that will be there; may be repeated
+    #[arg(long = "secret", value_name = "NAME")]
+    secrets: Vec<String>,
+    /// Judge each file on its own
+    #[arg(long)]
+    apart: bool,
+    /// The least grave finding that makes the check fail
+    #[arg(long, value_enum, value_name = "SEVERITY", default_value_t = FailOn::Warning)]
+    fail_on: FailOn,
+    /// How to print it
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
+    output: Form,
+}
+
+/// How findings are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one object, described in docs/policy-check.md.
+    Json,
+    /// For CI systems: JUnit XML.
+    Junit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FailOn {
+    Note,
+    Warning,
+    Error,
+}
+
+impl From<FailOn> for Severity {
+    fn from(fail_on: FailOn) -> Self {
+        match fail_on {
+            FailOn::Note => Self::Note,
+            FailOn::Warning => Self::Warning,
+            FailOn::Error => Self::Error,
+        }
+    }
+}
+
+/// A finding with its place in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Reported {
+    rule: Rule,
+    at: Located,
+    what: String,
+    instead: String,
+    because_of: Option<Located>,
+}
+
+/// What a check came to.
+#[derive(Debug, Default)]
+struct Checked {
+    files: Vec<PathBuf>,
+    policies: usize,
+    /// By file, then by line.
+    findings: Vec<Reported>,
+    /// At least one file, or a resource in it, cannot be used at all.
+    unusable: bool,
+}
+
+impl Checked {
+    fn count(&self, severity: Severity) -> usize {
+        self.findings.iter().filter(|finding| finding.rule.severity() == severity).count()
+    }
+
+    fn exit(&self, fail_on: Severity) -> Exit {
+        if self.unusable {
+            Exit::BadInput
+        } else if self.findings.iter().any(|finding| finding.rule.severity() >= fail_on) {
+            Exit::Findings
+        } else if self.policies == 0 {
+            Exit::CannotTell
+        } else {
+            Exit::Fine
+        }
+    }
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let inputs: Vec<Input> = args.files.iter().map(|file| Input::read(file)).collect();
+    let checked = check(inputs, args);
+    let fail_on = Severity::from(args.fail_on);
+    match args.output {
+        Form::Text => print(&report::text(&checked))?,
+        Form::Json => print(&report::json(&checked))?,
+        Form::Junit => print(&junit::document(&checked, fail_on))?,
+    };
+    Ok(checked.exit(fail_on))
+}
+
+fn check(inputs: Vec<Input>, args: &Args) -> Checked {
+    let mut checked = Checked { files: args.files.clone(), ..Checked::default() };
+    let mut sets: Vec<Vec<Source>> = Vec::new();
+    for input in inputs {
+        checked.unusable |= input.unusable;
+        checked.findings.extend(input.findings);
+        checked.policies += input.sources.len();
+        match sets.first_mut() {
+            Some(together) if !args.apart => together.extend(input.sources),
+            _ => sets.push(input.sources),
+        }
+    }
+    for sources in sets {
+        lint_set(sources, &args.secrets, &mut checked.findings);
+    }
+    checked.findings.sort_by(|a, b| (&a.at.file, a.at.line).cmp(&(&b.at.file, b.at.line)));
+    let mut seen = std::collections::HashSet::new();
+    // Several endpoints can have one source.
+    checked.findings.retain(|finding| seen.insert((finding.rule, finding.at.clone(), finding.what.clone())));
+    checked
+}
+
+fn lint_set(sources: Vec<Source>, secrets: &[String], findings: &mut Vec<Reported>) {
+    let (models, origins): (Vec<_>, Vec<_>) = sources.into_iter().map(|source| (source.policy, source.origin)).unzip();
+    for finding in lint::lint(&models, secrets) {
+        let locate = |element: &lint::Element| origins[element.policy].locate(&element.path);
+        findings.push(Reported {
+            rule: Rule::Policy(finding.lint),
+            at: locate(&finding.element),
+            because_of: finding.because_of.as_ref().map(locate),
+            what: finding.what,
+            instead: finding.instead,
+        });
+    }
+}

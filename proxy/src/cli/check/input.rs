@@ -1,0 +1,185 @@
+//! From files to policies that know where they came from. A file that is wrong, or a resource in it, hides none of the
+//! others.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use prost::Message as _;
+use serde_json::Value;
+use tollgate_policy::NetworkPolicy;
+use tollgate_proto::envoy::service::discovery::v3::DiscoveryResponse;
+use tollgate_proto::json::JsonError;
+use tollgate_proto::{cilium, type_url};
+
+use super::Reported;
+use super::rules::{FileRule, Rule};
+use crate::control::set_unknown_fields_aside;
+use crate::policy_file::place::Places;
+use crate::policy_file::{self, Item, PolicyResource};
+
+/// A place in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Located {
+    pub(super) file: PathBuf,
+    /// Counted from 1; `None` in a binary file, and for the file as a whole.
+    pub(super) line: Option<u64>,
+    /// Path of the element; empty for the whole file.
+    pub(super) element: String,
+}
+
+/// A policy and its origin.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) policy: NetworkPolicy,
+    pub(super) origin: Origin,
+}
+
+/// A resource of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    file: Rc<File>,
+    document: usize,
+    index: Option<usize>,
+}
+
+#[derive(Debug)]
+struct File {
+    path: PathBuf,
+    places: Places,
+}
+
+impl Origin {
+    /// Where the field `path` of the resource stands.
+    pub(super) fn locate(&self, path: &str) -> Located {
+        let line = self.file.places.line(self.document, self.index, path);
+        Located { file: self.file.path.clone(), line, element: path.to_owned() }
+    }
+
+    fn report(&self, rule: FileRule, path: &str, what: String, instead: &str) -> Reported {
+        let at = self.locate(path);
+        Reported { rule: Rule::File(rule), at, what, instead: instead.to_owned(), because_of: None }
+    }
+}
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(super) struct Input {
+    pub(super) sources: Vec<Source>,
+    pub(super) findings: Vec<Reported>,
+    /// Something in it cannot be used at all.
+    pub(super) unusable: bool,
+}
+
+impl Input {
+    pub(super) fn read(path: &Path) -> Self {
+        let mut input = Self::default();
+        match std::fs::read(path) {
+            Ok(bytes) => match text(path, bytes) {
+                Ok(text) => input.read_text(path, &text),
+                Err(bytes) => input.read_binary(path, &bytes),
+            },
+            Err(error) => {
+                let what = crate::config::io_reason(&error);
+                input.refuse(path, None, FileRule::UnreadableFile, what, "the name of a file that can be read");
+            }
+        }
+        input
+    }
+
+    fn refuse(&mut self, path: &Path, line: Option<u64>, rule: FileRule, what: String, instead: &str) {
+        let at = Located { file: path.to_owned(), line, element: String::new() };
+        let instead = instead.to_owned();
+        self.findings.push(Reported { rule: Rule::File(rule), at, what, instead, because_of: None });
+        self.unusable = true;
+    }
+
+    fn read_text(&mut self, path: &Path, text: &str) {
+        let items = match policy_file::items(text, path) {
+            Ok(items) => items,
+            Err(error) => {
+                let instead = "JSON in a file named *.json, YAML in any other";
+                return self.refuse(path, error.line, FileRule::InvalidSyntax, error.message, instead);
+            }
+        };
+        let file = Rc::new(File { path: path.to_owned(), places: Places::of(text) });
+        for Item { document, index, value } in items {
+            let origin = Origin { file: Rc::clone(&file), document, index };
+            self.read_resource(origin, value);
+        }
+    }
+
+    fn read_resource(&mut self, origin: Origin, value: Value) {
+        if let Some(kind) = value.get("kind").and_then(Value::as_str).filter(|_| value.get("apiVersion").is_some()) {
+            let what = format!("is a Kubernetes {kind}, which is no cilium.NetworkPolicy");
+            let instead = "the policy that an agent sends for it (`/config_dump` of a running proxy shows it)";
+            return self.findings.push(origin.report(FileRule::NotAPolicy, "kind", what, instead));
+        }
+        match policy_file::resource(value) {
+            Ok(PolicyResource::Policy(policy)) => self.add(origin, &policy, None),
+            Ok(PolicyResource::Hosts(_)) => {}
+            Err(error) => {
+                let rule = match error {
+                    JsonError::UnknownField { .. } => FileRule::UnknownField,
+                    _ => FileRule::InvalidValue,
+                };
+                let path = policy_file::path_of(&error).to_owned();
+                let message = error.to_string();
+                let (what, instead) = message.split_once("; ").unwrap_or((&message, "a value that fits"));
+                self.findings.push(origin.report(rule, &path, what.to_owned(), instead));
+                self.unusable = true;
+            }
+        }
+    }
+
+    /// An xDS response, or one policy. Nobody can take one for the other: the fields have different wire types.
+    fn read_binary(&mut self, path: &Path, bytes: &[u8]) {
+        let file = Rc::new(File { path: path.to_owned(), places: Places::default() });
+        let policies: Vec<Vec<u8>> = match DiscoveryResponse::decode(bytes) {
+            Ok(response) if !response.resources.is_empty() || response.type_url == type_url::NETWORK_POLICY => {
+                let resources = response.resources.into_iter();
+                resources.filter(|any| any.type_url == type_url::NETWORK_POLICY).map(|any| any.value).collect()
+            }
+            _ => vec![bytes.to_vec()],
+        };
+        for (index, bytes) in policies.iter().enumerate() {
+            let origin = Origin { file: Rc::clone(&file), document: 0, index: Some(index) };
+            match cilium::NetworkPolicy::decode(&bytes[..]) {
+                Ok(policy) => self.add(origin, &policy, Some(bytes)),
+                Err(error) => {
+                    let what = format!("is neither text nor a cilium.NetworkPolicy in protobuf: {error}");
+                    let instead = "a NetworkPolicy or DiscoveryResponse as it goes over the wire, or text";
+                    self.refuse(path, None, FileRule::InvalidSyntax, what, instead);
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, origin: Origin, policy: &cilium::NetworkPolicy, bytes: Option<&[u8]>) {
+        match NetworkPolicy::try_from(policy) {
+            Ok(mut model) => {
+                if let Some(bytes) = bytes {
+                    set_unknown_fields_aside(&mut model, bytes);
+                }
+                self.sources.push(Source { policy: model, origin });
+            }
+            Err(error) => {
+                let message = error.to_string();
+                let (field, what) = message.split_once(": ").unwrap_or(("", &message));
+                let (what, instead) = what.split_once("; ").unwrap_or((what, "an endpoint that can be found"));
+                self.findings.push(origin.report(FileRule::UnusablePolicy, field, what.to_owned(), instead));
+                self.unusable = true;
+            }
+        }
+    }
+}
+
+/// The text of a file that is text: by its name, or because nothing in it speaks against it.
+fn text(path: &Path, bytes: Vec<u8>) -> Result<String, Vec<u8>> {
+    let named = policy_file::is_policy_file(path);
+    let text = String::from_utf8(bytes).map_err(std::string::FromUtf8Error::into_bytes)?;
+    let control = |c: char| c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\r');
+    match named || !text.contains(control) {
+        true => Ok(text),
+        false => Err(text.into_bytes()),
+    }
+}

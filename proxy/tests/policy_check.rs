@@ -1,0 +1,236 @@
+//! `tollgate policy check` as users run it: the binary, real files, and every example of the documentation.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tollgate_policy::lint::Lint;
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// Rules that need more than an example file.
+const WITHOUT_EXAMPLE: [&str; 2] = ["not-compared", "unreadable-file"];
+
+fn check(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command.args(["policy", "check"]).args(arguments).current_dir(ROOT).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn json(arguments: &[&str]) -> (Option<i32>, Value) {
+    let output = check(&[&["-o", "json"], arguments].concat());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+fn rules(report: &Value) -> BTreeSet<String> {
+    report["findings"].as_array().unwrap().iter().map(|f| f["rule"].as_str().unwrap().to_owned()).collect()
+}
+
+fn write(directory: &TempDir, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    let path = directory.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A rule of the documentation.
+struct Documented {
+    id: String,
+    severity: String,
+    bad: String,
+    good: String,
+}
+
+fn documented() -> Vec<Documented> {
+    let page = std::fs::read_to_string(format!("{ROOT}/docs/policy-check.md")).unwrap();
+    let sections = page.split("\n### ").skip(1);
+    let example = |section: &str, heading: &str| {
+        let from = section.split_once(&format!("```yaml\n# {heading}\n")).expect("has the example").1;
+        whole(from.split_once("```").expect("the example ends").0)
+    };
+    sections
+        .map(|section| {
+            let (id, rest) = section.split_once('\n').unwrap();
+            let severity = rest.trim_start().split_once(". ").unwrap().0;
+            let (bad, good) = (example(section, "finding"), example(section, "none"));
+            Documented { id: id.to_owned(), severity: severity.to_owned(), bad, good }
+        })
+        .collect()
+}
+
+/// The file that an example stands for.
+fn whole(example: &str) -> String {
+    const POLICY: &str = "endpoint_id: 1\nendpoint_ips: [10.0.0.1]\ningress_per_port_policies:\n  - port: 80\n";
+    let indented = |prefix: &str| example.lines().map(|line| format!("{prefix}{line}\n")).collect::<String>();
+    if example.starts_with("headers:") {
+        format!(
+            "{POLICY}    rules:\n      - http_rules:\n          http_rules:\n            -\n{}",
+            indented("              ")
+        )
+    } else if example.starts_with("rules:") {
+        format!("{POLICY}{}", indented("    "))
+    } else {
+        example.to_owned()
+    }
+}
+
+#[test]
+fn each_rule_is_documented_with_an_example_that_gives_it_and_one_that_does_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let documented = documented();
+    for rule in &documented {
+        let bad = write(&directory, &format!("{}-bad.yaml", rule.id), &rule.bad);
+        let (_, report) = json(&[text(&bad)]);
+        let found = report["findings"].as_array().unwrap().iter().find(|finding| finding["rule"] == *rule.id);
+        let found = found.unwrap_or_else(|| panic!("{}: {report:#}", rule.id));
+        assert_eq!(found["severity"], *rule.severity, "{}", rule.id);
+        assert!(found["line"].as_u64().is_some_and(|line| line <= rule.bad.lines().count() as u64), "{found:#}");
+        for member in ["what", "why", "instead"] {
+            assert!(found[member].as_str().is_some_and(|text| !text.is_empty()), "{found:#}");
+        }
+        let good = write(&directory, &format!("{}-good.yaml", rule.id), &rule.good);
+        let (_, report) = json(&[text(&good)]);
+        assert!(!rules(&report).contains(&rule.id), "{}: {report:#}", rule.id);
+        // The better example has nothing worse wrong with it.
+        assert_eq!(
+            (&report["summary"]["errors"], &report["summary"]["warnings"]),
+            (&0.into(), &0.into()),
+            "{report:#}"
+        );
+    }
+    let known: BTreeSet<&str> = Lint::ALL.iter().map(|lint| lint.id()).collect();
+    let pages: BTreeSet<&str> = documented.iter().map(|rule| &*rule.id).chain(WITHOUT_EXAMPLE).collect();
+    assert_eq!(known.difference(&pages).collect::<Vec<_>>(), Vec::<&&str>::new());
+}
+
+#[test]
+fn the_shipped_policies_have_no_errors_and_no_warnings() {
+    let files = ["helloworld.json", "orders.yaml"].map(|name| format!("deploy/examples/policies/{name}"));
+    for file in files.iter().map(String::as_str).chain(["deploy/examples/quickstart/policies/readme-only.yaml"]) {
+        let (code, report) = json(&[file]);
+        assert_eq!(code, Some(0), "{report:#}");
+        assert_eq!(
+            (&report["summary"]["errors"], &report["summary"]["warnings"]),
+            (&0.into(), &0.into()),
+            "{report:#}"
+        );
+        assert_eq!(json(&["--fail-on", "note", file]).0, Some(1), "{file}");
+    }
+}
+
+#[test]
+fn a_finding_names_file_line_and_element_in_json_and_yaml() {
+    let directory = tempfile::tempdir().unwrap();
+    let yaml = write(
+        &directory,
+        "a.yaml",
+        "# one\nendpoint_id: 1\nendpoint_ips: [10.0.0.1]\n---\nendpoint_id: 2\nendpoint_ips: [10.0.0.2]\n\
+         ingress_per_port_policies:\n- port: 80\n  rules:\n  - name: all\n  - remote_policies: [7]\n",
+    );
+    let json_file = write(
+        &directory,
+        "b.json",
+        "[{\"endpointId\": \"3\",\n\"name\": \"10.0.0.3\",\n\"ingressPerPortPolicies\": [{\"port\": 80,\n\"rules\": [\n\
+         {\"name\": \"all\"},\n{\"remotePolicies\": [7]}]}]}]",
+    );
+    let (code, report) = json(&[text(&json_file), text(&yaml), "--fail-on", "note"]);
+    assert_eq!(code, Some(1));
+    let places: Vec<_> =
+        report["findings"].as_array().unwrap().iter().map(|f| (&f["file"], &f["line"], &f["rule"])).collect();
+    let (yaml_name, json_name) = (text(&yaml).into(), text(&json_file).into());
+    assert_eq!(
+        places,
+        [(&yaml_name, &11.into(), &"redundant-rule".into()), (&json_name, &6.into(), &"redundant-rule".into())]
+    );
+    let first = &report["findings"][0];
+    assert_eq!(first["element"], "ingress_per_port_policies[0].rules[1]");
+    assert_eq!((&first["because_of"]["line"], &first["because_of"]["file"]), (&10.into(), &yaml_name));
+    let output = stdout(&check(&[text(&yaml)]));
+    assert!(output.starts_with(&format!("{}:11: note[redundant-rule]: ", text(&yaml))), "{output}");
+    assert!(output.ends_with("1 file with 2 policies: 0 errors, 0 warnings, 1 note\n"), "{output}");
+}
+
+#[test]
+fn one_bad_file_or_resource_hides_nothing_in_the_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = write(&directory, "broken.json", "{");
+    let typo = write(
+        &directory,
+        "typo.yaml",
+        "endpoint_id: 1\nendpoint_ip: [10.0.0.1]\n---\nendpoint_id: 2\nendpoint_ips: [a, a]\n",
+    );
+    let (code, report) = json(&["/nonexistent.yaml", text(&broken), text(&typo)]);
+    assert_eq!(code, Some(2));
+    let expected = ["duplicate-endpoint", "invalid-syntax", "unknown-field", "unreadable-file"].map(str::to_owned);
+    assert_eq!(rules(&report), BTreeSet::from(expected), "{report:#}");
+}
+
+#[test]
+fn files_are_judged_together_unless_told_otherwise() {
+    let directory = tempfile::tempdir().unwrap();
+    let policy = "endpoint_id: 1\nendpoint_ips: [10.0.0.1]\n";
+    let (a, b) = (write(&directory, "a.yaml", policy), write(&directory, "b.yaml", policy));
+    let (code, report) = json(&[text(&a), text(&b)]);
+    assert_eq!((code, rules(&report).len()), (Some(1), 2), "{report:#}");
+    assert_eq!(report["findings"][0]["because_of"]["file"], text(&a));
+    let (code, report) = json(&["--apart", text(&a), text(&b)]);
+    assert_eq!((code, rules(&report).len()), (Some(0), 0), "{report:#}");
+}
+
+#[test]
+fn protobuf_is_read_alone_and_in_a_response() {
+    use prost::Message as _;
+    use tollgate_proto::envoy::service::discovery::v3::DiscoveryResponse;
+    use tollgate_proto::google::protobuf::Any;
+    let json_text = std::fs::read_to_string(format!("{ROOT}/deploy/examples/policies/helloworld.json")).unwrap();
+    let bytes = tollgate_proto::json::network_policy_from_json(&json_text).unwrap().encode_to_vec();
+    let any = Any { type_url: tollgate_proto::type_url::NETWORK_POLICY.to_owned(), value: bytes.clone() };
+    let response =
+        DiscoveryResponse { resources: vec![any], version_info: "1".to_owned(), ..DiscoveryResponse::default() };
+    let directory = tempfile::tempdir().unwrap();
+    let alone = write(&directory, "policy.pb", &bytes);
+    let whole = write(&directory, "response.pb", response.encode_to_vec());
+    for file in [&alone, &whole] {
+        let (code, report) = json(&[text(file)]);
+        assert_eq!((code, &report["summary"]["policies"]), (Some(0), &1.into()), "{report:#}");
+        assert!(rules(&report).contains("path-without-query"), "{report:#}");
+        assert_eq!(report["findings"][0]["line"], Value::Null);
+    }
+    // Field 99 of a rule could be a condition.
+    let rule = [0x1a, 3, 0x98, 0x06, 0x01];
+    let policy = [&[0x0a, 1, b'a', 0x10, 1, 0x1a, 5][..], &rule].concat();
+    let (code, report) = json(&[text(&write(&directory, "future.pb", policy))]);
+    assert_eq!((code, rules(&report)), (Some(1), BTreeSet::from(["not-enforced".to_owned()])), "{report:#}");
+    let (code, report) = json(&[text(&write(&directory, "noise.pb", [0xff, 0, 1]))]);
+    assert_eq!((code, rules(&report)), (Some(2), BTreeSet::from(["invalid-syntax".to_owned()])), "{report:#}");
+}
+
+#[test]
+fn secrets_that_will_be_there_are_not_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let rule = documented().into_iter().find(|rule| rule.id == "missing-secret").unwrap();
+    let file = write(&directory, "a.yaml", rule.bad);
+    assert!(!rules(&json(&["--secret", "shop/token", text(&file)]).1).contains("missing-secret"));
+    assert!(rules(&json(&["--secret", "other", text(&file)]).1).contains("missing-secret"));
+}
+
+#[test]
+fn without_a_policy_nothing_can_be_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let empty = write(&directory, "empty.yaml", "[]\n");
+    assert_eq!(json(&[text(&empty)]).0, Some(3));
+    let other = write(&directory, "map.yaml", "apiVersion: v1\nkind: ConfigMap\n");
+    let (code, report) = json(&[text(&other)]);
+    assert_eq!((code, rules(&report)), (Some(3), BTreeSet::from(["not-a-policy".to_owned()])));
+}
