@@ -198,16 +198,18 @@ struct Interned(HashMap<Vec<*const CompiledRule>, Arc<RuleSet>>);
 
 impl Interned {
     fn rule_set(&mut self, mut rules: Vec<Arc<CompiledRule>>, findings: &mut Findings) -> Arc<RuleSet> {
-        rules.sort_by_key(|rule| (std::cmp::Reverse(rule.precedence), order(rule.verdict)));
+        rules.sort_by_key(|rule| (std::cmp::Reverse(rule.precedence), order(rule)));
         let key = rules.iter().map(Arc::as_ptr).collect();
         self.0.entry(key).or_insert_with(|| Arc::new(RuleSet::new(rules, findings))).clone()
     }
 }
 
-const fn order(verdict: RuleVerdict) -> u8 {
-    match verdict {
-        RuleVerdict::Deny => 0,
-        RuleVerdict::Allow => 1,
-        RuleVerdict::Pass(_) => 2,
+/// A pass that asks for the server name comes after those that do not: when the name is not known it refuses, and must not
+/// where another one passes whatever the name is.
+fn order(rule: &CompiledRule) -> (u8, bool) {
+    match rule.verdict {
+        RuleVerdict::Deny => (0, false),
+        RuleVerdict::Allow => (1, false),
+        RuleVerdict::Pass(_) => (2, rule.asks_server_name()),
     }
 }

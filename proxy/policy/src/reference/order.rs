@@ -15,8 +15,9 @@ impl<'p> Order<'p> {
     /// `None`: the pass rules contradict each other, or one of them cannot be honoured. Then nobody can say which rules
     /// were to be skipped, and the port refuses everything.
     pub(super) fn of(mut rules: Vec<Placed<'p>>) -> Option<Self> {
-        // Step 6; the sort is stable.
-        rules.sort_by_key(|rule| (Reverse(rule.precedence()), rank(rule.verdict())));
+        // Step 6; the sort is stable. Beyond it: a pass that may refuse for want of a server name comes after those that may
+        // not, so that order decides nothing.
+        rules.sort_by_key(|rule| (Reverse(rule.precedence()), rank(rule)));
         let order = Self { rules };
         (order.tiers_agree() && !order.rules.iter().any(peer::is_unusable_pass)).then_some(order)
     }
@@ -54,10 +55,11 @@ impl<'p> Order<'p> {
     }
 }
 
-const fn rank(verdict: RuleVerdict) -> u8 {
-    match verdict {
+fn rank(rule: &Placed<'_>) -> u8 {
+    match rule.verdict() {
         RuleVerdict::Deny => 0,
         RuleVerdict::Allow => 1,
-        RuleVerdict::Pass(_) => 2,
+        RuleVerdict::Pass(_) if !peer::asks_server_name(rule) => 2,
+        RuleVerdict::Pass(_) => 3,
     }
 }

@@ -22,7 +22,11 @@ pub(super) fn concerns(placed: &Placed<'_>, flow: &Flow<'_>) -> Truth {
 /// Whether a pass rests on a server name that nobody looked for. What it would skip may be an allow as well as a deny, so
 /// where it concerns the connection it refuses.
 pub(super) fn passes_blindly(placed: &Placed<'_>, flow: &Flow<'_>) -> bool {
-    flow.server_name == ServerName::Unknown && placed.rule().is_some_and(|rule| !rule.server_names.is_empty())
+    flow.server_name == ServerName::Unknown && asks_server_name(placed)
+}
+
+pub(super) fn asks_server_name(placed: &Placed<'_>) -> bool {
+    placed.rule().is_some_and(|rule| !rule.server_names.is_empty())
 }
 
 /// A pass rule of which nobody can say whether it applies.

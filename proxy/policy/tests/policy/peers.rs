@@ -104,6 +104,12 @@ fn a_server_name_that_nobody_saw_refuses() {
             "{rules:?}"
         );
     }
+    // Another pass of the same precedence does not ask for a name, so it makes no difference.
+    let passes = [from(&[1], server_names(names, pass(3, 1))), from(&[1], pass(3, 1))];
+    for passes in [passes.clone(), [passes[1].clone(), passes[0].clone()]] {
+        let world = World::ingress(vec![port(443, [&passes[..], &[at(2, deny()), allow()]].concat())]);
+        assert_eq!(world.both(&unseen, "/"), "tcp");
+    }
     let world = World::ingress(vec![port(443, vec![server_names(names, deny()), allow()])]);
     let ConnectionVerdict::Deny { nearest: Some(nearest), .. } = world.0.evaluate_connection(&unseen) else {
         panic!("admitted");
