@@ -69,6 +69,8 @@ reasons! {
     MalformedRequest => "malformed_request", 400, 13, true;
     /// The path cannot be made canonical without guessing.
     AmbiguousPath => "ambiguous_path", 400, 13, true;
+    /// The path has escaped slashes; the client was sent to its canonical form.
+    PathRedirect => "path_redirect", 307, 13, false;
     /// Missing, repeated or malformed `Host` / `:authority`.
     BadAuthority => "bad_authority", 400, 13, true;
     /// Request line over the limit.

@@ -33,6 +33,7 @@ fn record(listener: &std::sync::Arc<str>) -> FlowRecord {
         http: Some(HttpRecord::new(b"GET", b"helloworld:5000", b"/api/v1/svc00042/items/12345")),
         outcome: Outcome::Failed,
         reason: None,
+        detail: None,
         rule: None,
         nearest_miss: None,
         generation: 1,

@@ -120,6 +120,9 @@ fn text(line: &str) -> String {
     if record.get("reason").is_some() {
         out += &format!(" reason={}", word("/reason"));
     }
+    if record.get("detail").is_some() {
+        out += &format!(" ({})", word("/detail"));
+    }
     if record.pointer("/policy/nearest_miss").is_some() {
         out += &format!(
             " nearest: {} is not {} ({})",

@@ -43,6 +43,10 @@ pub fn write_line(out: &mut Vec<u8>, item: &Sequenced) {
         out.extend_from_slice(reason.code().as_bytes());
         out.push(b'"');
     }
+    if let Some(detail) = &record.detail {
+        out.extend_from_slice(b",\"detail\":");
+        text(out, detail);
+    }
     out.extend_from_slice(b",\"listener\":");
     text(out, &record.listener);
     if let Some(upstream) = record.upstream {

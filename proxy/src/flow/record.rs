@@ -103,6 +103,8 @@ pub struct FlowRecord {
     pub outcome: Outcome,
     /// Why, whenever it is not a plain success.
     pub reason: Option<Reason>,
+    /// What exactly is wrong with a message that is refused before policy sees it.
+    pub detail: Option<Box<str>>,
     /// The rule that admitted it.
     pub rule: Option<RuleRef>,
     /// On a denial, the rule that came closest.
@@ -132,6 +134,7 @@ impl FlowRecord {
             http: None,
             outcome,
             reason: None,
+            detail: None,
             rule: None,
             nearest_miss: None,
             generation: 0,

@@ -46,8 +46,17 @@ impl LocalReply {
     }
 
     /// 307 to the canonical form of the path.
-    pub(crate) fn redirect(location: Vec<u8>) -> Self {
-        Self { status: 307, grpc: None, body: Vec::new(), location: Some(location), reason: None, close: false }
+    pub(crate) fn redirect(location: Vec<u8>, reason_header: bool) -> Self {
+        let reason = Reason::PathRedirect;
+        let (answer, reason_header) = (reason.answer(), reason_header.then_some(reason));
+        Self {
+            status: answer.status,
+            grpc: None,
+            body: Vec::new(),
+            location: Some(location),
+            reason: reason_header,
+            close: answer.close,
+        }
     }
 
     /// Header fields besides those of framing.
@@ -135,7 +144,9 @@ mod tests {
     fn every_reason_has_a_reply() {
         for &reason in Reason::ALL {
             let reply = LocalReply::refusal(reason, false, "Access denied", false);
-            assert!(reply.status >= 400 && reply.body.ends_with(b"\r\n"), "{}", reason.code());
+            let redirect = reason == Reason::PathRedirect;
+            assert_eq!(reply.status >= 400, !redirect, "{}", reason.code());
+            assert!(reply.body.ends_with(b"\r\n"), "{}", reason.code());
         }
     }
 }

@@ -156,6 +156,7 @@ impl Connection {
             http: None,
             outcome: Outcome::Failed,
             reason: None,
+            detail: None,
             rule: None,
             nearest_miss: None,
             generation: 0,

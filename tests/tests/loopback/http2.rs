@@ -307,6 +307,9 @@ fn malformed_requests_end_before_the_upstream() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    world.proxy.expect_reason(Reason::PathRedirect);
+    let record = world.proxy.expect_reason(Reason::BadAuthority);
+    assert!(record["detail"].is_string(), "{record}");
     // What reached the upstream are the good requests, bodies that broke later, and the two rows above.
     let asked: BTreeSet<_> =
         world.events().iter().filter_map(|event| event["request"].as_str().map(str::to_owned)).collect();

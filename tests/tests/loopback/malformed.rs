@@ -412,6 +412,7 @@ fn each_refusal_names_its_reason() {
     for (bytes, reason) in [
         (get("X: a\0"), Reason::MalformedRequest),
         (target("/allowed/%00"), Reason::AmbiguousPath),
+        (target("/allowed/a%2fb"), Reason::PathRedirect),
         ("GET /allowed HTTP/1.1\r\n\r\n".to_owned(), Reason::BadAuthority),
         (target(&format!("/{}", "a".repeat(70_000))), Reason::TargetTooLong),
         (get(&format!("X: {}", "a".repeat(70_000))), Reason::HeadersTooLarge),
@@ -424,7 +425,9 @@ fn each_refusal_names_its_reason() {
         let answer = client.read_message();
         assert_eq!(answer.field("x-tollgate-reason"), Some(reason.code()));
         assert_eq!(answer.status(), reason.answer().status);
-        world.proxy.expect_reason(reason);
+        let record = world.proxy.expect_reason(reason);
+        assert_eq!(record["verdict"], "DROPPED", "{record}");
+        assert_eq!(record["detail"].is_string(), reason != Reason::PathRedirect, "{record}");
     }
     Peer::expect_reset_at(world.proxy.http(), "\0\0\0\0");
     world.proxy.expect_reason(Reason::ProtocolUnknown);

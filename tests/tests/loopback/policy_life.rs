@@ -334,6 +334,7 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::Revoked, "tcp", "a_port_that_gains_rules_ends_uninspected_connections"),
     (Reason::MalformedRequest, "malformed", "each_refusal_names_its_reason"),
     (Reason::AmbiguousPath, "malformed", "each_refusal_names_its_reason"),
+    (Reason::PathRedirect, "malformed", "each_refusal_names_its_reason"),
     (Reason::BadAuthority, "malformed", "each_refusal_names_its_reason"),
     (Reason::TargetTooLong, "malformed", "each_refusal_names_its_reason"),
     (Reason::HeadersTooLarge, "malformed", "each_refusal_names_its_reason"),

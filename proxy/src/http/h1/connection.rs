@@ -215,11 +215,10 @@ impl Session<'_> {
         if let Some(http) = &mut flow.record_mut().http {
             http.status = reply.status;
         }
-        let outcome = if reason.is_some() { Outcome::Denied } else { Outcome::Forwarded };
         // A client that does not read may keep us here to the end of the process.
-        flow.if_dropped(outcome, reason);
+        flow.if_dropped(Outcome::Denied, Some(reason));
         let sent = writer.write_all(&reply.to_http1(to_head, !keep)).await;
-        flow.finish(outcome, reason);
+        flow.finish(Outcome::Denied, Some(reason));
         match sent {
             Err(_) => Next::Close,
             Ok(()) if keep && self.discard(body, reader).await => Next::Continue,
@@ -332,15 +331,8 @@ impl Session<'_> {
             let config = &self.connection.listener.config;
             let reply = LocalReply::refusal(reason, forward.grpc, &config.denied_body, config.reason_header);
             let to_head = forward.to_head;
-            let reply = Reply {
-                reply,
-                flow: forward.flow,
-                reason: Some(reason),
-                body: None,
-                expects_continue: false,
-                to_head,
-                close: true,
-            };
+            let reply =
+                Reply { reply, flow: forward.flow, reason, body: None, expects_continue: false, to_head, close: true };
             return self.reply(reply, reader, writer).await;
         }
         self.fail(forward, reason, reader, writer).await

@@ -46,8 +46,8 @@ pub(crate) struct Forward {
 pub(crate) struct Reply {
     pub(crate) reply: LocalReply,
     pub(crate) flow: OpenFlow,
-    /// Why; `None` for a redirect.
-    pub(crate) reason: Option<Reason>,
+    /// Why.
+    pub(crate) reason: Reason,
     /// Body that is still to come; `None` where framing is not known.
     pub(crate) body: Option<RequestBody>,
     pub(crate) expects_continue: bool,
@@ -68,12 +68,13 @@ pub(crate) fn decide(connection: &Connection, head: &[u8], started: Instant) -> 
 /// A head that cannot be taken, as a reply that ends the connection.
 pub(crate) fn refused(connection: &Connection, refusal: Refusal, started: Instant) -> Decision {
     let config = &connection.listener.config;
-    let flow = connection.open_flow(Protocol::Http11, started);
+    let mut flow = connection.open_flow(Protocol::Http11, started);
+    flow.record_mut().detail = Some(refusal.detail.as_str().into());
     tracing::debug!(downstream = %connection.downstream, reason = refusal.reason.code(), detail = refusal.detail, "refused");
     Decision::Reply(Box::new(Reply {
         reply: LocalReply::refusal(refusal.reason, false, &config.denied_body, config.reason_header),
         flow,
-        reason: Some(refusal.reason),
+        reason: refusal.reason,
         body: None,
         expects_continue: false,
         to_head: false,
@@ -104,7 +105,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         }))
     };
     if let CanonicalPath::Redirect(location) = &request.path {
-        return reply(flow, LocalReply::redirect(location.clone()), None);
+        return reply(flow, LocalReply::redirect(location.clone(), config.reason_header), Reason::PathRedirect);
     }
     let judged = connection.judge_request(&policy_view(request));
     match judged.verdict {
@@ -130,7 +131,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
             let reason = Reason::from(reason);
             let mut local = LocalReply::refusal(reason, request.is_grpc(), &config.denied_body, config.reason_header);
             local.close |= connection.is_refused();
-            reply(flow, local, Some(reason))
+            reply(flow, local, reason)
         }
     }
 }

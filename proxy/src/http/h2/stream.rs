@@ -34,14 +34,16 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         Ok(head) => head,
         Err(Refusal { reason, detail }) => {
             tracing::debug!(downstream = %connection.downstream, reason = reason.code(), detail, "refused");
-            return reply(&mut respond, &reply_to(reason, false), &mut flow, Outcome::Denied, Some(reason));
+            flow.record_mut().detail = Some(detail.into());
+            return reply(&mut respond, &reply_to(reason, false), &mut flow, Outcome::Denied, reason);
         }
     };
     let text =
         HttpRecord::new(head.parts.method.as_str().as_bytes(), head.authority().as_bytes(), head.path().as_bytes());
     flow.record_mut().http = Some(text);
     if let Some(location) = head.redirect {
-        return reply(&mut respond, &LocalReply::redirect(location), &mut flow, Outcome::Forwarded, None);
+        let redirect = LocalReply::redirect(location, config.reason_header);
+        return reply(&mut respond, &redirect, &mut flow, Outcome::Denied, Reason::PathRedirect);
     }
     // Each stream waits for changes of its own: the connection's subscription tells one waiter only.
     let changes = connection.worker.signals.subscribe();
@@ -55,7 +57,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         Verdict::Deny { reason, nearest } => {
             note_denial(&mut flow, judged.generation, nearest);
             let reason = Reason::from(reason);
-            reply(&mut respond, &reply_to(reason, head.is_grpc()), &mut flow, Outcome::Denied, Some(reason));
+            reply(&mut respond, &reply_to(reason, head.is_grpc()), &mut flow, Outcome::Denied, reason);
             shared.end_if_refused();
             return;
         }
@@ -70,13 +72,7 @@ fn still_allowed(connection: &Connection, head: &RequestHead) -> bool {
 }
 
 /// Sends an answer of our own and says so in the record, which leaves when the stream's task ends.
-fn reply(
-    respond: &mut SendResponse<Bytes>,
-    reply: &LocalReply,
-    flow: &mut OpenFlow,
-    outcome: Outcome,
-    reason: Option<Reason>,
-) {
+fn reply(respond: &mut SendResponse<Bytes>, reply: &LocalReply, flow: &mut OpenFlow, outcome: Outcome, reason: Reason) {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     for (name, value) in reply.fields() {
@@ -97,7 +93,7 @@ fn reply(
     {
         let _ = stream.send_data(Bytes::copy_from_slice(&reply.body), true);
     }
-    flow.if_dropped(outcome, reason);
+    flow.if_dropped(outcome, Some(reason));
 }
 
 /// An admitted request. It stays where it is made: the task that holds it is moved often enough.
@@ -211,7 +207,7 @@ impl Exchange<'_> {
     fn fail(&mut self, outcome: Outcome, reason: Reason) {
         let config = &self.shared.connection.listener.config;
         let local = LocalReply::refusal(reason, self.head.is_grpc(), &config.denied_body, config.reason_header);
-        reply(&mut self.respond, &local, &mut self.flow, outcome, Some(reason));
+        reply(&mut self.respond, &local, &mut self.flow, outcome, reason);
     }
 }
 
