@@ -185,6 +185,17 @@ fn explain_denies_with_reason_and_nearest_rule() {
 }
 
 #[test]
+fn explain_asks_the_reference_too() {
+    for (path, exit) in [("/hello", 0), ("/hello3", 1)] {
+        let output = explain(&["--reference", "GET", path]);
+        assert_eq!(code(&output), exit, "{}", stderr(&output));
+        assert!(stdout(&output).contains("\n  reference: agrees\n"), "{}", stdout(&output));
+        assert_eq!(json(&explain(&["--reference", "-o", "json", "GET", path]))["reference"], "agrees");
+    }
+    assert!(!stdout(&explain(&["GET", "/hello"])).contains("reference"));
+}
+
+#[test]
 fn explain_denies_other_ports_and_unknown_endpoints() {
     let mut arguments = EXPLAIN.map(str::to_owned);
     arguments[9] = "5001".to_owned();

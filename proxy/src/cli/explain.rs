@@ -1,12 +1,14 @@
 //! `tollgate policy explain`: what policy files say about one connection or request, and why. The engine is the one of
 //! the data path, and so is the canonical form of the path.
 
+mod reference;
 mod report;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::ArgGroup;
+use tollgate_policy::reference::Reference;
 use tollgate_policy::{
     ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, NetworkPolicy, Request, SecurityId, ServerName,
     Snapshot, Verdict,
@@ -29,7 +31,7 @@ Example:
   tollgate policy explain deploy/examples/policies/helloworld.json \\
       --endpoint 10.244.2.232 --ingress --from 32226 --port 5000 GET /hello
 
-Exit codes: 0 allowed, 1 denied, 2 bad input."
+Exit codes: 0 allowed, 1 denied, 2 bad input, 3 cannot tell (the evaluators differ)."
 )]
 pub(super) struct Args {
     /// Policy file: a cilium.NetworkPolicy as JSON, or one or more as YAML
@@ -65,6 +67,9 @@ pub(super) struct Args {
     /// Header field of the request; may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
+    /// Ask the second, literal evaluator too, and give no answer unless both say the same
+    #[arg(long)]
+    reference: bool,
     /// How to print it
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
     output: Output,
@@ -121,7 +126,10 @@ enum Answer {
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
-    let snapshot = snapshot(args)?;
+    let policies = policies(args)?;
+    let mut builder = Snapshot::empty().update();
+    builder.replace_all(policies.clone());
+    let snapshot = builder.build();
     let headers = other_headers(&args.headers);
     let question = question(args)?;
     let endpoint = EndpointKey::from(question.endpoint);
@@ -145,6 +153,13 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         headers: &headers,
     });
     let explanation = snapshot.explain(&flow, request.as_ref());
+    if args.reference
+        && let Some(how) = reference::difference(&Reference::of(policies), &flow, request.as_ref(), &explanation)
+    {
+        return Err(Failure::cannot_tell(format_args!(
+            "the two evaluators differ, which is a defect of tollgate: {how}; please report it with the policy"
+        )));
+    }
     let answer = answer(&question, &explanation);
     let quarantined = snapshot
         .endpoint(&endpoint)
@@ -152,9 +167,10 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         .flat_map(|policy| policy.quarantined())
         .map(|quarantine| quarantine.to_string())
         .collect::<Vec<_>>();
+    let findings = report::Findings { explanation: &explanation, quarantined: &quarantined, checked: args.reference };
     match args.output {
-        Output::Text => print(&report::text(answer, &question, &explanation, &quarantined))?,
-        Output::Json => print_json(&report::json(answer, &question, &explanation, &quarantined))?,
+        Output::Text => print(&report::text(answer, &question, &findings))?,
+        Output::Json => print_json(&report::json(answer, &question, &findings))?,
     };
     Ok(match answer {
         Answer::Allowed => Exit::Fine,
@@ -179,7 +195,7 @@ fn answer(question: &Question, explanation: &Explanation) -> Answer {
     }
 }
 
-fn snapshot(args: &Args) -> Result<Snapshot, Failure> {
+fn policies(args: &Args) -> Result<Vec<NetworkPolicy>, Failure> {
     let mut policies = Vec::new();
     for file in std::iter::once(&args.file).chain(&args.and) {
         let resources = policy_file::read(file).map_err(Failure::bad_input)?;
@@ -191,9 +207,7 @@ fn snapshot(args: &Args) -> Result<Snapshot, Failure> {
             }
         }
     }
-    let mut builder = Snapshot::empty().update();
-    builder.replace_all(policies);
-    Ok(builder.build())
+    Ok(policies)
 }
 
 fn question(args: &Args) -> Result<Question, Failure> {

@@ -11,6 +11,15 @@ use tollgate_policy::{
 use super::{Answer, AskedRequest, Canonical, Question};
 use crate::reason::Reason;
 
+/// What is reported beside the answer.
+pub(super) struct Findings<'a> {
+    pub(super) explanation: &'a Explanation,
+    /// Elements of the endpoint's policies that are not enforced as written.
+    pub(super) quarantined: &'a [String],
+    /// The reference was asked, and says the same.
+    pub(super) checked: bool,
+}
+
 /// What decided, whatever layer it was.
 enum Decision<'a> {
     Rule(RuleRef),
@@ -49,7 +58,8 @@ fn verdict(verdict: RuleVerdict) -> String {
 }
 
 /// For people: the answer first, then why, then every rule that covers the port.
-pub(super) fn text(answer: Answer, question: &Question, explanation: &Explanation, quarantined: &[String]) -> String {
+pub(super) fn text(answer: Answer, question: &Question, findings: &Findings<'_>) -> String {
+    let Findings { explanation, quarantined, checked } = *findings;
     let mut out = String::new();
     // Writing to a string cannot fail, here and below.
     let _ = writeln!(out, "{}: {}", word(answer), subject(question));
@@ -72,6 +82,9 @@ pub(super) fn text(answer: Answer, question: &Question, explanation: &Explanatio
     }
     if let Some(line) = note(question, explanation) {
         let _ = writeln!(out, "  note: {line}");
+    }
+    if checked {
+        out.push_str("  reference: agrees\n");
     }
     for policy in &explanation.policies {
         policy_text(&mut out, policy);
@@ -141,7 +154,8 @@ fn policy_text(out: &mut String, policy: &PolicyExplanation) {
 }
 
 /// For programs: one object with the same content as [`text`].
-pub(super) fn json(answer: Answer, question: &Question, explanation: &Explanation, quarantined: &[String]) -> Value {
+pub(super) fn json(answer: Answer, question: &Question, findings: &Findings<'_>) -> Value {
+    let Findings { explanation, quarantined, checked } = *findings;
     let mut object = json!({
         "verdict": word(answer),
         "endpoint": question.endpoint.to_string(),
@@ -170,6 +184,9 @@ pub(super) fn json(answer: Answer, question: &Question, explanation: &Explanatio
     }
     object["policies"] = explanation.policies.iter().map(policy_json).collect();
     object["quarantined"] = quarantined.into();
+    if checked {
+        object["reference"] = "agrees".into();
+    }
     object
 }
 
