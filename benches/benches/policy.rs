@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tollgate_policy::model::{HeaderMatcher, HttpRule, ValueMatch};
 use tollgate_policy::{
-    Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule, Request, SecurityId, ServerName,
-    Snapshot, Verdict,
+    Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule, Request, Secrets, SecurityId,
+    ServerName, Snapshot, Verdict,
 };
 
 const ENDPOINT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1));
@@ -60,18 +60,19 @@ fn get(path: &str) -> Request<'_> {
 }
 
 fn evaluate(criterion: &mut Criterion) {
+    let secrets = Secrets::default();
     let mut group = criterion.benchmark_group("policy/evaluate_request");
     for rules in [1, 10, 100, 1_000] {
         let snapshot = snapshot([policy(ENDPOINT, 1, rules)]);
         let last = format!("/api/v1/svc{:05}/items/12345", rules - 1);
         let (hit, miss) = (get(&last), get("/nothing/here"));
-        assert!(matches!(snapshot.evaluate_request(&flow(), &hit), Verdict::Allow { .. }), "{rules} rules");
-        assert!(matches!(snapshot.evaluate_request(&flow(), &miss), Verdict::Deny { .. }), "{rules} rules");
+        assert!(matches!(snapshot.evaluate_request(&flow(), &hit, &secrets), Verdict::Allow { .. }), "{rules} rules");
+        assert!(matches!(snapshot.evaluate_request(&flow(), &miss, &secrets), Verdict::Deny { .. }), "{rules} rules");
         group.bench_function(BenchmarkId::new("last_rule", rules), |bencher| {
-            bencher.iter(|| snapshot.evaluate_request(black_box(&flow()), black_box(&hit)));
+            bencher.iter(|| snapshot.evaluate_request(black_box(&flow()), black_box(&hit), &secrets));
         });
         group.bench_function(BenchmarkId::new("denied", rules), |bencher| {
-            bencher.iter(|| snapshot.evaluate_request(black_box(&flow()), black_box(&miss)));
+            bencher.iter(|| snapshot.evaluate_request(black_box(&flow()), black_box(&miss), &secrets));
         });
     }
     group.finish();

@@ -35,6 +35,8 @@ fn record(listener: &std::sync::Arc<str>) -> FlowRecord {
         reason: None,
         detail: None,
         rule: None,
+        rule_name: None,
+        header_log: None,
         nearest_miss: None,
         generation: 1,
         bytes_up: 0,

@@ -1,21 +1,28 @@
 //! The decision: one pure call per connection and one per request.
 //!
-//! Differs from Cilium's filter on purpose in two points: a request is admitted only by a rule that also admits its
-//! connection (identity, proxy id and server name), and a port without HTTP rules that denies the connection denies
-//! its requests too.
+//! Differs from Cilium's filter on purpose:
+//! - A request is admitted only by a rule that also admits its connection (identity, proxy id and server name), and a
+//!   port without HTTP rules that denies the connection denies its requests too.
+//! - `headers` hold or fail for the request as it was received; what `header_matches` of another rule made of it neither
+//!   admits nor hides it. The matches themselves see the edits of those before them.
+//! - A secret that is delivered and empty, or that no header can carry, fails what names it. In Cilium's filter an empty one
+//!   turns the comparison into a test for presence.
+
+use std::sync::Arc;
 
 use crate::compile::index::{Subject, Unit};
 use crate::compile::{PortLookup, RuleSet, Walk};
 use crate::explain;
+use crate::header_match::{Failure, Trial};
 use crate::quarantine::rule_ref;
 use crate::{
-    ConnectionVerdict, DenyReason, Direction, EndpointPolicy, Flow, NearestMiss, Permit, Request, RuleRef, Snapshot,
-    Verdict,
+    ConnectionVerdict, DenyReason, Direction, EndpointPolicy, Flow, NearestMiss, Permit, Request, RuleRef, Secrets,
+    Snapshot, Verdict,
 };
 
 /// What one policy says.
 enum Outcome {
-    Allow(RuleRef),
+    Allow(RuleRef, Option<Arc<str>>),
     Deny(DenyReason, Option<Box<NearestMiss>>),
 }
 
@@ -26,8 +33,8 @@ impl Snapshot {
         let mut inspect = false;
         for policy in self.endpoint(flow.endpoint) {
             match policy.connection(flow) {
-                (Outcome::Allow(rule), has_http) => {
-                    admitted.get_or_insert(rule);
+                (Outcome::Allow(rule, name), has_http) => {
+                    admitted.get_or_insert((rule, name));
                     inspect |= has_http;
                 }
                 (Outcome::Deny(reason, nearest), _) => {
@@ -37,27 +44,45 @@ impl Snapshot {
         }
         match admitted {
             Some(_) if inspect => ConnectionVerdict::InspectHttp,
-            Some(rule) => ConnectionVerdict::AllowTcp { rule, permit: Permit(()) },
+            Some((rule, name)) => ConnectionVerdict::AllowTcp { rule, name, permit: Permit(()) },
             None => ConnectionVerdict::Deny { reason: DenyReason::NoPolicy, nearest: None },
         }
     }
 
-    /// Judges a request, and with it the connection that it came on. Allocates only to explain a denial, and for a
-    /// header that rules ask about and that the request has more than once, or an overlong server name.
-    pub fn evaluate_request(&self, flow: &Flow<'_>, request: &Request<'_>) -> Verdict {
+    /// Judges a request, and with it the connection that it came on. Allocates only to explain a denial, for a header that
+    /// rules ask about and that the request has more than once, for an overlong server name, and where rules have header
+    /// matches.
+    pub fn evaluate_request(&self, flow: &Flow<'_>, request: &Request<'_>, secrets: &Secrets) -> Verdict {
         let mut admitted = None;
+        let mut trial = None;
+        let mut denied = None;
         for policy in self.endpoint(flow.endpoint) {
-            match policy.request(flow, request) {
-                Outcome::Allow(rule) => {
-                    admitted.get_or_insert(rule);
+            match policy.request(flow, request, secrets, &mut trial) {
+                Outcome::Allow(rule, name) => {
+                    admitted.get_or_insert((rule, name));
                 }
-                Outcome::Deny(reason, nearest) => return Verdict::Deny { reason, nearest },
+                Outcome::Deny(reason, nearest) => {
+                    denied = Some((reason, nearest));
+                    break;
+                }
             }
         }
-        match admitted {
-            Some(rule) => Verdict::Allow { rule, permit: Permit(()) },
-            None => Verdict::Deny { reason: DenyReason::NoPolicy, nearest: None },
+        let (edits, log) = trial.map(|trial| (trial.edits, trial.log)).unwrap_or_default();
+        let log = (!log.is_empty()).then(|| Box::new(log));
+        match (denied, admitted) {
+            (Some((reason, nearest)), _) => Verdict::Deny { reason, nearest, log },
+            (None, Some((rule, name))) => Verdict::Allow { rule, name, permit: Permit(()), edits, log },
+            (None, None) => Verdict::Deny { reason: DenyReason::NoPolicy, nearest: None, log },
         }
+    }
+
+    /// Whether a rule that a request of this flow is judged by looks at or edits header fields of that name (lower case). A
+    /// trailer of that name could dodge it.
+    pub fn reads_field(&self, flow: &Flow<'_>, name: &str) -> bool {
+        self.endpoint(flow.endpoint).iter().any(|policy| match policy.side(flow.direction).compiled.lookup(flow.port) {
+            PortLookup::Rules(rules) => rules.reads(name),
+            PortLookup::Denied(_) | PortLookup::Nothing => false,
+        })
     }
 }
 
@@ -67,17 +92,30 @@ impl EndpointPolicy {
         let subject = Subject { flow, request: None };
         match self.side(flow.direction).compiled.lookup(flow.port) {
             PortLookup::Rules(rules) => {
-                let outcome = self.conclude(rules, rules.walk_connection(subject), subject);
+                let outcome = self.conclude(rules, rules.walk_connection(subject), subject, &[]);
                 (outcome, rules.has_http())
             }
             other => (self.without_rules(flow.direction, &other), false),
         }
     }
 
-    fn request(&self, flow: &Flow<'_>, request: &Request<'_>) -> Outcome {
+    /// `trial` is made by the first policy whose rules need one, and goes on with the next.
+    fn request<'r>(
+        &self,
+        flow: &Flow<'_>,
+        request: &'r Request<'r>,
+        secrets: &'r Secrets,
+        trial: &mut Option<Trial<'r>>,
+    ) -> Outcome {
         let subject = Subject { flow, request: Some(request) };
         match self.side(flow.direction).compiled.lookup(flow.port) {
-            PortLookup::Rules(rules) => self.conclude(rules, rules.walk_request(subject), subject),
+            PortLookup::Rules(rules) if rules.has_header_matches() => {
+                let trial = trial.get_or_insert_with(|| Trial::new(request, secrets));
+                trial.next_policy();
+                let walk = rules.walk_trial(subject, trial);
+                self.conclude(rules, walk, subject, &trial.failures)
+            }
+            PortLookup::Rules(rules) => self.conclude(rules, rules.walk_request(subject), subject, &[]),
             other => self.without_rules(flow.direction, &other),
         }
     }
@@ -93,9 +131,13 @@ impl EndpointPolicy {
         }
     }
 
-    fn conclude(&self, rules: &RuleSet, walk: Walk<'_>, subject: Subject<'_>) -> Outcome {
+    /// `failures` are the header matches because of which rules that apply did not admit.
+    fn conclude(&self, rules: &RuleSet, walk: Walk<'_>, subject: Subject<'_>, failures: &[Failure]) -> Outcome {
         match walk {
-            Walk::Allow(unit) => Outcome::Allow(self.rule_ref(rules, unit, subject.flow.direction)),
+            Walk::Allow(unit) => {
+                let rule = self.rule_ref(rules, unit, subject.flow.direction);
+                Outcome::Allow(rule, rules.rule(unit).name.clone())
+            }
             Walk::Deny(unit) => {
                 let nearest = explain::denied_by(self, rules, unit, subject);
                 Outcome::Deny(DenyReason::DenyRule, Some(Box::new(nearest)))
@@ -105,7 +147,7 @@ impl EndpointPolicy {
                 Outcome::Deny(DenyReason::Quarantined, Some(Box::new(nearest)))
             }
             Walk::Undecided => {
-                let (reason, nearest) = explain::undecided(self, rules, subject);
+                let (reason, nearest) = explain::undecided(self, rules, subject, failures);
                 Outcome::Deny(reason, nearest.map(Box::new))
             }
         }

@@ -4,13 +4,14 @@ use std::cmp::Reverse;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::compile::index::{Index, Predicate, Subject, Unit};
+use crate::compile::index::{ENFORCED_AS_WRITTEN, Index, Predicate, Subject, Unit};
 use crate::compile::rule::Finding;
 use crate::compile::{PortLookup, RuleSet, Walk};
-use crate::model::RuleVerdict;
+use crate::header_match::{Failure, Program, Trial};
+use crate::model::{HeaderMatch, RuleVerdict};
 use crate::quarantine::rule_ref;
 use crate::{
-    ConnectionVerdict, DenyReason, Direction, EndpointPolicy, Flow, NearestMiss, Quarantine, Request, RuleRef,
+    ConnectionVerdict, DenyReason, Direction, EndpointPolicy, Flow, NearestMiss, Quarantine, Request, RuleRef, Secrets,
     ServerName, Snapshot, Verdict,
 };
 
@@ -68,6 +69,8 @@ pub struct PredicateExplanation {
     pub expected: Arc<str>,
     /// Whether it holds.
     pub matched: bool,
+    /// Whether it never holds, because it cannot be honoured; `expected` says why.
+    pub quarantined: bool,
 }
 
 /// What became of a rule in an evaluation.
@@ -85,6 +88,8 @@ pub enum RuleOutcome {
     Skipped,
     /// An earlier rule had decided already.
     NotReached,
+    /// An earlier rule of the same precedence had decided; its header matches were run as well.
+    AlsoAdmitted,
 }
 
 impl fmt::Display for RuleOutcome {
@@ -96,47 +101,70 @@ impl fmt::Display for RuleOutcome {
             Self::Quarantined => "quarantined",
             Self::Skipped => "skipped by a pass rule",
             Self::NotReached => "not reached",
+            Self::AlsoAdmitted => "admits, too",
         })
     }
 }
 
 impl Snapshot {
     /// Accounts for the verdict on a connection, and on a request on it when one is given.
-    pub fn explain(&self, flow: &Flow<'_>, request: Option<&Request<'_>>) -> Explanation {
+    pub fn explain(&self, flow: &Flow<'_>, request: Option<&Request<'_>>, secrets: &Secrets) -> Explanation {
         let subject = Subject { flow, request };
         let policies = self.endpoint(flow.endpoint);
+        let mut trial = request.map(|request| Trial::new(request, secrets));
         Explanation {
             generation: self.generation(),
             connection: self.evaluate_connection(flow),
-            request: request.map(|request| self.evaluate_request(flow, request)),
-            policies: policies.iter().map(|policy| explain_policy(policy, subject)).collect(),
+            request: request.map(|request| self.evaluate_request(flow, request, secrets)),
+            policies: policies.iter().map(|policy| explain_policy(policy, subject, trial.as_mut())).collect(),
         }
     }
 }
 
-fn explain_policy(policy: &EndpointPolicy, subject: Subject<'_>) -> PolicyExplanation {
+fn explain_policy(
+    policy: &EndpointPolicy,
+    subject: Subject<'_>,
+    mut trial: Option<&mut Trial<'_>>,
+) -> PolicyExplanation {
+    if let Some(trial) = &mut trial {
+        trial.next_policy();
+    }
     let direction = subject.flow.direction;
-    let as_quarantine = |finding: &Finding| Quarantine::new(policy.endpoint_id(), direction, finding);
+    let as_quarantine = |finding: &Finding| Quarantine::new(policy, direction, finding);
     let (refused, rules) = match policy.side(direction).compiled.lookup(subject.flow.port) {
         PortLookup::Denied(finding) => (Some(as_quarantine(finding)), Vec::new()),
         PortLookup::Nothing => (None, Vec::new()),
-        PortLookup::Rules(rules) => (rules.denied().map(as_quarantine), explain_rules(policy, rules, subject)),
+        PortLookup::Rules(rules) => {
+            let ran = trial.filter(|_| rules.has_header_matches()).map(|trial| {
+                rules.walk_trial(subject, trial);
+                &*trial
+            });
+            (rules.denied().map(as_quarantine), explain_rules(policy, rules, subject, ran))
+        }
     };
     PolicyExplanation { resource: policy.resource().into(), refused, rules }
 }
 
-fn explain_rules(policy: &EndpointPolicy, rules: &RuleSet, subject: Subject<'_>) -> Vec<RuleExplanation> {
+/// `ran` is what became of header matches, where rules have any.
+fn explain_rules(
+    policy: &EndpointPolicy,
+    rules: &RuleSet,
+    subject: Subject<'_>,
+    ran: Option<&Trial<'_>>,
+) -> Vec<RuleExplanation> {
     let index = index_for(rules, subject);
     let decisions = index.decisions(subject);
     let mut decided = rules.denied().is_some();
     let mut resume = 0;
     let mut explained = Vec::with_capacity(index.units().len());
-    for unit in index.units() {
+    for (unit, number) in index.units().iter().zip(0..) {
         let rule = rules.rule(unit);
-        let failed = Failed::of(index, unit, &decisions);
-        let outcome = match failed {
+        let matches = matches_of(rule.matches(unit.http_rule), number, ran);
+        let outcome = match Failed::of(index, unit, &decisions) {
             Failed::Quarantined => RuleOutcome::Quarantined,
             Failed::Some => RuleOutcome::NotApplicable,
+            Failed::None if matches.iter().any(|ran| !ran.matched) => RuleOutcome::NotApplicable,
+            Failed::None if decided && ran.is_some_and(|ran| ran.ran.contains(&number)) => RuleOutcome::AlsoAdmitted,
             Failed::None if decided => RuleOutcome::NotReached,
             Failed::None if unit.rule < resume => RuleOutcome::Skipped,
             Failed::None if matches!(rules.effect(unit, subject.flow), RuleVerdict::Pass(_)) => {
@@ -148,24 +176,44 @@ fn explain_rules(policy: &EndpointPolicy, rules: &RuleSet, subject: Subject<'_>)
                 RuleOutcome::Decided
             }
         };
-        let predicates = unit.predicates.iter().map(|number| {
+        let conditions = unit.predicates.iter().map(|number| {
             let predicate = index.predicate(*number);
-            PredicateExplanation {
-                field: predicate.field(),
-                expected: predicate.to_string().into(),
-                matched: decisions[*number as usize],
-            }
+            let (expected, quarantined) = match predicate {
+                Predicate::Never { reason, .. } => (reason.clone(), true),
+                other => (other.to_string().into(), false),
+            };
+            let matched = decisions[*number as usize];
+            PredicateExplanation { field: predicate.field(), expected, matched, quarantined }
         });
         explained.push(RuleExplanation {
             rule: policy.rule_ref(rules, unit, subject.flow.direction),
             name: rule.name.clone(),
             precedence: rule.precedence,
             verdict: rule.verdict,
-            predicates: predicates.collect(),
+            predicates: conditions.chain(matches).collect(),
             outcome,
         });
     }
     explained
+}
+
+/// What came of a unit's header matches, if they were run.
+fn matches_of(matches: &[HeaderMatch], unit: u32, ran: Option<&Trial<'_>>) -> Vec<PredicateExplanation> {
+    let Some(ran) = ran.filter(|ran| ran.ran.contains(&unit)) else {
+        return Vec::new();
+    };
+    let explain = |(index, header_match): (usize, &HeaderMatch)| {
+        let failure = ran.failures.iter().find(|failure| failure.unit == unit && failure.index == index);
+        PredicateExplanation {
+            field: (&*header_match.name).into(),
+            expected: failure
+                .map_or_else(|| Program(header_match).to_string(), |failure| failure.why.wanted(header_match))
+                .into(),
+            matched: failure.is_none(),
+            quarantined: false,
+        }
+    };
+    matches.iter().enumerate().map(explain).collect()
 }
 
 const fn index_for<'a>(rules: &'a RuleSet, subject: Subject<'_>) -> &'a Index {
@@ -204,7 +252,7 @@ pub(crate) fn quarantined(endpoint_id: u64, direction: Direction, finding: &Find
         rule: rule_ref(endpoint_id, direction, finding.origin, finding.http_rule),
         name: None,
         field: finding.element.clone(),
-        expected: format!("enforceable: {}", finding.reason).into(),
+        expected: format!("{ENFORCED_AS_WRITTEN}{}", finding.reason).into(),
         matched: Vec::new(),
     }
 }
@@ -234,6 +282,7 @@ pub(crate) fn undecided(
     policy: &EndpointPolicy,
     rules: &RuleSet,
     subject: Subject<'_>,
+    failures: &[Failure],
 ) -> (DenyReason, Option<NearestMiss>) {
     let connection = Subject { request: None, ..subject };
     let admitted = matches!(rules.walk_connection(connection), Walk::Allow(_));
@@ -242,9 +291,10 @@ pub(crate) fn undecided(
     let decisions = index.decisions(subject);
     let mut resume = 0;
     let mut best: Option<(Nearness, Miss<'_>)> = None;
-    for unit in index.units() {
+    for (unit, number) in index.units().iter().zip(0..) {
         let rule = rules.rule(unit);
-        let miss = Miss { unit, failed: Failed::of(index, unit, &decisions), skipped: unit.rule < resume };
+        let failure = failures.iter().find(|failure| admitted && failure.unit == number).copied();
+        let miss = Miss { unit, failed: Failed::of(index, unit, &decisions), skipped: unit.rule < resume, failure };
         if matches!(rule.verdict, RuleVerdict::Pass(_)) && !miss.skipped && miss.failed == Failed::None {
             resume = rules.continuation(unit);
         }
@@ -279,6 +329,8 @@ struct Miss<'a> {
     failed: Failed,
     /// A pass rule skipped it.
     skipped: bool,
+    /// The first of its header matches that failed.
+    failure: Option<Failure>,
 }
 
 impl Miss<'_> {
@@ -291,7 +343,7 @@ impl Miss<'_> {
             reached: !self.skipped,
             admits_peer: predicates[..peer].iter().filter(holds).count() == peer,
             held,
-            failed: Reverse(predicates.len() - held),
+            failed: Reverse(predicates.len() - held + usize::from(self.failure.is_some())),
         }
     }
 
@@ -304,15 +356,20 @@ impl Miss<'_> {
         decisions: &[bool],
     ) -> NearestMiss {
         let holds = |p: &&u32| decisions[**p as usize];
-        let failed = self.unit.predicates.iter().find(|p| !holds(p));
-        let (field, expected) = match failed.map(|p| index.predicate(*p)) {
-            Some(predicate) if !self.skipped => (predicate.field(), predicate.to_string().into()),
+        let failed = self.unit.predicates.iter().find(|p| !holds(p)).map(|p| index.predicate(*p));
+        let rule = rules.rule(self.unit);
+        let (field, expected) = match (failed, self.failure) {
+            (Some(predicate), _) if !self.skipped => (predicate.field(), predicate.to_string().into()),
+            (None, Some(failure)) => {
+                let header_match = &rule.matches(self.unit.http_rule)[failure.index];
+                ((&*header_match.name).into(), failure.why.wanted(header_match).into())
+            }
             _ => ("verdict".into(), "reached: a pass rule skips it".into()),
         };
         let held = self.unit.predicates.iter().filter(holds);
         NearestMiss {
             rule: policy.rule_ref(rules, self.unit, subject.flow.direction),
-            name: rules.rule(self.unit).name.clone(),
+            name: rule.name.clone(),
             field,
             expected,
             matched: held.map(|p| index.predicate(*p).field()).collect(),

@@ -132,7 +132,7 @@ impl EndpointPolicy {
     pub fn quarantined(&self) -> impl Iterator<Item = Quarantine> {
         [Direction::Ingress, Direction::Egress].into_iter().flat_map(move |direction| {
             let findings = &self.side(direction).compiled.findings;
-            findings.iter().map(move |finding| Quarantine::new(self.endpoint_id, direction, finding))
+            findings.iter().map(move |finding| Quarantine::new(self, direction, finding))
         })
     }
 

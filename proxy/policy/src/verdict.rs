@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::Direction;
+use crate::{Direction, HeaderEdits, HeaderLog};
 
 /// Proof that an evaluation said "allow". Opening an upstream connection needs one, so that no code path can forward
 /// without having asked. Only this crate can make one.
@@ -88,8 +88,14 @@ pub enum Verdict {
     Allow {
         /// The rule that admitted it.
         rule: RuleRef,
+        /// `name` of the rule, when it has one.
+        name: Option<Arc<str>>,
         /// Needed to open the upstream.
         permit: Permit,
+        /// What to change before it is forwarded.
+        edits: HeaderEdits,
+        /// What header matches found, when they found anything.
+        log: Option<Box<HeaderLog>>,
     },
     /// Refuse it.
     Deny {
@@ -97,6 +103,8 @@ pub enum Verdict {
         reason: DenyReason,
         /// What came closest, when any rule exists for the port.
         nearest: Option<Box<NearestMiss>>,
+        /// What header matches found, when they found anything.
+        log: Option<Box<HeaderLog>>,
     },
 }
 
@@ -108,6 +116,8 @@ pub enum ConnectionVerdict {
     AllowTcp {
         /// The rule that admitted it.
         rule: RuleRef,
+        /// `name` of the rule, when it has one.
+        name: Option<Arc<str>>,
         /// Needed to open the upstream.
         permit: Permit,
     },

@@ -5,8 +5,8 @@ use std::cell::Cell;
 
 use tollgate_policy::model::{HeaderMatcher, HttpRule, TextPart, ValueMatch};
 use tollgate_policy::{
-    Direction, EndpointKey, Flow, NetworkPolicy, PortPolicy, PortRule, Request, SecurityId, ServerName, Snapshot,
-    Verdict,
+    Direction, EndpointKey, Flow, NetworkPolicy, PortPolicy, PortRule, Request, Secrets, SecurityId, ServerName,
+    Snapshot, Verdict,
 };
 
 thread_local! {
@@ -70,6 +70,7 @@ fn text(part: TextPart, text: &str) -> ValueMatch {
 #[test]
 fn allowing_allocates_nothing() {
     let endpoint = EndpointKey::parse("10.0.0.1");
+    let secrets = Secrets::default();
     for rules in [5, 100, 1000, 10_000] {
         let snapshot = snapshot(rules);
         let headers: &[(&str, &str)] = &[("accept", "*/*"), ("X-Tier", "gold")];
@@ -96,7 +97,10 @@ fn allowing_allocates_nothing() {
                 headers: &Fields(headers),
             };
             let allow = || {
-                assert!(matches!(snapshot.evaluate_request(&flow, &request), Verdict::Allow { .. }), "{path}");
+                assert!(
+                    matches!(snapshot.evaluate_request(&flow, &request, &secrets), Verdict::Allow { .. }),
+                    "{path}"
+                );
                 let connection = snapshot.evaluate_connection(&flow);
                 assert_eq!(connection, tollgate_policy::ConnectionVerdict::InspectHttp);
             };

@@ -32,7 +32,15 @@ impl Views for ProcessViews {
         let policy = &world.policy;
         let quarantined: Vec<_> = policy
             .quarantined()
-            .map(|q| json!({ "rule": q.rule.to_string(), "element": &*q.element, "reason": &*q.reason }))
+            .map(|q| {
+                let mut entry = json!({ "rule": q.rule.to_string() });
+                if let Some(name) = &q.name {
+                    entry["name"] = (&**name).into();
+                }
+                entry["element"] = (&*q.element).into();
+                entry["reason"] = (&*q.reason).into();
+                entry
+            })
             .collect();
         let conflicts: Vec<_> = policy
             .conflicts()

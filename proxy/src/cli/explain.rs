@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use clap::ArgGroup;
 use tollgate_policy::reference::Reference;
 use tollgate_policy::{
-    ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, NetworkPolicy, Request, SecurityId, ServerName,
-    Snapshot, Verdict,
+    ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, NetworkPolicy, Request, Secrets, SecurityId,
+    ServerName, Snapshot, Verdict,
 };
 
 use super::{Exit, Failure, Output, print, print_json};
@@ -152,9 +152,11 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         path,
         headers: &headers,
     });
-    let explanation = snapshot.explain(&flow, request.as_ref());
+    let secrets = Secrets::default();
+    let explanation = snapshot.explain(&flow, request.as_ref(), &secrets);
     if args.reference
-        && let Some(how) = reference::difference(&Reference::of(policies), &flow, request.as_ref(), &explanation)
+        && let Some(how) =
+            reference::difference(&Reference::of(policies), &flow, request.as_ref(), &secrets, &explanation)
     {
         return Err(Failure::cannot_tell(format_args!(
             "the two evaluators differ, which is a defect of tollgate: {how}; please report it with the policy"

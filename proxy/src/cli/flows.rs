@@ -123,15 +123,25 @@ fn text(line: &str) -> String {
     if record.get("detail").is_some() {
         out += &format!(" ({})", word("/detail"));
     }
+    let rule = |path: &str, name: &str| match record.pointer(name) {
+        // As JSON, so that a name with quotes or line ends stays one word on one line.
+        Some(name) => format!("{} {name}", word(path)),
+        None => word(path),
+    };
     if record.pointer("/policy/nearest_miss").is_some() {
         out += &format!(
             " nearest: {} is not {} ({})",
             word("/policy/nearest_miss/field"),
             word("/policy/nearest_miss/expected"),
-            word("/policy/nearest_miss/rule"),
+            rule("/policy/nearest_miss/rule", "/policy/nearest_miss/name"),
         );
     } else if record.pointer("/policy/rule").is_some() {
-        out += &format!(" rule={}", word("/policy/rule"));
+        out += &format!(" rule={}", rule("/policy/rule", "/policy/rule_name"));
+    }
+    for (list, label) in [("missing_headers", "missing"), ("rejected_headers", "rejected")] {
+        let Some(headers) = record.pointer(&format!("/l7/http/{list}")).and_then(Value::as_array) else { continue };
+        let names: Vec<_> = headers.iter().filter_map(|header| header["key"].as_str()).collect();
+        out += &format!(" {label}={}", names.join(","));
     }
     out
 }
@@ -154,6 +164,20 @@ mod tests {
             "2026-01-02T03:04:05.678901Z DROPPED   ingress 10.0.0.1:40000 (32226) -> [fd00::2]:5000 (0) HTTP/1.1 GET \
              http://h/hello3 403 reason=request_not_allowed nearest: :path is not regex \"/hello\" (69 ingress)"
         );
+    }
+
+    #[test]
+    fn rules_have_their_names_and_header_matches_their_fields() {
+        let line = r#"{"time":"T","verdict":"FORWARDED","IP":{"source":"10.0.0.1","destination":"10.0.0.2"},
+            "l4":{"TCP":{"source_port":1,"destination_port":2}},"source":{"identity":3},"destination":{"identity":0},
+            "traffic_direction":"INGRESS","l7":{"http":{"code":200,"method":"GET","url":"/","protocol":"HTTP/2",
+            "missing_headers":[{"key":"x-a","value":""},{"key":"x-b","value":"1"}],
+            "rejected_headers":[{"key":"x-c","value":"2"}]}},"policy":{"rule":"69 ingress","rule_name":"to \"admin\""}}"#;
+        let expected = "T FORWARDED ingress 10.0.0.1:1 (3) -> 10.0.0.2:2 (0) HTTP/2 GET / 200 rule=69 ingress \
+                        \"to \\\"admin\\\"\" missing=x-a,x-b rejected=x-c";
+        assert_eq!(text(line), expected);
+        let line = r#"{"policy":{"nearest_miss":{"rule":"69 ingress","name":"n","field":"x","expected":"present"}}}"#;
+        assert!(text(line).ends_with(" nearest: x is not present (69 ingress \"n\")"), "{}", text(line));
     }
 
     #[test]

@@ -157,7 +157,7 @@ impl Control {
             conflicts: snapshot.conflicts().len() as u64,
         };
         for quarantine in snapshot.quarantined() {
-            tracing::warn!(%quarantine, generation = gauges.generation, "not enforced as written");
+            tracing::warn!(%quarantine, name = quarantine.name.as_deref(), generation = gauges.generation, "not enforced as written");
         }
         for resource in &refused {
             tracing::warn!(name = resource.name, reason = resource.reason, "policy has no effect");

@@ -6,11 +6,11 @@ use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
-use tollgate_policy::{EndpointKey, SecurityId, Snapshot};
+use tollgate_policy::{EndpointKey, Secrets, SecurityId, Snapshot};
 
 use crate::identity::IdentityTable;
 
-/// Policies and identities of one moment.
+/// Policies, identities and secrets of one moment.
 #[derive(Debug)]
 pub struct World {
     /// Counts publications; 0 before the first.
@@ -23,6 +23,8 @@ pub struct World {
     pub policy: Arc<Snapshot>,
     /// Identities of peers.
     pub identities: Arc<IdentityTable>,
+    /// What policies name and others deliver.
+    pub secrets: Arc<Secrets>,
 }
 
 impl World {
@@ -55,6 +57,7 @@ impl WorldStore {
             has_policy: false,
             policy: Arc::new(Snapshot::empty()),
             identities: Arc::new(identities),
+            secrets: Arc::default(),
         };
         Self { current: ArcSwap::from_pointee(world), publishing: Mutex::new(()), generation: watch::Sender::new(0) }
     }
@@ -75,6 +78,11 @@ impl WorldStore {
         self.publish(|world| World { identities: Arc::new(identities), ..world })
     }
 
+    /// Replaces the secrets; see [`WorldStore::publish_policy`]. No policy is compiled again.
+    pub fn publish_secrets(&self, secrets: Secrets) -> u64 {
+        self.publish(|world| World { secrets: Arc::new(secrets), ..world })
+    }
+
     fn publish(&self, change: impl FnOnce(World) -> World) -> u64 {
         let _turn = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.current.load();
@@ -85,6 +93,7 @@ impl WorldStore {
             has_policy: old.has_policy,
             policy: Arc::clone(&old.policy),
             identities: Arc::clone(&old.identities),
+            secrets: Arc::clone(&old.secrets),
         });
         self.current.store(Arc::new(next));
         self.generation.send_replace(generation);

@@ -1,7 +1,7 @@
 //! Flow records as JSON lines, in the shape of Hubble's `flow.Flow` (its protobuf JSON mapping: 64-bit `latency_ns`
 //! as a string) plus what Hubble has no field for.
 //!
-//! One record is one line, whatever its bytes are. What the peer sent (method, authority, path) is written as
+//! One record is one line, whatever its bytes are. What the peer sent (method, authority, path, headers) is written as
 //! printable ASCII: a backslash becomes `\\`, and each byte outside 0x20..=0x7E becomes `\xNN` (two upper-case hex
 //! digits), both before JSON's own quoting. So a reader who has decoded the JSON string finds neither control
 //! characters nor invalid or deceiving Unicode in it, and [`unescape`] gives the exact bytes back. Names from the
@@ -10,6 +10,8 @@
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
+
+use tollgate_policy::LoggedHeader;
 
 use super::{FlowRecord, HttpRecord, Outcome, Protocol, Sequenced};
 
@@ -104,7 +106,27 @@ fn layer7(out: &mut Vec<u8>, record: &FlowRecord, http: &HttpRecord) {
         Protocol::Http11 => b"HTTP/1.1",
         Protocol::Http2 => b"HTTP/2",
     });
-    out.extend_from_slice(b"\"}}");
+    out.push(b'"');
+    if let Some(log) = &record.header_log {
+        fields(out, b",\"missing_headers\":[", &log.missing);
+        fields(out, b",\"rejected_headers\":[", &log.rejected);
+    }
+    out.extend_from_slice(b"}}");
+}
+
+/// Nothing for an empty list; the members are those of Hubble's `HTTPHeader`.
+fn fields(out: &mut Vec<u8>, key: &[u8], list: &[LoggedHeader]) {
+    for (index, header) in list.iter().enumerate() {
+        out.extend_from_slice(if index == 0 { key } else { b"," });
+        out.extend_from_slice(b"{\"key\":\"");
+        untrusted(out, header.name.as_bytes());
+        out.extend_from_slice(b"\",\"value\":\"");
+        untrusted(out, &header.value);
+        out.extend_from_slice(b"\"}");
+    }
+    if !list.is_empty() {
+        out.push(b']');
+    }
 }
 
 fn policy(out: &mut Vec<u8>, record: &FlowRecord) {
@@ -114,6 +136,10 @@ fn policy(out: &mut Vec<u8>, record: &FlowRecord) {
         out.extend_from_slice(b"\",\"rule\":\"");
         display(out, rule);
         out.push(b'"');
+        if let Some(name) = &record.rule_name {
+            out.extend_from_slice(b",\"rule_name\":");
+            text(out, name);
+        }
     }
     if let Some(miss) = &record.nearest_miss {
         if record.rule.is_none() {

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tollgate_policy::LoggedHeader;
 
 use super::json;
 use super::{FlowRecord, HttpRecord, Outcome, Sequenced};
@@ -104,7 +105,9 @@ fn memory(record: &FlowRecord) -> usize {
     let http = record.http.as_ref().map_or(0, HttpRecord::memory);
     // The texts of a nearest miss are shared with the policy snapshot.
     let miss = record.nearest_miss.as_ref().map_or(0, |miss| size_of_val(&**miss) + miss.matched.len() * 16);
-    size_of::<Sequenced>() + size_of::<FlowRecord>() + http + miss
+    let header = |header: &LoggedHeader| size_of_val(header) + header.name.len() + header.value.len();
+    let headers = record.header_log.as_ref().map_or(0, |log| log.missing.iter().chain(&log.rejected).map(header).sum());
+    size_of::<Sequenced>() + size_of::<FlowRecord>() + http + miss + headers
 }
 
 /// A position in the log; see [`FlowLog::reader`].

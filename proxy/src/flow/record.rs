@@ -1,9 +1,10 @@
 //! One record per request or connection, made when it starts and emitted exactly once, whatever happens to it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use tollgate_policy::{Direction, NearestMiss, RuleRef, SecurityId};
+use tollgate_policy::{Direction, HeaderLog, NearestMiss, RuleRef, SecurityId};
 
 use crate::reason::Reason;
 
@@ -82,7 +83,7 @@ pub struct FlowRecord {
     /// From first byte of the request (or accept) to the end, in microseconds.
     pub duration_us: u64,
     /// Name of the listener.
-    pub listener: std::sync::Arc<str>,
+    pub listener: Arc<str>,
     /// Policy direction.
     pub direction: Direction,
     /// The peer that connected to us.
@@ -107,6 +108,10 @@ pub struct FlowRecord {
     pub detail: Option<Box<str>>,
     /// The rule that admitted it.
     pub rule: Option<RuleRef>,
+    /// `name` of that rule, when it has one.
+    pub rule_name: Option<Arc<str>>,
+    /// What header matches found, cut by [`FlowRecord::keep_header_log`].
+    pub header_log: Option<Box<HeaderLog>>,
     /// On a denial, the rule that came closest.
     pub nearest_miss: Option<Box<NearestMiss>>,
     /// Generation of the snapshot that decided.
@@ -118,6 +123,25 @@ pub struct FlowRecord {
 }
 
 impl FlowRecord {
+    /// Most fields kept of each list of a header log.
+    pub const MAX_LOGGED_FIELDS: usize = 32;
+    /// Most bytes kept of each of their values.
+    pub const MAX_LOGGED_VALUE: usize = 256;
+
+    /// Keeps what header matches found, as far as a record has room for it.
+    pub fn keep_header_log(&mut self, log: Option<Box<HeaderLog>>) {
+        self.header_log = log.map(|mut log| {
+            let HeaderLog { missing, rejected } = &mut *log;
+            for list in [missing, rejected] {
+                list.truncate(Self::MAX_LOGGED_FIELDS);
+                for entry in list.iter_mut().filter(|entry| entry.value.len() > Self::MAX_LOGGED_VALUE) {
+                    entry.value = entry.value[..Self::MAX_LOGGED_VALUE].into();
+                }
+            }
+            log
+        });
+    }
+
     /// A TCP flow from 10.244.1.17 to 10.244.2.232:5000 on the listener `ingress`, at the epoch.
     pub fn for_test(outcome: Outcome) -> Self {
         Self {
@@ -136,6 +160,8 @@ impl FlowRecord {
             reason: None,
             detail: None,
             rule: None,
+            rule_name: None,
+            header_log: None,
             nearest_miss: None,
             generation: 0,
             bytes_up: 0,

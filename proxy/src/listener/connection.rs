@@ -126,8 +126,14 @@ impl Connection {
     pub(crate) fn judge_request(&self, request: &Request<'_>) -> Judged<Verdict> {
         let world = self.worker.world.load();
         let identities = self.identities(&world);
-        let verdict = world.policy.evaluate_request(&self.flow(identities), request);
+        let verdict = world.policy.evaluate_request(&self.flow(identities), request, &world.secrets);
         Judged { verdict, generation: world.policy.generation(), identities }
+    }
+
+    /// Whether a rule that requests of this connection are judged by reads header fields of that name (lower case).
+    pub(crate) fn rules_read(&self, field: &str) -> bool {
+        let world = self.worker.world.load();
+        world.policy.reads_field(&self.flow(self.identities(&world)), field)
     }
 
     /// Whether the connection itself would be refused by now, not only a request on it: then it ends with the refusal.
@@ -158,6 +164,8 @@ impl Connection {
             reason: None,
             detail: None,
             rule: None,
+            rule_name: None,
+            header_log: None,
             nearest_miss: None,
             generation: 0,
             bytes_up: 0,
@@ -185,10 +193,11 @@ pub(crate) fn note_denial(flow: &mut OpenFlow, generation: u64, nearest: Option<
 }
 
 /// Notes an admission in a record.
-pub(crate) fn note_admission(flow: &mut OpenFlow, generation: u64, rule: RuleRef) {
+pub(crate) fn note_admission(flow: &mut OpenFlow, generation: u64, rule: RuleRef, name: Option<Arc<str>>) {
     let record = flow.record_mut();
     record.generation = generation;
     record.rule = Some(rule);
+    record.rule_name = name;
 }
 
 /// The reason code of a policy denial, told apart from "no policy set was ever received".

@@ -31,9 +31,9 @@ pub(crate) async fn serve(connection: Rc<Connection>, stream: TcpStream) {
             let reason = denial_reason(reason, has_policy);
             refuse(&connection, stream, reason, Some((judged.generation, nearest)));
         }
-        ConnectionVerdict::AllowTcp { rule, permit } => {
+        ConnectionVerdict::AllowTcp { rule, name, permit } => {
             let admitted =
-                Judged { verdict: (rule, permit), generation: judged.generation, identities: judged.identities };
+                Judged { verdict: (rule, name, permit), generation: judged.generation, identities: judged.identities };
             tcp::relay(&connection, stream, buffer, admitted).await;
         }
         ConnectionVerdict::InspectHttp => serve_http(&connection, stream, buffer).await,

@@ -2,6 +2,7 @@
 
 mod pump;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::net::TcpStream;
@@ -20,11 +21,11 @@ pub(crate) async fn relay(
     connection: &Connection,
     mut downstream: TcpStream,
     buffer: Buffer,
-    admitted: Judged<(RuleRef, Permit)>,
+    admitted: Judged<(RuleRef, Option<Arc<str>>, Permit)>,
 ) {
-    let (rule, permit) = admitted.verdict;
+    let (rule, name, permit) = admitted.verdict;
     let mut flow = connection.open_flow(Protocol::Tcp, Instant::now());
-    note_admission(&mut flow, admitted.generation, rule);
+    note_admission(&mut flow, admitted.generation, rule, name);
     let (mut stream, address) = match upstream::open(connection, &permit, admitted.identities.source).await {
         Ok(opened) => opened,
         Err(reason) => {

@@ -14,6 +14,9 @@ use super::server_name;
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
 use crate::{Flow, Request, ServerName};
 
+/// What is asked for where something is quarantined. The reason follows.
+pub(crate) const ENFORCED_AS_WRITTEN: &str = "enforced as written (quarantined): ";
+
 /// One condition of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Predicate {
@@ -64,7 +67,7 @@ impl fmt::Display for Predicate {
                 matcher.value.fmt(f)?;
                 f.write_str(if matcher.treat_missing_as_empty { " (missing is empty)" } else { "" })
             }
-            Self::Never { reason, .. } => write!(f, "enforceable: {reason}"),
+            Self::Never { reason, .. } => write!(f, "{ENFORCED_AS_WRITTEN}{reason}"),
         }
     }
 }
@@ -99,13 +102,28 @@ enum Source {
 
 impl Source {
     fn of(name: &str) -> Self {
+        Self::pseudo_header(name).unwrap_or_else(|| Self::Field(name.into()))
+    }
+
+    fn pseudo_header(name: &str) -> Option<Self> {
         match name {
-            ":method" => Self::Method,
-            ":scheme" => Self::Scheme,
+            ":method" => Some(Self::Method),
+            ":scheme" => Some(Self::Scheme),
             // Envoy keeps `Host` in `:authority` and finds it under both names.
-            ":authority" | "host" => Self::Authority,
-            ":path" => Self::Path,
-            name => Self::Field(name.into()),
+            ":authority" | "host" => Some(Self::Authority),
+            ":path" => Some(Self::Path),
+            _ => None,
+        }
+    }
+
+    /// The value of a pseudo-header.
+    fn value<'a>(&self, request: &Request<'a>) -> Option<&'a [u8]> {
+        match self {
+            Self::Method => Some(request.method),
+            Self::Scheme => Some(request.scheme),
+            Self::Authority => Some(request.authority),
+            Self::Path => Some(request.path),
+            Self::ServerName | Self::Field(_) => None,
         }
     }
 }
@@ -323,16 +341,18 @@ fn decide_column(source: &Source, column: &Column, subject: Subject<'_>, matched
     let Some(request) = subject.request else {
         return;
     };
-    let value = match source {
-        Source::Method => request.method,
-        Source::Scheme => request.scheme,
-        Source::Authority => request.authority,
-        Source::Path => request.path,
-        Source::Field(name) => return decide_field(name, column, request, matched),
-        Source::ServerName => return,
-    };
-    // An empty pseudo-header is one that the request does not have.
-    column.decide((!value.is_empty()).then_some(value), matched);
+    if let Source::Field(name) = source {
+        return decide_field(name, column, request, matched);
+    }
+    if let Some(value) = source.value(request) {
+        // An empty pseudo-header is one that the request does not have.
+        column.decide((!value.is_empty()).then_some(value), matched);
+    }
+}
+
+/// The value of a field that is no ordinary one; `None` for those that are.
+pub(crate) fn pseudo_header<'a>(name: &str, request: &Request<'a>) -> Option<&'a [u8]> {
+    Source::pseudo_header(name)?.value(request)
 }
 
 /// Server names compare in lower case. A DNS name has at most 253 bytes; a longer one costs an allocation, but a deny

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use super::column;
 use super::index::Predicate;
 use super::server_name;
-use crate::model::{HeaderMatcher, HttpRule, PortRule, RuleVerdict, Unsupported, ValueMatch};
+use crate::model::{
+    HeaderMatch, HeaderMatcher, HttpRule, MatchAction, MismatchAction, PortRule, RuleVerdict, Unsupported, ValueMatch,
+};
+use crate::secrets::value_problem;
 
 /// Where a rule stands in its direction's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +38,18 @@ pub(crate) struct CompiledRule {
     pub(crate) peer: Vec<Predicate>,
     /// What the request must be: one of these, each a conjunction. `None`: any. Empty only where `peer` never holds or the
     /// verdict is no allow.
-    pub(crate) http: Option<Vec<Vec<Predicate>>>,
+    pub(crate) http: Option<Vec<Alternative>>,
     /// Set when skipping by this pass rule cannot be trusted: the port ranges that hold it deny.
     pub(crate) unusable: Option<Finding>,
+}
+
+/// One of the HTTP rules of a rule.
+#[derive(Debug)]
+pub(crate) struct Alternative {
+    /// What the request must be.
+    pub(crate) conditions: Vec<Predicate>,
+    /// What is run then.
+    pub(crate) matches: Box<[HeaderMatch]>,
 }
 
 impl CompiledRule {
@@ -61,6 +73,14 @@ impl CompiledRule {
 }
 
 impl CompiledRule {
+    /// The header matches of an HTTP rule.
+    pub(crate) fn matches(&self, http_rule: Option<u32>) -> &[HeaderMatch] {
+        match (&self.http, http_rule) {
+            (Some(http), Some(number)) => &http[number as usize].matches,
+            _ => &[],
+        }
+    }
+
     /// Whether one of its conditions is on the server name.
     pub(crate) fn asks_server_name(&self) -> bool {
         self.peer.iter().any(|predicate| matches!(predicate, Predicate::ServerNames { .. }))
@@ -199,37 +219,80 @@ fn server_names(rule: &PortRule, compiled: &mut CompiledRule, findings: &mut Fin
     }
 }
 
-fn http_rule(origin: Origin, number: u32, rule: &HttpRule, findings: &mut Findings) -> Vec<Predicate> {
-    let mut predicates = Vec::with_capacity(rule.headers.len());
+fn http_rule(origin: Origin, number: u32, rule: &HttpRule, findings: &mut Findings) -> Alternative {
+    let mut conditions = Vec::with_capacity(rule.headers.len());
     for (i, matcher) in rule.headers.iter().enumerate() {
         match header(matcher, findings) {
-            Ok(()) => predicates.push(Predicate::Header(Arc::new(matcher.clone()))),
+            Ok(()) => conditions.push(Predicate::Header(Arc::new(matcher.clone()))),
             Err(reason) => {
                 findings.add(origin, Some(number), &format!("headers[{i}]"), &reason);
-                predicates.push(never(&matcher.name, &reason));
+                conditions.push(never(&matcher.name, &reason));
             }
         }
     }
-    if !rule.header_matches.is_empty() {
-        let reason = "header_matches are not supported yet";
-        findings.add(origin, Some(number), "header_matches", reason);
-        predicates.push(never("header_matches", reason));
+    for (i, header_match) in rule.header_matches.iter().enumerate() {
+        if let Err((field, reason)) = check_match(header_match) {
+            findings.add(origin, Some(number), &format!("header_matches[{i}].{field}"), &reason);
+            conditions.push(never(&header_match.name, &reason));
+        }
     }
     for part in &rule.unsupported {
         findings.add(origin, Some(number), &part.element, &part.reason);
-        predicates.push(never(&part.element, &part.reason));
+        conditions.push(never(&part.element, &part.reason));
     }
-    predicates
+    Alternative { conditions, matches: rule.header_matches.as_slice().into() }
 }
 
 fn header(matcher: &HeaderMatcher, findings: &mut Findings) -> Result<(), Arc<str>> {
-    let name = &*matcher.name;
+    check_name(&matcher.name)?;
+    findings.check(&matcher.value)
+}
+
+fn check_name(name: &str) -> Result<(), String> {
     if name.starts_with(':') && ![":method", ":path", ":authority", ":scheme"].contains(&name) {
-        return Err(format!("name {name:?}: only :method, :path, :authority and :scheme can be matched").into());
+        return Err(format!("name {name:?}: only :method, :path, :authority and :scheme can be matched"));
     }
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if !name.starts_with(':') && (name.is_empty() || !name.bytes().all(token)) {
-        return Err(format!("name {name:?} is not a header name").into());
+        return Err(format!("name {name:?} is not a header name"));
     }
-    findings.check(&matcher.value)
+    Ok(())
+}
+
+/// Fields that frame the message, route it or belong to one hop. With an edit of one of them two readers could see two
+/// different requests.
+const FIXED: [&str; 11] = [
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "upgrade",
+    "http2-settings",
+    "expect",
+];
+
+/// The part of the match that cannot be honoured, and why.
+fn check_match(header_match: &HeaderMatch) -> Result<(), (&'static str, String)> {
+    let name = &*header_match.name;
+    check_name(name).map_err(|reason| ("name", reason))?;
+    let unknown = |action: i32| format!("{action} is not an action that this version knows");
+    if let MatchAction::Unknown(action) = header_match.on_match {
+        return Err(("match_action", unknown(action)));
+    }
+    if let MismatchAction::Unknown(action) = header_match.on_mismatch {
+        return Err(("mismatch_action", unknown(action)));
+    }
+    let edits = header_match.on_match == MatchAction::Delete
+        || matches!(header_match.on_mismatch, MismatchAction::Add | MismatchAction::Delete | MismatchAction::Replace);
+    if edits && (name.starts_with(':') || FIXED.contains(&name)) {
+        return Err(("name", format!("{name} frames or routes the message, so no rule may change it")));
+    }
+    match value_problem(header_match.value.as_bytes()) {
+        Some(problem) => Err(("value", format!("{:?} {problem}, so no header has it", header_match.value))),
+        None => Ok(()),
+    }
 }

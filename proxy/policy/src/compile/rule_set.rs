@@ -1,10 +1,12 @@
 //! The rules of one port range, in deciding order.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::bits;
 use super::index::{Index, Predicate, Subject, Unit};
-use super::rule::{CompiledRule, Finding, Findings};
+use super::rule::{Alternative, CompiledRule, Finding, Findings};
+use crate::header_match::Trial;
 use crate::model::RuleVerdict;
 use crate::{Flow, ServerName};
 
@@ -20,6 +22,10 @@ pub(crate) struct RuleSet {
     connections: Index,
     /// Judges requests: the peer and the request. `None` when no rule has an HTTP part, so that connections decide.
     requests: Option<Index>,
+    /// Whether requests are tried: some rule has header matches.
+    has_header_matches: bool,
+    /// Lower-case names of the fields that decide or are edited, in order.
+    fields: Box<[Box<str>]>,
 }
 
 /// Outcome of walking the rules.
@@ -66,7 +72,10 @@ impl RuleSet {
         let connections = index(units);
         let has_http = rules.iter().any(|rule| rule.http.is_some());
         let requests = has_http.then(|| index(request_units(&rules)));
-        Self { rules, continuations, denied, connections, requests }
+        let alternatives = || rules.iter().filter_map(|rule| rule.http.as_ref()).flatten();
+        let has_header_matches = alternatives().any(|alternative| !alternative.matches.is_empty());
+        let fields = fields(alternatives());
+        Self { rules, continuations, denied, connections, requests, has_header_matches, fields }
     }
 
     pub(crate) fn rule(&self, unit: &Unit) -> &CompiledRule {
@@ -99,6 +108,16 @@ impl RuleSet {
         self.requests.is_some()
     }
 
+    /// Whether requests have to be tried, instead of only looked at.
+    pub(crate) const fn has_header_matches(&self) -> bool {
+        self.has_header_matches
+    }
+
+    /// Whether a rule looks at or edits fields of that name (lower case).
+    pub(crate) fn reads(&self, field: &str) -> bool {
+        self.fields.binary_search_by(|known| (**known).cmp(field)).is_ok()
+    }
+
     pub(crate) const fn connections(&self) -> &Index {
         &self.connections
     }
@@ -119,6 +138,42 @@ impl RuleSet {
     /// Judges a request. Includes the connection: the rule that admits a request also admits the peer.
     pub(crate) fn walk_request(&self, subject: Subject<'_>) -> Walk<'_> {
         self.walk(self.requests(), subject)
+    }
+
+    /// As [`Self::walk_request`], for rules with header matches: every rule that applies runs its own, down to the
+    /// precedence at which one has admitted.
+    pub(crate) fn walk_trial(&self, subject: Subject<'_>, trial: &mut Trial<'_>) -> Walk<'_> {
+        if let Some(finding) = &self.denied {
+            return Walk::Contradiction(finding);
+        }
+        let index = self.requests();
+        index.applicable(subject, |applicable| {
+            let mut from = 0;
+            let mut admitted: Option<&Unit> = None;
+            while let Some(number) = bits::first_from(applicable, from) {
+                let unit = &index.units()[number as usize];
+                let rule = self.rule(unit);
+                if admitted.is_some_and(|first| rule.precedence < self.rule(first).precedence) {
+                    break;
+                }
+                from = number + 1;
+                match self.effect(unit, subject.flow) {
+                    RuleVerdict::Allow => {
+                        if trial.run(number, rule.matches(unit.http_rule)) {
+                            admitted = admitted.or(Some(unit));
+                        }
+                    }
+                    // Rules of one precedence stand in the order deny, allow, pass.
+                    _ if admitted.is_some() => break,
+                    RuleVerdict::Deny => return Walk::Deny(unit),
+                    RuleVerdict::Pass(_) => {
+                        let next = self.continuation(unit);
+                        from = index.units().partition_point(|unit| unit.rule < next) as u32;
+                    }
+                }
+            }
+            admitted.map_or(Walk::Undecided, Walk::Allow)
+        })
     }
 
     /// Steps from one applicable rule to the next: an allow or a deny decides, a pass goes on at its continuation.
@@ -144,13 +199,26 @@ impl RuleSet {
     }
 }
 
+/// Names of ordinary fields in conditions and header matches.
+fn fields<'a>(alternatives: impl Iterator<Item = &'a Alternative>) -> Box<[Box<str>]> {
+    let mut names = BTreeSet::new();
+    for alternative in alternatives {
+        names.extend(alternative.matches.iter().map(|header_match| &*header_match.name));
+        names.extend(alternative.conditions.iter().filter_map(|predicate| match predicate {
+            Predicate::Header(matcher) => Some(&*matcher.name),
+            _ => None,
+        }));
+    }
+    names.into_iter().map(Box::from).collect()
+}
+
 fn request_units(rules: &[Arc<CompiledRule>]) -> Vec<(u32, Option<u32>, Vec<&Predicate>)> {
     let mut units = Vec::new();
     for (rule, i) in rules.iter().zip(0..) {
         match &rule.http {
             Some(alternatives) if rule.verdict == RuleVerdict::Allow && !alternatives.is_empty() => {
                 for (alternative, k) in alternatives.iter().zip(0..) {
-                    units.push((i, Some(k), rule.peer.iter().chain(alternative).collect()));
+                    units.push((i, Some(k), rule.peer.iter().chain(&alternative.conditions).collect()));
                 }
             }
             _ => units.push((i, None, rule.peer.iter().collect())),

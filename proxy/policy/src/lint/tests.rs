@@ -287,7 +287,10 @@ fn verdicts(ingress: Vec<PortPolicy>) -> Vec<bool> {
             for path in ["/", "/a", "/b", "/ab", "/abc", "/\u{e9}"] {
                 let path = path.as_bytes();
                 let request = Request { method: b"GET", scheme: b"http", authority: b"h", path, headers: &NoHeaders };
-                verdicts.push(matches!(snapshot.evaluate_request(&flow, &request), Verdict::Allow { .. }));
+                verdicts.push(matches!(
+                    snapshot.evaluate_request(&flow, &request, &crate::Secrets::default()),
+                    Verdict::Allow { .. }
+                ));
             }
         }
     }

@@ -1,15 +1,17 @@
 //! Section 1.5: what an HTTP rule asks of a request.
 
 use super::Truth;
+use super::header_match;
 use super::regex;
 use crate::Request;
 use crate::model::{HeaderMatcher, HttpRule, TextPart, ValueMatch};
 
-/// Whether every matcher of the rule holds; none: any request.
+/// Whether every matcher of the rule holds, so that its header matches are run; none: any request.
 pub(super) fn matches(rule: &HttpRule, request: &Request<'_>) -> Truth {
-    let honoured = rule.unsupported.is_empty() && rule.header_matches.is_empty();
-    let supported = if honoured { Truth::Holds } else { Truth::Unenforceable };
-    rule.headers.iter().fold(supported, |truth, matcher| truth.and(header(matcher, request)))
+    let supported = if rule.unsupported.is_empty() { Truth::Holds } else { Truth::Unenforceable };
+    let matches = rule.header_matches.iter().map(header_match::enforceable);
+    let conditions = rule.headers.iter().map(|matcher| header(matcher, request));
+    matches.chain(conditions).fold(supported, Truth::and)
 }
 
 fn header(matcher: &HeaderMatcher, request: &Request<'_>) -> Truth {
@@ -34,7 +36,7 @@ fn header(matcher: &HeaderMatcher, request: &Request<'_>) -> Truth {
     Truth::of(matched != matcher.invert)
 }
 
-fn is_header_name(name: &str) -> bool {
+pub(super) fn is_header_name(name: &str) -> bool {
     match name.strip_prefix(':') {
         Some(pseudo) => ["method", "path", "authority", "scheme"].contains(&pseudo),
         None => {
@@ -46,7 +48,7 @@ fn is_header_name(name: &str) -> bool {
 
 /// Several instances are one value with a bare comma between them. `Host` is `:authority`. A pseudo-header without a
 /// value is one that the request does not have.
-fn value_of(name: &str, request: &Request<'_>) -> Option<Vec<u8>> {
+pub(super) fn value_of(name: &str, request: &Request<'_>) -> Option<Vec<u8>> {
     let pseudo = match name {
         ":method" => request.method,
         ":scheme" => request.scheme,

@@ -7,13 +7,15 @@
 //!
 //! The steps and where they are: who owns an address (this file), port ranges (`ports`), order, tiers and continuations
 //! (`order`), the walk (`walk`), what a rule asks of the connection (`peer`, `server_name`) and of the request (`http`,
-//! `regex`). "Section" is the section of the specification that a step follows.
+//! `regex`), and what it does to the request (`header_match`). "Section" is the section of the specification that a step follows.
 //!
 //! Deliberately different from that specification:
 //! - What cannot be honoured takes its most restrictive reading, instead of refusing the whole update: see [`Truth`] and
 //!   `order::Order::of`.
 //! - A request is admitted only on a connection that is admitted, and by a rule that also admits the connection: server
 //!   names hold for requests, and a port without HTTP rules decides requests as it does connections.
+//! - Conditions on header fields see the request as it was received; a delivered secret that no field can hold fails what
+//!   names it.
 //! - Ranges of nothing but pass rules stay (section 1.3 step 8 removes them): they never admit, and who asks learns that
 //!   rules cover the port.
 //! - A server name that nobody looked for is not "none": see `peer`.
@@ -22,6 +24,7 @@
 //! It makes no `Permit`: nothing is ever forwarded on its word. Budgets that only the compiled form has (the size of an
 //! automaton for many expressions together) are not known here.
 
+mod header_match;
 mod http;
 mod order;
 mod peer;
@@ -30,11 +33,15 @@ mod regex;
 mod server_name;
 mod walk;
 
+use self::header_match::Copy;
+pub use self::header_match::Effects;
 use self::order::Order;
 use self::ports::{Covered, PortMap};
 use self::walk::{Decision, Layer};
 use crate::model::PortPolicy;
-use crate::{ConnectionVerdict, DenyReason, Direction, EndpointKey, Flow, NetworkPolicy, Request, RuleRef, Verdict};
+use crate::{
+    ConnectionVerdict, DenyReason, Direction, EndpointKey, Flow, NetworkPolicy, Request, RuleRef, Secrets, Verdict,
+};
 
 /// Resources as they were received, response by response.
 #[derive(Clone, Debug, Default)]
@@ -179,18 +186,20 @@ impl Reference {
     }
 
     /// Judges a request, and with it the connection that it came on: all owners must admit it; the first one's rule is
-    /// named.
-    pub fn request(&self, flow: &Flow<'_>, request: &Request<'_>) -> Judgement {
+    /// named. What header matches of one owner did the next one sees.
+    pub fn request(&self, flow: &Flow<'_>, request: &Request<'_>, secrets: &Secrets) -> (Judgement, Effects) {
+        let mut copy = Copy { request, secrets, effects: Effects::default() };
         let mut judgement = None;
         for policy in self.owners(flow.endpoint) {
-            match self::request(policy, flow, request) {
-                Judgement::Deny(denial) => return Judgement::Deny(denial),
+            match self::request(policy, flow, &mut copy) {
+                Judgement::Deny(denial) => return (Judgement::Deny(denial), copy.effects),
                 allowed @ Judgement::Allow(_) => {
                     judgement.get_or_insert(allowed);
                 }
             }
         }
-        judgement.unwrap_or(Judgement::Deny(Denial { reason: DenyReason::NoPolicy, rule: None }))
+        let nobody = Judgement::Deny(Denial { reason: DenyReason::NoPolicy, rule: None });
+        (judgement.unwrap_or(nobody), copy.effects)
     }
 }
 
@@ -210,7 +219,7 @@ fn connection(policy: &NetworkPolicy, flow: &Flow<'_>) -> ConnectionJudgement {
         Ok(order) => order,
         Err(reason) => return ConnectionJudgement::Deny(Denial { reason, rule: None }),
     };
-    match walk::walk(&order, flow, Layer::Connection) {
+    match walk::walk(&order, flow, &mut Layer::Connection) {
         Decision::Allow(place) if !order.has_http_rules() => ConnectionJudgement::Tcp(place.in_policy(policy, flow)),
         Decision::Allow(_) => ConnectionJudgement::Http,
         refused => ConnectionJudgement::Deny(refused.denial(policy, flow, DenyReason::NoPeerRule)),
@@ -218,7 +227,7 @@ fn connection(policy: &NetworkPolicy, flow: &Flow<'_>) -> ConnectionJudgement {
 }
 
 /// Sections 1.3 and 1.4 for one policy: the HTTP entry point, on a connection that is admitted.
-fn request(policy: &NetworkPolicy, flow: &Flow<'_>, request: &Request<'_>) -> Judgement {
+fn request(policy: &NetworkPolicy, flow: &Flow<'_>, copy: &mut Copy<'_>) -> Judgement {
     match connection(policy, flow) {
         ConnectionJudgement::Deny(denial) => return Judgement::Deny(denial),
         ConnectionJudgement::Tcp(rule) => return Judgement::Allow(rule),
@@ -228,7 +237,7 @@ fn request(policy: &NetworkPolicy, flow: &Flow<'_>, request: &Request<'_>) -> Ju
         Ok(order) => order,
         Err(reason) => return Judgement::Deny(Denial { reason, rule: None }),
     };
-    match walk::walk(&order, flow, Layer::Request(request)) {
+    match walk::walk(&order, flow, &mut Layer::Request(copy)) {
         Decision::Allow(place) => Judgement::Allow(place.in_policy(policy, flow)),
         refused => Judgement::Deny(refused.denial(policy, flow, DenyReason::NoHttpRule)),
     }
@@ -263,12 +272,16 @@ impl ConnectionJudgement {
 }
 
 impl Judgement {
-    /// Whether the compiled form says the same: the outcome, the admitting or refusing rule, and the reason.
-    pub fn agrees_with(&self, verdict: &Verdict) -> bool {
+    /// Whether the compiled form says the same: the outcome, the admitting or refusing rule, the reason, and what header
+    /// matches did to the request and wrote down.
+    pub fn agrees_with(&self, effects: &Effects, request: &Request<'_>, verdict: &Verdict) -> bool {
         match (self, verdict) {
-            (Self::Allow(expected), Verdict::Allow { rule, .. }) => expected == rule,
-            (Self::Deny(denial), Verdict::Deny { reason, nearest }) => {
+            (Self::Allow(expected), Verdict::Allow { rule, edits, log, .. }) => {
+                expected == rule && effects.agree_with(request, Some(edits), log.as_deref())
+            }
+            (Self::Deny(denial), Verdict::Deny { reason, nearest, log }) => {
                 denial.agrees_with(*reason, nearest.as_deref().map(|nearest| nearest.rule))
+                    && effects.agree_with(request, None, log.as_deref())
             }
             _ => false,
         }

@@ -31,6 +31,12 @@ impl<'p> Order<'p> {
         self.rules.iter().filter_map(Placed::rule).any(|rule| rule.http.is_some())
     }
 
+    /// Whether any rule has header matches, so that an allow is not the end of the walk.
+    pub(super) fn has_header_matches(&self) -> bool {
+        let http_rules = self.rules.iter().filter_map(Placed::rule).filter_map(|rule| rule.http.as_ref()).flatten();
+        http_rules.into_iter().any(|rule| !rule.header_matches.is_empty())
+    }
+
     /// Step 7: the first rule after `pass` whose precedence is strictly below `below`.
     pub(super) fn continuation(&self, pass: usize, below: u32) -> usize {
         let later = (pass + 1..self.rules.len()).find(|i| self.rules[*i].precedence() < below);

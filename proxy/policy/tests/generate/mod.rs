@@ -10,11 +10,11 @@ pub(crate) mod message;
 use std::net::{IpAddr, Ipv4Addr};
 
 use tollgate_policy::model::{
-    HeaderMatcher, HttpRule, NetworkPolicy, PortPolicy, PortRule, Protocol, RuleVerdict, TextPart, Unsupported,
-    ValueMatch,
+    HeaderMatch, HeaderMatcher, HttpRule, MatchAction, MismatchAction, NetworkPolicy, PortPolicy, PortRule, Protocol,
+    RuleVerdict, TextPart, Unsupported, ValueMatch,
 };
 use tollgate_policy::reference::{Change, Reference};
-use tollgate_policy::{Direction, EndpointKey, Flow, Headers, Request, SecurityId, ServerName, Snapshot};
+use tollgate_policy::{Direction, EndpointKey, Flow, Headers, Request, Secrets, SecurityId, ServerName, Snapshot};
 
 const PORTS: [u32; 12] = [80, 80, 80, 80, 80, 0, 81, 79, 82, 83, 65534, 65535];
 const WORDS: [&str; 12] = ["a", "", "b", "ab", "A", "aB", "/a", "/b", "a,b", "1", "12", "é"];
@@ -204,7 +204,44 @@ fn unsupported(choices: &mut Choices<'_>) -> Vec<Unsupported> {
 }
 
 fn http_rule(choices: &mut Choices<'_>) -> HttpRule {
-    HttpRule { headers: choices.list(2, matcher), unsupported: unsupported(choices), ..HttpRule::default() }
+    HttpRule {
+        headers: choices.list(2, matcher),
+        unsupported: unsupported(choices),
+        header_matches: if choices.once_in(4) { choices.list(3, header_match) } else { Vec::new() },
+    }
+}
+
+/// One header match.
+fn header_match(choices: &mut Choices<'_>) -> HeaderMatch {
+    let name = choices.one(&["x", "x", "x", "X", "y", "y", ":path", "host", ":uri", "te"]);
+    let values = if choices.once_in(16) { &["a\r\nb: c", " a"][..] } else { &["a", "", "b", "a,b", "ab"] };
+    HeaderMatch {
+        secret: choices.once_in(4).then(|| choices.one(&["s", "empty", "broken", "nobody's"]).into()),
+        on_match: match choices.below(12) {
+            0..=5 => MatchAction::Continue,
+            6..=8 => MatchAction::Fail,
+            9 | 10 => MatchAction::Delete,
+            _ => MatchAction::Unknown(if choices.once_in(4) { 7 } else { return header_match(choices) }),
+        },
+        on_mismatch: match choices.below(16) {
+            0..=3 => MismatchAction::Continue,
+            4..=6 => MismatchAction::Fail,
+            7..=9 => MismatchAction::Add,
+            10 | 11 => MismatchAction::Delete,
+            12..=14 => MismatchAction::Replace,
+            _ => MismatchAction::Unknown(-1),
+        },
+        ..HeaderMatch::new(name, choices.one(values))
+    }
+}
+
+/// What is delivered of the secrets that generated policies name.
+pub(crate) fn secrets() -> Secrets {
+    let mut secrets = Secrets::default();
+    for (name, value) in [("s", &b"a"[..]), ("empty", b""), ("broken", b"a\nb: c")] {
+        secrets.insert(name, value);
+    }
+    secrets
 }
 
 /// One header matcher.
@@ -337,7 +374,9 @@ pub(crate) fn difference(
     if !expected.agrees_with(&found) {
         return Some(format!("connection: expected {expected:?}, compiled {found:?}"));
     }
-    let (expected, found) = (reference.request(flow, request), snapshot.evaluate_request(flow, request));
-    let agree = expected.agrees_with(&found);
-    (!agree).then(|| format!("request: expected {expected:?}, compiled {found:?}"))
+    let secrets = secrets();
+    let (expected, effects) = reference.request(flow, request, &secrets);
+    let found = snapshot.evaluate_request(flow, request, &secrets);
+    let agree = expected.agrees_with(&effects, request, &found);
+    (!agree).then(|| format!("request: expected {expected:?} with {effects:?}, compiled {found:?}"))
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use tollgate_policy::model::{HeaderMatcher, HttpRule, ValueMatch};
 use tollgate_policy::{
     ConnectionVerdict, DenyReason, Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule,
-    Request, SecurityId, ServerName, Snapshot, Verdict,
+    Request, Secrets, SecurityId, ServerName, Snapshot, Verdict,
 };
 
 const ENDPOINT: &str = "10.244.2.232";
@@ -56,9 +56,9 @@ fn judge(snapshot: &Snapshot, method: &str, path: &str) -> Result<String, (DenyR
         path: path.as_bytes(),
         headers: &NoHeaders,
     };
-    match snapshot.evaluate_request(&flow(Direction::Ingress, 5000), &request) {
+    match snapshot.evaluate_request(&flow(Direction::Ingress, 5000), &request, &Secrets::default()) {
         Verdict::Allow { rule, .. } => Ok(rule.to_string()),
-        Verdict::Deny { reason, nearest } => Err((reason, nearest.map(|n| n.to_string()).unwrap_or_default())),
+        Verdict::Deny { reason, nearest, .. } => Err((reason, nearest.map(|n| n.to_string()).unwrap_or_default())),
     }
 }
 

@@ -1,14 +1,14 @@
 //! Nearest misses and full explanations.
 
 use tollgate_policy::model::{HttpRule, PortRule, ValueMatch};
-use tollgate_policy::{NoHeaders, RuleOutcome, Verdict};
+use tollgate_policy::{NoHeaders, RuleOutcome, Secrets, Verdict};
 
 use crate::support::{World, allow, at, deny, exact, flow, from, get, header, pass, paths, port};
 
 fn miss(rules: Vec<PortRule>, remote: u32, path: &str) -> String {
     let world = World::ingress(vec![port(80, rules)]);
-    match world.0.evaluate_request(&flow(remote, 80), &get(path, &NoHeaders)) {
-        Verdict::Deny { reason, nearest } => {
+    match world.0.evaluate_request(&flow(remote, 80), &get(path, &NoHeaders), &Secrets::default()) {
+        Verdict::Deny { reason, nearest, .. } => {
             let place = |text: String| text.replace("7 ingress_per_port_policies[0].", "");
             format!("{reason:?}: {}", nearest.map_or_else(|| "-".to_owned(), |n| place(n.to_string())))
         }
@@ -69,7 +69,7 @@ fn every_rule_is_accounted_for() {
         at(3, deny()),
     ];
     let world = World::ingress(vec![port(80, rules)]);
-    let explained = world.0.explain(&flow(1, 80), Some(&get("/a", &NoHeaders)));
+    let explained = world.0.explain(&flow(1, 80), Some(&get("/a", &NoHeaders)), &Secrets::default());
     let outcomes: Vec<_> =
         explained.policies[0].rules.iter().map(|r| (r.rule.rule, r.rule.http_rule, r.outcome)).collect();
     assert_eq!(
@@ -86,5 +86,5 @@ fn every_rule_is_accounted_for() {
     let failed = &explained.policies[0].rules[0].predicates[0];
     assert_eq!((&*failed.field, &*failed.expected, failed.matched), ("remote_policies", "one of [2]", false));
     assert!(matches!(explained.request, Some(Verdict::Allow { .. })));
-    assert_eq!(world.0.explain(&flow(1, 81), None).policies[0].rules.len(), 0);
+    assert_eq!(world.0.explain(&flow(1, 81), None, &Secrets::default()).policies[0].rules.len(), 0);
 }

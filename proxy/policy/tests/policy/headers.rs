@@ -1,7 +1,7 @@
 //! Header matchers, every kind.
 
 use tollgate_policy::model::{HeaderMatcher, HttpRule, PortRule, TextPart, ValueMatch};
-use tollgate_policy::{NoHeaders, Request, Verdict};
+use tollgate_policy::{NoHeaders, Request, Secrets, Verdict};
 
 use crate::support::{World, allow, exact, flow, get, header, port};
 
@@ -110,7 +110,7 @@ fn pseudo_headers() {
         let world = world(vec![header(name, exact(value))]);
         let request =
             Request { method: b"PUT", scheme: b"https", authority: b"h.example:81", ..get("/p?q=1", &NoHeaders) };
-        matches!(world.0.evaluate_request(&flow(1, 80), &request), Verdict::Allow { .. })
+        matches!(world.0.evaluate_request(&flow(1, 80), &request, &Secrets::default()), Verdict::Allow { .. })
     };
     for (name, value) in [
         (":method", "PUT"),

@@ -7,6 +7,7 @@ mod generate;
 
 mod demo;
 mod explain;
+mod header_matches;
 mod headers;
 mod never_panics;
 mod peers;

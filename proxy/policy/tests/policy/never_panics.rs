@@ -54,7 +54,7 @@ mod messages {
         let mut choices = Choices::new(asked);
         (0..4).find_map(|_| {
             let question = Question::choose(&mut choices);
-            snapshot.explain(&question.flow, Some(&question.request()));
+            snapshot.explain(&question.flow, Some(&question.request()), &tollgate_policy::Secrets::default());
             difference(&snapshot, &reference, &question.flow, &question.request())
         })
     }

@@ -156,10 +156,14 @@ fn one_bad_rule_among_many() {
 #[test]
 fn a_denial_names_the_quarantined_rule() {
     let world = World::ingress(vec![port(80, vec![paths(&["/a"]), at(0, unsupported(allow()))])]);
-    let explained = world.0.explain(&flow(1, 80), Some(&crate::support::get("/b", &tollgate_policy::NoHeaders)));
+    let explained = world.0.explain(
+        &flow(1, 80),
+        Some(&crate::support::get("/b", &tollgate_policy::NoHeaders)),
+        &tollgate_policy::Secrets::default(),
+    );
     let Some(tollgate_policy::Verdict::Deny { nearest: Some(nearest), .. }) = explained.request else {
         panic!("{explained:?}");
     };
     let place = "7 ingress_per_port_policies[0].rules[1]";
-    assert_eq!(nearest.to_string(), format!("l7_proto is not enforceable: no parser ({place})"));
+    assert_eq!(nearest.to_string(), format!("l7_proto is not enforced as written (quarantined): no parser ({place})"));
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use tollgate_policy::model::{HeaderMatcher, HttpRule, PortPolicy, PortRule, RuleVerdict, TextPart, ValueMatch};
 use tollgate_policy::{
-    ConnectionVerdict, DenyReason, Direction, EndpointKey, Flow, Headers, NetworkPolicy, NoHeaders, Request,
+    ConnectionVerdict, DenyReason, Direction, EndpointKey, Flow, Headers, NetworkPolicy, NoHeaders, Request, Secrets,
     SecurityId, ServerName, Snapshot, Verdict,
 };
 
@@ -97,7 +97,7 @@ impl World {
     }
 
     pub(crate) fn request(&self, flow: &Flow<'_>, path: &str) -> Result<String, DenyReason> {
-        match self.0.evaluate_request(flow, &get(path, &NoHeaders)) {
+        match self.0.evaluate_request(flow, &get(path, &NoHeaders), &Secrets::default()) {
             Verdict::Allow { rule, .. } => Ok(rule.to_string()),
             Verdict::Deny { reason, .. } => Err(reason),
         }
@@ -130,7 +130,7 @@ impl World {
 
     pub(crate) fn with_headers(&self, headers: &[(&str, &[u8])]) -> bool {
         let headers = Fields(headers);
-        let verdict = self.0.evaluate_request(&flow(1, 80), &get("/", &headers));
+        let verdict = self.0.evaluate_request(&flow(1, 80), &get("/", &headers), &Secrets::default());
         matches!(verdict, Verdict::Allow { .. })
     }
 
@@ -139,7 +139,7 @@ impl World {
     }
 }
 
-struct Fields<'a>(&'a [(&'a str, &'a [u8])]);
+pub(crate) struct Fields<'a>(pub(crate) &'a [(&'a str, &'a [u8])]);
 
 impl Headers for Fields<'_> {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {

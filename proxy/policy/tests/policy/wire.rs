@@ -141,7 +141,7 @@ fn verdicts() {
 fn what_cannot_be_honoured_is_named() {
     let rule = cilium::PortNetworkPolicyRule::default;
     let header_match = cilium::HttpNetworkPolicyRule {
-        header_matches: vec![cilium::HeaderMatch { name: "x".to_owned(), ..Default::default() }],
+        header_matches: vec![cilium::HeaderMatch { name: "x".to_owned(), match_action: 9, ..Default::default() }],
         ..Default::default()
     };
     let cases = [
@@ -163,7 +163,7 @@ fn what_cannot_be_honoured_is_named() {
                 l7: Some(L7::HttpRules(cilium::HttpNetworkPolicyRules { http_rules: vec![header_match] })),
                 ..rule()
             },
-            "http_rules[0].header_matches",
+            "http_rules[0].header_matches[0].match_action",
         ),
     ];
     for (rule, element) in cases {

@@ -1,7 +1,7 @@
 //! `--reference`: the same question to the second, literal evaluator.
 
 use tollgate_policy::reference::{ConnectionJudgement, Denial, Judgement, Reference};
-use tollgate_policy::{ConnectionVerdict, Explanation, Flow, Request, RuleRef, Verdict};
+use tollgate_policy::{ConnectionVerdict, Explanation, Flow, Request, RuleRef, Secrets, Verdict};
 
 use crate::reason::Reason;
 
@@ -10,6 +10,7 @@ pub(super) fn difference(
     reference: &Reference,
     flow: &Flow<'_>,
     request: Option<&Request<'_>>,
+    secrets: &Secrets,
     explanation: &Explanation,
 ) -> Option<String> {
     let connection = reference.connection(flow);
@@ -21,13 +22,14 @@ pub(super) fn difference(
         ));
     }
     let (Some(request), Some(verdict)) = (request, &explanation.request) else { return None };
-    let judgement = reference.request(flow, request);
-    (!judgement.agrees_with(verdict)).then(|| {
-        format!(
-            "about the request the data path's says: {}; the reference: {}",
-            compiled_request(verdict),
-            reference_request(&judgement)
-        )
+    let (judgement, effects) = reference.request(flow, request, secrets);
+    (!judgement.agrees_with(&effects, request, verdict)).then(|| {
+        let (compiled, reference) = (compiled_request(verdict), reference_request(&judgement));
+        match compiled == reference {
+            // Not what: there could be secrets in it.
+            true => format!("about what header matches do to the request, where both say: {reference}"),
+            false => format!("about the request the data path's says: {compiled}; the reference: {reference}"),
+        }
     })
 }
 
@@ -44,7 +46,7 @@ fn compiled_connection(verdict: &ConnectionVerdict) -> String {
 fn compiled_request(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Allow { rule, .. } => allowed(rule),
-        Verdict::Deny { reason, nearest } => {
+        Verdict::Deny { reason, nearest, .. } => {
             denied(Denial { reason: *reason, rule: nearest.as_ref().map(|nearest| nearest.rule) })
         }
     }
@@ -125,9 +127,9 @@ mod tests {
         for (compiled, literal, expected) in cases {
             let mut builder = Snapshot::empty().update();
             builder.replace_all([compiled.clone()]);
-            let explanation = builder.build().explain(&flow, Some(&request));
+            let explanation = builder.build().explain(&flow, Some(&request), &Secrets::default());
             let reference = Reference::of([literal.clone()]);
-            let found = difference(&reference, &flow, Some(&request), &explanation);
+            let found = difference(&reference, &flow, Some(&request), &Secrets::default(), &explanation);
             let expected = expected.map(|(data, reference)| {
                 format!("about the connection the data path's says: {data}; the reference: {reference}")
             });

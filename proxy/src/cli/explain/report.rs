@@ -35,7 +35,7 @@ fn decision<'a>(question: &'a Question, explanation: &'a Explanation) -> Decisio
         (ConnectionVerdict::Deny { reason, nearest }, _) => Decision::Denied(*reason, nearest.as_deref()),
         (ConnectionVerdict::AllowTcp { rule, .. }, _) => Decision::Rule(*rule),
         (ConnectionVerdict::InspectHttp, Some(Verdict::Allow { rule, .. })) => Decision::Rule(*rule),
-        (ConnectionVerdict::InspectHttp, Some(Verdict::Deny { reason, nearest })) => {
+        (ConnectionVerdict::InspectHttp, Some(Verdict::Deny { reason, nearest, .. })) => {
             Decision::Denied(*reason, nearest.as_deref())
         }
         (ConnectionVerdict::InspectHttp, None) => question.refused_path().map_or(Decision::Inspect, Decision::Refused),
@@ -147,8 +147,12 @@ fn policy_text(out: &mut String, policy: &PolicyExplanation) {
         let name = rule.name.as_ref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
         let _ = writeln!(out, "  {}{name}: {}, {}", rule.rule, verdict(rule.verdict), rule.outcome);
         for predicate in &rule.predicates {
-            let mark = if predicate.matched { "matched" } else { "did not match" };
-            let _ = writeln!(out, "    {} {}: {mark}", predicate.field, predicate.expected);
+            let (field, expected) = (&predicate.field, &predicate.expected);
+            let _ = match (predicate.quarantined, predicate.matched) {
+                (true, _) => writeln!(out, "    {field} is quarantined and never matches: {expected}"),
+                (false, true) => writeln!(out, "    {field} {expected}: matched"),
+                (false, false) => writeln!(out, "    {field} {expected}: did not match"),
+            };
         }
     }
 }
@@ -225,7 +229,12 @@ fn policy_json(policy: &PolicyExplanation) -> Value {
 
 fn rule_json(rule: &RuleExplanation) -> Value {
     let predicates = rule.predicates.iter().map(|predicate| {
-        json!({ "field": &*predicate.field, "expected": &*predicate.expected, "matched": predicate.matched })
+        json!({
+            "field": &*predicate.field,
+            "expected": &*predicate.expected,
+            "matched": predicate.matched,
+            "quarantined": predicate.quarantined,
+        })
     });
     json!({
         "rule": rule.rule.to_string(),

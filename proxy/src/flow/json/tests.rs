@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::Value;
-use tollgate_policy::{Direction, NearestMiss, RuleRef, SecurityId};
+use tollgate_policy::{Direction, HeaderLog, NearestMiss, RuleRef, SecurityId};
 
 use super::*;
 use crate::reason::Reason;
@@ -80,6 +80,32 @@ fn a_denied_request_has_hubbles_shape() {
             "seq": 9,
         })
     );
+}
+
+#[test]
+fn what_header_matches_found_is_told() {
+    let logged = |name: &str, value: &[u8]| LoggedHeader { name: name.into(), value: value.into() };
+    let mut item = denied(b"GET", b"a", b"/");
+    item.record.rule = Some(RULE);
+    item.record.rule_name = Some("only \"admins\"".into());
+    item.record.keep_header_log(Some(Box::new(HeaderLog {
+        missing: vec![logged("x-user", b""), logged("authorization", b"[redacted]")],
+        rejected: Vec::new(),
+    })));
+    let json = parse(&item);
+    let missing = serde_json::json!([{"key": "x-user", "value": ""}, {"key": "authorization", "value": "[redacted]"}]);
+    assert_eq!(json["l7"]["http"]["missing_headers"], missing);
+    assert_eq!(json["l7"]["http"]["rejected_headers"], Value::Null);
+    assert_eq!(json["policy"]["rule_name"], "only \"admins\"");
+
+    let many = (0..100).map(|n| logged(&format!("x-{n}"), &[b'\n'; 1000])).collect();
+    item.record.keep_header_log(Some(Box::new(HeaderLog { missing: Vec::new(), rejected: many })));
+    let json = parse(&item);
+    assert_eq!(json["l7"]["http"]["missing_headers"], Value::Null);
+    let rejected = json["l7"]["http"]["rejected_headers"].as_array().unwrap();
+    assert_eq!(rejected.len(), FlowRecord::MAX_LOGGED_FIELDS);
+    let value = unescape(rejected[31]["value"].as_str().unwrap()).unwrap();
+    assert_eq!((&rejected[31]["key"], value), (&Value::from("x-31"), vec![b'\n'; FlowRecord::MAX_LOGGED_VALUE]));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tollgate_policy::{Permit, Request, SecurityId, Verdict};
 
 use super::head::MAX_FIELDS;
-use super::request::{FieldStorage, Refusal, RequestBody, RequestHead, Version};
+use super::request::{FieldStorage, Refusal, RequestBody, RequestHead, Rewritten, Version};
 use crate::flow::{HttpRecord, OpenFlow, Protocol};
 use crate::http::canonical::CanonicalPath;
 use crate::http::respond::LocalReply;
@@ -28,7 +28,7 @@ pub(crate) struct Forward {
     pub(crate) permit: Permit,
     pub(crate) flow: OpenFlow,
     /// Head to send, when it differs from the bytes received.
-    pub(crate) rewritten: Option<Vec<u8>>,
+    pub(crate) rewritten: Option<Rewritten>,
     pub(crate) body: RequestBody,
     pub(crate) trailers: Vec<Vec<u8>>,
     pub(crate) version: Version,
@@ -109,14 +109,15 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
     }
     let judged = connection.judge_request(&policy_view(request));
     match judged.verdict {
-        Verdict::Allow { rule, permit } => {
-            note_admission(&mut flow, judged.generation, rule);
+        Verdict::Allow { rule, name, permit, edits, log } => {
+            note_admission(&mut flow, judged.generation, rule, name);
+            flow.record_mut().keep_header_log(log);
             Decision::Forward(Box::new(Forward {
                 permit,
                 flow,
-                rewritten: request.rewritten(head),
+                rewritten: request.rewritten(head, &edits),
                 body: request.body,
-                trailers: if request.body == RequestBody::Chunked { request.announced_trailers() } else { Vec::new() },
+                trailers: if request.body == RequestBody::Chunked { trailers(connection, request) } else { Vec::new() },
                 version: request.version,
                 to_head,
                 websocket: request.websocket,
@@ -126,8 +127,9 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
                 source: judged.identities.source,
             }))
         }
-        Verdict::Deny { reason, nearest } => {
+        Verdict::Deny { reason, nearest, log } => {
             note_denial(&mut flow, judged.generation, nearest);
+            flow.record_mut().keep_header_log(log);
             let reason = Reason::from(reason);
             let mut local = LocalReply::refusal(reason, request.is_grpc(), &config.denied_body, config.reason_header);
             local.close |= connection.is_refused();
@@ -136,7 +138,15 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
     }
 }
 
-/// Whether the request of `head` would be admitted now; for exchanges that outlive the policy that admitted them.
+/// Trailer fields that may pass: those that were announced and that no rule looks for among the header fields, where a
+/// back end that merges the two would find what policy did not see.
+fn trailers(connection: &Connection, request: &RequestHead<'_, '_>) -> Vec<Vec<u8>> {
+    let mut names = request.announced_trailers();
+    names.retain(|name| std::str::from_utf8(name).is_ok_and(|name| !connection.rules_read(name)));
+    names
+}
+
+/// Whether the request of `head`, as it was received, would be admitted now; for exchanges that outlive the policy that admitted them.
 pub(crate) fn still_allowed(connection: &Connection, head: &[u8]) -> bool {
     let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let Ok(request) = RequestHead::parse(head, &mut storage, &connection.listener.config.normalize) else {

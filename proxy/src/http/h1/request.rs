@@ -4,11 +4,14 @@
 //! (section 3.2), line ends and blanks. What belongs to this hop only is taken out before policy looks, so that what is
 //! judged and what is forwarded are the same fields.
 
+mod rewrite;
+
 use std::mem::MaybeUninit;
 
 use httparse::Header;
 use tollgate_policy::Headers;
 
+pub(crate) use self::rewrite::Rewritten;
 use super::head::MAX_FIELDS;
 use crate::config::Normalize;
 use crate::http::authority;
@@ -343,52 +346,6 @@ impl<'h, 'b> RequestHead<'h, 'b> {
             .filter(|name| !name.is_empty())
             .take(MAX_FIELDS)
             .collect()
-    }
-
-    /// The head to forward, when it differs from the bytes received.
-    pub(crate) fn rewritten(&self, head: &'b [u8]) -> Option<Vec<u8>> {
-        let rewrite = &self.rewrite;
-        let same = self.removed == 0
-            && self.path == CanonicalPath::Unchanged
-            && rewrite.host.is_none()
-            && rewrite.content_length.is_none()
-            && rewrite.connection.is_none();
-        if same {
-            return None;
-        }
-        let mut out = Vec::with_capacity(head.len() + 64);
-        out.extend_from_slice(self.method);
-        out.push(b' ');
-        out.extend_from_slice(self.canonical_path());
-        out.extend_from_slice(match self.version {
-            Version::Http10 => b" HTTP/1.0\r\n",
-            Version::Http11 => b" HTTP/1.1\r\n",
-        });
-        let mut connection_written = false;
-        for (_, field) in self.fields.iter().enumerate().filter(|(i, _)| self.removed >> i & 1 == 0) {
-            let mut value = field.value;
-            let number;
-            if let (Some(host), true) = (rewrite.host, field.name.eq_ignore_ascii_case("host")) {
-                value = host;
-            } else if let (Some(length), true) =
-                (rewrite.content_length, field.name.eq_ignore_ascii_case("content-length"))
-            {
-                number = length.to_string();
-                value = number.as_bytes();
-            } else if let (Some(options), true) = (&rewrite.connection, field.name.eq_ignore_ascii_case("connection")) {
-                if connection_written || options.is_empty() {
-                    continue;
-                }
-                connection_written = true;
-                value = options;
-            }
-            write_field(&mut out, field.name.as_bytes(), value);
-        }
-        if let (Some(host), None) = (rewrite.host, self.named("host").next()) {
-            write_field(&mut out, b"Host", host);
-        }
-        out.extend_from_slice(b"\r\n");
-        Some(out)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use http::header::{COOKIE, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Uri, request};
-use tollgate_policy::{Headers, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, request};
+use tollgate_policy::{HeaderEdits, Headers, Request};
 
 use crate::config::Normalize;
 use crate::http::authority;
@@ -98,6 +98,31 @@ impl RequestHead {
     }
 }
 
+/// Makes the edits of an admitted request.
+///
+/// # Errors
+/// A name or value that no field can have.
+pub(super) fn apply_edits(headers: &mut HeaderMap, edits: &HeaderEdits) -> Result<(), http::Error> {
+    for edit in edits.iter() {
+        let name = HeaderName::from_bytes(edit.name.as_bytes())?;
+        let mut replaces = !edit.keep;
+        if replaces && edit.append.is_empty() {
+            headers.remove(&name);
+        }
+        for value in &edit.append {
+            let mut field = HeaderValue::from_bytes(value.as_bytes())?;
+            // Not for HPACK's table.
+            field.set_sensitive(value.is_secret());
+            if std::mem::take(&mut replaces) {
+                headers.insert(&name, field);
+            } else {
+                headers.append(&name, field);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Settles on one authority: `:authority` if there is one, else a single `host`; a `host` next to it is dropped, so that
 /// what is judged is what the back end reads (RFC 9113 section 8.3.1). Returns an authority that the URI lacks.
 fn read_authority(parts: &mut request::Parts) -> Result<Option<Authority>, Refusal> {
@@ -134,7 +159,7 @@ impl Headers for RequestHead {
         }
         let values = headers.get_all(name);
         if name == COOKIE.as_str() && values.iter().nth(1).is_some() {
-            let all: Vec<&[u8]> = values.iter().map(http::HeaderValue::as_bytes).collect();
+            let all: Vec<&[u8]> = values.iter().map(HeaderValue::as_bytes).collect();
             return visit(&all.join(&b"; "[..]));
         }
         values.iter().for_each(|value| visit(value.as_bytes()));

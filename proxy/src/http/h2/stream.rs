@@ -11,10 +11,10 @@ use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use tollgate_policy::{Permit, SecurityId, Verdict};
+use tollgate_policy::{HeaderEdits, Permit, SecurityId, Verdict};
 
 use super::connection::Shared;
-use super::request::{Refusal, RequestHead};
+use super::request::{Refusal, RequestHead, apply_edits};
 use super::transfer::{TransferError, reset_code, transfer};
 use crate::flow::{HttpRecord, OpenFlow, Outcome, Protocol};
 use crate::http::respond::LocalReply;
@@ -49,20 +49,22 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
     let changes = connection.worker.signals.subscribe();
     let generation = connection.world_generation();
     let judged = connection.judge_request(&head.policy_view());
-    let permit = match judged.verdict {
-        Verdict::Allow { rule, permit } => {
-            note_admission(&mut flow, judged.generation, rule);
-            permit
+    let (permit, edits) = match judged.verdict {
+        Verdict::Allow { rule, name, permit, edits, log } => {
+            note_admission(&mut flow, judged.generation, rule, name);
+            flow.record_mut().keep_header_log(log);
+            (permit, edits)
         }
-        Verdict::Deny { reason, nearest } => {
+        Verdict::Deny { reason, nearest, log } => {
             note_denial(&mut flow, judged.generation, nearest);
+            flow.record_mut().keep_header_log(log);
             let reason = Reason::from(reason);
             reply(&mut respond, &reply_to(reason, head.is_grpc()), &mut flow, Outcome::Denied, reason);
             shared.end_if_refused();
             return;
         }
     };
-    let mut exchange = Exchange { shared: &shared, head: &head, changes, generation, flow, respond, body };
+    let mut exchange = Exchange { shared: &shared, head: &head, edits, changes, generation, flow, respond, body };
     exchange.run(permit, judged.identities.source).await;
 }
 
@@ -99,7 +101,10 @@ fn reply(respond: &mut SendResponse<Bytes>, reply: &LocalReply, flow: &mut OpenF
 /// An admitted request. It stays where it is made: the task that holds it is moved often enough.
 struct Exchange<'a> {
     shared: &'a Shared,
+    /// As received, and as it is judged again.
     head: &'a RequestHead,
+    /// What is different in the head that is forwarded.
+    edits: HeaderEdits,
     changes: Subscription,
     /// The world that the request was judged in.
     generation: u64,
@@ -138,6 +143,10 @@ impl Exchange<'_> {
         *request.uri_mut() = self.head.parts.uri.clone();
         *request.version_mut() = http::Version::HTTP_2;
         *request.headers_mut() = self.head.parts.headers.clone();
+        if apply_edits(request.headers_mut(), &self.edits).is_err() {
+            // The engine makes no such value; not a request without it goes out.
+            return self.fail(Outcome::Failed, Reason::Internal);
+        }
         let end = self.body.is_end_stream();
         let Ok((response, upstream_body)) = sender.send_request(request, end) else {
             return self.fail(Outcome::Failed, Reason::UpstreamReset);
@@ -155,7 +164,8 @@ impl Exchange<'_> {
             if end {
                 return std::future::pending().await;
             }
-            match transfer(from_client, &mut upstream_body, &up).await {
+            let dropped = |name: &HeaderName| connection.rules_read(name.as_str());
+            match transfer(from_client, &mut upstream_body, &up, dropped).await {
                 // The response decides from here on.
                 Ok(()) | Err(TransferError::Sink) => std::future::pending().await,
                 Err(TransferError::Source(code)) => {
@@ -255,7 +265,7 @@ async fn answer(
     if end {
         return Ok(());
     }
-    transfer(&mut body, &mut sink, down).await.map_err(|error| match error {
+    transfer(&mut body, &mut sink, down, |_| false).await.map_err(|error| match error {
         TransferError::Source(code) => {
             sink.send_reset(code);
             Broken::Upstream(code)

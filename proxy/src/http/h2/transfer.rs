@@ -5,6 +5,7 @@ use std::future::poll_fn;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
+use http::HeaderName;
 
 use crate::http::h1::FORBIDDEN_TRAILERS;
 
@@ -22,11 +23,12 @@ pub(super) fn reset_code(error: &h2::Error) -> Reason {
     error.reason().unwrap_or(Reason::CANCEL)
 }
 
-/// Moves everything that is left of `from`, its end included.
+/// Moves everything that is left of `from`, its end included, without the trailer fields that are to be `dropped`.
 pub(super) async fn transfer(
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
     count: &Cell<u64>,
+    dropped: impl Fn(&HeaderName) -> bool,
 ) -> Result<(), TransferError> {
     loop {
         let chunk = tokio::select! {
@@ -51,6 +53,8 @@ pub(super) async fn transfer(
         Ok(Some(mut trailers)) => {
             // As for HTTP/1. Trailers are announced too rarely in HTTP/2 to pass only those that are.
             FORBIDDEN_TRAILERS.iter().for_each(|name| drop(trailers.remove(*name)));
+            let names: Vec<HeaderName> = trailers.keys().filter(|name| dropped(name)).cloned().collect();
+            names.into_iter().for_each(|name| drop(trailers.remove(name)));
             to.send_trailers(trailers)
         }
         Ok(None) => to.send_data(Bytes::new(), true),

@@ -170,5 +170,5 @@ fn matched(snapshot: &Snapshot, endpoint: &EndpointKey, number: usize, value: &[
         server_name: ServerName::Absent,
     };
     let request = Request { method: b"GET", scheme: b"http", authority: b"a", path: b"/", headers: &OneField(value) };
-    matches!(snapshot.evaluate_request(&flow, &request), Verdict::Allow { .. })
+    matches!(snapshot.evaluate_request(&flow, &request, &tollgate_policy::Secrets::default()), Verdict::Allow { .. })
 }
