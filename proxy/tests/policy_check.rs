@@ -13,7 +13,7 @@ use tollgate_policy::lint::Lint;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// Rules that need more than an example file.
-const WITHOUT_EXAMPLE: [&str; 2] = ["not-compared", "unreadable-file"];
+const WITHOUT_EXAMPLE: [&str; 3] = ["not-compared", "selects-nobody", "unreadable-file"];
 
 fn check(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
@@ -214,6 +214,71 @@ fn protobuf_is_read_alone_and_in_a_response() {
     assert_eq!((code, rules(&report)), (Some(1), BTreeSet::from(["not-enforced".to_owned()])), "{report:#}");
     let (code, report) = json(&[text(&write(&directory, "noise.pb", [0xff, 0, 1]))]);
     assert_eq!((code, rules(&report)), (Some(2), BTreeSet::from(["invalid-syntax".to_owned()])), "{report:#}");
+}
+
+const CILIUM_POLICY: &str = r#"apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: { name: api, namespace: shop }
+spec:
+  endpointSelector: { matchLabels: { app: api } }
+  ingress:
+    - fromEndpoints:
+        - matchLabels: { app: web }
+      toPorts:
+        - ports: [{ port: "80" }]
+          rules:
+            http:
+              - method: "GET|HEAD"
+                path: "/api/*"
+              - path: "/public/.*"
+"#;
+
+#[test]
+fn a_cilium_network_policy_is_looked_at_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = write(&directory, "a.yaml", format!("kind: Service\napiVersion: v1\n---\n{CILIUM_POLICY}"));
+    let (code, report) = json(&[text(&file)]);
+    assert_eq!((code, &report["summary"]["policies"]), (Some(1), &1.into()), "{report:#}");
+    let [service, glob] = &report["findings"].as_array().unwrap()[..] else { panic!("{report:#}") };
+    assert_eq!((&service["rule"], &service["line"]), (&"not-a-policy".into(), &1.into()));
+    assert_eq!((&glob["rule"], &glob["line"]), (&"glob-in-regex".into(), &17.into()));
+    assert_eq!(glob["element"], "spec.ingress[0].toPorts[0].rules.http[0].path");
+
+    // As kubectl prints several.
+    let items = CILIUM_POLICY.replace('\n', "\n    ");
+    let list = write(&directory, "list.yaml", format!("apiVersion: v1\nkind: List\nitems:\n  - {}", items.trim_end()));
+    let (_, report) = json(&[text(&list)]);
+    assert_eq!(report["findings"][0]["element"], "items[0].spec.ingress[0].toPorts[0].rules.http[0].path");
+    assert_eq!(report["findings"][0]["line"], 17);
+}
+
+#[test]
+fn policies_for_one_endpoint_are_looked_at_together_when_labels_are_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: { name: open, namespace: shop }\nspec:\n  \
+                endpointSelector: {}\n  ingress: [{ fromEntities: [all] }]\n";
+    let http = write(&directory, "http.yaml", CILIUM_POLICY.replace("/api/*", "/api/.*"));
+    let open = write(&directory, "open.yaml", open);
+    let who = write(
+        &directory,
+        "who.yaml",
+        "identities: [{ identity: 7, labels: { app: web, io.kubernetes.pod.namespace: shop } }]\nendpoints: [{ \
+         endpoint_id: 1, addresses: [10.0.0.1], labels: { app: api, io.kubernetes.pod.namespace: shop } }]\n",
+    );
+    assert_eq!(json(&[text(&http), text(&open)]).0, Some(0));
+    let with_labels = ["--identities", text(&who), text(&http), text(&open)];
+    let (code, report) = json(&with_labels);
+    assert_eq!(code, Some(1));
+    let [finding] = &report["findings"].as_array().unwrap()[..] else { panic!("{report:#}") };
+    assert_eq!((&finding["rule"], &finding["line"]), (&"http-rule-without-effect".into(), &10.into()));
+    assert_eq!((&finding["because_of"]["file"], &finding["because_of"]["line"]), (&text(&open).into(), &6.into()));
+
+    std::fs::write(&who, "identities: []\nendpoints: []\n").unwrap();
+    assert_eq!(rules(&json(&with_labels).1), BTreeSet::from(["selects-nobody".to_owned()]));
+    std::fs::write(&who, "identity: []\n").unwrap();
+    let output = check(&with_labels);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with(&format!("tollgate: error: {}:1: ", text(&who))));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod input;
 mod junit;
+mod kubernetes;
 mod report;
 mod rules;
 
@@ -11,9 +12,10 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use tollgate_policy::lint::{self, Severity};
 
-use self::input::{Input, Located, Source};
+use self::input::{Input, Located, Origin, Source};
 use self::rules::Rule;
 use super::{Exit, Failure, print};
+use crate::cilium_policy::KnownIdentities;
 
 /// Find mistakes in policy files before they are deployed
 ///
@@ -28,9 +30,13 @@ Examples:
 Exit codes: 0 nothing found (notes do not count unless --fail-on says so); 1 findings; 2 a file cannot be used; \
 3 cannot tell, because there is no policy in the files.")]
 pub(super) struct Args {
-    /// Policy files: cilium.NetworkPolicy as JSON, YAML or protobuf (also a whole xDS response)
+    /// Policy files: cilium.NetworkPolicy as JSON, YAML or protobuf (also a whole xDS response), or CiliumNetworkPolicy and
+    /// CiliumClusterwideNetworkPolicy as YAML or JSON
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
+    /// Labels of identities and endpoints, so that selectors of a CiliumNetworkPolicy can be followed
+    #[arg(long, value_name = "FILE")]
+    identities: Option<PathBuf>,
     /// SDS name of a secret that will be there; may be repeated
     #[arg(long = "secret", value_name = "NAME")]
     secrets: Vec<String>,
@@ -114,8 +120,9 @@ impl Checked {
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let known = args.identities.as_deref().map(KnownIdentities::read).transpose().map_err(Failure::bad_input)?;
     let inputs: Vec<Input> = args.files.iter().map(|file| Input::read(file)).collect();
-    let checked = check(inputs, args);
+    let checked = check(inputs, known.as_ref(), args);
     let fail_on = Severity::from(args.fail_on);
     match args.output {
         Form::Text => print(&report::text(&checked))?,
@@ -125,20 +132,25 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     Ok(checked.exit(fail_on))
 }
 
-fn check(inputs: Vec<Input>, args: &Args) -> Checked {
+fn check(inputs: Vec<Input>, known: Option<&KnownIdentities>, args: &Args) -> Checked {
     let mut checked = Checked { files: args.files.clone(), ..Checked::default() };
-    let mut sets: Vec<Vec<Source>> = Vec::new();
+    let mut sets: Vec<Input> = Vec::new();
     for input in inputs {
-        checked.unusable |= input.unusable;
-        checked.findings.extend(input.findings);
-        checked.policies += input.sources.len();
         match sets.first_mut() {
-            Some(together) if !args.apart => together.extend(input.sources),
-            _ => sets.push(input.sources),
+            Some(together) if !args.apart => together.join(input),
+            _ => sets.push(input),
         }
     }
-    for sources in sets {
-        lint_set(sources, &args.secrets, &mut checked.findings);
+    for mut set in sets {
+        checked.policies += set.sources.len() + set.kubernetes.len();
+        let made = kubernetes::translate(std::mem::take(&mut set.kubernetes), known);
+        set.join(made);
+        checked.unusable |= set.unusable;
+        checked.findings.append(&mut set.findings);
+        // What a translation makes has numbers of its own, which mean nothing next to those of other policies.
+        let (made, written) = set.sources.into_iter().partition(|source| matches!(source.origin, Origin::Parts(_)));
+        lint_set(written, &args.secrets, &mut checked.findings);
+        lint_set(made, &args.secrets, &mut checked.findings);
     }
     checked.findings.sort_by(|a, b| (&a.at.file, a.at.line).cmp(&(&b.at.file, b.at.line)));
     let mut seen = std::collections::HashSet::new();

@@ -71,6 +71,14 @@ pub(crate) fn parse_all(text: &str) -> Result<Vec<Node>, SyntaxError> {
         .map_err(|error| SyntaxError::from(&error))
 }
 
+/// Reads one document straight into a type, for files in which one mistake at a time is enough.
+///
+/// # Errors
+/// The first syntax error, or the first value that does not fit, with its place.
+pub(crate) fn read<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, SyntaxError> {
+    serde_saphyr::from_str_with_options(text, options()).map_err(|error| SyntaxError::from(&error))
+}
+
 /// YAML 1.1 booleans (`yes`, `on`) stay text, so that a name spelled so is not turned into `true`.
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {

@@ -44,7 +44,7 @@ fn check_beginning(element: &Element, matcher: &HeaderMatcher, probe: &Probe, fi
         Lint::OpenBeginning,
         element.clone(),
         format!("{} allows {tried:?} too", matcher.value),
-        format!("a safe_regex {:?} for it and the names below it", format!("(.*\\.)?{}", end.replace('.', "\\."))),
+        format!("the regex {:?} for it and the names below it", format!("(.*\\.)?{}", end.replace('.', "\\."))),
     ));
 }
 
@@ -94,7 +94,7 @@ fn check_port(element: &Element, matcher: &HeaderMatcher, probe: &Probe, port: u
                     format!("{:?}, if clients name the port", format!("{grouped}(:[0-9]+)?"))
                 }
                 _ => format!(
-                    "a safe_regex {:?}, if clients name the port",
+                    "the regex {:?}, if clients name the port",
                     format!("{}(:[0-9]+)?", host.replace('.', "\\."))
                 ),
             },

@@ -81,7 +81,7 @@ fn unknown_method_remedy(method: &str) -> String {
         method.split(|c: char| !c.is_ascii_alphabetic() && c != '-').filter(|w| !w.is_empty()).collect();
     match words.len() {
         0 | 1 => "a method such as \"GET\"".to_owned(),
-        _ => format!("a safe_regex {:?}", words.join("|").to_ascii_uppercase()),
+        _ => format!("the regex {:?}", words.join("|").to_ascii_uppercase()),
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) fn check_head(
             Lint::GetWithoutHead,
             element.header(index),
             format!("{} allows \"GET\" and not \"HEAD\"", matcher.value),
-            "a safe_regex \"GET|HEAD\", if HEAD is fine".to_owned(),
+            "the regex \"GET|HEAD\", if HEAD is fine".to_owned(),
         ));
     }
 }

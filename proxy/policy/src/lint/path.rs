@@ -38,7 +38,7 @@ pub(super) fn check(
                     let grouped = if bare.contains('|') { format!("({bare})") } else { bare.to_owned() };
                     format!("{:?}, if a query is fine", format!("{grouped}(\\?.*)?"))
                 }
-                _ => format!("a safe_regex {:?}, if a query is fine", format!("{}(\\?.*)?", escape(path))),
+                _ => format!("the regex {:?}, if a query is fine", format!("{}(\\?.*)?", escape(path))),
             },
         ));
     }
@@ -59,7 +59,7 @@ pub(super) fn check(
                 Lint::PathWithoutSlash,
                 element.clone(),
                 format!("{} allows {path:?} and not {}", matcher.value, missed.join(" or ")),
-                format!("a safe_regex {:?}, if everything below is meant too", format!("{}([/;?].*)?", escape(path))),
+                format!("the regex {:?}, if everything below is meant too", format!("{}([/;?].*)?", escape(path))),
             ));
             return;
         }
@@ -100,7 +100,7 @@ fn check_exclusion(element: &Element, matcher: &HeaderMatcher, probe: &Probe, fi
                 Lint::PathExclusionDodged,
                 element.clone(),
                 format!("everything but {} is allowed, and so is {}", matcher.value, ways.join(", ")),
-                format!("list the paths that are fine; or invert a safe_regex {pattern:?}"),
+                format!("list the paths that are fine; or invert the regex {pattern:?}"),
             ));
             return;
         }
@@ -177,7 +177,7 @@ fn check_open_beginning(
         Lint::OpenBeginning,
         element.clone(),
         format!("{} allows {tried:?} too", matcher.value),
-        format!("name the beginning, such as a safe_regex {instead:?}"),
+        format!("name the beginning, such as the regex {instead:?}"),
     ));
     true
 }

@@ -13,6 +13,7 @@ use tollgate_proto::{cilium, type_url};
 
 use super::Reported;
 use super::rules::{FileRule, Rule};
+use crate::cilium_policy;
 use crate::control::set_unknown_fields_aside;
 use crate::policy_file::place::Places;
 use crate::policy_file::{self, Item, PolicyResource};
@@ -34,12 +35,23 @@ pub(super) struct Source {
     pub(super) origin: Origin,
 }
 
+/// Where a policy comes from.
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    /// It is the resource.
+    Same(Place),
+    /// It was made of resources: for elements of the policy the resource and the path in it.
+    Parts(Vec<(String, Place, String)>),
+}
+
 /// A resource of a file.
 #[derive(Clone, Debug)]
-pub(super) struct Origin {
+pub(super) struct Place {
     file: Rc<File>,
     document: usize,
     index: Option<usize>,
+    /// Path of the resource in its document, when it is not all of it: `items[3]`.
+    within: String,
 }
 
 #[derive(Debug)]
@@ -49,13 +61,36 @@ struct File {
 }
 
 impl Origin {
+    /// Where an element of the policy stands.
+    pub(super) fn locate(&self, element: &str) -> Located {
+        match self {
+            Self::Same(place) => place.locate(element),
+            Self::Parts(parts) => {
+                let around = parts.iter().filter(|(part, ..)| holds(part, element)).max_by_key(|(part, ..)| part.len());
+                match around {
+                    Some((_, place, path)) => place.locate(path),
+                    None => Located { file: PathBuf::new(), line: None, element: element.to_owned() },
+                }
+            }
+        }
+    }
+}
+
+/// Whether an element is, or is part of, another one.
+fn holds(outer: &str, element: &str) -> bool {
+    element.strip_prefix(outer).is_some_and(|rest| outer.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+impl Place {
     /// Where the field `path` of the resource stands.
     pub(super) fn locate(&self, path: &str) -> Located {
-        let line = self.file.places.line(self.document, self.index, path);
-        Located { file: self.file.path.clone(), line, element: path.to_owned() }
+        let dot = if self.within.is_empty() || path.is_empty() { "" } else { "." };
+        let element = format!("{}{dot}{path}", self.within);
+        let line = self.file.places.line(self.document, self.index, &element);
+        Located { file: self.file.path.clone(), line, element }
     }
 
-    fn report(&self, rule: FileRule, path: &str, what: String, instead: &str) -> Reported {
+    pub(super) fn report(&self, rule: FileRule, path: &str, what: String, instead: &str) -> Reported {
         let at = self.locate(path);
         Reported { rule: Rule::File(rule), at, what, instead: instead.to_owned(), because_of: None }
     }
@@ -65,12 +100,21 @@ impl Origin {
 #[derive(Debug, Default)]
 pub(super) struct Input {
     pub(super) sources: Vec<Source>,
+    /// CiliumNetworkPolicies, not translated yet.
+    pub(super) kubernetes: Vec<(Place, Value)>,
     pub(super) findings: Vec<Reported>,
     /// Something in it cannot be used at all.
     pub(super) unusable: bool,
 }
 
 impl Input {
+    pub(super) fn join(&mut self, other: Self) {
+        self.sources.extend(other.sources);
+        self.kubernetes.extend(other.kubernetes);
+        self.findings.extend(other.findings);
+        self.unusable |= other.unusable;
+    }
+
     pub(super) fn read(path: &Path) -> Self {
         let mut input = Self::default();
         match std::fs::read(path) {
@@ -103,19 +147,28 @@ impl Input {
         };
         let file = Rc::new(File { path: path.to_owned(), places: Places::of(text) });
         for Item { document, index, value } in items {
-            let origin = Origin { file: Rc::clone(&file), document, index };
-            self.read_resource(origin, value);
+            let place = Place { file: Rc::clone(&file), document, index, within: String::new() };
+            self.read_resource(place, value);
         }
     }
 
-    fn read_resource(&mut self, origin: Origin, value: Value) {
+    fn read_resource(&mut self, place: Place, value: Value) {
         if let Some(kind) = value.get("kind").and_then(Value::as_str).filter(|_| value.get("apiVersion").is_some()) {
-            let what = format!("is a Kubernetes {kind}, which is no cilium.NetworkPolicy");
-            let instead = "the policy that an agent sends for it (`/config_dump` of a running proxy shows it)";
-            return self.findings.push(origin.report(FileRule::NotAPolicy, "kind", what, instead));
+            if let (true, Some(items)) = (kind.ends_with("List"), value.get("items").and_then(Value::as_array)) {
+                for (index, item) in items.iter().enumerate() {
+                    self.read_resource(Place { within: format!("items[{index}]"), ..place.clone() }, item.clone());
+                }
+            } else if cilium_policy::is_cilium_policy(&value) {
+                self.kubernetes.push((place, value));
+            } else {
+                let what = format!("is a {kind}, not a policy that is known here");
+                let instead = "a CiliumNetworkPolicy, or the cilium.NetworkPolicy that an agent makes of it";
+                self.findings.push(place.report(FileRule::NotAPolicy, "kind", what, instead));
+            }
+            return;
         }
         match policy_file::resource(value) {
-            Ok(PolicyResource::Policy(policy)) => self.add(origin, &policy, None),
+            Ok(PolicyResource::Policy(policy)) => self.add(place, &policy, None),
             Ok(PolicyResource::Hosts(_)) => {}
             Err(error) => {
                 let rule = match error {
@@ -125,7 +178,7 @@ impl Input {
                 let path = policy_file::path_of(&error).to_owned();
                 let message = error.to_string();
                 let (what, instead) = message.split_once("; ").unwrap_or((&message, "a value that fits"));
-                self.findings.push(origin.report(rule, &path, what.to_owned(), instead));
+                self.findings.push(place.report(rule, &path, what.to_owned(), instead));
                 self.unusable = true;
             }
         }
@@ -142,9 +195,9 @@ impl Input {
             _ => vec![bytes.to_vec()],
         };
         for (index, bytes) in policies.iter().enumerate() {
-            let origin = Origin { file: Rc::clone(&file), document: 0, index: Some(index) };
+            let place = Place { file: Rc::clone(&file), document: 0, index: Some(index), within: String::new() };
             match cilium::NetworkPolicy::decode(&bytes[..]) {
-                Ok(policy) => self.add(origin, &policy, Some(bytes)),
+                Ok(policy) => self.add(place, &policy, Some(bytes)),
                 Err(error) => {
                     let what = format!("is neither text nor a cilium.NetworkPolicy in protobuf: {error}");
                     let instead = "a NetworkPolicy or DiscoveryResponse as it goes over the wire, or text";
@@ -154,19 +207,19 @@ impl Input {
         }
     }
 
-    fn add(&mut self, origin: Origin, policy: &cilium::NetworkPolicy, bytes: Option<&[u8]>) {
+    fn add(&mut self, place: Place, policy: &cilium::NetworkPolicy, bytes: Option<&[u8]>) {
         match NetworkPolicy::try_from(policy) {
             Ok(mut model) => {
                 if let Some(bytes) = bytes {
                     set_unknown_fields_aside(&mut model, bytes);
                 }
-                self.sources.push(Source { policy: model, origin });
+                self.sources.push(Source { policy: model, origin: Origin::Same(place) });
             }
             Err(error) => {
                 let message = error.to_string();
                 let (field, what) = message.split_once(": ").unwrap_or(("", &message));
                 let (what, instead) = what.split_once("; ").unwrap_or((what, "an endpoint that can be found"));
-                self.findings.push(origin.report(FileRule::UnusablePolicy, field, what.to_owned(), instead));
+                self.findings.push(place.report(FileRule::UnusablePolicy, field, what.to_owned(), instead));
                 self.unusable = true;
             }
         }

@@ -20,6 +20,8 @@ pub(super) enum FileRule {
     InvalidValue,
     UnusablePolicy,
     NotAPolicy,
+    NotTranslated,
+    SelectsNobody,
 }
 
 impl FileRule {
@@ -31,6 +33,8 @@ impl FileRule {
         Self::InvalidValue,
         Self::UnusablePolicy,
         Self::NotAPolicy,
+        Self::NotTranslated,
+        Self::SelectsNobody,
     ];
 
     const fn facts(self) -> (&'static str, Severity, &'static str) {
@@ -42,6 +46,8 @@ impl FileRule {
             }
             Self::InvalidValue => ("invalid-value", Severity::Error, "nothing of the file is enforced"),
             Self::UnusablePolicy => ("unusable-policy", Severity::Error, "the policy could never be found"),
+            Self::NotTranslated => ("not-translated", Severity::Note, "nothing can be said about it"),
+            Self::SelectsNobody => ("selects-nobody", Severity::Warning, "an agent leaves out what selects nobody"),
             Self::NotAPolicy => ("not-a-policy", Severity::Note, "nothing in it was looked at"),
         }
     }

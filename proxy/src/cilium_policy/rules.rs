@@ -1,0 +1,225 @@
+//! Rules of one direction as port entries with one rule each.
+
+use tollgate_policy::model::Unsupported;
+use tollgate_policy::{PortRule, RuleVerdict};
+
+use super::http;
+use super::object::Object;
+use super::selector::{Peer, Selector, entity};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    Ingress,
+    Egress,
+}
+
+impl Direction {
+    /// The list of a `cilium.NetworkPolicy` that holds the entries.
+    pub(super) const fn list(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress_per_port_policies",
+            Self::Egress => "egress_per_port_policies",
+        }
+    }
+
+    pub(super) const fn of<'a, T>(self, ingress: &'a T, egress: &'a T) -> &'a T {
+        match self {
+            Self::Ingress => ingress,
+            Self::Egress => egress,
+        }
+    }
+
+    const fn keys(self) -> Keys {
+        match self {
+            Self::Ingress => Keys {
+                allow: "ingress",
+                deny: "ingressDeny",
+                endpoints: "fromEndpoints",
+                entities: "fromEntities",
+                requires: "fromRequires",
+                opaque: &["fromCIDR", "fromCIDRSet", "fromGroups", "fromNodes"],
+            },
+            Self::Egress => Keys {
+                allow: "egress",
+                deny: "egressDeny",
+                endpoints: "toEndpoints",
+                entities: "toEntities",
+                requires: "toRequires",
+                opaque: &["toCIDR", "toCIDRSet", "toFQDNs", "toServices", "toGroups", "toNodes"],
+            },
+        }
+    }
+}
+
+struct Keys {
+    allow: &'static str,
+    deny: &'static str,
+    endpoints: &'static str,
+    entities: &'static str,
+    requires: &'static str,
+    /// Peers that only the agent can find.
+    opaque: &'static [&'static str],
+}
+
+/// Rules of one direction of a `spec`.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    /// There are rules, also empty ones, so that what none of them allows is denied.
+    pub(super) enforced: bool,
+    pub(super) entries: Vec<Entry>,
+}
+
+/// One rule on one port or range.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) path: String,
+    /// First and last port as in a `PortNetworkPolicy`; 0, 0 is every port.
+    pub(super) ports: (u32, u32),
+    /// `None`: anybody. Each with its path.
+    pub(super) peers: Option<Vec<(String, Peer)>>,
+    /// Without remotes.
+    pub(super) rule: PortRule,
+    /// For elements below the entry (`.rules[0]`) their paths in the resource.
+    pub(super) parts: Vec<(String, String)>,
+}
+
+impl Rules {
+    pub(super) fn read(spec: &Object<'_>, direction: Direction, namespace: Option<&str>) -> Self {
+        let keys = direction.keys();
+        let mut rules = Self { enforced: spec.has(keys.allow) || spec.has(keys.deny), entries: Vec::new() };
+        for (list, verdict) in [(keys.allow, RuleVerdict::Allow), (keys.deny, RuleVerdict::Deny)] {
+            for rule in spec.objects(list) {
+                read_rule(&rule, &keys, verdict, namespace, &mut rules.entries);
+            }
+        }
+        rules
+    }
+}
+
+fn read_rule(rule: &Object<'_>, keys: &Keys, verdict: RuleVerdict, namespace: Option<&str>, entries: &mut Vec<Entry>) {
+    let general = ["toPorts", "icmps", "authentication", keys.endpoints, keys.entities, keys.requires];
+    rule.known(&[&general, keys.opaque].concat());
+    if rule.has("icmps") {
+        return rule.not_translated("icmps", "is enforced in the kernel, not by the proxy");
+    }
+    if rule.has("authentication") {
+        rule.not_translated("authentication", "is between agents, not for the proxy");
+    }
+    if rule.has(keys.requires) {
+        rule.not_translated(keys.requires, "narrows the peers, which is not looked at");
+    }
+    if rule.is_empty() {
+        return; // selects nobody, and puts the direction into default deny
+    }
+    let peers = peers(rule, keys, namespace);
+    if peers.as_ref().is_some_and(Vec::is_empty) {
+        return;
+    }
+    let to_ports: Vec<Object<'_>> = rule.objects("toPorts").collect();
+    for to_port in &to_ports {
+        read_ports(to_port, verdict, peers.as_ref(), entries);
+    }
+    if to_ports.is_empty() && (peers.is_some() || rule.has(keys.entities)) {
+        let parts = vec![(String::new(), rule.path().to_owned())];
+        let template = PortRule { verdict, ..PortRule::default() };
+        entries.push(Entry { path: rule.path().to_owned(), ports: (0, 0), peers, rule: template, parts });
+    }
+}
+
+/// The peers, `None` for anybody.
+fn peers(rule: &Object<'_>, keys: &Keys, namespace: Option<&str>) -> Option<Vec<(String, Peer)>> {
+    let mut peers = Vec::new();
+    let mut named = false;
+    if rule.has(keys.endpoints) {
+        named = true;
+        let selectors = rule.objects(keys.endpoints);
+        peers.extend(selectors.map(|selector| {
+            let read = Selector::read(&selector).within(namespace);
+            (selector.path().to_owned(), Peer::Selected(read))
+        }));
+    }
+    for (path, name) in rule.texts(keys.entities) {
+        named = true;
+        match entity(name) {
+            Some(peer) => peers.push((path, peer)),
+            None => return None,
+        }
+    }
+    for key in keys.opaque.iter().filter(|key| rule.has(key)) {
+        named = true;
+        rule.not_translated(key, "who that is is known to the agent only; each entry is looked at as one unknown peer");
+        let items = rule.list(key).iter().enumerate();
+        peers.extend(
+            items.map(|(index, item)| (format!("{}[{index}]", rule.at(key)), Peer::Opaque(format!("{key} {item}")))),
+        );
+    }
+    named.then_some(peers)
+}
+
+fn read_ports(
+    to_port: &Object<'_>,
+    verdict: RuleVerdict,
+    peers: Option<&Vec<(String, Peer)>>,
+    entries: &mut Vec<Entry>,
+) {
+    to_port.known(&["ports", "rules", "serverNames", "terminatingTLS", "originatingTLS", "listener"]);
+    let mut template = PortRule { verdict, ..PortRule::default() };
+    let here = to_port.path();
+    let mut parts = vec![(".rules[0]".to_owned(), here.to_owned())];
+    for key in ["terminatingTLS", "originatingTLS"].into_iter().filter(|key| to_port.has(key)) {
+        template.unsupported.push(Unsupported { element: key.into(), reason: "TLS is not intercepted".into() });
+        parts.push((format!(".rules[0].{key}"), to_port.at(key)));
+    }
+    if to_port.has("listener") {
+        to_port.not_translated("listener", "which proxy_id the listener has is known to the agent only");
+    }
+    for (index, (path, name)) in to_port.texts("serverNames").into_iter().enumerate() {
+        template.server_names.push(name.to_owned());
+        parts.push((format!(".rules[0].server_names[{index}]"), path));
+    }
+    if let Some(rules) = to_port.object("rules") {
+        rules.known(&["http", "kafka", "dns", "l7proto", "l7"]);
+        if let Some(key) = ["kafka", "dns", "l7proto", "l7"].into_iter().find(|key| rules.has(key)) {
+            return rules.not_translated(key, "is no HTTP rule");
+        }
+        if rules.has("http") {
+            parts.push((".rules[0].http_rules".to_owned(), rules.at("http")));
+            template.http = Some(http::read(&rules, &mut parts));
+        }
+    }
+    let mut add = |path: &str, ports| {
+        let mut parts = parts.clone();
+        parts.push((String::new(), path.to_owned()));
+        let (path, peers, rule) = (path.to_owned(), peers.cloned(), template.clone());
+        entries.push(Entry { path, ports, peers, rule, parts });
+    };
+    let ports: Vec<Object<'_>> = to_port.objects("ports").collect();
+    if ports.is_empty() {
+        add(here, (0, 0));
+    }
+    for port in &ports {
+        if let Some(ports) = span(port) {
+            add(port.path(), ports);
+        }
+    }
+}
+
+/// First and last port; `None` for what the proxy does not carry, and what is no port.
+fn span(port: &Object<'_>) -> Option<(u32, u32)> {
+    port.known(&["port", "endPort", "protocol"]);
+    match port.text("protocol").unwrap_or("ANY") {
+        "TCP" | "ANY" => {}
+        other => {
+            port.not_translated("protocol", &format!("{other} is not carried by the proxy"));
+            return None;
+        }
+    }
+    let Some(first) = port.number("port") else {
+        port.not_translated("port", "which number a named port has is known to the agent only");
+        return None;
+    };
+    let last = port.number("endPort").unwrap_or(0);
+    // Numbers that are too large stay so, and are found when the policy is looked at.
+    let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    Some((number(first), number(last)))
+}

@@ -1,0 +1,211 @@
+use serde_json::{Value, json};
+use tollgate_policy::model::{HeaderMatch, HeaderMatcher, HttpRule, MismatchAction, TextPart, ValueMatch};
+use tollgate_policy::{PortRule, RuleVerdict};
+
+use super::*;
+use crate::config::document;
+
+fn yaml(text: &str) -> Value {
+    document::read(text).expect("is YAML")
+}
+
+fn regex(name: &str, pattern: &str) -> HeaderMatcher {
+    HeaderMatcher::new(name, ValueMatch::Regex(pattern.into()))
+}
+
+fn exact(name: &str, text: &str) -> HeaderMatcher {
+    HeaderMatcher::new(name, ValueMatch::Text { part: TextPart::Whole, text: text.into(), ignore_case: false })
+}
+
+/// The example of what an agent sends (1.18) for a policy with everything that HTTP rules have.
+const SHOP: &str = r#"
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: { name: l7-demo, namespace: shop }
+spec:
+  endpointSelector: { matchLabels: { app: api } }
+  ingress:
+    - fromEndpoints: [{ matchLabels: { app: web } }]
+      toPorts:
+        - ports: [{ port: "8080", protocol: TCP }]
+          rules:
+            http:
+              - { method: GET, path: "/v1/items/[0-9]+", host: "api\\.shop", headers: ["X-Env: prod", "X-Trace"] }
+              - method: "POST|PUT"
+                path: "/v1/.*"
+                headerMatches:
+                  - { name: X-Token, mismatch: REPLACE, secret: { namespace: shop, name: tok } }
+                  - { name: X-Role, value: admin }
+"#;
+
+const WHO: &str = r#"
+identities:
+  - { identity: 12001, labels: ["k8s:app=web", "k8s:io.kubernetes.pod.namespace=shop"] }
+  - { identity: 12044, labels: { app: web, version: "2", io.kubernetes.pod.namespace: shop } }
+  - { identity: 12099, labels: { app: web, io.kubernetes.pod.namespace: other } }
+endpoints:
+  - { endpoint_id: 1234, addresses: [10.0.1.7, "fd00::17"], labels: { app: api, io.kubernetes.pod.namespace: shop } }
+"#;
+
+fn known(text: &str) -> KnownIdentities {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let file = directory.path().join("who.yaml");
+    std::fs::write(&file, text).expect("writes");
+    KnownIdentities::read(&file).expect("reads")
+}
+
+fn shop_rules() -> Vec<HttpRule> {
+    let get = vec![
+        regex(":path", "/v1/items/[0-9]+"),
+        regex(":method", "GET"),
+        regex(":authority", r"api\.shop"),
+        exact("x-env", "prod"),
+        HeaderMatcher::new("x-trace", ValueMatch::Present(true)),
+    ];
+    let post = vec![regex(":path", "/v1/.*"), regex(":method", "POST|PUT"), exact("x-role", "admin")];
+    let token = HeaderMatch {
+        secret: Some("cilium-secrets/shop-tok".into()),
+        on_mismatch: MismatchAction::Replace,
+        ..HeaderMatch::new("x-token", "")
+    };
+    vec![
+        HttpRule { headers: get, ..HttpRule::default() },
+        HttpRule { headers: post, header_matches: vec![token], ..HttpRule::default() },
+    ]
+}
+
+#[test]
+fn http_rules_become_what_an_agent_sends() {
+    let translation = translate(&[&yaml(SHOP)], Some(&known(WHO)));
+    assert_eq!(translation.problems, []);
+    let [Translated { policy, .. }] = &translation.policies[..] else { panic!("{translation:?}") };
+    let rule = PortRule { remotes: vec![12001, 12044], http: Some(shop_rules()), ..PortRule::default() };
+    let expected = NetworkPolicy {
+        endpoint_id: 1234,
+        endpoints: ["10.0.1.7", "fd00::17"].map(EndpointKey::parse).to_vec(),
+        ingress: vec![PortPolicy { port: 8080, rules: vec![rule], ..PortPolicy::default() }],
+        // Not enforced: everything is allowed.
+        egress: vec![PortPolicy::default()],
+    };
+    assert_eq!(*policy, expected);
+}
+
+#[test]
+fn elements_lead_back_to_the_resource() {
+    let translation = translate(&[&yaml(SHOP)], None);
+    let [Translated { policy, parts }] = &translation.policies[..] else { panic!("{translation:?}") };
+    assert_eq!(policy.endpoints, [EndpointKey::Name("shop/l7-demo".into())]);
+    let path = |element: &str| &*parts.iter().find(|part| part.element == element).expect(element).path;
+    let entry = "ingress_per_port_policies[0]";
+    assert_eq!(path(entry), "spec.ingress[0].toPorts[0].ports[0]");
+    assert_eq!(path(&format!("{entry}.rules[0]")), "spec.ingress[0].toPorts[0]");
+    let http = "spec.ingress[0].toPorts[0].rules.http";
+    for (element, expected) in [
+        ("[0].headers[0]", "[0].path"),
+        ("[0].headers[1]", "[0].method"),
+        ("[0].headers[2]", "[0].host"),
+        ("[0].headers[4]", "[0].headers[1]"),
+        ("[1].headers[2]", "[1].headerMatches[1]"),
+        ("[1].header_matches[0]", "[1].headerMatches[0]"),
+    ] {
+        assert_eq!(path(&format!("{entry}.rules[0].http_rules.http_rules{element}")), format!("{http}{expected}"));
+    }
+}
+
+type PortVerdictRemotes = (u32, RuleVerdict, Vec<u32>);
+
+/// The ingress entries of one clusterwide policy with these rules: port, verdict, remotes.
+fn ingress(spec: Value) -> (Vec<PortVerdictRemotes>, Vec<(ProblemKind, String)>) {
+    let resource = json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy", "metadata": { "name": "a" }, "spec": spec,
+    });
+    let who = "identities: [{ identity: 7, labels: { app: web } }, { identity: 8, labels: { app: db } }]\n\
+               endpoints: [{ endpoint_id: 1, addresses: [a], labels: { app: api } }]\n";
+    let translation = translate(&[&resource], Some(&known(who)));
+    let entries = translation.policies.iter().flat_map(|made| &made.policy.ingress).map(|entry| {
+        let rule = entry.rules.first().cloned().unwrap_or_default();
+        (entry.port, rule.verdict, rule.remotes)
+    });
+    let problems = translation.problems.iter().map(|(_, problem)| (problem.kind, problem.path.clone()));
+    (entries.collect(), problems.collect())
+}
+
+#[test]
+fn peers_and_default_deny() {
+    use RuleVerdict::{Allow, Deny};
+    let web = json!([{ "matchLabels": { "k8s:app": "web" } }]);
+    let cases = [
+        // Nothing is said about the direction: everything is allowed.
+        (json!({}), vec![(0, Allow, vec![])]),
+        (json!({ "ingress": [] }), vec![]),
+        (json!({ "ingress": [{}] }), vec![]),
+        (json!({ "ingress": [{ "fromEndpoints": [] }] }), vec![]),
+        (json!({ "ingress": [{ "fromEndpoints": web }] }), vec![(0, Allow, vec![7])]),
+        (json!({ "ingress": [{ "fromEndpoints": [{}] }] }), vec![(0, Allow, vec![7, 8])]),
+        (json!({ "ingress": [{ "fromEntities": ["all"] }] }), vec![(0, Allow, vec![])]),
+        (json!({ "ingress": [{ "fromEntities": ["host", "ingress"] }] }), vec![(0, Allow, vec![1, 8])]),
+        (json!({ "ingress": [{ "toPorts": [{ "ports": [{ "port": "80" }] }] }] }), vec![(80, Allow, vec![])]),
+        (json!({ "ingressDeny": [{ "fromEndpoints": web }] }), vec![(0, Deny, vec![7])]),
+        (
+            json!({ "ingress": [{ "fromEndpoints": [{ "matchExpressions": [
+                { "key": "app", "operator": "NotIn", "values": ["web"] }, { "key": "app", "operator": "Exists" }] }] }] }),
+            vec![(0, Allow, vec![8])],
+        ),
+    ];
+    for (spec, expected) in cases {
+        assert_eq!(ingress(spec.clone()), (expected, vec![]), "{spec}");
+    }
+}
+
+#[test]
+fn what_has_no_counterpart_is_said() {
+    use ProblemKind::{InvalidValue, NotTranslated, SelectsNobody, UnknownField};
+    let with = |key: &str, value: Value| json!({ "ingress": [{ key: value }] });
+    let on_port = |key: &str, value: Value| with("toPorts", json!([{ "ports": [{ "port": "80" }], key: value }]));
+    let cases = [
+        (with("fromCIDR", json!(["10.0.0.0/8"])), NotTranslated, "spec.ingress[0].fromCIDR"),
+        (with("icmps", json!([{}])), NotTranslated, "spec.ingress[0].icmps"),
+        (with("fromRequires", json!([{}])), NotTranslated, "spec.ingress[0].fromRequires"),
+        (with("fromEndpoint", json!([{}])), UnknownField, "spec.ingress[0].fromEndpoint"),
+        (with("fromEndpoints", json!({})), InvalidValue, "spec.ingress[0].fromEndpoints"),
+        (
+            with("fromEndpoints", json!([{ "matchLabels": { "app": "wbe" } }])),
+            SelectsNobody,
+            "spec.ingress[0].fromEndpoints[0]",
+        ),
+        (on_port("rules", json!({ "kafka": [{}] })), NotTranslated, "spec.ingress[0].toPorts[0].rules.kafka"),
+        (
+            on_port("rules", json!({ "http": [{ "paths": "/" }] })),
+            UnknownField,
+            "spec.ingress[0].toPorts[0].rules.http[0].paths",
+        ),
+        (on_port("listener", json!({})), NotTranslated, "spec.ingress[0].toPorts[0].listener"),
+        (
+            with("toPorts", json!([{ "ports": [{ "port": "http" }] }])),
+            NotTranslated,
+            "spec.ingress[0].toPorts[0].ports[0].port",
+        ),
+        (json!({ "nodeSelector": {} }), NotTranslated, "spec.nodeSelector"),
+        (json!({ "enableDefaultDeny": { "ingress": false } }), NotTranslated, "spec.enableDefaultDeny.ingress"),
+        (json!({ "endpointSelector": { "matchLabels": { "app": "x" } } }), SelectsNobody, "spec.endpointSelector"),
+    ];
+    for (spec, kind, path) in cases {
+        assert_eq!(ingress(spec.clone()).1, [(kind, path.to_owned())], "{spec}");
+    }
+}
+
+#[test]
+fn selectors_of_a_namespaced_policy_stay_in_its_namespace() {
+    let who = known(WHO);
+    let selects = |selector: &str| {
+        let text = SHOP.replace("matchLabels: { app: web }", selector);
+        let translation = translate(&[&yaml(&text)], Some(&who));
+        translation.policies[0].policy.ingress[0].rules[0].remotes.clone()
+    };
+    assert_eq!(selects("matchLabels: { app: web }"), [12001, 12044]);
+    assert_eq!(selects("matchLabels: { app: web, \"k8s:io.kubernetes.pod.namespace\": other }"), [12099]);
+    assert_eq!(
+        selects("matchExpressions: [{ key: io.kubernetes.pod.namespace, operator: Exists }]"),
+        [12001, 12044, 12099]
+    );
+}
