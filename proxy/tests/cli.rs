@@ -431,6 +431,38 @@ fn a_running_proxy_answers_and_ends_on_sigterm() {
     assert_eq!(proxy.terminate(), Some(0));
 }
 
+/// What the system says is said once.
+#[test]
+fn an_address_or_directory_that_cannot_be_had_is_named_once() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let address = taken.local_addr().expect("is bound").to_string();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let here = directory.path().to_str().expect("UTF-8");
+    let missing = format!("{here}/nosuch");
+    let config = |key: &str| {
+        let file = directory.path().join(format!("{key}.yaml"));
+        let admin = if key == "admin" { String::new() } else { "admin: { address: none }\n".to_owned() };
+        let listener = "{ name: load, address: '127.0.0.1:0', transparent: false, upstream: '127.0.0.1:9' }";
+        let text = format!("{admin}{key}: {{ address: '{address}' }}\nxds: {{}}\nlisteners: [{listener}]\n");
+        std::fs::write(&file, text).expect("writes");
+        file.to_str().expect("UTF-8").to_owned()
+    };
+    let files = ["admin", "metrics", "health"].map(config);
+    let run = |file| vec!["run", "--log-level", "error", "-c", file];
+    let cases = [
+        (vec!["control-plane", "--policies", here, "--listen", &address], 3, "Address already in use"),
+        (vec!["control-plane", "--policies", &missing, "--listen", "127.0.0.1:0"], 2, "No such file or directory"),
+        (run(&files[0]), 3, "Address already in use"),
+        (run(&files[1]), 3, "Address already in use"),
+        (run(&files[2]), 3, "Address already in use"),
+    ];
+    for (arguments, expected, said) in cases {
+        let output = tollgate(&arguments);
+        let line = stderr(&output);
+        assert_eq!((code(&output), line.matches(said).count(), line.lines().count()), (expected, 1, 1), "{line}");
+    }
+}
+
 #[test]
 fn a_proxy_that_cannot_start_exits_3_and_names_what_it_lacks() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("binds");

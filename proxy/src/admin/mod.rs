@@ -36,12 +36,12 @@ const SOCKET_MODE: u32 = 0o660;
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; stop what uses it, or choose another address")]
+    #[error("cannot listen on {address}: {error}; stop what uses it, or choose another address")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
+        /// What the system said. Part of the text, so not a source, which would be printed again.
+        error: io::Error,
     },
     /// The Unix socket cannot be opened.
     #[error(transparent)]
@@ -138,7 +138,7 @@ pub enum Socket {
 pub fn bind(address: &ListenAddress) -> Result<Socket, AdminError> {
     match address {
         ListenAddress::Tcp(address) => {
-            let fail = |source| AdminError::Listen { address: *address, source };
+            let fail = |error| AdminError::Listen { address: *address, error };
             let listener = std::net::TcpListener::bind(address).map_err(fail)?;
             listener.set_nonblocking(true).map_err(fail)?;
             Ok(Socket::Tcp(TcpListener::from_std(listener).map_err(AdminError::Register)?))

@@ -18,6 +18,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::control::directory::Directory;
+
 /// What a command comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -130,7 +132,11 @@ pub fn main() -> ExitCode {
 }
 
 fn serve_policies(args: crate::control_plane::Args) -> Result<Exit, Failure> {
-    let served = asynchronously(crate::control_plane::run(args))?;
+    let served = asynchronously(async {
+        let directory =
+            Directory::open(&args.policies).map_err(|error| Failure::bad_input(format_args!("--policies: {error}")))?;
+        Ok(crate::control_plane::run(directory, args).await)
+    })??;
     served.map_err(|error| Failure::cannot_tell(format_args!("{error:#}")))?;
     Ok(Exit::Fine)
 }

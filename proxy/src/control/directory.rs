@@ -58,21 +58,21 @@ pub struct Reading {
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// It is not there, or not a directory, or not readable.
-    #[error("{}: cannot read the directory: {source}; create it or correct the path", path.display())]
+    #[error("{}: cannot read the directory: {error}; create it or correct the path", path.display())]
     Read {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
-        source: io::Error,
+        /// What the system said. Part of the text, so not a source, which would be printed again.
+        error: io::Error,
     },
     /// The kernel refused to report its changes.
-    #[error("{}: cannot watch the directory: {source}; if the limit is reached, raise fs.inotify.max_user_instances or \
+    #[error("{}: cannot watch the directory: {error}; if the limit is reached, raise fs.inotify.max_user_instances or \
              fs.inotify.max_user_watches", path.display())]
     Watch {
         /// The directory.
         path: PathBuf,
         /// What the system said.
-        source: notify::Error,
+        error: notify::Error,
     },
 }
 
@@ -135,10 +135,10 @@ impl Directory {
     /// # Errors
     /// The directory cannot be read or watched.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
-        let unreadable = |source| DirectoryError::Read { path: path.to_owned(), source };
+        let unreadable = |error| DirectoryError::Read { path: path.to_owned(), error };
         std::fs::read_dir(path).map_err(unreadable)?;
         let absolute = std::path::absolute(path).map_err(unreadable)?; // as the events name it
-        let watch = Watch::new(&absolute).map_err(|source| DirectoryError::Watch { path: path.to_owned(), source })?;
+        let watch = Watch::new(&absolute).map_err(|error| DirectoryError::Watch { path: path.to_owned(), error })?;
         Ok(Self {
             path: absolute,
             files: BTreeMap::new(),

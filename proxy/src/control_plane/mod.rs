@@ -31,7 +31,11 @@ const SOCKET_MODE: u32 = 0o660;
 /// Each file of the directory holds NetworkPolicy or NetworkPolicyHosts resources in JSON or YAML. A change is pushed
 /// at once; a file that does not load is reported, and its last good content stays.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Example:\n  tollgate control-plane --policies ./policies --listen unix:run/xds.sock")]
+#[command(after_help = "\
+Example:
+  tollgate control-plane --policies ./policies --listen unix:run/xds.sock
+
+Exit codes: 0 ended by SIGINT or SIGTERM; 2 bad input, also a directory that is not there; 3 it cannot listen or serve.")]
 pub struct Args {
     /// Directory with *.json, *.yaml and *.yml files
     #[arg(long, value_name = "DIR")]
@@ -47,9 +51,8 @@ pub struct Args {
 /// Serves until the process is told to stop (SIGINT, SIGTERM).
 ///
 /// # Errors
-/// The directory cannot be watched, or the address cannot be listened on.
-pub async fn run(args: Args) -> anyhow::Result<()> {
-    let directory = Directory::open(&args.policies).context("--policies")?;
+/// The address cannot be listened on, or connections cannot be accepted any more.
+pub async fn run(directory: Directory, args: Args) -> anyhow::Result<()> {
     let listener = Listener::bind(&args.listen).context("--listen")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let report: Report = Arc::new(move |event| event::print(event, args.output));

@@ -57,7 +57,7 @@ impl Sink {
                 (path.display().to_string(), OpenOptions::new().append(true).create(true).open(path))
             }
         };
-        let target = target.map_err(|source| FlowError::OpenSink { name: name.clone(), source })?;
+        let target = target.map_err(|error| FlowError::OpenSink { name: name.clone(), error })?;
         Self::start(name, target, alive)
     }
 

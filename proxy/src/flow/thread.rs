@@ -24,12 +24,12 @@ const NICE: i32 = 5;
 #[derive(Debug, thiserror::Error)]
 pub enum FlowError {
     /// A sink cannot be opened.
-    #[error("access_log: cannot open {name} for appending: {source}; check that its directory exists and is writable")]
+    #[error("access_log: cannot open {name} for appending: {error}; check that its directory exists and is writable")]
     OpenSink {
         /// The sink.
         name: String,
-        /// What the system said.
-        source: io::Error,
+        /// What the system said. Part of the text, so not a source, which would be printed again.
+        error: io::Error,
     },
     /// No thread.
     #[error("cannot start a thread for flow records: {0}")]
