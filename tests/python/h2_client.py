@@ -135,6 +135,21 @@ def fields(client):
     return {"sent": sorted(sent), "received": sorted(received), "answer": answer["headers"]}
 
 
+def edited(client):
+    """What rules make of the fields, and which trailers they leave."""
+    cookies = [("cookie", "a=1"), ("cookie", "b=2")]
+    more = [("authorization", "forged"), ("x-add", "1"), ("x-debug", "y"), *cookies, ("x-other", "o")]
+    answer = client.get("/headers", more=more)
+    stream_id = client.begin("/echo", "POST", more=cookies, end=False)
+    client.h2.send_headers(stream_id, [("x-sum", "7"), ("x-new", "m"), ("x-debug", "y")], end_stream=True)
+    client.flush()
+    trailers = client.finish(stream_id)["trailers"]
+    denied = client.get("/denied", more=cookies)["status"]
+    other_cookie = client.get("/headers", more=[("cookie", "a=1")])["status"]
+    received = sorted(map(tuple, json.loads(answer["body"])))
+    return {"received": received, "trailers": trailers, "denied": denied, "other_cookie": other_cookie}
+
+
 def streaming(client):
     """Each piece of a body comes back before the next is sent; trailers come back at the end."""
     stream_id = client.begin("/allowed/echo", "POST", end=False)

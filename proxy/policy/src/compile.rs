@@ -11,7 +11,7 @@ pub(crate) mod rule;
 mod rule_set;
 pub(crate) mod server_name;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use self::rule::{CompiledRule, Finding, Findings, Origin};
@@ -27,6 +27,8 @@ pub(crate) struct CompiledDirection {
     /// Why nothing at all is allowed, when a port entry that cannot be placed holds a deny or a pass.
     denied: Option<Finding>,
     pub(crate) findings: Vec<Finding>,
+    /// Names of the secrets that its rules compare with or inject.
+    pub(crate) secrets: Box<[Box<str>]>,
 }
 
 #[derive(Debug)]
@@ -89,8 +91,16 @@ impl CompiledDirection {
             }
         }
         let (ranges, wildcard) = arrange(&placed, &mut findings);
-        Self { ranges, wildcard, denied, findings: findings.list }
+        Self { ranges, wildcard, denied, findings: findings.list, secrets: secrets(entries) }
     }
+}
+
+fn secrets(entries: &[PortPolicy]) -> Box<[Box<str>]> {
+    let rules = entries.iter().flat_map(|entry| &entry.rules).filter(|rule| rule.verdict == RuleVerdict::Allow);
+    let http_rules = rules.filter_map(|rule| rule.http.as_ref()).flatten();
+    let names: BTreeSet<_> =
+        http_rules.flat_map(|rule| &rule.header_matches).filter_map(|m| m.secret.clone()).collect();
+    names.into_iter().collect()
 }
 
 /// The ports of one entry.

@@ -26,6 +26,19 @@ impl Secrets {
         self.0.insert(name.into(), delivered);
     }
 
+    /// Adds or replaces a secret that came in a form without a value; `why` completes "secret … ".
+    pub fn insert_unusable(&mut self, name: &str, why: &'static str) {
+        self.0.insert(name.into(), Delivered::Unusable(why));
+    }
+
+    /// Takes a secret over from `other`, also that it was not delivered.
+    pub fn keep(&mut self, name: &str, other: &Self) {
+        match other.0.get(name) {
+            Some(delivered) => self.0.insert(name.into(), delivered.clone()),
+            None => self.0.remove(name),
+        };
+    }
+
     /// Why nothing can be compared with the secret, when that is so.
     pub fn problem(&self, name: &str) -> Option<&'static str> {
         match self.0.get(name) {

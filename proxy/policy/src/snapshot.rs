@@ -4,7 +4,7 @@
 //! with equal rules share one, whichever endpoint they belong to.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -99,6 +99,12 @@ impl Snapshot {
     /// Everything that is not enforced as written, by resource name.
     pub fn quarantined(&self) -> impl Iterator<Item = Quarantine> {
         self.endpoints().flat_map(EndpointPolicy::quarantined)
+    }
+
+    /// Names of the secrets that rules compare with or inject, in order.
+    pub fn secret_names(&self) -> BTreeSet<&str> {
+        let sides = self.endpoints().flat_map(|policy| [&policy.ingress, &policy.egress]);
+        sides.flat_map(|side| &side.compiled.secrets).map(|name| &**name).collect()
     }
 
     /// Keys that more than one resource claims, in order.

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use crate::admin::{self, AdminState, BoundListener, Surface};
 use crate::config::{Config, Identities, ListenAddress, PolicySource};
 use crate::control::directory::Directory;
+use crate::control::secrets::SecretFiles;
 use crate::control::{self, Control, WorldStore};
 use crate::flow::{self, FlowLog, FlowSettings, FlowThread};
 use crate::identity::IdentityTable;
@@ -213,6 +214,11 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
     let first_policy = side.readiness.pending("first policy");
     let control = Arc::new(Control::new(side.store, side.metrics.control(), first_policy));
     let mut tasks = JoinSet::new();
+    if !config.secrets.is_empty() {
+        let files = SecretFiles::open(&config.secrets).context("secrets")?;
+        control.replace_secrets(files.current().clone());
+        tasks.spawn(Arc::clone(&control).follow_secrets(files));
+    }
     let mut streams = None;
     match &config.policy_source {
         PolicySource::Xds { address, mode } => {

@@ -55,6 +55,11 @@ impl Views for ProcessViews {
             .collect();
         let refused: Vec<_> =
             self.control.refused().into_iter().map(|r| json!({ "name": r.name, "reason": r.reason })).collect();
+        let missing_secrets: Vec<_> = world
+            .missing_secrets()
+            .into_iter()
+            .map(|(name, reason)| json!({ "name": name, "reason": reason }))
+            .collect();
         let source = match &self.config.policy_source {
             PolicySource::Xds { address, .. } => json!({ "xds": address.to_string() }),
             PolicySource::Directory(path) => json!({ "directory": path }),
@@ -71,6 +76,7 @@ impl Views for ProcessViews {
                 "quarantined": quarantined,
                 "conflicts": conflicts,
                 "refused": refused,
+                "missing_secrets": missing_secrets,
             }),
         );
         status.insert("xds".into(), self.streams.as_ref().map_or(Value::Null, streams));

@@ -56,6 +56,7 @@ fn findings(status: &Map<String, Value>) -> Vec<String> {
         ("refused", "policy refused"),
         ("quarantined", "not enforced as written"),
         ("conflicts", "claimed by several policies"),
+        ("missing_secrets", "secret missing, so the rules that need it admit nothing"),
     ] {
         for item in list(policy.and_then(|policy| policy.get(member))) {
             findings.push(format!("{meaning}: {}", inline(item)));
@@ -193,6 +194,7 @@ mod tests {
                 "refused": [{ "name": "9", "reason": "endpoint_ips: is empty" }],
                 "quarantined": [{ "rule": "69", "element": "port", "reason": "\u{1b}[31mbad" }],
                 "conflicts": [{ "endpoint": "10.0.0.1", "enforced": ["1", "2"] }],
+                "missing_secrets": [{ "name": "token", "reason": "is not delivered" }],
             },
             "xds": [{ "type_url": "t", "connected": false, "last_error": "refused by peer" }],
         }));
@@ -203,6 +205,7 @@ mod tests {
                 "policy refused: name=9 reason=\"endpoint_ips: is empty\"",
                 "not enforced as written: rule=69 element=port reason=\\u{1b}[31mbad",
                 "claimed by several policies: endpoint=10.0.0.1 enforced=(1, 2)",
+                "secret missing, so the rules that need it admit nothing: name=token reason=\"is not delivered\"",
                 "control plane not connected: t: refused by peer",
             ]
         );

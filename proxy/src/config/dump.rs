@@ -43,6 +43,7 @@ pub fn to_json(config: &Config) -> Value {
         "xds": xds,
         "policies": policies,
         "identities": identities,
+        "secrets": config.secrets.iter().map(|s| json!({ "name": s.name, "file": s.file })).collect::<Vec<_>>(),
         "access_log": access_log,
         "listeners": config.listeners.iter().map(listener).collect::<Vec<_>>(),
     })

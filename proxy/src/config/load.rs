@@ -115,6 +115,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
     let workers = top.read("workers", cores(), |value| count(value, 1024));
     let policy_source = sections::policy_source(&mut top);
     let identities = sections::identities(&mut top);
+    let secrets = sections::secrets(&mut top);
     let access_log = sections::access_log(&mut top);
     let drain_timeout = top.read("drain_timeout", DRAIN_TIMEOUT, scalar::duration);
     let max_connections = top.read("max_connections", MAX_CONNECTIONS, |value| count(value, 10_000_000));
@@ -128,6 +129,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         health: health.value,
         policy_source: policy_source?,
         identities,
+        secrets,
         listeners,
         access_log,
         drain_timeout,

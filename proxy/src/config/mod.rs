@@ -45,6 +45,8 @@ pub struct Config {
     pub policy_source: PolicySource,
     /// Where peer identities come from.
     pub identities: Identities,
+    /// Secrets out of files.
+    pub secrets: Vec<SecretFile>,
     /// Sockets that accept redirected connections.
     pub listeners: Vec<Listener>,
     /// Sinks of flow records.
@@ -116,6 +118,15 @@ pub struct StaticIdentity {
     pub identity: SecurityId,
     /// Addresses or prefixes that carry it.
     pub addresses: Vec<IpNet>,
+}
+
+/// A secret that policies name, and the file that holds its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretFile {
+    /// SDS name; unique.
+    pub name: String,
+    /// Read again whenever it changes. May be missing; then the secret is.
+    pub file: PathBuf,
 }
 
 /// A socket that accepts connections.

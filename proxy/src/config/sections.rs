@@ -10,7 +10,7 @@ use tollgate_policy::SecurityId;
 use super::document::{Place, Value};
 use super::read::{Field, Section};
 use super::scalar;
-use super::{AccessLog, Identities, ListenAddress, Node, PolicySource, StaticIdentity, XdsMode};
+use super::{AccessLog, Identities, ListenAddress, Node, PolicySource, SecretFile, StaticIdentity, XdsMode};
 
 /// Where Cilium's agent listens for its proxy.
 const XDS_SOCKET: &str = "/var/run/cilium/envoy/sockets/xds.sock";
@@ -217,6 +217,66 @@ fn static_identities(field: &Field<'_>) -> Vec<StaticIdentity> {
         identities.push(StaticIdentity { identity, addresses: prefixes });
     }
     identities
+}
+
+/// `secrets: [{name: bearer-token, file: run/secrets/bearer-token}]`.
+pub(super) fn secrets(top: &mut Section<'_>) -> Vec<SecretFile> {
+    const EXAMPLE: &str = "{name: bearer-token, file: run/secrets/bearer-token}";
+    let mut secrets: Vec<SecretFile> = Vec::new();
+    let items = top.field("secrets").and_then(|field| field.list(&format!("[{EXAMPLE}]")));
+    for item in items.unwrap_or_default() {
+        let Some(mut section) = item.section(EXAMPLE) else {
+            continue;
+        };
+        let name = match section.field("name") {
+            Some(field) => match field.read(secret_name) {
+                Some(name) if secrets.iter().any(|secret| secret.name == name) => {
+                    field.refuse(format!("secret \"{name}\" is listed twice; remove one"));
+                    None
+                }
+                name => name,
+            },
+            None => {
+                section.refuse_whole("no name; add name: the name by which policies ask for the secret");
+                None
+            }
+        };
+        let file = match section.field("file") {
+            Some(field) => field.read(secret_file),
+            None => {
+                section.refuse_whole("no file; add file: the path of the file that holds the secret");
+                None
+            }
+        };
+        section.finish(&[]);
+        if let (Some(name), Some(file)) = (name, file) {
+            secrets.push(SecretFile { name, file });
+        }
+    }
+    secrets
+}
+
+fn secret_name(value: &Value) -> Result<String, String> {
+    match scalar::text(value)? {
+        "" => Err("empty; write the name by which policies ask for the secret".to_owned()),
+        name => Ok(name.to_owned()),
+    }
+}
+
+/// The file itself may come later; its directory is watched and must be there.
+fn secret_file(value: &Value) -> Result<PathBuf, String> {
+    let path = match scalar::text(value)? {
+        "" => return Err("empty; write the path of the file that holds the secret".to_owned()),
+        path => PathBuf::from(path),
+    };
+    if path.is_dir() {
+        return Err(format!("{} is a directory; write the path of a file", path.display()));
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match parent.and_then(no_directory) {
+        Some(message) => Err(message),
+        None => Ok(path),
+    }
 }
 
 /// `access_log: [{json: stdout}, {json: FILE}]`.

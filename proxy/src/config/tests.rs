@@ -6,8 +6,8 @@ use std::time::Duration;
 use tollgate_policy::{Direction, SecurityId};
 
 use super::{
-    AccessLog, Config, EscapedSlashes, Identities, ListenAddress, OriginalSource, PolicySource, Upstream, XdsMode,
-    load, parse,
+    AccessLog, Config, EscapedSlashes, Identities, ListenAddress, OriginalSource, PolicySource, SecretFile, Upstream,
+    XdsMode, load, parse,
 };
 
 const FILE: &str = "tollgate.yaml";
@@ -83,6 +83,7 @@ health: {{ address: 127.0.0.1:9878 }}
 policies: {{ directory: "{root}" }}
 identities:
   - {{ identity: 32226, addresses: [10.244.1.17, "fd00::/64"] }}
+secrets: [{{ name: bearer-token, file: "{root}/token" }}]
 access_log: [{{ json: stdout }}, {{ json: "{root}/flows.json" }}]
 tenants: {{ default: {{ weight: 1 }} }}
 listeners:
@@ -119,6 +120,8 @@ listeners:
     assert_eq!(identities[0].identity, SecurityId(32226));
     let prefixes: Vec<_> = identities[0].addresses.iter().map(ToString::to_string).collect();
     assert_eq!(prefixes, ["10.244.1.17/32", "fd00::/64"]);
+    let secret = SecretFile { name: "bearer-token".to_owned(), file: directory.path().join("token") };
+    assert_eq!(config.secrets, [secret]);
     let file = directory.path().join("flows.json");
     assert_eq!(config.access_log, [AccessLog::JsonStdout, AccessLog::JsonFile(file)]);
 
@@ -300,6 +303,18 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
         (
             "xds: {}\naccess_log: [{json: stdout}, {json: stdout}]",
             "2:37: access_log[1].json: this sink is listed twice; remove one",
+        ),
+        (
+            "xds: {}\nsecrets: [{name: a, file: token}, {name: a, file: b}]",
+            "2:42: secrets[1].name: secret \"a\" is listed twice; remove one",
+        ),
+        (
+            "xds: {}\nsecrets: [{name: a}]",
+            "2:11: secrets[0]: no file; add file: the path of the file that holds the secret",
+        ),
+        (
+            "xds: {}\nsecrets: [{name: a, file: /etc}]",
+            "2:27: secrets[0].file: /etc is a directory; write the path of a file",
         ),
         (
             "xds: {}\naccess_log: [{json: /nonexistent/flows}]",

@@ -14,12 +14,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use notify::Event;
 use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RemoveKind};
-use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 
+use super::watch::Watch;
 use crate::policy_file::{self, PolicyFileError, PolicyResource};
 
 /// How long nothing may happen before the directory is read, and how old a file's last change must be.
@@ -30,9 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Between attempts to watch a directory that has vanished.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Events between two readings; beyond it the watching thread waits, and the kernel's own queue takes over.
-const EVENTS: usize = 1024;
 
 /// What the files of a directory hold, in the order of their names.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -87,17 +84,11 @@ pub struct Directory {
     unreadable: Option<String>,
     /// Something happened since the last reading, and when it began.
     pending_since: Option<Instant>,
-    /// `None` once the directory has vanished. Dropped after its receiver, so that it never waits for a reader.
+    /// `None` once the directory has vanished.
     watch: Option<Watch>,
     changed: bool,
     errors: Vec<PolicyFileError>,
     delivered: bool,
-}
-
-#[derive(Debug)]
-struct Watch {
-    events: mpsc::Receiver<notify::Result<Event>>,
-    _watcher: RecommendedWatcher,
 }
 
 /// What is known of one file.
@@ -138,7 +129,7 @@ impl Directory {
         let unreadable = |error| DirectoryError::Read { path: path.to_owned(), error };
         std::fs::read_dir(path).map_err(unreadable)?;
         let absolute = std::path::absolute(path).map_err(unreadable)?; // as the events name it
-        let watch = Watch::new(&absolute).map_err(|error| DirectoryError::Watch { path: path.to_owned(), error })?;
+        let watch = Watch::new([&*absolute]).map_err(|error| DirectoryError::Watch { path: path.to_owned(), error })?;
         Ok(Self {
             path: absolute,
             files: BTreeMap::new(),
@@ -202,7 +193,7 @@ impl Directory {
                 },
                 None => {
                     sleep(RETRY).await;
-                    self.watch = Watch::new(&self.path).ok();
+                    self.watch = Watch::new([&*self.path]).ok();
                     if self.watch.is_some() {
                         self.being_written.clear();
                         self.pending_since = Some(Instant::now());
@@ -310,17 +301,6 @@ impl Directory {
             self.errors.push(PolicyFileError { file: self.path.clone(), line: None, message: message.clone() });
             self.unreadable = Some(message);
         }
-    }
-}
-
-impl Watch {
-    fn new(path: &Path) -> notify::Result<Self> {
-        let (sender, events) = mpsc::channel(EVENTS);
-        let mut watcher = notify::recommended_watcher(move |event| {
-            let _ = sender.blocking_send(event); // nobody watches any more
-        })?;
-        watcher.watch(path, RecursiveMode::NonRecursive)?;
-        Ok(Self { events, _watcher: watcher })
     }
 }
 

@@ -2,6 +2,8 @@
 
 pub mod directory;
 mod policies;
+pub mod secrets;
+mod watch;
 mod world;
 pub mod xds;
 

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tollgate_policy::model::Unsupported;
-use tollgate_policy::{NetworkPolicy, PortRule};
+use tollgate_policy::{NetworkPolicy, PortRule, Secrets};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
 use super::directory::Directory;
+use super::secrets::SecretFiles;
 use crate::identity::IdentityTable;
 use crate::metrics::{Control as Metrics, PolicyGauges, UpdateResult};
 use crate::readiness::Pending;
@@ -163,6 +164,7 @@ impl Control {
             tracing::warn!(name = resource.name, reason = resource.reason, "policy has no effect");
         }
         self.store.publish_policy(snapshot);
+        self.warn_of_missing_secrets();
         self.metrics.policy_in_force(gauges, SystemTime::now());
         self.metrics.policy_update(UpdateResult::Accepted);
         tracing::info!(
@@ -198,6 +200,27 @@ impl Control {
                 self.replace_policies(reading.set.policies.into_iter().map(whole).collect()).await;
             }
             first = false;
+        }
+    }
+
+    /// Compares and injects these secrets from now on.
+    pub fn replace_secrets(&self, secrets: Secrets) {
+        self.store.publish_secrets(secrets);
+        self.warn_of_missing_secrets();
+    }
+
+    /// Takes over what the files hold, now and whenever they change. Never returns.
+    pub async fn follow_secrets(self: Arc<Self>, mut files: SecretFiles) {
+        loop {
+            let secrets = files.changed().await.clone();
+            tracing::info!("a secret has changed");
+            self.replace_secrets(secrets);
+        }
+    }
+
+    fn warn_of_missing_secrets(&self) {
+        for (name, reason) in self.store.load().missing_secrets() {
+            tracing::warn!(name, reason, "rules name a secret that nothing can be compared with");
         }
     }
 

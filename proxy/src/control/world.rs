@@ -33,6 +33,12 @@ impl World {
         !self.policy.endpoint(&EndpointKey::Address(address)).is_empty()
     }
 
+    /// Names of secrets that policies in force name and that nothing can be compared with, and why.
+    pub fn missing_secrets(&self) -> Vec<(&str, &'static str)> {
+        let names = self.policy.secret_names();
+        names.into_iter().filter_map(|name| Some((name, self.secrets.problem(name)?))).collect()
+    }
+
     /// Identity of the peer at `address`.
     pub fn identity(&self, address: IpAddr) -> SecurityId {
         self.identities.lookup(address)

@@ -550,6 +550,19 @@ fn policies_that_share_an_address_edit_in_turn() {
     assert_eq!(judge(on("y", "w", M::Continue, Mm::Add)), (true, "+x=v +y=w".to_owned()));
     assert_eq!(judge(on("x", "v", M::Delete, Mm::Fail)), (true, "!x=".to_owned()));
     assert_eq!(judge(on("x", "v", M::Fail, Mm::Continue)), (false, String::new()));
+
+    // What failed in the first one, which admits, is no reason of the second one's.
+    let demand = |name: &str| HeaderMatch::new(name, "");
+    let first = http("/", vec![on("y", "", M::Continue, Mm::Continue), demand("first")]);
+    let rules = |http| vec![port(80, vec![rule(http)])];
+    let mut builder = tollgate_policy::Snapshot::empty().update();
+    builder.replace_all([
+        crate::support::policy(1, &[crate::support::ENDPOINT], rules(vec![first, http("/", vec![])])),
+        crate::support::policy(2, &[crate::support::ENDPOINT], rules(vec![http("/", vec![demand("second")])])),
+    ]);
+    let verdict = builder.build().evaluate_request(&flow(1, 80), &get("/", &NoHeaders), &Secrets::default());
+    let Verdict::Deny { nearest: Some(nearest), .. } = verdict else { panic!("{verdict:?}") };
+    assert_eq!((nearest.rule.endpoint_id, &*nearest.field), (2, "second"));
 }
 
 /// Names that rules look at or edit, so that a trailer cannot stand in for them.
