@@ -5,7 +5,7 @@
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use tollgate_policy::model::{HeaderMatcher, HttpRule, ValueMatch};
 use tollgate_policy::{
     Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule, Request, Secrets, SecurityId,
@@ -18,8 +18,13 @@ const PORT: u16 = 5000;
 
 /// `rules` rules of the form `GET`, `/api/v1/svc00042/items/[0-9]+`, as in the side-by-side runs.
 fn policy(endpoint: IpAddr, endpoint_id: u64, rules: usize) -> NetworkPolicy {
+    policy_from(endpoint, endpoint_id, 0, rules)
+}
+
+/// The same with the numbers from `first` on.
+fn policy_from(endpoint: IpAddr, endpoint_id: u64, first: usize, rules: usize) -> NetworkPolicy {
     let regex = |name: &str, regex: String| HeaderMatcher::new(name, ValueMatch::Regex(regex.into()));
-    let http = (0..rules).map(|rule| HttpRule {
+    let http = (first..first + rules).map(|rule| HttpRule {
         headers: vec![regex(":method", "GET".to_owned()), regex(":path", format!("/api/v1/svc{rule:05}/items/[0-9]+"))],
         ..HttpRule::default()
     });
@@ -62,7 +67,7 @@ fn get(path: &str) -> Request<'_> {
 fn evaluate(criterion: &mut Criterion) {
     let secrets = Secrets::default();
     let mut group = criterion.benchmark_group("policy/evaluate_request");
-    for rules in [1, 10, 100, 1_000] {
+    for rules in [1, 10, 100, 1_000, 10_000] {
         let snapshot = snapshot([policy(ENDPOINT, 1, rules)]);
         let last = format!("/api/v1/svc{:05}/items/12345", rules - 1);
         let (hit, miss) = (get(&last), get("/nothing/here"));
@@ -103,16 +108,23 @@ fn compile(criterion: &mut Criterion) {
             bencher.iter(|| snapshot([black_box(source.clone())]));
         });
     }
-    // One endpoint of a thousand changes: the work must not grow with the others.
-    let thousand = snapshot((1..=1_000).map(|index| policy(other(index), u64::from(index), 10)));
-    let changed = policy(other(7), 7, 11);
-    group.bench_function("one_of_1000_endpoints", |bencher| {
-        bencher.iter(|| {
-            let mut builder = thousand.update();
-            builder.upsert("7", black_box(changed.clone()));
-            builder.build()
-        });
+    let sources: Vec<NetworkPolicy> =
+        (1..=1_000).map(|index| policy_from(other(index), u64::from(index), index as usize * 10, 10)).collect();
+    group.bench_function("1000_endpoints_of_10_different_rules", |bencher| {
+        bencher.iter_batched(|| sources.clone(), snapshot, BatchSize::PerIteration);
     });
+    // One endpoint changes: the work must not grow with the others.
+    for endpoints in [1_000, 10_000] {
+        let before = snapshot((1..=endpoints).map(|index| policy(other(index), u64::from(index), 10)));
+        let changed = policy(other(7), 7, 11);
+        group.bench_function(BenchmarkId::new("one_changes_of", endpoints), |bencher| {
+            bencher.iter(|| {
+                let mut builder = before.update();
+                builder.upsert("7", black_box(changed.clone()));
+                builder.build()
+            });
+        });
+    }
     group.finish();
 }
 

@@ -79,7 +79,7 @@ impl Snapshot {
     /// Whether a rule that a request of this flow is judged by looks at or edits header fields of that name (lower case). A
     /// trailer of that name could dodge it.
     pub fn reads_field(&self, flow: &Flow<'_>, name: &str) -> bool {
-        self.endpoint(flow.endpoint).iter().any(|policy| match policy.side(flow.direction).compiled.lookup(flow.port) {
+        self.endpoint(flow.endpoint).any(|policy| match policy.side(flow.direction).compiled.lookup(flow.port) {
             PortLookup::Rules(rules) => rules.reads(name),
             PortLookup::Denied(_) | PortLookup::Nothing => false,
         })

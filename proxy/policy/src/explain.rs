@@ -116,7 +116,7 @@ impl Snapshot {
             generation: self.generation(),
             connection: self.evaluate_connection(flow),
             request: request.map(|request| self.evaluate_request(flow, request, secrets)),
-            policies: policies.iter().map(|policy| explain_policy(policy, subject, trial.as_mut())).collect(),
+            policies: policies.map(|policy| explain_policy(policy, subject, trial.as_mut())).collect(),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Nothing is allocated to allow a request, however many rules there are.
+//! Nothing is allocated to allow a request, however many rules there are, and little to hold an endpoint whose rules others
+//! have too.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -11,6 +12,8 @@ use tollgate_policy::{
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Bytes allocated and not freed.
+    static HELD: Cell<isize> = const { Cell::new(0) };
 }
 
 struct Counting;
@@ -20,11 +23,13 @@ struct Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        HELD.with(|held| held.set(held.get() + layout.size().cast_signed()));
         // SAFETY: the caller's promise is the one that is needed here.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        HELD.with(|held| held.set(held.get() - layout.size().cast_signed()));
         // SAFETY: as above.
         unsafe { System.dealloc(memory, layout) }
     }
@@ -111,6 +116,39 @@ fn allowing_allocates_nothing() {
             assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "{rules} rules, {path}");
         }
     }
+}
+
+/// Bytes that a snapshot of `endpoints` dual-stack endpoints holds, all with the same ten rules.
+fn held_by(endpoints: u64) -> isize {
+    let rule = |i| PortRule {
+        http: Some(vec![HttpRule {
+            headers: vec![HeaderMatcher::new(":path", ValueMatch::Regex(format!("/api/{i}/[0-9]+").into()))],
+            ..HttpRule::default()
+        }]),
+        ..PortRule::default()
+    };
+    let before = HELD.with(Cell::get);
+    let mut builder = Snapshot::empty().update();
+    builder.replace_all((1..=endpoints).map(|endpoint_id| NetworkPolicy {
+        endpoint_id,
+        endpoints: vec![
+            EndpointKey::parse(&std::net::Ipv4Addr::from_bits(0x0A00_0000 | endpoint_id as u32).to_string()),
+            EndpointKey::parse(&format!("fd00::{endpoint_id:x}")),
+        ],
+        ingress: vec![PortPolicy { port: 80, rules: (0..10).map(rule).collect(), ..PortPolicy::default() }],
+        egress: Vec::new(),
+    }));
+    let snapshot = builder.build();
+    let held = HELD.with(Cell::get) - before;
+    assert_eq!(snapshot.endpoint_count() as u64, endpoints);
+    held
+}
+
+#[test]
+fn a_further_endpoint_costs_less_than_200_bytes() {
+    let each = (held_by(20_000) - held_by(10_000)) / 10_000;
+    assert!(each < 200, "{each} bytes");
+    println!("{each} bytes for a further endpoint");
 }
 
 struct Fields<'a>(&'a [(&'a str, &'a str)]);

@@ -44,7 +44,6 @@ impl Views for ProcessViews {
             .collect();
         let conflicts: Vec<_> = policy
             .conflicts()
-            .iter()
             .map(|c| {
                 json!({
                     "endpoint": c.key.to_string(),
@@ -72,7 +71,7 @@ impl Views for ProcessViews {
                 "received": world.has_policy,
                 "generation": policy.generation(),
                 "age_ms": world.published.map(age_ms),
-                "endpoints": policy.endpoints().len(),
+                "endpoints": policy.endpoint_count(),
                 "quarantined": quarantined,
                 "conflicts": conflicts,
                 "refused": refused,

@@ -165,7 +165,6 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let answer = answer(&question, &explanation);
     let quarantined = snapshot
         .endpoint(&endpoint)
-        .iter()
         .flat_map(|policy| policy.quarantined())
         .map(|quarantine| quarantine.to_string())
         .collect::<Vec<_>>();

@@ -153,8 +153,8 @@ impl Control {
         let snapshot = builder.build();
         let gauges = PolicyGauges {
             generation: snapshot.generation(),
-            endpoints: snapshot.endpoints().len() as u64,
-            quarantined_rules: snapshot.quarantined().count() as u64,
+            endpoints: snapshot.endpoint_count() as u64,
+            quarantined_rules: snapshot.quarantined_count() as u64,
             conflicts: snapshot.conflicts().len() as u64,
         };
         for quarantine in snapshot.quarantined() {

@@ -30,7 +30,7 @@ pub struct World {
 impl World {
     /// Whether the endpoint at `address` has a policy.
     pub fn knows(&self, address: IpAddr) -> bool {
-        !self.policy.endpoint(&EndpointKey::Address(address)).is_empty()
+        self.policy.endpoint(&EndpointKey::Address(address)).next().is_some()
     }
 
     /// Names of secrets that policies in force name and that nothing can be compared with, and why.

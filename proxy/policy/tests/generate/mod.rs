@@ -359,6 +359,9 @@ pub(crate) fn worlds(history: &[Response]) -> (Snapshot, Reference) {
             }
         }
         snapshot = next.build();
+        // What is counted on the way is what is there.
+        assert_eq!(snapshot.endpoint_count(), snapshot.endpoints().len());
+        assert_eq!(snapshot.quarantined_count(), snapshot.quarantined().count());
     }
     (snapshot, reference)
 }

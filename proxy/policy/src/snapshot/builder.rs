@@ -1,0 +1,207 @@
+//! Makes the next snapshot out of the one before and what a response changes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::shards::{Edits, hash_of};
+use super::{Claim, Claimant, Conflict, EndpointPolicy, Side, Snapshot};
+use crate::compile::CompiledDirection;
+use crate::{EndpointKey, NetworkPolicy, PortPolicy};
+
+/// Makes the next [`Snapshot`].
+#[derive(Debug)]
+pub struct SnapshotBuilder {
+    base: Snapshot,
+    generation: u64,
+    /// What differs from the base, by resource name; `None` is a resource that is gone.
+    changes: BTreeMap<Box<str>, Option<Arc<EndpointPolicy>>>,
+    /// What the base has not compiled, by the hash of its source.
+    new_sides: HashMap<u64, Vec<Arc<Side>>>,
+}
+
+impl SnapshotBuilder {
+    pub(super) fn new(base: Snapshot) -> Self {
+        Self { generation: base.generation + 1, base, changes: BTreeMap::new(), new_sides: HashMap::new() }
+    }
+
+    /// State of the world: afterwards there are these policies and no others. Resources are named by their decimal
+    /// endpoint id. Of several with the same id each is enforced.
+    pub fn replace_all(&mut self, policies: impl IntoIterator<Item = NetworkPolicy>) {
+        let mut named: HashSet<String> = HashSet::new();
+        for policy in policies {
+            let mut resource = policy.endpoint_id.to_string();
+            let mut copies = 1;
+            while named.contains(&resource) {
+                copies += 1;
+                // A resource name holds no white space, so this is nobody's name.
+                resource = format!("{} ({copies})", policy.endpoint_id);
+            }
+            self.upsert(&resource, policy);
+            named.insert(resource);
+        }
+        let known = self.base.resources.iter().map(|policy| &policy.resource).chain(self.changes.keys());
+        let gone: Vec<Box<str>> = known.filter(|name| !named.contains(&***name)).cloned().collect();
+        self.changes.extend(gone.into_iter().map(|name| (name, None)));
+    }
+
+    /// Adds or replaces one resource.
+    pub fn upsert(&mut self, resource: &str, policy: NetworkPolicy) {
+        let old = self.current(resource).cloned();
+        if let Some(changed) = self.compile(resource, policy, old.as_deref()) {
+            self.changes.insert(resource.into(), Some(Arc::new(changed)));
+        }
+    }
+
+    /// Removes one resource; `false` when there was none of this name.
+    pub fn remove(&mut self, resource: &str) -> bool {
+        let known = self.current(resource).is_some();
+        if known {
+            self.changes.insert(resource.into(), None);
+        }
+        known
+    }
+
+    /// The snapshot. A key belongs to the resource that claimed it last; to all of them when they did at once.
+    pub fn build(self) -> Snapshot {
+        let Self { base, generation, changes, new_sides } = self;
+        let mut next = base;
+        next.generation = generation;
+        let mut gone = Vec::new();
+        let mut come = Vec::new();
+        for (name, change) in changes {
+            gone.extend(next.resource(&name).cloned());
+            come.extend(change);
+        }
+        if !gone.is_empty() || !come.is_empty() {
+            next.exchange(&gone, &come);
+            next.note_conflicts(&gone, &come);
+        }
+        let mut edits = Edits::default();
+        for (hash, sides) in &new_sides {
+            sides.iter().for_each(|side| edits.add(*hash, (*hash, Arc::downgrade(side))));
+        }
+        next.sides.apply(edits, |(_, side)| side.strong_count() > 0, |(a, _), (b, _)| a.cmp(b));
+        next
+    }
+
+    /// The resource of this name, as far as the update has come.
+    fn current(&self, resource: &str) -> Option<&Arc<EndpointPolicy>> {
+        match self.changes.get(resource) {
+            Some(change) => change.as_ref(),
+            None => self.base.resource(resource),
+        }
+    }
+
+    /// The policy in the form that is enforced; `None` when it is what the resource had before.
+    fn compile(
+        &mut self,
+        resource: &str,
+        policy: NetworkPolicy,
+        old: Option<&EndpointPolicy>,
+    ) -> Option<EndpointPolicy> {
+        let mut claims: Vec<Claim> = Vec::with_capacity(policy.endpoints.len());
+        for key in policy.endpoints {
+            if claims.iter().any(|claim| claim.key == key) {
+                continue;
+            }
+            let since = old.and_then(|old| old.since(&key)).unwrap_or(self.generation);
+            claims.push(Claim { key, since });
+        }
+        let mut side = |rules: Vec<PortPolicy>, before: Option<&Arc<Side>>| match before {
+            Some(before) if before.source == rules => before.clone(),
+            _ => self.intern(rules),
+        };
+        let ingress = side(policy.ingress, old.map(|old| &old.ingress));
+        let egress = side(policy.egress, old.map(|old| &old.egress));
+        let same = old.is_some_and(|old| {
+            old.endpoint_id == policy.endpoint_id
+                && *old.claims == *claims
+                && Arc::ptr_eq(&old.ingress, &ingress)
+                && Arc::ptr_eq(&old.egress, &egress)
+        });
+        let endpoint_id = policy.endpoint_id;
+        (!same).then(|| EndpointPolicy {
+            resource: resource.into(),
+            endpoint_id,
+            claims: claims.into(),
+            ingress,
+            egress,
+        })
+    }
+
+    /// The compiled form of `source`, which endpoints with equal rules share.
+    fn intern(&mut self, source: Vec<PortPolicy>) -> Arc<Side> {
+        let hash = hash_of(&source);
+        let known = self.base.sides.shard(hash).iter().filter(|(other, _)| *other == hash);
+        let mut known = known.filter_map(|(_, side)| side.upgrade());
+        if let Some(known) = known.find(|side| side.source == source) {
+            return known;
+        }
+        let same = self.new_sides.entry(hash).or_default();
+        if let Some(known) = same.iter().find(|side| side.source == source) {
+            return known.clone();
+        }
+        let compiled = CompiledDirection::compile(&source);
+        let side = Arc::new(Side { source, compiled });
+        same.push(side.clone());
+        side
+    }
+}
+
+impl Snapshot {
+    /// Replaces the policies `gone` by those that have `come`.
+    fn exchange(&mut self, gone: &[Arc<EndpointPolicy>], come: &[Arc<EndpointPolicy>]) {
+        let mut resources = Edits::default();
+        let mut claimants = Edits::default();
+        for policy in gone {
+            resources.touch(hash_of(&*policy.resource));
+            policy.claims.iter().for_each(|claim| claimants.touch(hash_of(&claim.key)));
+            self.endpoint_count -= 1;
+            self.quarantined_count -= policy.quarantined_count();
+        }
+        for policy in come {
+            resources.add(hash_of(&*policy.resource), policy.clone());
+            for claim in &policy.claims {
+                let hash = hash_of(&claim.key);
+                claimants.add(hash, Claimant { hash, policy: policy.clone() });
+            }
+            self.endpoint_count += 1;
+            self.quarantined_count += policy.quarantined_count();
+        }
+        let gone: HashSet<*const EndpointPolicy> = gone.iter().map(Arc::as_ptr).collect();
+        let stays = |policy: &Arc<EndpointPolicy>| !gone.contains(&Arc::as_ptr(policy));
+        self.resources.apply(resources, stays, |a, b| a.resource.cmp(&b.resource));
+        self.claimants.apply(
+            claimants,
+            |claimant| stays(&claimant.policy),
+            |a, b| (a.hash, &a.policy.resource).cmp(&(b.hash, &b.policy.resource)),
+        );
+    }
+
+    /// Finds out again who shares a key, for every key that changed hands.
+    fn note_conflicts(&mut self, gone: &[Arc<EndpointPolicy>], come: &[Arc<EndpointPolicy>]) {
+        let changed = gone.iter().chain(come).flat_map(|policy| policy.keys()).collect::<BTreeSet<_>>();
+        let mut conflicts = BTreeMap::clone(&self.conflicts);
+        for key in changed {
+            match self.conflict(key) {
+                Some(conflict) => conflicts.insert(key.clone(), conflict),
+                None => conflicts.remove(key),
+            };
+        }
+        self.conflicts = Arc::new(conflicts);
+    }
+
+    fn conflict(&self, key: &EndpointKey) -> Option<Conflict> {
+        let claims = self.claimants(key).iter().map(|claimant| &claimant.policy);
+        let claims: Vec<_> = claims.filter_map(|policy| Some((policy.since(key)?, &policy.resource))).collect();
+        let latest = claims.iter().map(|(since, _)| *since).max().filter(|_| claims.len() > 1)?;
+        let names = |wanted: bool| {
+            claims
+                .iter()
+                .filter(|(since, _)| (*since == latest) == wanted)
+                .map(|(_, name)| Arc::from(&***name))
+                .collect()
+        };
+        Some(Conflict { key: key.clone(), enforced: names(true), overridden: names(false) })
+    }
+}
