@@ -48,6 +48,15 @@ impl fmt::Debug for NewValue {
 }
 
 impl HeaderEdits {
+    /// Most fields and values changed in one request. A match that would change more fails: each change costs the next
+    /// match time, and a policy must not hold up its node.
+    pub const MAX: usize = 100;
+
+    /// Whether nothing more may be changed.
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.iter().map(|edit| 1 + edit.append.len()).sum::<usize>() >= Self::MAX
+    }
+
     /// Whether the request is forwarded with the fields that it came with.
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -116,16 +125,19 @@ impl fmt::Debug for LoggedHeader {
 }
 
 impl HeaderLog {
+    /// Most entries of each list; what comes later is left out.
+    pub const MAX: usize = 32;
+
     /// Whether there is nothing to say.
     pub const fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.rejected.is_empty()
     }
 }
 
-/// Adds an entry unless it is there.
+/// Adds an entry unless it is there or there are enough.
 pub(crate) fn log_once(list: &mut Vec<LoggedHeader>, name: &str, value: &[u8], redact: bool) {
     let value = if redact { REDACTED } else { value };
-    if !list.iter().any(|entry| *entry.name == *name && *entry.value == *value) {
+    if list.len() < HeaderLog::MAX && !list.iter().any(|entry| *entry.name == *name && *entry.value == *value) {
         list.push(LoggedHeader { name: name.into(), value: value.into() });
     }
 }

@@ -41,6 +41,8 @@ pub(crate) enum Why {
     Mismatched,
     /// What is expected is a secret, which has this problem.
     Secret(&'static str),
+    /// It would change the request, and enough of it was changed already.
+    TooManyEdits,
 }
 
 impl<'a> Trial<'a> {
@@ -79,12 +81,18 @@ impl<'a> Trial<'a> {
         let expected = expected(header_match, secrets).map_err(Why::Secret)?;
         let name = &*header_match.name;
         let redact = header_match.secret.is_some();
-        let found = self.value(name);
-        let matches = match &found {
-            None => false,
-            Some(_) if expected.is_empty() => true,
-            Some(found) => equal(found, expected),
+        let mut comparison = Comparison::with(expected);
+        self.each(name, &mut |value| comparison.add(value));
+        let matches = comparison.found && (expected.is_empty() || comparison.is_equal());
+        let edits_more = match matches {
+            true => header_match.on_match == MatchAction::Delete,
+            false => changes(header_match.on_mismatch),
         };
+        if edits_more && self.edits.is_full() {
+            return Err(Why::TooManyEdits);
+        }
+        // Copied only where it may be logged.
+        let found = (!matches && edits_more).then(|| self.value(name)).flatten();
         let Self { edits, log, .. } = self;
         let new_value = || NewValue { bytes: expected.into(), redacted: redact };
         if matches {
@@ -129,26 +137,73 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
-    /// All instances of a field as one value with a bare comma between them, as it stands by now.
+    /// Gives `visit` all instances of a field, as they stand by now.
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        let edit = self.edits.of(name);
+        if edit.is_none_or(|edit| edit.keep) {
+            match pseudo_header(name, self.request) {
+                Some([]) => {}
+                Some(value) => visit(value),
+                None => self.request.headers.each(name, visit),
+            }
+        }
+        edit.iter().flat_map(|edit| &edit.append).for_each(|value| visit(value.as_bytes()));
+    }
+
+    /// All instances as one value with a bare comma between them.
     fn value(&self, name: &str) -> Option<Vec<u8>> {
         let mut joined: Option<Vec<u8>> = None;
-        let mut add = |value: &[u8]| match &mut joined {
+        self.each(name, &mut |value| match &mut joined {
             None => joined = Some(value.to_vec()),
             Some(joined) => {
                 joined.push(b',');
                 joined.extend_from_slice(value);
             }
-        };
-        let edit = self.edits.of(name);
-        if edit.is_none_or(|edit| edit.keep) {
-            match pseudo_header(name, self.request) {
-                Some([]) => {}
-                Some(value) => add(value),
-                None => self.request.headers.each(name, &mut add),
-            }
-        }
-        edit.iter().flat_map(|edit| &edit.append).for_each(|value| add(value.as_bytes()));
+        });
         joined
+    }
+}
+
+/// Whether a mismatch with this action changes the request.
+pub(crate) const fn changes(action: MismatchAction) -> bool {
+    matches!(action, MismatchAction::Add | MismatchAction::Delete | MismatchAction::Replace)
+}
+
+/// Compares the instances of a field, one value with a bare comma between them, with what is expected. Copies nothing,
+/// and takes a time that tells nothing but lengths, since one side may be a secret.
+struct Comparison<'a> {
+    /// Whether there is any instance.
+    found: bool,
+    /// What is left of the expected value; `None` once there is more than it has.
+    rest: Option<&'a [u8]>,
+    different: u8,
+}
+
+impl<'a> Comparison<'a> {
+    const fn with(expected: &'a [u8]) -> Self {
+        Self { found: false, rest: Some(expected), different: 0 }
+    }
+
+    fn add(&mut self, instance: &[u8]) {
+        if self.found {
+            self.bytes(b",");
+        }
+        self.found = true;
+        self.bytes(instance);
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        let Some((these, rest)) = self.rest.and_then(|rest| rest.split_at_checked(bytes.len())) else {
+            self.rest = None;
+            return;
+        };
+        self.rest = Some(rest);
+        self.different =
+            bytes.iter().zip(these).fold(self.different, |different, (a, b)| black_box(different | (a ^ b)));
+    }
+
+    fn is_equal(&self) -> bool {
+        self.different == 0 && self.rest.is_some_and(<[u8]>::is_empty)
     }
 }
 
@@ -161,12 +216,6 @@ fn expected<'a>(header_match: &'a HeaderMatch, secrets: &'a Secrets) -> Result<&
         None if inline.is_empty() => Err("is not delivered"),
         None => Ok(inline),
     }
-}
-
-/// Compares in a time that tells nothing but the lengths, since one side may be a secret.
-fn equal(found: &[u8], expected: &[u8]) -> bool {
-    found.len() == expected.len()
-        && found.iter().zip(expected).fold(0, |different, (a, b)| black_box(different | (a ^ b))) == 0
 }
 
 /// What the match asks for, for people: never a secret.
@@ -184,6 +233,7 @@ impl Why {
         match self {
             Self::Matched => format!("anything but {}", test(header_match)),
             Self::Mismatched => test(header_match),
+            Self::TooManyEdits => format!("editable: at most {} changes are made to a request", HeaderEdits::MAX),
             Self::Secret(problem) => {
                 let name = header_match.secret.as_deref().unwrap_or_default();
                 format!("comparable: secret {name:?} {problem}")

@@ -124,7 +124,7 @@ pub struct FlowRecord {
 
 impl FlowRecord {
     /// Most fields kept of each list of a header log.
-    pub const MAX_LOGGED_FIELDS: usize = 32;
+    pub const MAX_LOGGED_FIELDS: usize = HeaderLog::MAX;
     /// Most bytes kept of each of their values.
     pub const MAX_LOGGED_VALUE: usize = 256;
 

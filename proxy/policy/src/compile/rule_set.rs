@@ -209,7 +209,7 @@ fn fields<'a>(alternatives: impl Iterator<Item = &'a Alternative>) -> Box<[Box<s
             _ => None,
         }));
     }
-    names.into_iter().map(Box::from).collect()
+    names.into_iter().filter(|name| !name.starts_with(':')).map(Box::from).collect()
 }
 
 fn request_units(rules: &[Arc<CompiledRule>]) -> Vec<(u32, Option<u32>, Vec<&Predicate>)> {

@@ -22,7 +22,7 @@
 //! - An address that several resources claim belongs to the latest; to all of them when they claimed it at once.
 //!
 //! It makes no `Permit`: nothing is ever forwarded on its word. Budgets that only the compiled form has (the size of an
-//! automaton for many expressions together) are not known here.
+//! automaton for many expressions together, what is changed and logged of one request) are not known here.
 
 mod header_match;
 mod http;

@@ -1,7 +1,7 @@
 //! `header_matches`: what each action does to the verdict, the forwarded fields and the log.
 
 use tollgate_policy::model::{HeaderMatch, HttpRule, MatchAction, MismatchAction, PortRule};
-use tollgate_policy::{HeaderLog, NoHeaders, Request, RuleOutcome, Secrets, Verdict};
+use tollgate_policy::{HeaderEdits, HeaderLog, NoHeaders, Request, RuleOutcome, Secrets, Verdict};
 
 use crate::support::{Fields, World, allow, at, deny, exact, flow, from, get, header, pass, paths, port};
 
@@ -41,7 +41,7 @@ struct Seen {
 fn seen(verdict: Verdict) -> Seen {
     let (allowed, edits, log) = match verdict {
         Verdict::Allow { edits, log, .. } => (true, edits, log),
-        Verdict::Deny { log, .. } => (false, tollgate_policy::HeaderEdits::default(), log),
+        Verdict::Deny { log, .. } => (false, HeaderEdits::default(), log),
     };
     let edits: Vec<String> = edits
         .iter()
@@ -575,4 +575,27 @@ fn fields_that_rules_read() {
     let reads = |port, name| world.0.reads_field(&flow(1, port), name);
     assert!(reads(80, "x-tier") && reads(80, "x-user"));
     assert!(!reads(80, "x-sum") && !reads(81, "x-tier") && !reads(82, "x-tier"));
+}
+
+/// Each change and each entry costs the matches after it time.
+#[test]
+fn changes_and_entries_of_one_request_are_bounded() {
+    let add = |n: usize| on("x", &n.to_string(), MatchAction::Continue, MismatchAction::Add);
+    let log = |n: usize| on("y", &n.to_string(), MatchAction::Continue, MismatchAction::Continue);
+    let judge = |rules: Vec<HttpRule>| {
+        let world = World::ingress(vec![port(80, vec![rule(rules)])]);
+        world.0.evaluate_request(&flow(1, 80), &get("/", &NoHeaders), &Secrets::default())
+    };
+    let most = HeaderEdits::MAX - 1;
+    let Verdict::Allow { edits, .. } = judge((0..most).map(|n| http("/", vec![add(n)])).collect()) else {
+        panic!("denied");
+    };
+    assert_eq!(edits.of("X").unwrap().append.len(), most);
+    let one_more = judge(vec![http("/", (0..=most).map(add).collect())]);
+    let Verdict::Deny { nearest: Some(nearest), .. } = one_more else { panic!("{one_more:?}") };
+    assert_eq!(&*nearest.expected, "editable: at most 100 changes are made to a request");
+    let Verdict::Allow { log: Some(logged), .. } = judge(vec![http("/", (0..1000).map(log).collect())]) else {
+        panic!("denied");
+    };
+    assert_eq!(logged.missing.len(), HeaderLog::MAX);
 }
