@@ -9,6 +9,7 @@ pub mod control;
 pub mod control_plane;
 pub mod demo;
 mod detect;
+pub mod explanation;
 pub mod flow;
 pub mod http;
 pub mod identity;

@@ -57,7 +57,9 @@ fn explain(more: &[&str]) -> Output {
 
 #[test]
 fn every_help_has_an_example_and_the_exit_codes() {
-    for command in [&["run"][..], &["policy", "explain"], &["status"], &["flows"], &["version"]] {
+    let policy = [&["policy", "check"][..], &["policy", "explain"]];
+    let others = [&["run"][..], &["status"], &["flows"], &["control-plane"], &["version"]];
+    for command in policy.into_iter().chain(others) {
         let output = tollgate(&[command, &["--help"]].concat());
         let text = stdout(&output);
         assert_eq!(code(&output), 0, "{command:?}");
@@ -71,10 +73,10 @@ fn every_help_has_an_example_and_the_exit_codes() {
     );
 }
 
-/// The examples of `run` and `policy explain` need no running proxy, so they are run as they stand.
+/// The examples of `run` and `policy` need no running proxy, so they are run as they stand.
 #[test]
 fn the_examples_of_offline_commands_work() {
-    for command in [&["run"][..], &["policy", "explain"], &["version"]] {
+    for command in [&["run"][..], &["policy", "check"], &["policy", "explain"], &["version"]] {
         let help = stdout(&tollgate(&[command, &["--help"]].concat()));
         let (_, example) = help.split_once("Example:\n").expect("has an example");
         let (example, _) = example.split_once("\n\n").unwrap_or((example, ""));
@@ -461,6 +463,56 @@ fn an_address_or_directory_that_cannot_be_had_is_named_once() {
         let line = stderr(&output);
         assert_eq!((code(&output), line.matches(said).count(), line.lines().count()), (expected, 1, 1), "{line}");
     }
+}
+
+#[test]
+fn explain_says_the_same_of_files_and_of_a_proxy_that_enforces_them() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let root = directory.path().display();
+    let (config, policies) = (directory.path().join("tollgate.yaml"), directory.path().join("policies"));
+    std::fs::create_dir(&policies).expect("creates");
+    let policy = policies.join("helloworld.json");
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples/policies/helloworld.json");
+    std::fs::copy(example, &policy).expect("copies");
+    let text = format!(
+        "admin: {{ address: 'unix:{root}/admin.sock' }}\npolicies: {{ directory: '{root}/policies' }}\nworkers: \
+         1\nlisteners: [{{ name: load, address: '127.0.0.1:0', transparent: false, upstream: '127.0.0.1:9' }}]\n"
+    );
+    std::fs::write(&config, text).expect("writes");
+    let proxy = Proxy::start(&config);
+    let admin = format!("unix:{root}/admin.sock");
+    let ask = |source: &[&str], rest: &[&str]| {
+        let output = tollgate(&[&["policy", "explain"], source, &EXPLAIN[3..], rest].concat());
+        (code(&output), stdout(&output), stderr(&output))
+    };
+    let file = policy.to_str().expect("UTF-8");
+    // Readiness comes after the first policies are in force.
+    while code(&tollgate(&["status", "--admin", &admin])) != 0 {}
+    let questions: [(&[&str], i32); 6] = [
+        (&["GET", "/hello"], 0),
+        (&["GET", "/hello?a=b&c=%20"], 1),
+        (&["-o", "json", "POST", "/x/../hel%6Co"], 1),
+        (&["-o", "json", "-H", "x-a: 1 & 2", "-H", "x-a: \u{e9}", "GET", "/%2e%2Fhello"], 0),
+        (&["-o", "json"], 0),
+        (&["--host", "a", "-H", "Host: b", "GET", "/"], 2),
+    ];
+    for (question, expected) in questions {
+        let offline = ask(&[file], question);
+        assert_eq!(offline.0, expected, "{offline:?}");
+        assert_eq!(ask(&["--admin", &admin], question), offline, "{question:?}");
+    }
+    for (source, words, expected) in [
+        (vec!["--admin", &admin], vec![file, "GET", "/hello"], "no FILE is named"),
+        (vec!["--admin", &admin], vec!["GET"], "stands alone"),
+        (vec![file], vec!["GET"], "stands alone"),
+        (vec![], vec![], "name a policy FILE"),
+        (vec!["--admin", &admin, "--reference"], vec![], "cannot be used with"),
+    ] {
+        let answer = ask(&source, &words);
+        assert_eq!((answer.0, answer.2.contains(expected)), (2, true), "{answer:?}");
+    }
+    assert_eq!(proxy.terminate(), Some(0));
+    assert_eq!(ask(&["--admin", &admin], &["GET", "/hello"]).0, 3);
 }
 
 #[test]

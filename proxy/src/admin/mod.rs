@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::config::{ListenAddress, Node};
+use crate::explanation::{Asked, Explained};
 use crate::flow::FlowLog;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
@@ -78,6 +79,11 @@ pub trait Views: Send + Sync + 'static {
     fn status(&self) -> serde_json::Map<String, serde_json::Value>;
     /// `/config_dump`: the resolved configuration, the policies and identities in force.
     fn config_dump(&self) -> serde_json::Value;
+    /// What the policies in force say about a connection or request.
+    ///
+    /// # Errors
+    /// The question contradicts itself.
+    fn explain(&self, asked: &Asked) -> Result<Explained, String>;
     /// The listeners that are bound now.
     fn listeners(&self) -> Vec<BoundListener>;
 }

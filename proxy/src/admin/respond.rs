@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::flows::{self, FlowsError};
 use super::{AdminState, Surface};
+use crate::explanation::Asked;
 use crate::metrics::Format;
 
 type Body = BoxBody<Bytes, Infallible>;
@@ -28,6 +29,7 @@ enum Endpoint {
     Listeners,
     Logging,
     Metrics,
+    PolicyExplain,
     Quit,
     Ready,
     ServerInfo,
@@ -58,6 +60,12 @@ const ROUTES: &[Route] = &[
     show("/listeners", Endpoint::Listeners, "name and address of each listener; ?format=json"),
     change("/logging", Endpoint::Logging, "change the log level; ?level=off|error|warn|info|debug|trace"),
     show("/metrics", Endpoint::Metrics, "Prometheus metrics"),
+    show(
+        "/policy/explain",
+        Endpoint::PolicyExplain,
+        "verdict and why; ?endpoint=IP&direction=ingress|egress&from=ID&port=N, also proxy_id, server_name, host, header, \
+         method with path; &format=text",
+    ),
     change("/quitquitquit", Endpoint::Quit, "drain, then end the process"),
     show("/ready", Endpoint::Ready, "200 LIVE when ready, else 503 and what is awaited"),
     show("/server_info", Endpoint::ServerInfo, "version, state, uptime, node"),
@@ -111,6 +119,7 @@ pub(super) fn respond<B>(request: &Request<B>, surface: Surface, state: &AdminSt
         Endpoint::Listeners => listeners(&query, state),
         Endpoint::Logging => logging(&query, state),
         Endpoint::Metrics => metrics(request, state),
+        Endpoint::PolicyExplain => policy_explain(&query, state),
         Endpoint::Quit => {
             state.actions.quit();
             text(StatusCode::OK, "ending\n".to_owned())
@@ -208,6 +217,21 @@ fn listeners(query: &Query<'_>, state: &AdminState) -> Response<Body> {
     }
 }
 
+/// Percent-encoded parameters, of which `header` may come several times.
+fn policy_explain(query: &Query<'_>, state: &AdminState) -> Response<Body> {
+    let as_text = match query.value("format") {
+        None | Some("json") => false,
+        Some("text") => true,
+        Some(_) => return bad_request("format is text or json"),
+    };
+    let question: Vec<_> = query.0.iter().copied().filter(|(name, _)| *name != "format").collect();
+    match Asked::from_query(&question).and_then(|asked| state.views.explain(&asked)) {
+        Ok(explained) if as_text => text(StatusCode::OK, explained.text()),
+        Ok(explained) => json(&explained.json()),
+        Err(why) => bad_request(&why),
+    }
+}
+
 fn logging(query: &Query<'_>, state: &AdminState) -> Response<Body> {
     let Some(level) = query.value("level") else {
         return bad_request("say ?level=off|error|warn|info|debug|trace");
@@ -259,7 +283,7 @@ fn with_type(status: StatusCode, content_type: &'static str, body: Body) -> Resp
     response
 }
 
-/// The parameters of a request target, in the order sent. No value that we know needs percent-encoding.
+/// The parameters of a request target, in the order sent, not percent-decoded.
 pub(super) struct Query<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Query<'a> {

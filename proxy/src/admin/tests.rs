@@ -10,6 +10,7 @@ use tokio::net::UnixStream;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::*;
+use crate::explanation::{self, Enforced};
 use crate::flow::{self, FlowRecord, FlowSender, FlowSettings, FlowThread, Outcome};
 
 struct Process(Arc<Mutex<Vec<String>>>);
@@ -21,6 +22,17 @@ impl Views for Process {
 
     fn config_dump(&self) -> Value {
         json!({ "policies": [] })
+    }
+
+    fn explain(&self, asked: &Asked) -> Result<Explained, String> {
+        let enforced = Enforced {
+            policies: &tollgate_policy::Snapshot::empty(),
+            secrets: &tollgate_policy::Secrets::default(),
+            normalize: &crate::config::Normalize::default(),
+            proxy_id: 0,
+            reference: None,
+        };
+        explanation::explain(asked, &enforced).map_err(|error| error.to_string())
     }
 
     fn listeners(&self) -> Vec<BoundListener> {

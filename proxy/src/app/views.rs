@@ -9,8 +9,9 @@ use tollgate_xds::Status;
 
 use super::Request;
 use crate::admin::{Actions, BoundListener, Views};
-use crate::config::{Config, PolicySource};
+use crate::config::{Config, Normalize, PolicySource};
 use crate::control::Control;
+use crate::explanation::{self, Asked, Enforced, Explained};
 use crate::readiness::Readiness;
 
 /// Read-only views over control, configuration and listeners.
@@ -108,6 +109,19 @@ impl Views for ProcessViews {
             "networkpolicies": policies,
             "identities": identities,
         })
+    }
+
+    fn explain(&self, asked: &Asked) -> Result<Explained, String> {
+        let world = self.control.store().load();
+        let listener = self.config.listeners.iter().find(|listener| listener.direction == asked.direction);
+        let enforced = Enforced {
+            policies: &world.policy,
+            secrets: &world.secrets,
+            normalize: &listener.map_or_else(Normalize::default, |listener| listener.normalize),
+            proxy_id: listener.map_or(0, |listener| listener.proxy_id),
+            reference: None,
+        };
+        explanation::explain(asked, &enforced).map_err(|error| error.to_string())
     }
 
     fn listeners(&self) -> Vec<BoundListener> {

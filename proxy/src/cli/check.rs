@@ -23,8 +23,10 @@ use crate::cilium_policy::KnownIdentities;
 /// seen, why it matters and what to write instead; docs/policy-check.md has every rule with an example.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Examples:
+Example:
   tollgate policy check deploy/examples/policies/helloworld.json
+
+For programs, with notes as findings:
   tollgate policy check --fail-on note -o json deploy/examples/policies/*
 
 Exit codes: 0 nothing found (notes do not count unless --fail-on says so); 1 findings; 2 a file cannot be used; \

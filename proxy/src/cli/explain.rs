@@ -1,28 +1,25 @@
-//! `tollgate policy explain`: what policy files say about one connection or request, and why. The engine is the one of
-//! the data path, and so is the canonical form of the path.
-
-mod reference;
-mod report;
+//! `tollgate policy explain`: what policy files, or those that a running proxy enforces, say about one connection or
+//! request, and why.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ArgGroup;
+use hyper::StatusCode;
 use tollgate_policy::reference::Reference;
-use tollgate_policy::{
-    ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, NetworkPolicy, Request, Secrets, SecurityId,
-    ServerName, Snapshot, Verdict,
-};
+use tollgate_policy::{Direction, NetworkPolicy, Secrets, SecurityId, Snapshot};
 
-use super::{Exit, Failure, Output, print, print_json};
-use crate::config::Normalize;
-use crate::http::canonical::{CanonicalPath, canonicalise};
+use super::admin_client::{self, AdminError};
+use super::{Exit, Failure, Output, asynchronously, print, print_json};
+use crate::config::{ListenAddress, Normalize};
+use crate::explanation::{self, Answer, Asked, Enforced, NoAnswer};
 use crate::policy_file::{self, PolicyResource};
 
-/// Say whether policy files allow a connection or request, and why
+/// Say whether policy files, or a running proxy, allow a connection or request, and why
 ///
 /// With METHOD and PATH the request is judged, without them the connection alone. The path is brought into the same
-/// canonical form that the proxy matches and forwards, with the default settings of a listener.
+/// canonical form that the proxy matches and forwards: with the default settings of a listener, or with those of the running
+/// proxy's first listener for the direction.
 #[derive(Debug, clap::Args)]
 #[command(
     group = ArgGroup::new("direction").required(true),
@@ -31,14 +28,18 @@ Example:
   tollgate policy explain deploy/examples/policies/helloworld.json \\
       --endpoint 10.244.2.232 --ingress --from 32226 --port 5000 GET /hello
 
-Exit codes: 0 allowed, 1 denied, 2 bad input, 3 cannot tell (the evaluators differ)."
+Of a running proxy:
+  tollgate policy explain --admin unix:run/admin.sock \\
+      --endpoint 10.244.2.232 --ingress --from 32226 --port 5000 GET /hello
+
+Exit codes: 0 allowed, 1 denied, 2 bad input, 3 cannot tell (no proxy answers, or the evaluators differ)."
 )]
 pub(super) struct Args {
-    /// Policy file: a cilium.NetworkPolicy as JSON, or one or more as YAML
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    /// Ask the running proxy with this admin endpoint (unix:PATH or IP:PORT) instead of files
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<ListenAddress>,
     /// Further policy files, judged together with the first
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     and: Vec<PathBuf>,
     /// Local endpoint whose policy is asked
     #[arg(long, value_name = "IP")]
@@ -55,9 +56,9 @@ pub(super) struct Args {
     /// Destination port, before redirection
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
-    /// proxy_id of the listener; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    proxy_id: u16,
+    /// proxy_id of the listener; 0 for none [default: 0, or that of the running proxy's listener]
+    #[arg(long, value_name = "N")]
+    proxy_id: Option<u16>,
     /// Server name of the TLS ClientHello [default: not known, since the proxy does not inspect TLS]
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
@@ -65,140 +66,120 @@ pub(super) struct Args {
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
     /// Header field of the request; may be repeated
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = explanation::header)]
     headers: Vec<(String, String)>,
     /// Ask the second, literal evaluator too, and give no answer unless both say the same
-    #[arg(long)]
+    #[arg(long, conflicts_with = "admin")]
     reference: bool,
     /// How to print it
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
     output: Output,
-    /// Method of the request, such as GET
-    #[arg(value_name = "METHOD", requires = "path", value_parser = method)]
-    method: Option<String>,
-    /// Path of the request, with its query
-    #[arg(value_name = "PATH")]
-    path: Option<String>,
-}
-
-/// What was asked, in the form that is judged.
-struct Question {
-    endpoint: IpAddr,
-    direction: Direction,
-    remote: SecurityId,
-    port: u16,
-    request: Option<AskedRequest>,
-}
-
-struct AskedRequest {
-    method: String,
-    authority: String,
-    /// As given.
-    path: String,
-    /// As matched.
-    canonical: Canonical,
-}
-
-/// What becomes of a path before policy sees it.
-enum Canonical {
-    Path(Vec<u8>),
-    /// The client is sent there; what follows is about the request that it then makes.
-    Redirected(Vec<u8>),
-    /// 400, before policy.
-    Refused(String),
-}
-
-impl Question {
-    /// Why the path has no canonical form, when it has none.
-    fn refused_path(&self) -> Option<&str> {
-        match &self.request.as_ref()?.canonical {
-            Canonical::Refused(why) => Some(why),
-            Canonical::Path(_) | Canonical::Redirected(_) => None,
-        }
-    }
-}
-
-/// The answer in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    Allowed,
-    Denied,
+    /// Policy file (cilium.NetworkPolicy as JSON or YAML; not with --admin), then the method and path with query of a request
+    #[arg(value_name = "FILE METHOD PATH", num_args = 0..)]
+    words: Vec<String>,
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
-    let policies = policies(args)?;
-    let mut builder = Snapshot::empty().update();
-    builder.replace_all(policies.clone());
-    let snapshot = builder.build();
-    let headers = other_headers(&args.headers);
-    let question = question(args)?;
-    let endpoint = EndpointKey::from(question.endpoint);
-    let flow = Flow {
-        direction: question.direction,
-        endpoint: &endpoint,
-        remote: question.remote,
-        port: question.port,
+    let (file, request) = words(args)?;
+    let asked = Asked {
+        endpoint: args.endpoint,
+        direction: if args.ingress { Direction::Ingress } else { Direction::Egress },
+        remote: SecurityId(args.from),
+        port: args.port,
         proxy_id: args.proxy_id,
-        server_name: args.server_name.as_deref().map_or(ServerName::Unknown, ServerName::Name),
+        server_name: args.server_name.clone(),
+        host: args.host.clone(),
+        headers: args.headers.clone(),
+        request,
     };
-    let path = question.request.as_ref().and_then(|request| match &request.canonical {
-        Canonical::Path(path) | Canonical::Redirected(path) => Some((request, path)),
-        Canonical::Refused(_) => None,
-    });
-    let request = path.map(|(request, path)| Request {
-        method: request.method.as_bytes(),
-        scheme: b"http",
-        authority: request.authority.as_bytes(),
-        path,
-        headers: &headers,
-    });
-    let secrets = Secrets::default();
-    let explanation = snapshot.explain(&flow, request.as_ref(), &secrets);
-    if args.reference
-        && let Some(how) =
-            reference::difference(&Reference::of(policies), &flow, request.as_ref(), &secrets, &explanation)
-    {
-        return Err(Failure::cannot_tell(format_args!(
-            "the two evaluators differ, which is a defect of tollgate: {how}; please report it with the policy"
-        )));
+    match (&args.admin, file) {
+        (Some(address), _) => ask_proxy(address, &asked, args.output),
+        (None, Some(file)) => ask_files(args, &file, &asked),
+        (None, None) => Err(Failure::bad_input("name a policy FILE, or a running proxy with --admin; see --help")),
     }
-    let answer = answer(&question, &explanation);
-    let quarantined = snapshot
-        .endpoint(&endpoint)
-        .flat_map(|policy| policy.quarantined())
-        .map(|quarantine| quarantine.to_string())
-        .collect::<Vec<_>>();
-    let findings = report::Findings { explanation: &explanation, quarantined: &quarantined, checked: args.reference };
-    match args.output {
-        Output::Text => print(&report::text(answer, &question, &findings))?,
-        Output::Json => print_json(&report::json(answer, &question, &findings))?,
+}
+
+type FileAndRequest = (Option<PathBuf>, Option<(String, String)>);
+
+/// What the words without an option mean: with --admin there is no FILE in front.
+fn words(args: &Args) -> Result<FileAndRequest, Failure> {
+    let mut words = args.words.iter();
+    let file = if args.admin.is_some() { None } else { words.next().map(PathBuf::from) };
+    let request = match (words.next(), words.next(), words.next()) {
+        (None, ..) => None,
+        (Some(method), Some(path), None) => {
+            Some((explanation::method(method).map_err(Failure::bad_input)?, path.clone()))
+        }
+        (Some(method), None, _) => {
+            return Err(Failure::bad_input(format_args!("{method:?} stands alone; name METHOD and PATH, or neither")));
+        }
+        (.., Some(_)) if args.admin.is_some() => {
+            return Err(Failure::bad_input("with --admin no FILE is named; leave it out, or leave --admin out"));
+        }
+        (.., Some(word)) => return Err(Failure::bad_input(format_args!("unexpected argument {word:?}; see --help"))),
     };
-    Ok(match answer {
+    Ok((file, request))
+}
+
+fn ask_files(args: &Args, file: &Path, asked: &Asked) -> Result<Exit, Failure> {
+    let policies = policies(std::iter::once(file).chain(args.and.iter().map(PathBuf::as_path)))?;
+    let reference = args.reference.then(|| Reference::of(policies.clone()));
+    let mut builder = Snapshot::empty().update();
+    builder.replace_all(policies);
+    let enforced = Enforced {
+        policies: &builder.build(),
+        secrets: &Secrets::default(),
+        normalize: &Normalize::default(),
+        proxy_id: 0,
+        reference: reference.as_ref(),
+    };
+    let explained = explanation::explain(asked, &enforced).map_err(|error| match error {
+        NoAnswer::TwoHosts => Failure::bad_input(error),
+        NoAnswer::Differ(_) => Failure::cannot_tell(error),
+    })?;
+    match args.output {
+        Output::Text => print(&explained.text())?,
+        Output::Json => print_json(&explained.json())?,
+    };
+    Ok(match explained.answer() {
         Answer::Allowed => Exit::Fine,
         Answer::Denied => Exit::Findings,
     })
 }
 
-fn answer(question: &Question, explanation: &Explanation) -> Answer {
-    let refused = question.refused_path().is_some();
-    let allowed = match (&explanation.connection, &explanation.request) {
-        (ConnectionVerdict::Deny { .. }, _) => false,
-        // Passed as TCP: no request is looked at.
-        (ConnectionVerdict::AllowTcp { .. }, _) => true,
-        (ConnectionVerdict::InspectHttp, _) if refused => false,
-        (ConnectionVerdict::InspectHttp, Some(verdict)) => matches!(verdict, Verdict::Allow { .. }),
-        // Which requests pass depends on them; the connection itself does.
-        (ConnectionVerdict::InspectHttp, None) => true,
+/// The proxy explains; what it says is printed as it is.
+fn ask_proxy(address: &ListenAddress, asked: &Asked, output: Output) -> Result<Exit, Failure> {
+    let (format, verdict_of): (_, fn(&str) -> Option<String>) = match output {
+        Output::Text => ("text", |text| Some(text.split_once(':')?.0.to_owned())),
+        Output::Json => ("json", |text| {
+            let answer: serde_json::Value = serde_json::from_str(text).ok()?;
+            Some(answer.get("verdict")?.as_str()?.to_owned())
+        }),
     };
-    match allowed {
-        true => Answer::Allowed,
-        false => Answer::Denied,
-    }
+    let path = format!("/policy/explain?format={format}&{}", asked.to_query());
+    let answer = asynchronously(admin_client::get(address, &path))?.map_err(|error| match error {
+        // Our question is at fault, not the proxy.
+        AdminError::Status { status: StatusCode::BAD_REQUEST, ref text, .. } => Failure::bad_input(text),
+        other => Failure::cannot_tell(other),
+    })?;
+    let answer = String::from_utf8_lossy(&answer);
+    let verdict = verdict_of(&answer);
+    let exit = match verdict.as_deref() {
+        Some("allowed") => Exit::Fine,
+        Some("denied") => Exit::Findings,
+        _ => {
+            let reason =
+                format!("admin {address}: the answer is no verdict; is this the admin endpoint of a Tollgate?");
+            return Err(Failure::cannot_tell(reason));
+        }
+    };
+    print(&answer)?;
+    Ok(exit)
 }
 
-fn policies(args: &Args) -> Result<Vec<NetworkPolicy>, Failure> {
+fn policies<'a>(files: impl Iterator<Item = &'a Path>) -> Result<Vec<NetworkPolicy>, Failure> {
     let mut policies = Vec::new();
-    for file in std::iter::once(&args.file).chain(&args.and) {
+    for file in files {
         let resources = policy_file::read(file).map_err(Failure::bad_input)?;
         for resource in resources {
             if let PolicyResource::Policy(policy) = resource {
@@ -209,70 +190,4 @@ fn policies(args: &Args) -> Result<Vec<NetworkPolicy>, Failure> {
         }
     }
     Ok(policies)
-}
-
-fn question(args: &Args) -> Result<Question, Failure> {
-    let request = match (&args.method, &args.path) {
-        (Some(method), Some(path)) => Some(asked_request(args, method, path)?),
-        _ => None,
-    };
-    Ok(Question {
-        endpoint: args.endpoint,
-        direction: if args.ingress { Direction::Ingress } else { Direction::Egress },
-        remote: SecurityId(args.from),
-        port: args.port,
-        request,
-    })
-}
-
-fn asked_request(args: &Args, method: &str, path: &str) -> Result<AskedRequest, Failure> {
-    let hosts = args.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("host"));
-    let mut hosts = hosts.map(|(_, value)| value).chain(&args.host);
-    let authority = hosts.next().cloned();
-    if hosts.next().is_some() {
-        return Err(Failure::bad_input("the host is given twice; a request has one"));
-    }
-    let authority = authority.unwrap_or_else(|| std::net::SocketAddr::new(args.endpoint, args.port).to_string());
-    let canonical = match canonicalise(path.as_bytes(), &Normalize::default()) {
-        Ok(CanonicalPath::Unchanged) => Canonical::Path(path.as_bytes().to_vec()),
-        Ok(CanonicalPath::Rewritten(path)) => Canonical::Path(path),
-        Ok(CanonicalPath::Redirect(path)) => Canonical::Redirected(path),
-        Err(error) => Canonical::Refused(error.to_string()),
-    };
-    Ok(AskedRequest { method: method.to_owned(), authority, path: path.to_owned(), canonical })
-}
-
-/// `host` is `:authority` to policy, not a header.
-fn other_headers(headers: &[(String, String)]) -> Fields {
-    let others = headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("host"));
-    Fields(others.cloned().collect())
-}
-
-struct Fields(Vec<(String, String)>);
-
-impl tollgate_policy::Headers for Fields {
-    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
-        self.0.as_slice().each(name, visit);
-    }
-}
-
-/// `Name: value`, the white space around the value dropped (RFC 9110 section 5.5).
-fn header(text: &str) -> Result<(String, String), String> {
-    let wrong = || format!("\"{text}\" is no header field; write NAME: VALUE");
-    let (name, value) = text.split_once(':').ok_or_else(wrong)?;
-    if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
-        return Err(wrong());
-    }
-    let value = value.trim_matches([' ', '\t']);
-    match http::HeaderValue::from_str(value) {
-        Ok(_) => Ok((name.to_owned(), value.to_owned())),
-        Err(_) => Err(format!("\"{text}\" has a control character in its value; remove it")),
-    }
-}
-
-fn method(text: &str) -> Result<String, String> {
-    match http::Method::from_bytes(text.as_bytes()) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err(format!("\"{text}\" is no method; write one such as GET")),
-    }
 }

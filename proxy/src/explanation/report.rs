@@ -8,17 +8,8 @@ use tollgate_policy::{
     Verdict,
 };
 
-use super::{Answer, AskedRequest, Canonical, Question};
+use super::{AskedRequest, Canonical, Explained, Question};
 use crate::reason::Reason;
-
-/// What is reported beside the answer.
-pub(super) struct Findings<'a> {
-    pub(super) explanation: &'a Explanation,
-    /// Elements of the endpoint's policies that are not enforced as written.
-    pub(super) quarantined: &'a [String],
-    /// The reference was asked, and says the same.
-    pub(super) checked: bool,
-}
 
 /// What decided, whatever layer it was.
 enum Decision<'a> {
@@ -42,13 +33,6 @@ fn decision<'a>(question: &'a Question, explanation: &'a Explanation) -> Decisio
     }
 }
 
-const fn word(answer: Answer) -> &'static str {
-    match answer {
-        Answer::Allowed => "allowed",
-        Answer::Denied => "denied",
-    }
-}
-
 fn verdict(verdict: RuleVerdict) -> String {
     match verdict {
         RuleVerdict::Allow => "allow".to_owned(),
@@ -58,11 +42,11 @@ fn verdict(verdict: RuleVerdict) -> String {
 }
 
 /// For people: the answer first, then why, then every rule that covers the port.
-pub(super) fn text(answer: Answer, question: &Question, findings: &Findings<'_>) -> String {
-    let Findings { explanation, quarantined, checked } = *findings;
+pub(super) fn text(explained: &Explained) -> String {
+    let Explained { answer, question, explanation, quarantined, checked } = explained;
     let mut out = String::new();
     // Writing to a string cannot fail, here and below.
-    let _ = writeln!(out, "{}: {}", word(answer), subject(question));
+    let _ = writeln!(out, "{}: {}", answer.word(), subject(question));
     match decision(question, explanation) {
         Decision::Rule(rule) => {
             let _ = writeln!(out, "  by rule: {rule}");
@@ -83,7 +67,7 @@ pub(super) fn text(answer: Answer, question: &Question, findings: &Findings<'_>)
     if let Some(line) = note(question, explanation) {
         let _ = writeln!(out, "  note: {line}");
     }
-    if checked {
+    if *checked {
         out.push_str("  reference: agrees\n");
     }
     for policy in &explanation.policies {
@@ -158,10 +142,10 @@ fn policy_text(out: &mut String, policy: &PolicyExplanation) {
 }
 
 /// For programs: one object with the same content as [`text`].
-pub(super) fn json(answer: Answer, question: &Question, findings: &Findings<'_>) -> Value {
-    let Findings { explanation, quarantined, checked } = *findings;
+pub(super) fn json(explained: &Explained) -> Value {
+    let Explained { answer, question, explanation, quarantined, checked } = explained;
     let mut object = json!({
-        "verdict": word(answer),
+        "verdict": answer.word(),
         "endpoint": question.endpoint.to_string(),
         "direction": question.direction.as_str(),
         "identity": question.remote.0,
@@ -187,8 +171,8 @@ pub(super) fn json(answer: Answer, question: &Question, findings: &Findings<'_>)
         object["request"] = request_json(request);
     }
     object["policies"] = explanation.policies.iter().map(policy_json).collect();
-    object["quarantined"] = quarantined.into();
-    if checked {
+    object["quarantined"] = quarantined.as_slice().into();
+    if *checked {
         object["reference"] = "agrees".into();
     }
     object
