@@ -152,6 +152,9 @@ fn read_specs(resource: usize, root: &Object<'_>, specs: &mut Vec<Spec>) {
     let namespace = (!clusterwide).then(|| text("namespace").unwrap_or("default"));
     let name = text("name").unwrap_or("unnamed");
     let name = namespace.map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"));
+    if !root.has("spec") && !root.has("specs") {
+        root.invalid("spec", "there is no spec".to_owned(), "a spec with an endpointSelector and rules");
+    }
     let several = root.objects("specs");
     let numbered = several.len() > 0;
     for spec in root.object("spec").into_iter().chain(several) {

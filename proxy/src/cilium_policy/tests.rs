@@ -185,6 +185,7 @@ fn what_has_no_counterpart_is_said() {
             NotTranslated,
             "spec.ingress[0].toPorts[0].ports[0].port",
         ),
+        (Value::Null, InvalidValue, "spec"),
         (json!({ "nodeSelector": {} }), NotTranslated, "spec.nodeSelector"),
         (json!({ "enableDefaultDeny": { "ingress": false } }), NotTranslated, "spec.enableDefaultDeny.ingress"),
         (json!({ "endpointSelector": { "matchLabels": { "app": "x" } } }), SelectsNobody, "spec.endpointSelector"),
