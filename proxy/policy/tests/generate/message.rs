@@ -1,6 +1,6 @@
 //! Bytes of `cilium.NetworkPolicy` messages: mostly well formed, with any field in any number, and then damaged.
 
-use super::Choices;
+use crate::generate::Choices;
 
 /// Field number and what it holds.
 type Field = (u32, Kind);

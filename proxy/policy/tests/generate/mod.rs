@@ -4,9 +4,6 @@
 //! Bytes that have run out choose the first, simplest alternative of everything, so that a shorter input is a simpler
 //! case.
 
-#[cfg(feature = "proto")]
-pub(crate) mod message;
-
 use std::net::{IpAddr, Ipv4Addr};
 
 use tollgate_policy::model::{

@@ -4,6 +4,9 @@
 
 #[path = "../generate/mod.rs"]
 mod generate;
+#[cfg(feature = "proto")]
+#[path = "../generate/message.rs"]
+mod message;
 
 mod demo;
 mod explain;

@@ -40,7 +40,8 @@ mod messages {
     use tollgate_proto::cilium;
 
     use super::*;
-    use crate::generate::{Choices, Question, Response, difference, message, worlds};
+    use crate::generate::{Choices, Question, Response, difference, worlds};
+    use crate::message;
 
     /// The policy in `bytes`, if they decode and say whose it is.
     fn decoded(bytes: &[u8]) -> Option<NetworkPolicy> {
