@@ -1,6 +1,7 @@
 //! All predicates on one header, decided together by looking at the value once.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, Hir, Repetition};
 
@@ -45,27 +46,23 @@ enum Test {
     Prefix(Box<[u8]>),
     Suffix(Box<[u8]>),
     Range(i64, i64),
-    /// Index of an expression in [`ColumnBuilder::expressions`].
-    Expression(usize),
 }
 
 /// Collects the predicates of a column.
 #[derive(Debug, Default)]
 pub(super) struct ColumnBuilder {
     tests: HashMap<Test, u32>,
-    expressions: Vec<Hir>,
-    expression_of: HashMap<ValueMatch, usize>,
+    expressions: Vec<Arc<Hir>>,
+    /// By address, since equal ones were read once: the test of each expression.
+    expression_tests: HashMap<*const Hir, u32>,
     column: Column,
     /// Predicates that look at the empty value when there is none.
     missing_as_empty: Vec<u32>,
 }
 
 impl ColumnBuilder {
-    /// Adds predicate `predicate`.
-    ///
-    /// # Errors
-    /// Text saying why the matcher cannot be compiled; [`check`] finds the same beforehand.
-    pub(super) fn add(&mut self, predicate: u32, matcher: &HeaderMatcher) -> Result<(), String> {
+    /// Adds predicate `predicate`; `lowered` is what its value is tested for.
+    pub(super) fn add(&mut self, predicate: u32, matcher: &HeaderMatcher, lowered: &Lowered) {
         let empty = matcher.treat_missing_as_empty;
         match &matcher.value {
             ValueMatch::Present(wanted) => {
@@ -75,18 +72,18 @@ impl ColumnBuilder {
                 if (empty == *wanted) != matcher.invert {
                     self.column.missing.push(predicate);
                 }
-                return Ok(());
+                return;
             }
             ValueMatch::Any => {
                 if !matcher.invert {
                     self.column.present.push(predicate);
                 }
             }
-            value => {
+            _ => {
                 if matcher.invert {
                     self.column.present.push(predicate);
                 }
-                for test in self.tests_of(value)? {
+                for test in self.tests_of(lowered) {
                     let effect = &mut self.column.effects[test as usize];
                     if matcher.invert {
                         effect.fail.push(predicate);
@@ -99,25 +96,32 @@ impl ColumnBuilder {
         if empty {
             self.missing_as_empty.push(predicate);
         }
-        Ok(())
     }
 
     /// The tests of which one must succeed.
-    fn tests_of(&mut self, value: &ValueMatch) -> Result<Vec<u32>, String> {
-        Ok(match lower(value)? {
-            Lowered::Exact(literals) => literals.into_iter().map(|literal| self.test(Test::Exact(literal))).collect(),
-            Lowered::Prefix(literal) => vec![self.test(Test::Prefix(literal))],
-            Lowered::Suffix(literal) => vec![self.test(Test::Suffix(literal))],
-            Lowered::Range(start, end) => vec![self.test(Test::Range(start, end))],
-            Lowered::Expression(hir) => {
-                let next = self.expressions.len();
-                let index = *self.expression_of.entry(value.clone()).or_insert(next);
-                if index == next {
-                    self.expressions.push(hir);
-                }
-                vec![self.test(Test::Expression(index))]
+    fn tests_of(&mut self, lowered: &Lowered) -> Vec<u32> {
+        let test = match lowered {
+            Lowered::Presence => return Vec::new(),
+            Lowered::Exact(literals) => {
+                return literals.iter().map(|literal| self.test(Test::Exact(literal.clone()))).collect();
             }
-        })
+            Lowered::Prefix(literal) => Test::Prefix(literal.clone()),
+            Lowered::Suffix(literal) => Test::Suffix(literal.clone()),
+            Lowered::Range(start, end) => Test::Range(*start, *end),
+            Lowered::Expression(hir) => return vec![self.expression_test(hir)],
+        };
+        vec![self.test(test)]
+    }
+
+    fn expression_test(&mut self, hir: &Arc<Hir>) -> u32 {
+        let next = self.column.effects.len() as u32;
+        let number = *self.expression_tests.entry(Arc::as_ptr(hir)).or_insert(next);
+        if number == next {
+            self.column.effects.push(Effect::default());
+            self.column.regex_tests.push(number);
+            self.expressions.push(hir.clone());
+        }
+        number
     }
 
     fn test(&mut self, test: Test) -> u32 {
@@ -135,14 +139,12 @@ impl ColumnBuilder {
         let mut column = self.column;
         let mut literals = Vec::new();
         let (mut prefixes, mut suffixes) = (Vec::new(), Vec::new());
-        let mut regex_tests = vec![0; self.expressions.len()];
         for (test, number) in &self.tests {
             match test {
                 Test::Exact(literal) => literals.push((literal.clone(), *number)),
                 Test::Prefix(literal) => prefixes.push((&literal[..], *number)),
                 Test::Suffix(literal) => suffixes.push((&literal[..], *number)),
                 Test::Range(start, end) => column.ranges.push((*start, *end, *number)),
-                Test::Expression(index) => regex_tests[*index] = *number,
             }
         }
         if literals.len() <= FEW_LITERALS {
@@ -154,7 +156,6 @@ impl ColumnBuilder {
         column.suffixes = (!suffixes.is_empty()).then(|| AffixSet::suffixes(suffixes));
         if !self.expressions.is_empty() {
             column.regexes = Some(RegexSet::new(&self.expressions)?);
-            column.regex_tests = regex_tests;
         }
         if !self.missing_as_empty.is_empty() {
             let mut on_empty = vec![0; bits::words(predicates)];
@@ -223,28 +224,36 @@ fn integer(value: &[u8]) -> Option<i64> {
     text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').parse().ok()
 }
 
+/// What values are tested for, in the form in which it is tested; equal ones are read once.
+#[derive(Debug, Default)]
+pub(crate) struct Lowerings(HashMap<ValueMatch, Result<Arc<Lowered>, Arc<str>>>);
+
+impl Lowerings {
+    /// Reads `value`.
+    ///
+    /// # Errors
+    /// Text that names what is wrong with it.
+    pub(super) fn lower(&mut self, value: &ValueMatch) -> Result<Arc<Lowered>, Arc<str>> {
+        if let Some(known) = self.0.get(value) {
+            return known.clone();
+        }
+        let lowered = lower(value).map(Arc::new).map_err(Arc::from);
+        self.0.insert(value.clone(), lowered.clone());
+        lowered
+    }
+}
+
 /// A value test in the form in which it is made.
-enum Lowered {
+#[derive(Debug)]
+pub(super) enum Lowered {
+    /// Nothing about the value: the field is there or not.
+    Presence,
     /// One of these.
     Exact(Vec<Box<[u8]>>),
     Prefix(Box<[u8]>),
     Suffix(Box<[u8]>),
     Range(i64, i64),
-    Expression(Hir),
-}
-
-/// Whether `value` can be compiled.
-///
-/// # Errors
-/// Text that names what is wrong.
-pub(super) fn check(value: &ValueMatch) -> Result<(), String> {
-    match value {
-        ValueMatch::Present(_) | ValueMatch::Any => Ok(()),
-        value => match lower(value)? {
-            Lowered::Expression(hir) => check_size(&hir),
-            _ => Ok(()),
-        },
-    }
+    Expression(Arc<Hir>),
 }
 
 fn lower(value: &ValueMatch) -> Result<Lowered, String> {
@@ -256,29 +265,30 @@ fn lower(value: &ValueMatch) -> Result<Lowered, String> {
             (TextPart::Whole, false) => Lowered::Exact(vec![text.as_bytes().into()]),
             (TextPart::Prefix, false) => Lowered::Prefix(text.as_bytes().into()),
             (TextPart::Suffix, false) => Lowered::Suffix(text.as_bytes().into()),
-            (part, ignore_case) => Lowered::Expression(text_expression(*part, text, *ignore_case)),
+            (part, ignore_case) => expression(text_expression(*part, text, *ignore_case))?,
         }),
         ValueMatch::Regex(pattern) if pattern.is_empty() => Err("the regex is empty".into()),
         ValueMatch::Regex(pattern) => match re2::parse(pattern) {
             Ok(Pattern::Literals(literals)) => Ok(Lowered::Exact(literals)),
-            Ok(Pattern::Expression(hir)) => Ok(Lowered::Expression(hir)),
+            Ok(Pattern::Expression(hir)) => expression(hir),
             Err(reason) => Err(format!("regex {pattern:?}: {reason}")),
         },
         ValueMatch::Range { start, end } => Ok(Lowered::Range(*start, *end)),
         ValueMatch::Unsupported(what) => Err(what.to_string()),
-        ValueMatch::Present(_) | ValueMatch::Any => Err("presence is not a test on the value".into()),
+        ValueMatch::Present(_) | ValueMatch::Any => Ok(Lowered::Presence),
     }
 }
 
+fn expression(hir: Hir) -> Result<Lowered, String> {
+    check_size(&hir)?;
+    Ok(Lowered::Expression(Arc::new(hir)))
+}
+
 fn text_expression(part: TextPart, text: &str, ignore_case: bool) -> Hir {
-    let byte = |b: u8| {
-        if ignore_case && b.is_ascii_alphabetic() {
-            let (lower, upper) = (b.to_ascii_lowercase(), b.to_ascii_uppercase());
-            let ranges = [ClassBytesRange::new(lower, lower), ClassBytesRange::new(upper, upper)];
-            Hir::class(Class::Bytes(ClassBytes::new(ranges)))
-        } else {
-            Hir::literal([b])
-        }
+    let either_case = |b: u8| {
+        let (lower, upper) = (b.to_ascii_lowercase(), b.to_ascii_uppercase());
+        let ranges = [ClassBytesRange::new(lower, lower), ClassBytesRange::new(upper, upper)];
+        if lower == upper { Hir::literal([b]) } else { Hir::class(Class::Bytes(ClassBytes::new(ranges))) }
     };
     let anything = || {
         Hir::repetition(Repetition {
@@ -288,7 +298,10 @@ fn text_expression(part: TextPart, text: &str, ignore_case: bool) -> Hir {
             sub: Box::new(Hir::class(Class::Bytes(ClassBytes::new([ClassBytesRange::new(0, 255)])))),
         })
     };
-    let mut whole: Vec<Hir> = text.bytes().map(byte).collect();
+    let mut whole: Vec<Hir> = match ignore_case {
+        true => text.bytes().map(either_case).collect(),
+        false => vec![Hir::literal(text.as_bytes())],
+    };
     if matches!(part, TextPart::Suffix | TextPart::Anywhere) {
         whole.insert(0, anything());
     }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::bits;
-use super::column::{Column, ColumnBuilder};
+use super::column::{Column, ColumnBuilder, Lowerings};
 use super::server_name;
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
 use crate::{Flow, Request, ServerName};
@@ -150,7 +150,10 @@ impl Index {
     ///
     /// # Errors
     /// Text saying why the matchers cannot be combined.
-    pub(crate) fn new(units: Vec<(u32, Option<u32>, Vec<&Predicate>)>) -> Result<Self, String> {
+    pub(crate) fn new(
+        units: Vec<(u32, Option<u32>, Vec<&Predicate>)>,
+        lowerings: &mut Lowerings,
+    ) -> Result<Self, Arc<str>> {
         let mut index = Self::default();
         let mut numbers: HashMap<&Predicate, u32> = HashMap::new();
         let mut uses: Vec<u32> = Vec::new();
@@ -177,11 +180,11 @@ impl Index {
             }
         }
         index.visits = visits.into_iter().map(Vec::into_boxed_slice).collect();
-        index.build_inputs()?;
+        index.build_inputs(lowerings)?;
         Ok(index)
     }
 
-    fn build_inputs(&mut self) -> Result<(), String> {
+    fn build_inputs(&mut self, lowerings: &mut Lowerings) -> Result<(), Arc<str>> {
         let mut columns: Vec<(Source, ColumnBuilder)> = Vec::new();
         let mut at: HashMap<Source, usize> = HashMap::new();
         let mut column_of = |source: Source| {
@@ -190,7 +193,7 @@ impl Index {
                 columns.len() - 1
             })
         };
-        let mut parts: Vec<(usize, u32, HeaderMatcher)> = Vec::new();
+        let mut parts: Vec<(usize, u32, Arc<HeaderMatcher>)> = Vec::new();
         for (number, predicate) in self.predicates.iter().enumerate() {
             let number = number as u32;
             match predicate {
@@ -206,17 +209,17 @@ impl Index {
                     }
                     let column = column_of(Source::ServerName);
                     for pattern in patterns.iter() {
-                        parts.push((column, number, server_name_matcher(pattern)?));
+                        parts.push((column, number, Arc::new(server_name_matcher(pattern)?)));
                     }
                 }
                 Predicate::Header(matcher) => {
-                    parts.push((column_of(Source::of(&matcher.name)), number, (**matcher).clone()));
+                    parts.push((column_of(Source::of(&matcher.name)), number, matcher.clone()));
                 }
                 Predicate::Remotes(_) | Predicate::Never { .. } => {}
             }
         }
         for (column, number, matcher) in &parts {
-            columns[*column].1.add(*number, matcher)?;
+            columns[*column].1.add(*number, matcher, &*lowerings.lower(&matcher.value)?);
         }
         for (source, builder) in columns {
             self.columns.push((source, builder.build(self.predicates.len())?));

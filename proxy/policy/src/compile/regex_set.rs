@@ -4,14 +4,16 @@
 //! A lazily built DFA walks one table step per byte. Its states are built as values need them, in a cache of bounded
 //! size that belongs to one worker at a time; the search is linear in the value whatever the expressions are.
 
+use std::borrow::Borrow;
 use std::fmt;
+use std::sync::Arc;
 
 use regex_automata::hybrid::dfa::{Cache, DFA};
 use regex_automata::nfa::thompson::{Compiler, Config, NFA, WhichCaptures};
 use regex_automata::util::pool::Pool;
 use regex_automata::util::start;
 use regex_automata::{Anchored, MatchKind};
-use regex_syntax::hir::{Hir, Look};
+use regex_syntax::hir::{Class, Hir, HirKind};
 
 /// Bytes of automaton that one expression may need before it is quarantined.
 pub(super) const PATTERN_SIZE_LIMIT: usize = 1 << 20;
@@ -33,7 +35,7 @@ impl RegexSet {
     ///
     /// # Errors
     /// Text saying which limit they exceed.
-    pub(super) fn new(patterns: &[Hir]) -> Result<Self, String> {
+    pub(super) fn new(patterns: &[Arc<Hir>]) -> Result<Self, String> {
         let nfa = automaton(patterns, PATTERN_SIZE_LIMIT.saturating_mul(patterns.len().max(1)))?;
         let config = DFA::config()
             .match_kind(MatchKind::All)
@@ -90,14 +92,39 @@ impl fmt::Debug for RegexSet {
 /// # Errors
 /// Text saying which limit it exceeds.
 pub(super) fn check_size(pattern: &Hir) -> Result<(), String> {
+    if size_bound(pattern) <= PATTERN_SIZE_LIMIT {
+        return Ok(());
+    }
     automaton(std::slice::from_ref(pattern), PATTERN_SIZE_LIMIT).map(drop)
 }
 
-fn automaton(patterns: &[Hir], limit: usize) -> Result<NFA, String> {
-    let whole: Vec<Hir> =
-        patterns.iter().map(|pattern| Hir::concat(vec![pattern.clone(), Hir::look(Look::End)])).collect();
+/// Bytes that the automaton of `pattern` needs at most. Building one only to see its size is most of the cost of reading a
+/// small expression.
+fn size_bound(pattern: &Hir) -> usize {
+    /// More than a state with its share of every table.
+    const STATE: usize = 128;
+    /// States for one range of characters: at most seven sequences of at most four bytes.
+    const CHARACTERS: usize = 28;
+    match pattern.kind() {
+        HirKind::Empty | HirKind::Look(_) => STATE,
+        HirKind::Literal(literal) => literal.0.len().saturating_mul(STATE),
+        HirKind::Class(Class::Bytes(class)) => STATE + class.ranges().len() * size_of::<u64>(),
+        HirKind::Class(Class::Unicode(class)) => (1 + class.ranges().len() * CHARACTERS).saturating_mul(STATE),
+        HirKind::Repetition(repetition) => {
+            let copies = repetition.max.unwrap_or(repetition.min.saturating_add(1)).max(1) as usize;
+            size_bound(&repetition.sub).saturating_add(2 * STATE).saturating_mul(copies)
+        }
+        HirKind::Capture(capture) => size_bound(&capture.sub).saturating_add(2 * STATE),
+        HirKind::Concat(parts) | HirKind::Alternation(parts) => {
+            parts.iter().map(|part| size_bound(part).saturating_add(STATE)).fold(STATE, usize::saturating_add)
+        }
+    }
+}
+
+/// Patterns are not anchored at their end: of all matches only those count that end with the value.
+fn automaton(patterns: &[impl Borrow<Hir>], limit: usize) -> Result<NFA, String> {
     let config = Config::new().utf8(false).which_captures(WhichCaptures::None).nfa_size_limit(Some(limit));
-    Compiler::new().configure(config).build_many_from_hir(&whole).map_err(|error| match error.size_limit() {
+    Compiler::new().configure(config).build_many_from_hir(patterns).map_err(|error| match error.size_limit() {
         Some(_) => format!("needs an automaton of more than {limit} bytes"),
         None => error.to_string(),
     })

@@ -1,14 +1,13 @@
 //! One rule of the policy as predicates, with everything that cannot be honoured taken in its most restrictive reading.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::column;
+use super::column::Lowerings;
 use super::index::Predicate;
 use super::server_name;
 use crate::header_match::changes;
 use crate::model::{
-    HeaderMatch, HeaderMatcher, HttpRule, MatchAction, MismatchAction, PortRule, RuleVerdict, Unsupported, ValueMatch,
+    HeaderMatch, HeaderMatcher, HttpRule, MatchAction, MismatchAction, PortRule, RuleVerdict, Unsupported,
 };
 use crate::secrets::value_problem;
 
@@ -88,11 +87,11 @@ impl CompiledRule {
     }
 }
 
-/// State of one compilation: what was found, and which values were checked already.
+/// State of one compilation: what was found, and which values were read already.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     pub(crate) list: Vec<Finding>,
-    checked: HashMap<ValueMatch, Result<(), Arc<str>>>,
+    pub(super) lowerings: Lowerings,
 }
 
 impl Findings {
@@ -109,15 +108,6 @@ impl Findings {
             Some(known) => known.clone(),
             None => self.add(origin, None, element, reason),
         }
-    }
-
-    fn check(&mut self, value: &ValueMatch) -> Result<(), Arc<str>> {
-        if let Some(known) = self.checked.get(value) {
-            return known.clone();
-        }
-        let result = column::check(value).map_err(Arc::from);
-        self.checked.insert(value.clone(), result.clone());
-        result
     }
 }
 
@@ -246,7 +236,7 @@ fn http_rule(origin: Origin, number: u32, rule: &HttpRule, findings: &mut Findin
 
 fn header(matcher: &HeaderMatcher, findings: &mut Findings) -> Result<(), Arc<str>> {
     check_name(&matcher.name)?;
-    findings.check(&matcher.value)
+    findings.lowerings.lower(&matcher.value).map(drop)
 }
 
 fn check_name(name: &str) -> Result<(), String> {

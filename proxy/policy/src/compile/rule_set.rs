@@ -61,7 +61,7 @@ impl RuleSet {
             units.push((i, None, rule.peer.iter().collect()));
         }
         let mut index = |units| {
-            Index::new(units).unwrap_or_else(|reason| {
+            Index::new(units, &mut findings.lowerings).unwrap_or_else(|reason| {
                 // Every matcher was checked on its own before, so this is a limit of their combination.
                 if let Some(rule) = rules.first() {
                     denied = Some(findings.add(rule.origin, None, "rules", &reason));

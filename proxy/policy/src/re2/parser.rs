@@ -39,6 +39,61 @@ impl Node {
     }
 }
 
+/// What stands alone in an expression.
+enum Atom {
+    /// Matches itself.
+    Character(char),
+    Other(Hir),
+}
+
+/// The operands of one branch. Characters that follow each other are one operand, until an operator takes the last of
+/// them: most of an expression is such text, and an operand for each character would be most of the cost of reading it.
+#[derive(Default)]
+struct Sequence {
+    nodes: Vec<Node>,
+    /// Text behind `nodes`.
+    text: String,
+}
+
+impl Sequence {
+    fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.text.is_empty()
+    }
+
+    fn push(&mut self, node: Node) {
+        self.end_text();
+        self.nodes.push(node);
+    }
+
+    fn push_atom(&mut self, atom: Atom) {
+        match atom {
+            Atom::Character(c) => self.text.push(c),
+            Atom::Other(hir) => self.push(Node::once(hir)),
+        }
+    }
+
+    /// Takes what an operator stands behind.
+    fn pop(&mut self) -> Option<Node> {
+        match self.text.pop() {
+            Some(c) => Some(Node::once(Hir::literal(c.encode_utf8(&mut [0; 4]).as_bytes()))),
+            None => self.nodes.pop(),
+        }
+    }
+
+    fn end_text(&mut self) {
+        if !self.text.is_empty() {
+            let text = std::mem::take(&mut self.text);
+            self.nodes.push(Node::once(Hir::literal(text.into_bytes())));
+        }
+    }
+
+    fn into_node(mut self) -> Node {
+        self.end_text();
+        let copies = self.nodes.iter().map(|node| node.copies).fold(1, u32::max);
+        Node { hir: Hir::concat(self.nodes.into_iter().map(|node| node.hir).collect()), copies }
+    }
+}
+
 impl<'p> Parser<'p> {
     fn eat(&mut self, prefix: &str) -> bool {
         self.rest.strip_prefix(prefix).is_some_and(|rest| {
@@ -58,13 +113,14 @@ impl<'p> Parser<'p> {
         let mut branches = Vec::new();
         let mut copies = 1;
         loop {
-            let mut sequence = Vec::new();
+            let mut sequence = Sequence::default();
             let mut last = Last::Nothing;
             while !self.rest.is_empty() && !self.rest.starts_with(['|', ')']) {
                 last = self.piece(&mut sequence, last)?;
             }
-            copies = sequence.iter().map(|node| node.copies).fold(copies, u32::max);
-            branches.push(Hir::concat(sequence.into_iter().map(|node| node.hir).collect()));
+            let branch = sequence.into_node();
+            copies = copies.max(branch.copies);
+            branches.push(branch.hir);
             if !self.eat("|") {
                 break;
             }
@@ -73,7 +129,7 @@ impl<'p> Parser<'p> {
     }
 
     /// One operand, operator or flag setting.
-    fn piece(&mut self, sequence: &mut Vec<Node>, last: Last) -> Result<Last, String> {
+    fn piece(&mut self, sequence: &mut Sequence, last: Last) -> Result<Last, String> {
         let before = self.rest;
         if let Some((min, max)) = self.repetition()? {
             let operator = &before[..before.len() - self.rest.len()];
@@ -93,7 +149,7 @@ impl<'p> Parser<'p> {
             let (quoted, rest) = self.rest.split_once(r"\E").unwrap_or((self.rest, ""));
             self.rest = rest;
             for c in quoted.chars() {
-                sequence.push(Node::once(self.literal(c)?));
+                sequence.push_atom(self.literal(c)?);
             }
             return Ok(match last {
                 // Nothing was quoted, but a further repetition no longer stands directly behind the one before.
@@ -112,8 +168,8 @@ impl<'p> Parser<'p> {
                 None => Ok(Last::FlagsAfterOperand),
             };
         }
-        let hir = self.atom()?;
-        sequence.push(Node::once(hir));
+        let atom = self.atom()?;
+        sequence.push_atom(atom);
         Ok(Last::Operand)
     }
 
@@ -190,11 +246,11 @@ impl<'p> Parser<'p> {
     }
 
     /// Anything that is not an operator or a group.
-    fn atom(&mut self) -> Result<Hir, String> {
+    fn atom(&mut self) -> Result<Atom, String> {
         let Some(c) = self.next() else {
-            return Ok(Hir::empty());
+            return Ok(Atom::Other(Hir::empty()));
         };
-        Ok(match c {
+        Ok(Atom::Other(match c {
             '^' if self.flags.multi_line => Hir::look(Look::StartLF),
             '^' => Hir::look(Look::Start),
             '$' if self.flags.multi_line => Hir::look(Look::EndLF),
@@ -202,20 +258,20 @@ impl<'p> Parser<'p> {
             '.' if self.flags.dot_newline => CharSet::empty().negate().to_hir(),
             '.' => CharSet::of(&[('\n', '\n')]).negate().to_hir(),
             '[' => self.class()?.to_hir(),
-            '\\' => self.escape()?,
-            c => self.literal(c)?,
-        })
+            '\\' => return self.escape(),
+            c => return self.literal(c),
+        }))
     }
 
-    fn literal(&self, c: char) -> Result<Hir, String> {
+    fn literal(&self, c: char) -> Result<Atom, String> {
         if self.flags.ignore_case && (c.is_ascii_alphabetic() || !c.is_ascii()) {
-            return Ok(CharSet::of(&[(c, c)]).fold()?.to_hir());
+            return Ok(Atom::Other(CharSet::of(&[(c, c)]).fold()?.to_hir()));
         }
-        Ok(Hir::literal(c.encode_utf8(&mut [0; 4]).as_bytes()))
+        Ok(Atom::Character(c))
     }
 
     /// After `\`, outside a class.
-    fn escape(&mut self) -> Result<Hir, String> {
+    fn escape(&mut self) -> Result<Atom, String> {
         let letter = self.rest.chars().next().ok_or("trailing `\\`")?;
         let simple = match letter {
             'A' => Some(Hir::look(Look::Start)),
@@ -227,10 +283,10 @@ impl<'p> Parser<'p> {
         };
         if let Some(hir) = simple {
             self.next();
-            return Ok(hir);
+            return Ok(Atom::Other(hir));
         }
         match self.class_escape()? {
-            Some(set) => Ok(set.to_hir()),
+            Some(set) => Ok(Atom::Other(set.to_hir())),
             None => {
                 let c = self.character_escape()?;
                 self.literal(c)
