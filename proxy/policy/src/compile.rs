@@ -5,6 +5,7 @@
 mod affix;
 mod bits;
 mod column;
+pub(crate) mod decided;
 pub(crate) mod index;
 mod regex_set;
 pub(crate) mod rule;

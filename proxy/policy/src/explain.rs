@@ -1,19 +1,22 @@
 //! Why a verdict is what it is: the nearest miss of a denial, and the account of every rule for people.
 
-use std::cmp::Reverse;
+mod nearest;
+
 use std::fmt;
 use std::sync::Arc;
 
 use crate::compile::index::{ENFORCED_AS_WRITTEN, Index, Predicate, Subject, Unit};
 use crate::compile::rule::Finding;
-use crate::compile::{PortLookup, RuleSet, Walk};
-use crate::header_match::{Failure, Program, Trial};
+use crate::compile::{PortLookup, RuleSet};
+use crate::header_match::{Program, Trial};
 use crate::model::{HeaderMatch, RuleVerdict};
 use crate::quarantine::rule_ref;
 use crate::{
-    ConnectionVerdict, DenyReason, Direction, EndpointPolicy, Flow, NearestMiss, Quarantine, Request, RuleRef, Secrets,
-    ServerName, Snapshot, Verdict,
+    ConnectionVerdict, Direction, EndpointPolicy, Flow, NearestMiss, Quarantine, Request, RuleRef, Secrets, ServerName,
+    Snapshot, Verdict,
 };
+
+pub(crate) use self::nearest::undecided;
 
 /// Everything that a verdict rests on.
 #[derive(Debug)]
@@ -160,7 +163,7 @@ fn explain_rules(
     for (unit, number) in index.units().iter().zip(0..) {
         let rule = rules.rule(unit);
         let matches = matches_of(rule.matches(unit.http_rule), number, ran);
-        let outcome = match Failed::of(index, unit, &decisions) {
+        let outcome = match Failed::of(index, unit, |p| decisions[p as usize]) {
             Failed::Quarantined => RuleOutcome::Quarantined,
             Failed::Some => RuleOutcome::NotApplicable,
             Failed::None if matches.iter().any(|ran| !ran.matched) => RuleOutcome::NotApplicable,
@@ -233,8 +236,8 @@ enum Failed {
 }
 
 impl Failed {
-    fn of(index: &Index, unit: &Unit, decisions: &[bool]) -> Self {
-        let mut failed = unit.predicates.iter().filter(|p| !decisions[**p as usize]).peekable();
+    fn of(index: &Index, unit: &Unit, holds: impl Fn(u32) -> bool) -> Self {
+        let mut failed = unit.predicates.iter().filter(|p| !holds(**p)).peekable();
         if failed.peek().is_none() {
             return Self::None;
         }
@@ -272,107 +275,5 @@ pub(crate) fn denied_by(policy: &EndpointPolicy, rules: &RuleSet, unit: &Unit, s
         field: field.into(),
         expected: expected.into(),
         matched: unit.predicates.iter().map(|p| index.predicate(*p).field()).filter(|f| **f != *field).collect(),
-    }
-}
-
-/// The reason of a denial that no rule decided, and the rule that came closest to admitting. When the connection itself
-/// is not admitted that is the reason, whatever was requested on it.
-#[cold]
-pub(crate) fn undecided(
-    policy: &EndpointPolicy,
-    rules: &RuleSet,
-    subject: Subject<'_>,
-    failures: &[Failure],
-) -> (DenyReason, Option<NearestMiss>) {
-    let connection = Subject { request: None, ..subject };
-    let admitted = matches!(rules.walk_connection(connection), Walk::Allow(_));
-    let subject = if admitted { subject } else { connection };
-    let index = index_for(rules, subject);
-    let decisions = index.decisions(subject);
-    let mut resume = 0;
-    let mut best: Option<(Nearness, Miss<'_>)> = None;
-    for (unit, number) in index.units().iter().zip(0..) {
-        let rule = rules.rule(unit);
-        let failure = failures.iter().find(|failure| admitted && failure.unit == number).copied();
-        let miss = Miss { unit, failed: Failed::of(index, unit, &decisions), skipped: unit.rule < resume, failure };
-        if matches!(rule.verdict, RuleVerdict::Pass(_)) && !miss.skipped && miss.failed == Failed::None {
-            resume = rules.continuation(unit);
-        }
-        let nearness = miss.nearness(rule.peer.len(), &decisions);
-        if rule.verdict == RuleVerdict::Allow && best.as_ref().is_none_or(|(other, _)| nearness > *other) {
-            best = Some((nearness, miss));
-        }
-    }
-    let none_admits = if admitted { DenyReason::NoHttpRule } else { DenyReason::NoPeerRule };
-    let Some((nearness, miss)) = best else {
-        return (none_admits, None);
-    };
-    let reason = if nearness.quarantined { DenyReason::Quarantined } else { none_admits };
-    (reason, Some(miss.describe(policy, rules, index, subject, &decisions)))
-}
-
-/// How close a rule came, the most telling part first; greater is closer.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Nearness {
-    /// Nothing but quarantine was in the way.
-    quarantined: bool,
-    reached: bool,
-    /// Its conditions on the connection hold.
-    admits_peer: bool,
-    held: usize,
-    failed: Reverse<usize>,
-}
-
-/// A rule that did not admit.
-struct Miss<'a> {
-    unit: &'a Unit,
-    failed: Failed,
-    /// A pass rule skipped it.
-    skipped: bool,
-    /// The first of its header matches that failed.
-    failure: Option<Failure>,
-}
-
-impl Miss<'_> {
-    fn nearness(&self, peer: usize, decisions: &[bool]) -> Nearness {
-        let holds = |p: &&u32| decisions[**p as usize];
-        let predicates = &self.unit.predicates;
-        let held = predicates.iter().filter(holds).count();
-        Nearness {
-            quarantined: self.failed == Failed::Quarantined && !self.skipped,
-            reached: !self.skipped,
-            admits_peer: predicates[..peer].iter().filter(holds).count() == peer,
-            held,
-            failed: Reverse(predicates.len() - held + usize::from(self.failure.is_some())),
-        }
-    }
-
-    fn describe(
-        &self,
-        policy: &EndpointPolicy,
-        rules: &RuleSet,
-        index: &Index,
-        subject: Subject<'_>,
-        decisions: &[bool],
-    ) -> NearestMiss {
-        let holds = |p: &&u32| decisions[**p as usize];
-        let failed = self.unit.predicates.iter().find(|p| !holds(p)).map(|p| index.predicate(*p));
-        let rule = rules.rule(self.unit);
-        let (field, expected) = match (failed, self.failure) {
-            (Some(predicate), _) if !self.skipped => (predicate.field(), predicate.to_string().into()),
-            (None, Some(failure)) => {
-                let header_match = &rule.matches(self.unit.http_rule)[failure.index];
-                ((&*header_match.name).into(), failure.why.wanted(header_match).into())
-            }
-            _ => ("verdict".into(), "reached: a pass rule skips it".into()),
-        };
-        let held = self.unit.predicates.iter().filter(holds);
-        NearestMiss {
-            rule: policy.rule_ref(rules, self.unit, subject.flow.direction),
-            name: rule.name.clone(),
-            field,
-            expected,
-            matched: held.map(|p| index.predicate(*p).field()).collect(),
-        }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::bits;
 use super::column::{Column, ColumnBuilder, Lowerings};
+use super::decided::{Decided, Neighbours};
 use super::server_name;
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
 use crate::{Flow, Request, ServerName};
@@ -143,6 +144,7 @@ pub(crate) struct Index {
     /// Predicates that hold while the server name is not known.
     unless_server_name_known: Vec<u32>,
     columns: Vec<(Source, Column)>,
+    neighbours: Neighbours,
 }
 
 impl Index {
@@ -180,6 +182,7 @@ impl Index {
             }
         }
         index.visits = visits.into_iter().map(Vec::into_boxed_slice).collect();
+        index.neighbours = Neighbours::new(&index.predicates, &index.units, |p| weights[p as usize]);
         index.build_inputs(lowerings)?;
         Ok(index)
     }
@@ -197,7 +200,9 @@ impl Index {
         for (number, predicate) in self.predicates.iter().enumerate() {
             let number = number as u32;
             match predicate {
-                Predicate::Remotes(remotes) if !self.visits[number as usize].is_empty() => {
+                Predicate::Remotes(remotes)
+                    if !self.visits[number as usize].is_empty() || self.neighbours.selects(number) =>
+                {
                     for remote in remotes.iter() {
                         self.remotes.entry(*remote).or_default().push(number);
                     }
@@ -237,21 +242,33 @@ impl Index {
 
     /// Gives `walk` the set of units whose predicates all hold. Allocates nothing up to 32,768 predicates and units.
     pub(crate) fn applicable<R>(&self, subject: Subject<'_>, walk: impl FnOnce(&[u64]) -> R) -> R {
+        self.evaluate(subject, |_, applicable| walk(applicable))
+    }
+
+    /// As [`Self::applicable`], with all that explaining needs.
+    pub(crate) fn inspect<R>(&self, subject: Subject<'_>, look: impl FnOnce(&Decided<'_>) -> R) -> R {
+        self.evaluate(subject, |matched, applicable| {
+            look(&Decided { index: self, neighbours: &self.neighbours, subject, matched, applicable })
+        })
+    }
+
+    /// Gives `walk` the predicates that hold and the units that apply.
+    fn evaluate<R>(&self, subject: Subject<'_>, walk: impl FnOnce(&[u64], &[u64]) -> R) -> R {
         let words = bits::words(self.predicates.len().max(self.units.len()));
         // Zeroing is the cost of a large set, so a small one gets a small one.
         match words {
-            0..=2 => self.applicable_in(subject, (&mut [0; 2], &mut [0; 2]), walk),
-            3..=32 => self.applicable_in(subject, (&mut [0; 32], &mut [0; 32]), walk),
-            33..=512 => self.applicable_in(subject, (&mut [0; 512], &mut [0; 512]), walk),
-            _ => self.applicable_in(subject, (&mut vec![0; words], &mut vec![0; words]), walk),
+            0..=2 => self.evaluate_in(subject, (&mut [0; 2], &mut [0; 2]), walk),
+            3..=32 => self.evaluate_in(subject, (&mut [0; 32], &mut [0; 32]), walk),
+            33..=512 => self.evaluate_in(subject, (&mut [0; 512], &mut [0; 512]), walk),
+            _ => self.evaluate_in(subject, (&mut vec![0; words], &mut vec![0; words]), walk),
         }
     }
 
-    fn applicable_in<R>(
+    fn evaluate_in<R>(
         &self,
         subject: Subject<'_>,
         (matched, units): (&mut [u64], &mut [u64]),
-        walk: impl FnOnce(&[u64]) -> R,
+        walk: impl FnOnce(&[u64], &[u64]) -> R,
     ) -> R {
         self.decide(subject, matched);
         self.unconditional.iter().for_each(|unit| bits::insert(units, *unit));
@@ -263,7 +280,7 @@ impl Index {
                 }
             }
         });
-        walk(units)
+        walk(matched, units)
     }
 
     /// For each predicate whether it holds.
@@ -273,7 +290,7 @@ impl Index {
         (0..self.predicates.len() as u32).map(|p| self.holds(p, subject, &matched)).collect()
     }
 
-    fn holds(&self, predicate: u32, subject: Subject<'_>, matched: &[u64]) -> bool {
+    pub(super) fn holds(&self, predicate: u32, subject: Subject<'_>, matched: &[u64]) -> bool {
         match &self.predicates[predicate as usize] {
             // Only those that select units to visit are among the decided ones.
             Predicate::Remotes(remotes) => remotes.binary_search(&subject.flow.remote.0).is_ok(),
