@@ -48,7 +48,8 @@ pub(crate) fn parse(pattern: &str) -> Result<Pattern, String> {
         HirKind::Literal(literal) => return Ok(Pattern::Literals(vec![literal.0.clone()])),
         _ => {}
     }
-    if hir.properties().look_set().is_empty() {
+    // Only what has a longest match can be a list of values.
+    if hir.properties().look_set().is_empty() && hir.properties().maximum_len().is_some() {
         let all = Extractor::new().extract(&hir);
         if let Some(literals) = all.literals()
             && all.is_exact()

@@ -24,6 +24,8 @@ pub(super) struct Neighbours {
     suspended: HashMap<u32, Vec<u32>>,
     /// Units with no other conditions.
     suspended_always: Vec<u32>,
+    /// By identity sets that hold it and select nothing, so that an evaluation does not decide them all at once.
+    other_remotes: HashMap<u32, Vec<u32>>,
 }
 
 impl Neighbours {
@@ -35,8 +37,9 @@ impl Neighbours {
         let mut having = vec![Vec::new(); predicates.len()];
         for &unit in &by_length {
             for &p in &units[unit as usize].predicates {
-                if having[p as usize].len() < LISTED && !never(p) {
-                    having[p as usize].push(unit);
+                let list: &mut Vec<u32> = &mut having[p as usize];
+                if list.len() < LISTED && list.last() != Some(&unit) && !never(p) {
+                    list.push(unit);
                 }
             }
         }
@@ -55,6 +58,16 @@ impl Neighbours {
             }
         }
         found
+    }
+
+    /// Notes a set of identities that selects nothing.
+    pub(super) fn add_other_remotes(&mut self, predicate: u32, remotes: &[u32]) {
+        for remote in remotes {
+            let known = self.other_remotes.entry(*remote).or_default();
+            if known.len() < LISTED {
+                known.push(predicate);
+            }
+        }
     }
 
     /// Whether units are found by this predicate.
@@ -89,6 +102,11 @@ impl<'a> Decided<'a> {
         self.index.holds(predicate, self.subject, self.matched)
     }
 
+    /// How many units have that predicate; no more than are listed.
+    pub(crate) fn sharing(&self, predicate: u32) -> usize {
+        self.neighbours.having[predicate as usize].len()
+    }
+
     pub(crate) fn is_applicable(&self, unit: u32) -> bool {
         bits::contains(self.applicable, unit)
     }
@@ -120,6 +138,8 @@ impl<'a> Decided<'a> {
                 held.push(p);
             }
         });
+        // Last among equals: that a rule is for this peer, many rules have in common.
+        held.extend(self.neighbours.other_remotes.get(&self.subject.flow.remote.0).into_iter().flatten());
         held.sort_by_key(|p| having(*p).len());
         let mut left = IN_ALL;
         for p in held {

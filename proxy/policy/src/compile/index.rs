@@ -220,7 +220,8 @@ impl Index {
                 Predicate::Header(matcher) => {
                     parts.push((column_of(Source::of(&matcher.name)), number, matcher.clone()));
                 }
-                Predicate::Remotes(_) | Predicate::Never { .. } => {}
+                Predicate::Remotes(remotes) => self.neighbours.add_other_remotes(number, remotes),
+                Predicate::Never { .. } => {}
             }
         }
         for (column, number, matcher) in &parts {

@@ -111,7 +111,7 @@ fn size_bound(pattern: &Hir) -> usize {
         HirKind::Class(Class::Bytes(class)) => STATE + class.ranges().len() * size_of::<u64>(),
         HirKind::Class(Class::Unicode(class)) => (1 + class.ranges().len() * CHARACTERS).saturating_mul(STATE),
         HirKind::Repetition(repetition) => {
-            let copies = repetition.max.unwrap_or(repetition.min.saturating_add(1)).max(1) as usize;
+            let copies = repetition.max.unwrap_or_else(|| repetition.min.saturating_add(1)).max(1) as usize;
             size_bound(&repetition.sub).saturating_add(2 * STATE).saturating_mul(copies)
         }
         HirKind::Capture(capture) => size_bound(&capture.sub).saturating_add(2 * STATE),

@@ -55,6 +55,8 @@ struct Nearness {
     admits_peer: bool,
     held: usize,
     failed: Reverse<usize>,
+    /// How many rules share the rarest condition on the request that holds: a path tells more than a method.
+    sharing: Reverse<usize>,
     /// Of equals the first.
     number: Reverse<u32>,
 }
@@ -128,12 +130,14 @@ impl<'a> Search<'a> {
         let holds = |p: &&u32| self.decided.holds(**p);
         let held = predicates.iter().filter(holds).count();
         let peer = rule.peer.len();
+        let of_request = predicates[peer..].iter().filter(holds);
         let nearness = Nearness {
             quarantined: reached && self.failed(unit) == Failed::Quarantined,
             reached,
             admits_peer: predicates[..peer].iter().filter(holds).count() == peer,
             held,
             failed: Reverse(predicates.len() - held + usize::from(self.failure(number).is_some())),
+            sharing: Reverse(of_request.map(|p| self.decided.sharing(*p)).min().unwrap_or_default()),
             number: Reverse(number),
         };
         if self.best.as_ref().is_none_or(|(best, _)| nearness > *best) {

@@ -88,3 +88,33 @@ fn every_rule_is_accounted_for() {
     assert!(matches!(explained.request, Some(Verdict::Allow { .. })));
     assert_eq!(world.0.explain(&flow(1, 81), None, &Secrets::default()).policies[0].rules.len(), 0);
 }
+
+/// Far more rules than are looked at: the nearest is found by what it shares with the request.
+#[test]
+fn nearest_miss_among_a_thousand() {
+    let rule = |i: u32| HttpRule {
+        headers: vec![
+            header(":method", exact(if i.is_multiple_of(2) { "PUT" } else { "GET" })),
+            header(":path", exact(&format!("/{i}"))),
+        ],
+        ..HttpRule::default()
+    };
+    let one = || PortRule { http: Some((0..1000).map(rule).collect()), ..PortRule::default() };
+    let many = || (0..1000).map(|i| PortRule { http: Some(vec![rule(i)]), remotes: vec![i, 5], ..PortRule::default() });
+    let wanted = ":method is not exact \"PUT\"";
+    assert_eq!(miss(vec![one()], 1, "/776"), format!("NoHttpRule: :path matched, {wanted} (rules[0].http_rules[776])"));
+    assert_eq!(
+        miss(vec![one()], 1, "/x"),
+        "NoHttpRule: :method matched, :path is not exact \"/1\" (rules[0].http_rules[1])"
+    );
+    // Of rules for many peers those for this one.
+    let matched = "remote_policies matched, :path matched";
+    assert_eq!(
+        miss(many().collect(), 5, "/776"),
+        format!("NoHttpRule: {matched}, {wanted} (rules[776].http_rules[0])")
+    );
+    assert_eq!(
+        miss(many().collect(), 776, "/775"),
+        format!("NoHttpRule: remote_policies matched, {wanted} (rules[776].http_rules[0])")
+    );
+}

@@ -12,6 +12,7 @@ mod demo;
 mod explain;
 mod header_matches;
 mod headers;
+mod nearest;
 mod never_panics;
 mod peers;
 mod ports;

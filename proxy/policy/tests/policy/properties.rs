@@ -21,19 +21,19 @@ pub(crate) fn cases(share: u32) -> u32 {
     std::env::var("TOLLGATE_PROPERTY_CASES").map_or(share, |cases| cases.parse().unwrap())
 }
 
-fn config(share: u32) -> ProptestConfig {
+pub(crate) fn config(share: u32) -> ProptestConfig {
     ProptestConfig { cases: cases(share), failure_persistence: None, ..ProptestConfig::default() }
 }
 
-fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
+pub(crate) fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(any::<u8>(), most / 3..most)
 }
 
-fn only(entries: &[PortPolicy]) -> NetworkPolicy {
+pub(crate) fn only(entries: &[PortPolicy]) -> NetworkPolicy {
     policy(7, &[ENDPOINT], entries.to_vec())
 }
 
-fn questions(bytes: &[u8]) -> Vec<Question> {
+pub(crate) fn questions(bytes: &[u8]) -> Vec<Question> {
     let mut choices = Choices::new(bytes);
     (0..QUESTIONS).map(|_| Question::choose(&mut choices)).collect()
 }
