@@ -55,6 +55,8 @@ reasons! {
     RequestNotAllowed => "request_not_allowed", 403, 7, false;
     /// A deny rule matched.
     DenyRule => "deny_rule", 403, 7, false;
+    /// Matching a value with the policy's expressions would take more work than one request may cause.
+    MatchBudget => "match_budget", 403, 7, false;
     /// What would have decided is quarantined.
     Quarantined => "quarantined", 403, 7, false;
     /// The peer's identity cannot be looked up.
@@ -121,6 +123,7 @@ impl From<DenyReason> for Reason {
             DenyReason::NoPeerRule => Self::PeerNotAllowed,
             DenyReason::NoHttpRule => Self::RequestNotAllowed,
             DenyReason::DenyRule => Self::DenyRule,
+            DenyReason::MatchBudget => Self::MatchBudget,
             DenyReason::Quarantined => Self::Quarantined,
         }
     }

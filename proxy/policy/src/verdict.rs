@@ -52,6 +52,8 @@ pub enum DenyReason {
     NoHttpRule,
     /// A deny rule matched.
     DenyRule,
+    /// Finding out whether a regular expression matches would take more work than one value may cause.
+    MatchBudget,
     /// What would have decided is quarantined, so the most restrictive reading applies.
     Quarantined,
 }

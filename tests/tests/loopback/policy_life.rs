@@ -298,6 +298,24 @@ fn what_does_not_end_in_time_is_cut_and_recorded() {
     assert_eq!(record["reason"], Reason::Draining.code());
 }
 
+/// Each byte of such a path makes another state of such an automaton.
+#[test]
+fn a_value_that_takes_too_much_work_is_refused() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let rules: Vec<_> = (0..50).map(|i| http_rule("GET", &format!("/v1/.*-.{{36}}/{i}"))).collect();
+    let policy = ingress(&site, json!([http_port(HTTP_PORT, &rules)]));
+    let proxy = Proxy::with(&site, upstream.address(), &Options::default(), &[policy]);
+    let mut random = fastrand::Rng::with_seed(1);
+    let path: String = (0..30_000).map(|_| if random.bool() { 'a' } else { '-' }).collect();
+    let mut client = Peer::connect(proxy.http());
+    for (path, status) in [(format!("/v1/{path}"), 403), (format!("/v1/-{}/7", "x".repeat(36)), 200)] {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!(client.read_message().status(), status);
+    }
+    proxy.expect_reason(Reason::MatchBudget);
+}
+
 /// Where the end of a connection is the end of the data, a clean one would make a part the whole.
 #[test]
 fn what_is_cut_is_reset() {
@@ -331,6 +349,7 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::RequestNotAllowed, "http1", "pipelined_requests_are_answered_in_order"),
     (Reason::DenyRule, "tcp", "what_policy_denies_is_reset"),
     (Reason::Quarantined, "tcp", "what_policy_denies_is_reset"),
+    (Reason::MatchBudget, "policy_life", "a_value_that_takes_too_much_work_is_refused"),
     (Reason::Revoked, "tcp", "a_port_that_gains_rules_ends_uninspected_connections"),
     (Reason::MalformedRequest, "malformed", "each_refusal_names_its_reason"),
     (Reason::AmbiguousPath, "malformed", "each_refusal_names_its_reason"),

@@ -159,7 +159,9 @@ impl ColumnBuilder {
         }
         if !self.missing_as_empty.is_empty() {
             let mut on_empty = vec![0; bits::words(predicates)];
-            column.decide(Some(b""), &mut on_empty);
+            if !column.decide(Some(b""), &mut on_empty) {
+                return Err("deciding about an empty value takes too much work".to_owned());
+            }
             let hold = self.missing_as_empty.iter().filter(|p| bits::contains(&on_empty, **p));
             column.missing.extend(hold);
         }
@@ -168,11 +170,13 @@ impl ColumnBuilder {
 }
 
 impl Column {
-    /// Sets the bits of the predicates that hold for `value` (`None`: the header is absent).
-    pub(super) fn decide(&self, value: Option<&[u8]>, matched: &mut [u64]) {
+    /// Sets the bits of the predicates that hold for `value` (`None`: the header is absent). `false` when about some of
+    /// them nothing is known, so that they do not hold.
+    #[must_use]
+    pub(super) fn decide(&self, value: Option<&[u8]>, matched: &mut [u64]) -> bool {
         let Some(value) = value else {
             self.missing.iter().for_each(|p| bits::insert(matched, *p));
-            return;
+            return true;
         };
         self.present.iter().for_each(|p| bits::insert(matched, *p));
         for (literal, test) in &self.few {
@@ -208,7 +212,9 @@ impl Column {
                 let effect = &self.effects[*test as usize];
                 effect.fail.iter().for_each(|p| bits::remove(matched, *p));
             }
+            return false;
         }
+        true
     }
 
     fn apply(&self, test: u32, matched: &mut [u64]) {

@@ -243,18 +243,18 @@ impl Index {
 
     /// Gives `walk` the set of units whose predicates all hold. Allocates nothing up to 32,768 predicates and units.
     pub(crate) fn applicable<R>(&self, subject: Subject<'_>, walk: impl FnOnce(&[u64]) -> R) -> R {
-        self.evaluate(subject, |_, applicable| walk(applicable))
+        self.evaluate(subject, |_, applicable, _| walk(applicable))
     }
 
     /// As [`Self::applicable`], with all that explaining needs.
     pub(crate) fn inspect<R>(&self, subject: Subject<'_>, look: impl FnOnce(&Decided<'_>) -> R) -> R {
-        self.evaluate(subject, |matched, applicable| {
-            look(&Decided { index: self, neighbours: &self.neighbours, subject, matched, applicable })
+        self.evaluate(subject, |matched, applicable, complete| {
+            look(&Decided { index: self, neighbours: &self.neighbours, subject, matched, applicable, complete })
         })
     }
 
-    /// Gives `walk` the predicates that hold and the units that apply.
-    fn evaluate<R>(&self, subject: Subject<'_>, walk: impl FnOnce(&[u64], &[u64]) -> R) -> R {
+    /// Gives `walk` the predicates that hold, the units that apply, and whether that is all that there is to know.
+    fn evaluate<R>(&self, subject: Subject<'_>, walk: impl FnOnce(&[u64], &[u64], bool) -> R) -> R {
         let words = bits::words(self.predicates.len().max(self.units.len()));
         // Zeroing is the cost of a large set, so a small one gets a small one.
         match words {
@@ -269,9 +269,9 @@ impl Index {
         &self,
         subject: Subject<'_>,
         (matched, units): (&mut [u64], &mut [u64]),
-        walk: impl FnOnce(&[u64], &[u64]) -> R,
+        walk: impl FnOnce(&[u64], &[u64], bool) -> R,
     ) -> R {
-        self.decide(subject, matched);
+        let complete = self.decide(subject, matched);
         self.unconditional.iter().for_each(|unit| bits::insert(units, *unit));
         bits::for_each(matched, |predicate| {
             for &unit in &self.visits[predicate as usize] {
@@ -281,13 +281,14 @@ impl Index {
                 }
             }
         });
-        walk(matched, units)
+        walk(matched, units, complete)
     }
 
     /// For each predicate whether it holds.
     pub(crate) fn decisions(&self, subject: Subject<'_>) -> Vec<bool> {
         let mut matched = vec![0; bits::words(self.predicates.len())];
-        self.decide(subject, &mut matched);
+        // What is not known counts as not holding, here as there.
+        let _complete = self.decide(subject, &mut matched);
         (0..self.predicates.len() as u32).map(|p| self.holds(p, subject, &matched)).collect()
     }
 
@@ -299,7 +300,8 @@ impl Index {
         }
     }
 
-    fn decide(&self, subject: Subject<'_>, matched: &mut [u64]) {
+    /// `false` when about some predicates nothing is known, so that they do not hold.
+    fn decide(&self, subject: Subject<'_>, matched: &mut [u64]) -> bool {
         if !self.remotes.is_empty()
             && let Some(predicates) = self.remotes.get(&subject.flow.remote.0)
         {
@@ -313,9 +315,11 @@ impl Index {
         if subject.flow.server_name == ServerName::Unknown {
             self.unless_server_name_known.iter().for_each(|p| bits::insert(matched, *p));
         }
+        let mut complete = true;
         for (source, column) in &self.columns {
-            decide_column(source, column, subject, matched);
+            complete &= decide_column(source, column, subject, matched);
         }
+        complete
     }
 }
 
@@ -355,20 +359,18 @@ fn server_name_matcher(pattern: &str) -> Result<HeaderMatcher, String> {
     Ok(HeaderMatcher::new("server_names", value))
 }
 
-fn decide_column(source: &Source, column: &Column, subject: Subject<'_>, matched: &mut [u64]) {
+fn decide_column(source: &Source, column: &Column, subject: Subject<'_>, matched: &mut [u64]) -> bool {
     if *source == Source::ServerName {
         return decide_server_name(subject.flow.server_name, column, matched);
     }
     let Some(request) = subject.request else {
-        return;
+        return true;
     };
     if let Source::Field(name) = source {
         return decide_field(name, column, request, matched);
     }
-    if let Some(value) = source.value(request) {
-        // An empty pseudo-header is one that the request does not have.
-        column.decide((!value.is_empty()).then_some(value), matched);
-    }
+    // An empty pseudo-header is one that the request does not have.
+    source.value(request).is_none_or(|value| column.decide((!value.is_empty()).then_some(value), matched))
 }
 
 /// The value of a field that is no ordinary one; `None` for those that are.
@@ -378,28 +380,32 @@ pub(crate) fn pseudo_header<'a>(name: &str, request: &Request<'a>) -> Option<&'a
 
 /// Server names compare in lower case. A DNS name has at most 253 bytes; a longer one costs an allocation, but a deny
 /// must not be dodged with it.
-fn decide_server_name(server_name: ServerName<'_>, column: &Column, matched: &mut [u64]) {
-    let ServerName::Name(name) = server_name else { return };
+fn decide_server_name(server_name: ServerName<'_>, column: &Column, matched: &mut [u64]) -> bool {
+    let ServerName::Name(name) = server_name else { return true };
     if name.is_empty() {
-        return;
+        return true;
     }
     let mut buffer = [0; 255];
     match buffer.get_mut(..name.len()) {
         Some(lower) => {
             lower.copy_from_slice(name.as_bytes());
             lower.make_ascii_lowercase();
-            column.decide(Some(lower), matched);
+            column.decide(Some(lower), matched)
         }
         None => column.decide(Some(name.to_ascii_lowercase().as_bytes()), matched),
     }
 }
 
-fn decide_field(name: &str, column: &Column, request: &Request<'_>, matched: &mut [u64]) {
+fn decide_field(name: &str, column: &Column, request: &Request<'_>, matched: &mut [u64]) -> bool {
     let mut count = 0;
     request.headers.each(name, &mut |_| count += 1);
     match count {
         0 => column.decide(None, matched),
-        1 => request.headers.each(name, &mut |value| column.decide(Some(value), matched)),
+        1 => {
+            let mut complete = true;
+            request.headers.each(name, &mut |value| complete &= column.decide(Some(value), matched));
+            complete
+        }
         _ => {
             // Several instances are one value with a bare comma between them.
             let mut joined = Vec::new();
@@ -411,7 +417,7 @@ fn decide_field(name: &str, column: &Column, request: &Request<'_>, matched: &mu
                 first = false;
                 joined.extend_from_slice(value);
             });
-            column.decide(Some(&joined), matched);
+            column.decide(Some(&joined), matched)
         }
     }
 }

@@ -16,18 +16,32 @@ use regex_automata::{Anchored, MatchKind};
 use regex_syntax::hir::{Class, Hir, HirKind};
 
 /// Bytes of automaton that one expression may need before it is quarantined.
-pub(super) const PATTERN_SIZE_LIMIT: usize = 1 << 20;
+pub(super) const PATTERN_SIZE_LIMIT: usize = 256 << 10;
+/// Bytes of automaton that all expressions on one header may need, in one set of rules.
+const SET_SIZE_LIMIT: usize = 64 << 20;
 /// Bytes of lazily built states that one worker may keep for a small automaton. A large one gets
 /// [`CACHE_PER_BYTE`] times its own size on top. Full caches are emptied, so this bounds what a peer with ever
 /// different values can make a worker hold, per set of rules.
 const CACHE_CAPACITY: usize = 64 << 10;
 const CACHE_PER_BYTE: usize = 2;
 
+/// Bytes of states that deciding about one value may build, besides a part of the automaton's own size: the first values
+/// that a large set sees need large states. States of expressions such as `.*a.{100}` differ with every byte, and building
+/// one costs as much as the automaton is large: without a bound one request takes seconds of a worker.
+const WORK: usize = 512 << 10;
+const WORK_PART: usize = 8;
+/// Bytes of a value between two looks at the work that was done.
+const STRIDE: usize = 32;
+
 type NewCache = Box<dyn Fn() -> Cache + Send + Sync + std::panic::UnwindSafe + std::panic::RefUnwindSafe>;
 
 pub(super) struct RegexSet {
     dfa: DFA,
     caches: Pool<Cache, NewCache>,
+    /// Of a cache, in bytes.
+    capacity: usize,
+    /// Bytes of states that one value may build.
+    work: usize,
 }
 
 impl RegexSet {
@@ -36,37 +50,43 @@ impl RegexSet {
     /// # Errors
     /// Text saying which limit they exceed.
     pub(super) fn new(patterns: &[Arc<Hir>]) -> Result<Self, String> {
-        let nfa = automaton(patterns, PATTERN_SIZE_LIMIT.saturating_mul(patterns.len().max(1)))?;
-        let config = DFA::config()
-            .match_kind(MatchKind::All)
-            .cache_capacity(CACHE_CAPACITY + CACHE_PER_BYTE * nfa.memory_usage())
-            .skip_cache_capacity_check(true);
+        let nfa = automaton(patterns, SET_SIZE_LIMIT)?;
+        let size = nfa.memory_usage();
+        let capacity = CACHE_CAPACITY + CACHE_PER_BYTE * size;
+        let config = DFA::config().match_kind(MatchKind::All).cache_capacity(capacity).skip_cache_capacity_check(true);
         let dfa = DFA::builder().configure(config).build_from_nfa(nfa).map_err(|error| error.to_string())?;
         let for_cache = dfa.clone();
-        Ok(Self { dfa, caches: Pool::new(Box::new(move || for_cache.create_cache())) })
+        let caches: Pool<Cache, NewCache> = Pool::new(Box::new(move || for_cache.create_cache()));
+        Ok(Self { dfa, caches, capacity, work: WORK + size / WORK_PART })
     }
 
-    /// Calls `found` with the number of each expression that matches all of `value`. `false` when the search could
-    /// not be finished: then nothing is known about any of them.
+    /// Calls `found` with the number of each expression that matches all of `value`. `false` when finishing the search
+    /// would take more work than one value may cause: then nothing is known about any of them.
     #[must_use]
     pub(super) fn each_match(&self, value: &[u8], mut found: impl FnMut(usize)) -> bool {
         let mut cache = self.caches.get();
+        let limit = self.built(&cache) + self.work;
         let start = start::Config::new().anchored(Anchored::Yes);
         let Ok(mut state) = self.dfa.start_state(&mut cache, &start) else {
             return false;
         };
-        for &byte in value {
-            let Ok(next) = self.dfa.next_state(&mut cache, state, byte) else {
-                return false;
-            };
-            state = next;
-            if state.is_tagged() {
-                if state.is_dead() {
-                    return true;
-                }
-                if state.is_quit() {
+        for stretch in value.chunks(STRIDE) {
+            for &byte in stretch {
+                let Ok(next) = self.dfa.next_state(&mut cache, state, byte) else {
                     return false;
+                };
+                state = next;
+                if state.is_tagged() {
+                    if state.is_dead() {
+                        return true;
+                    }
+                    if state.is_quit() {
+                        return false;
+                    }
                 }
+            }
+            if self.built(&cache) > limit {
+                return false;
             }
         }
         let Ok(end) = self.dfa.next_eoi_state(&mut cache, state) else {
@@ -78,6 +98,11 @@ impl RegexSet {
             }
         }
         true
+    }
+
+    /// Bytes of states that were built in the cache so far, those included that it has let go of.
+    fn built(&self, cache: &Cache) -> usize {
+        cache.clear_count().saturating_mul(self.capacity).saturating_add(cache.memory_usage())
     }
 }
 

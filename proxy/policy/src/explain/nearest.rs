@@ -160,7 +160,11 @@ impl<'a> Search<'a> {
 
     fn conclude(self, policy: &EndpointPolicy, none_admits: DenyReason) -> (DenyReason, Option<NearestMiss>) {
         let Some((nearness, number)) = &self.best else { return (none_admits, None) };
-        let reason = if nearness.quarantined { DenyReason::Quarantined } else { none_admits };
+        let reason = match self.decided.is_complete() {
+            false => DenyReason::MatchBudget,
+            true if nearness.quarantined => DenyReason::Quarantined,
+            true => none_admits,
+        };
         (reason, Some(self.describe(policy, *number, nearness.reached)))
     }
 

@@ -12,6 +12,7 @@ mod demo;
 mod explain;
 mod header_matches;
 mod headers;
+mod match_budget;
 mod nearest;
 mod never_panics;
 mod peers;

@@ -21,6 +21,7 @@ fn means_what_re2_means() {
     assert_eq!(outcome.differences, "");
     // Otherwise hardly anything was compared.
     assert!(outcome.equal > 1500 && outcome.refused > 500, "{outcome:?}");
+    assert!(outcome.undecided < 100, "{outcome:?}");
 }
 
 /// What is written down as a difference is one.
