@@ -14,7 +14,7 @@ pub struct Resource<M> {
     pub name: Option<String>,
     /// The message.
     pub message: M,
-    /// The bytes received, where `message` holds less than they do: they have fields that `M` does not know.
+    /// The bytes received, where they are not those that `message` encodes to: they may have fields that `M` does not know.
     pub partly_read: Option<Vec<u8>>,
 }
 
@@ -58,10 +58,42 @@ fn decode_one<M: Message + Default>(type_url: &str, any: &Any) -> Result<Resourc
 
 fn resource<M: Message + Default>(name: Option<String>, any: &Any) -> Result<Resource<M>, String> {
     let message: M = decode_message(any)?;
-    let partly_read = (message.encoded_len() < any.value.len()).then(|| any.value.clone());
+    // Comparing lengths would not do: other encodings of what is known may be longer or shorter than ours.
+    let partly_read = (message.encode_to_vec() != any.value).then(|| any.value.clone());
     Ok(Resource { name, message, partly_read })
 }
 
 fn decode_message<M: Message + Default>(any: &Any) -> Result<M, String> {
     M::decode(any.value.as_slice()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Known {
+        #[prost(uint32, repeated, tag = "1")]
+        numbers: Vec<u32>,
+        #[prost(uint32, repeated, tag = "2")]
+        others: Vec<u32>,
+    }
+
+    fn partly_read(value: &[u8]) -> bool {
+        let any = Any { type_url: "type.test/Known".to_owned(), value: value.to_vec() };
+        let resource: Resource<Known> = resource(None, &any).unwrap();
+        assert_eq!((&resource.message.numbers[..], &resource.message.others[..]), (&[7][..], &[8][..]));
+        resource.partly_read.is_some_and(|bytes| bytes == value)
+    }
+
+    #[test]
+    fn unknown_fields_cannot_hide_behind_another_encoding() {
+        let packed = [0x0a, 1, 7, 0x12, 1, 8];
+        let unpacked = [0x08, 7, 0x10, 8];
+        let unknown = [0x78, 1];
+        assert!(!partly_read(&packed));
+        assert!(partly_read(&[&packed[..], &unknown].concat()));
+        // As long as what we would write without the unknown field.
+        assert!(partly_read(&[&unpacked[..], &unknown].concat()));
+    }
 }
