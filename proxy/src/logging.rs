@@ -67,11 +67,21 @@ pub fn start(filter: &str, format: LogFormat) -> Result<LogLevel, LogError> {
     Ok(LogLevel(handle))
 }
 
+/// Whether `filter` is understood.
+///
+/// # Errors
+/// It is not.
+pub fn check(filter: &str) -> Result<(), LogError> {
+    parse(filter).map(drop)
+}
+
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
     // The parser takes any word for the name of a module, and would silence everything else.
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let is_typo = |part: &&str| {
-        !part.contains(['=', ':', '[']) && !LEVELS.iter().any(|level| part.trim().eq_ignore_ascii_case(level))
+    let is_level = |word: &str| LEVELS.iter().any(|level| word.trim().eq_ignore_ascii_case(level));
+    let is_typo = |part: &&str| match part.rsplit_once('=') {
+        Some((_, level)) if !part.contains('[') => !is_level(level),
+        _ => !part.contains(['=', ':', '[']) && !is_level(part),
     };
     if let Some(word) = filter.split(',').find(is_typo) {
         return Err(LogError::Filter { filter: filter.to_owned(), reason: format!("\"{word}\" is no level") });
@@ -87,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_misspelt_level_is_refused() {
-        for filter in ["verbose", "inf", "info,debgu", "foo=bar=baz"] {
+        for filter in ["verbose", "inf", "info,debgu", "foo=bar=baz", "tollgate=", "tollgate=loud"] {
             assert!(parse(filter).is_err(), "{filter}");
         }
         for filter in ["info", "OFF", "info,tollgate::http=debug", "tollgate::http", "warn,[flow]=trace"] {

@@ -144,6 +144,13 @@ pub(crate) fn path_of(error: &JsonError) -> &str {
 /// # Errors
 /// A field is unknown, stands twice or does not take its value.
 pub(crate) fn resource(value: Value) -> Result<PolicyResource, JsonError> {
+    if let Some(kind) = value.get("kind").and_then(Value::as_str).filter(|_| value.get("apiVersion").is_some()) {
+        return Err(JsonError::Value {
+            path: "kind".to_owned(),
+            reason: format!("a Kubernetes {kind}, which an agent translates before it reaches a proxy"),
+            expected: "a cilium.NetworkPolicy (`tollgate policy check` reads Cilium's resources, too)".to_owned(),
+        });
+    }
     let hosts = match value.get("@type").and_then(Value::as_str) {
         Some(type_url) => type_url.ends_with("/cilium.NetworkPolicyHosts"),
         None => ["policy", "hostAddresses", "host_addresses"].iter().any(|field| value.get(field).is_some()),

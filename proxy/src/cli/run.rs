@@ -32,13 +32,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<Exit, Failure> {
+    let bad_level = |error| Failure::bad_input(format_args!("--log-level: {error}"));
+    logging::check(&args.log_level).map_err(bad_level)?;
     let config = config::load(&args.config).map_err(Failure::bad_input)?;
     if args.check {
         print(&format!("{}: the configuration is right\n", args.config.display()))?;
         return Ok(Exit::Fine);
     }
-    let log_level = logging::start(&args.log_level, args.log_format)
-        .map_err(|error| Failure::bad_input(format_args!("--log-level: {error}")))?;
+    let log_level = logging::start(&args.log_level, args.log_format).map_err(bad_level)?;
     let set_log_level = Box::new(move |level: &str| log_level.set(level).map_err(|error| error.to_string()));
     app::run(config, set_log_level).map_err(|error| Failure::cannot_tell(format_args!("{error:#}")))?;
     Ok(Exit::Fine)

@@ -330,11 +330,12 @@ fn find(path: &Path, known: Option<&File>) -> Found {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Same,
         Err(_) => return Found::Read(Stamp::UNKNOWN, policy_file::read(path)),
     };
-    let not_begun = before.length == 0 && known.is_none();
-    if known.and_then(|file| file.stamp) == Some(before) || not_begun {
+    if known.and_then(|file| file.stamp) == Some(before) {
         return Found::Same;
     }
-    if before.age().is_some_and(|age| age < QUIET) {
+    // An empty file that nobody knew is mostly one that somebody is about to write; after a while it is a mistake.
+    let begun = before.length > 0 || known.is_some();
+    if before.age().is_some_and(|age| age < if begun { QUIET } else { PATIENCE }) {
         return Found::Unsettled;
     }
     let content = policy_file::read(path);

@@ -61,7 +61,7 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listening { address } => write!(f, "listening on {address}"),
-            Self::FileError { error } => write!(f, "error {error}; its last good content stays"),
+            Self::FileError { error } => write!(f, "error {error}; its last good content, if any, stays"),
             Self::State { r#type, version, resources } => {
                 write!(f, "state {type:?} version={version} resources={resources}")
             }

@@ -88,3 +88,13 @@ fn an_empty_file_is_a_mistake_and_an_empty_list_is_not() {
     assert!(error("", "a.json").starts_with("a.json:1: "));
     assert_eq!(parse("[]\n", Path::new("a.yaml")).expect("reads"), []);
 }
+
+#[test]
+fn a_kubernetes_resource_is_called_what_it_is() {
+    let yaml = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nspec: {}\n";
+    let found = error(yaml, "a.yaml");
+    assert!(
+        found.starts_with("a.yaml:2: kind: a Kubernetes CiliumNetworkPolicy, which an agent translates"),
+        "{found}"
+    );
+}

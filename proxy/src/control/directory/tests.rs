@@ -165,3 +165,17 @@ fn a_directory_that_is_not_there_is_an_error_with_a_remedy() {
     assert!(error.starts_with("/nonexistent/policies: cannot read the directory: "), "{error}");
     assert!(error.ends_with("create it or correct the path"), "{error}");
 }
+
+/// A file that was cut to nothing before the start would otherwise take its policy away in silence.
+#[tokio::test]
+async fn a_file_that_stays_empty_is_a_mistake() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("a.yaml"), "").unwrap();
+    let mut watched = open(&directory);
+    let mut reading = watched.next().await;
+    if reading.errors.is_empty() {
+        reading = watched.next().await;
+    }
+    assert!(reading.errors[0].message.contains("holds no resource"), "{reading:?}");
+    assert_eq!(watched.failing().count(), 1);
+}
