@@ -6,71 +6,16 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
-use tollgate_policy::model::{HeaderMatcher, HttpRule, ValueMatch};
-use tollgate_policy::{
-    Direction, EndpointKey, Flow, NetworkPolicy, NoHeaders, PortPolicy, PortRule, Request, Secrets, SecurityId,
-    ServerName, Snapshot, Verdict,
-};
-
-const ENDPOINT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1));
-static ENDPOINT_KEY: EndpointKey = EndpointKey::Address(ENDPOINT);
-const PORT: u16 = 5000;
-
-/// `rules` rules of the form `GET`, `/api/v1/svc00042/items/[0-9]+`, as in the side-by-side runs.
-fn policy(endpoint: IpAddr, endpoint_id: u64, rules: usize) -> NetworkPolicy {
-    policy_from(endpoint, endpoint_id, 0, rules)
-}
-
-/// The same with the numbers from `first` on.
-fn policy_from(endpoint: IpAddr, endpoint_id: u64, first: usize, rules: usize) -> NetworkPolicy {
-    let regex = |name: &str, regex: String| HeaderMatcher::new(name, ValueMatch::Regex(regex.into()));
-    let http = (first..first + rules).map(|rule| HttpRule {
-        headers: vec![regex(":method", "GET".to_owned()), regex(":path", format!("/api/v1/svc{rule:05}/items/[0-9]+"))],
-        ..HttpRule::default()
-    });
-    let rule = PortRule { http: Some(http.collect()), ..PortRule::default() };
-    NetworkPolicy {
-        endpoint_id,
-        endpoints: vec![EndpointKey::from(endpoint)],
-        ingress: vec![PortPolicy { port: PORT.into(), rules: vec![rule], ..PortPolicy::default() }],
-        egress: Vec::new(),
-    }
-}
-
-fn snapshot(policies: impl IntoIterator<Item = NetworkPolicy>) -> Snapshot {
-    let mut builder = Snapshot::empty().update();
-    builder.replace_all(policies);
-    builder.build()
-}
-
-fn flow() -> Flow<'static> {
-    Flow {
-        direction: Direction::Ingress,
-        endpoint: &ENDPOINT_KEY,
-        remote: SecurityId(32226),
-        port: PORT,
-        proxy_id: 0,
-        server_name: ServerName::Unknown,
-    }
-}
-
-fn get(path: &str) -> Request<'_> {
-    Request {
-        method: b"GET",
-        scheme: b"http",
-        authority: b"helloworld:5000",
-        path: path.as_bytes(),
-        headers: &NoHeaders,
-    }
-}
+use tollgate_benches::policy::{ENDPOINT, MISS, flow, get, last_path, policy, policy_from, snapshot};
+use tollgate_policy::{NetworkPolicy, Secrets, Verdict};
 
 fn evaluate(criterion: &mut Criterion) {
     let secrets = Secrets::default();
     let mut group = criterion.benchmark_group("policy/evaluate_request");
     for rules in [1, 10, 100, 1_000, 10_000] {
         let snapshot = snapshot([policy(ENDPOINT, 1, rules)]);
-        let last = format!("/api/v1/svc{:05}/items/12345", rules - 1);
-        let (hit, miss) = (get(&last), get("/nothing/here"));
+        let last = last_path(rules);
+        let (hit, miss) = (get(&last), get(MISS));
         assert!(matches!(snapshot.evaluate_request(&flow(), &hit, &secrets), Verdict::Allow { .. }), "{rules} rules");
         assert!(matches!(snapshot.evaluate_request(&flow(), &miss, &secrets), Verdict::Deny { .. }), "{rules} rules");
         group.bench_function(BenchmarkId::new("last_rule", rules), |bencher| {

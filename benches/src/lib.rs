@@ -1,1 +1,3 @@
-//! Criterion benches of the hot path and the side-by-side harness.
+//! Criterion benches of the hot path, instruction counts of the engine, and the side-by-side harness.
+
+pub mod policy;
