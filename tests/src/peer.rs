@@ -3,10 +3,14 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use socket2::SockRef;
 
 use crate::wait::DEADLINE;
+
+/// How long a receiver takes nothing before it counts as stalled.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +152,7 @@ impl Peer {
 
     /// Ends the connection with a reset.
     pub fn reset(self) {
-        SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     /// Reads once. `Ok(0)` is the end.
@@ -215,6 +219,21 @@ impl Peer {
             self.send(&pattern[..n]);
             left -= n as u64;
         }
+    }
+
+    /// Sends until the other side has taken nothing for a while.
+    ///
+    /// # Panics
+    /// When the other side ends the connection instead.
+    pub fn send_until_stalled(&mut self) {
+        self.stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let error = loop {
+            if let Err(error) = self.stream.write(&[b'x'; 64 << 10]) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        self.stream.set_write_timeout(Some(DEADLINE)).unwrap();
     }
 
     /// Asserts that the next `total` bytes are `pattern` again and again, without keeping them.

@@ -103,6 +103,18 @@ impl Upstream {
 /// The answer of [`Upstream::ok`].
 pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
+/// What accepts the handshake of [`websocket_request`].
+pub const WEBSOCKET_ACCEPTED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// A WebSocket's handshake, with the key of RFC 6455 section 1.3.
+pub fn websocket_request(path: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+}
+
 /// Reads one request; `None` when the connection ends instead.
 pub fn next_request(peer: &mut Peer) -> Option<crate::peer::Message> {
     peer.wait_for_bytes().then(|| peer.read_message())

@@ -531,25 +531,3 @@ fn a_body_where_none_may_be_is_dropped() {
         assert_eq!(String::from_utf8(client.read_to_end()).unwrap(), expected, "{method}");
     }
 }
-
-#[test]
-fn what_follows_an_accepted_handshake_belongs_to_the_tunnel() {
-    const HANDSHAKE: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-    const ACCEPTED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-    let site = Site::new();
-    let upstream = Upstream::scripted(&site, |peer, _| {
-        peer.read_head();
-        peer.send(format!("{ACCEPTED}first"));
-        let said = peer.read_to_end();
-        peer.send(said);
-    });
-    let proxy = Proxy::start(&site, upstream.address());
-    let mut client = Peer::connect(proxy.http());
-    client.send(format!("{HANDSHAKE}{GET_DENIED}"));
-    assert_eq!(client.read_head(), ACCEPTED);
-    assert_eq!(client.read_exact(5), b"first");
-    client.send("\0");
-    client.finish_sending();
-    assert_eq!(client.read_to_end(), format!("{GET_DENIED}\0").into_bytes());
-    upstream.expect(format!("{HANDSHAKE}{GET_DENIED}\0"));
-}

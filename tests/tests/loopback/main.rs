@@ -11,3 +11,4 @@ mod policy_check;
 mod policy_life;
 mod real_peers;
 mod tcp;
+mod websocket;

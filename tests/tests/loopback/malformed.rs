@@ -10,7 +10,7 @@ use tollgate_tests::peer::{End, Peer};
 use tollgate_tests::policy::{http_port, http_rule, ingress};
 use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::site::{HTTP_PORT, Site};
-use tollgate_tests::upstream::Upstream;
+use tollgate_tests::upstream::{Upstream, websocket_request};
 
 const GOOD: &str = "GET /allowed/good HTTP/1.1\r\nHost: a\r\n\r\n";
 /// What an attacker hopes to bring past the proxy.
@@ -222,6 +222,12 @@ fn hop_by_hop() -> Vec<Row> {
         changed(88, get(handshake), plain),
         changed(90, get("Connection: upgrade\r\nUpgrade: foo"), plain),
         changed(90, get("Connection: upgrade\r\nUpgrade: websocket, foo"), plain),
+        // No handshake without a key, so an ordinary request.
+        changed(
+            90,
+            get("Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13"),
+            get("Sec-WebSocket-Version: 13"),
+        ),
         // Kept: a proxy that trusts none of them need not hide them.
         same(93, get("X-Forwarded-For: 127.0.0.1\r\nX-Envoy-Internal: true")),
     ]
@@ -399,7 +405,7 @@ fn what_follows_an_empty_body_has_its_own_verdict() {
 fn what_follows_a_refused_handshake_has_its_own_verdict() {
     let (_site, world) = World::new();
     let mut client = Peer::connect(world.proxy.http());
-    let handshake = get("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13");
+    let handshake = websocket_request("/allowed");
     client.send(format!("{handshake}{}", target("/denied")));
     assert_eq!(client.read_message().status(), 200);
     assert_eq!(client.read_message().status(), 403);

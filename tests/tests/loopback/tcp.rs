@@ -10,7 +10,7 @@ use tollgate_tests::peer::{End, Peer};
 use tollgate_tests::policy::{http_port, http_rule, ingress, tcp_port, usual};
 use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::site::{HTTP_PORT, Site, TCP_PORT};
-use tollgate_tests::upstream::{OK, Upstream};
+use tollgate_tests::upstream::{OK, Upstream, WEBSOCKET_ACCEPTED, websocket_request};
 use tollgate_tests::wait::{DEADLINE, until};
 
 #[test]
@@ -161,7 +161,7 @@ fn policy_that_changes_ends_what_it_no_longer_allows() {
     let upstream = Upstream::scripted(&site, |peer, _| {
         let head = peer.read_head();
         peer.send(if head.contains("websocket") {
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+            WEBSOCKET_ACCEPTED
         } else {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
         });
@@ -179,10 +179,7 @@ fn policy_that_changes_ends_what_it_no_longer_allows() {
     stream.read_until(b"1\r\nx\r\n");
     let [mut kept, mut websocket] = ["/allowed/kept", "/allowed/ended"].map(|path| {
         let mut client = Peer::connect(proxy.http());
-        client.send(format!(
-            "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        ));
+        client.send(websocket_request(path));
         assert_eq!(tollgate_tests::peer::status(&client.read_head()), 101);
         client
     });

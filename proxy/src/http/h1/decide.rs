@@ -7,6 +7,7 @@ use tollgate_policy::{Permit, Request, SecurityId, Verdict};
 
 use super::head::MAX_FIELDS;
 use super::request::{FieldStorage, Refusal, RequestBody, RequestHead, Rewritten, Version};
+use super::websocket::WebSocketKey;
 use crate::flow::{HttpRecord, OpenFlow, Protocol};
 use crate::http::canonical::CanonicalPath;
 use crate::http::respond::LocalReply;
@@ -34,7 +35,8 @@ pub(crate) struct Forward {
     pub(crate) version: Version,
     /// The method is HEAD, so that no response has a body.
     pub(crate) to_head: bool,
-    pub(crate) websocket: bool,
+    /// The key of a WebSocket's handshake; only its answer opens a tunnel.
+    pub(crate) websocket: Option<WebSocketKey>,
     pub(crate) expects_continue: bool,
     pub(crate) close: bool,
     pub(crate) grpc: bool,

@@ -20,6 +20,7 @@ use super::decide::{Forward, still_allowed};
 use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
 use super::request::{RequestBody, Version};
 use super::response::{MAX_INTERIM, ResponseBody, ResponseError, ResponseHead, with_close};
+use super::websocket::WebSocketKey;
 use crate::listener::connection::Connection;
 use crate::tcp::fill;
 
@@ -278,7 +279,8 @@ impl ResponseReceiver<'_> {
             buffer.consume(length);
         };
         if head.status == 101 {
-            if !self.forward.websocket {
+            let accepts = |key: &WebSocketKey| key.is_accepted_by(&buffer.filled()[..length]);
+            if !self.forward.websocket.as_ref().is_some_and(accepts) {
                 return Err(ResponseError::UnexpectedUpgrade.into());
             }
             self.progress.status.set(101);

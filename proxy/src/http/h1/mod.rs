@@ -10,6 +10,7 @@ mod head;
 mod request;
 mod response;
 mod trailers;
+mod websocket;
 
 pub(crate) use buffer::{Buffer, BufferPool};
 pub(crate) use connection::serve;

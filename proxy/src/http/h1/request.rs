@@ -13,6 +13,7 @@ use tollgate_policy::Headers;
 
 pub(crate) use self::rewrite::Rewritten;
 use super::head::MAX_FIELDS;
+use super::websocket::WebSocketKey;
 use crate::config::Normalize;
 use crate::http::authority;
 use crate::http::canonical::{CanonicalPath, canonicalise};
@@ -67,8 +68,8 @@ pub(crate) struct RequestHead<'h, 'b> {
     pub(crate) body: RequestBody,
     /// The client asked to end the connection after this exchange, or speaks HTTP/1.0 without keep-alive.
     pub(crate) close: bool,
-    /// The handshake of a WebSocket.
-    pub(crate) websocket: bool,
+    /// The key of a WebSocket's handshake.
+    pub(crate) websocket: Option<WebSocketKey>,
     /// The client waits for `100 Continue` before it sends its body.
     pub(crate) expects_continue: bool,
     fields: &'h [Header<'b>],
@@ -125,7 +126,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
             path: CanonicalPath::Unchanged,
             body: RequestBody::None,
             close: false,
-            websocket: false,
+            websocket: None,
             expects_continue: false,
             fields,
             removed: 0,
@@ -255,8 +256,8 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         }
         self.close |= !keep_alive;
 
-        let upgrade = self.read_upgrade(upgrade_option)?;
-        if upgrade_option && !upgrade {
+        self.websocket = self.read_upgrade(upgrade_option);
+        if upgrade_option && self.websocket.is_none() {
             kept.retain(|option| !option.eq_ignore_ascii_case(b"upgrade"));
             dropped_option = true;
         }
@@ -279,8 +280,9 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     }
 
     /// Keeps the handshake of a WebSocket (RFC 6455 section 4.1); any other `Upgrade` ends here, `h2c` above all, which
-    /// would let later requests pass unseen.
-    fn read_upgrade(&mut self, upgrade_option: bool) -> Result<bool, Refusal> {
+    /// would let later requests pass unseen. A handshake that is not well formed is one of those: an ordinary request goes
+    /// on, and whoever answers 101 to that is refused.
+    fn read_upgrade(&mut self, upgrade_option: bool) -> Option<WebSocketKey> {
         let mut websocket = 0;
         let mut others = 0;
         let fields = self.fields;
@@ -296,18 +298,20 @@ impl<'h, 'b> RequestHead<'h, 'b> {
                 self.removed |= 1 << index;
             }
         }
-        self.websocket = websocket == 1
+        let asked = websocket == 1
             && others == 0
             && upgrade_option
             && self.method == b"GET"
             && self.version == Version::Http11
             && self.body == RequestBody::None;
-        if self.websocket {
-            for (index, _) in fields.iter().enumerate().filter(|(_, f)| f.name.eq_ignore_ascii_case("upgrade")) {
-                self.removed &= !(1 << index);
-            }
+        if !asked {
+            return None;
         }
-        Ok(self.websocket)
+        let key = WebSocketKey::of_request(self.forwarded().map(|(_, field)| field))?;
+        for (index, _) in fields.iter().enumerate().filter(|(_, f)| f.name.eq_ignore_ascii_case("upgrade")) {
+            self.removed &= !(1 << index);
+        }
+        Some(key)
     }
 
     /// RFC 9110 section 10.1.1.

@@ -32,8 +32,8 @@ pub(crate) enum ResponseError {
     /// A status outside 100–599.
     #[error("the response's status is not one of HTTP")]
     Status,
-    /// 101 to a request that did not ask for it.
-    #[error("the response switches protocols although nobody asked")]
+    /// 101 that is not the answer to a WebSocket's handshake.
+    #[error("the response switches protocols, and is no answer to a WebSocket's handshake")]
     UnexpectedUpgrade,
     /// A line that ends without CR.
     #[error("the response head has a line that ends without CR")]

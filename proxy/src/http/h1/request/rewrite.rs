@@ -86,7 +86,7 @@ impl<'b> RequestHead<'_, 'b> {
     }
 
     /// The fields that are not of this hop, by their index.
-    fn forwarded(&self) -> impl Iterator<Item = (usize, &Header<'b>)> {
+    pub(super) fn forwarded(&self) -> impl Iterator<Item = (usize, &Header<'b>)> + Clone {
         self.fields.iter().enumerate().filter(|(index, _)| self.removed >> index & 1 == 0)
     }
 
