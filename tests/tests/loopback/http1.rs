@@ -531,3 +531,33 @@ fn a_body_where_none_may_be_is_dropped() {
         assert_eq!(String::from_utf8(client.read_to_end()).unwrap(), expected, "{method}");
     }
 }
+
+/// To a back end that ignores the body of a GET, that body is the next request, and its answer the answer to whatever
+/// comes next on the connection.
+#[test]
+fn a_body_that_a_back_end_may_ignore_ends_its_upstream() {
+    for method in ["GET", "DELETE", "OPTIONS", "PROPFIND"] {
+        let site = Site::new();
+        let upstream = Upstream::scripted(&site, |peer, _| {
+            peer.read_head();
+            peer.send(OK);
+            // Says nothing before it would say it to the wrong request.
+            for _ in 0..2 {
+                if !peer.wait_for_bytes() {
+                    return;
+                }
+                peer.read_head();
+            }
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret");
+        });
+        let proxy = Proxy::start(&site, upstream.address());
+        let mut client = Peer::connect(proxy.http());
+        let first = format!("{method} /allowed HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n", GET_DENIED.len());
+        client.send(format!("{first}\r\n{GET_DENIED}{GET}"));
+        for _ in 0..2 {
+            assert_eq!(client.read_message().body, b"ok", "{method}");
+        }
+        upstream.expect(format!("{first}Connection: close\r\n\r\n{GET_DENIED}"));
+        assert_eq!(upstream.received()[1], GET.as_bytes());
+    }
+}

@@ -90,7 +90,8 @@ fn framing() -> Vec<Row> {
         row(16, post("Content-Length: 3\r\nContent-Length: 0", "abc"), Refused(400)),
         changed(22, post("Content-Length: 010", "0123456789"), post("Content-Length: 10", "0123456789")),
         same(23, post("Content_Length: 3\r\nContent-Length: 0", "")),
-        same(24, get("Content-Length: 3") + "abc"),
+        // A back end may ignore such a body, and would take it for a request.
+        changed(24, get("Content-Length: 3") + "abc", get("Content-Length: 3\r\nConnection: close") + "abc"),
     ];
     let refused = [
         (17, "3, 3"),

@@ -277,6 +277,7 @@ impl Session<'_> {
             Ok(completed) => {
                 forward.flow.finish(Outcome::Forwarded, None);
                 match completed {
+                    Completed::KeepAlive if forward.last => Next::Continue,
                     Completed::KeepAlive => {
                         // Nobody reads from an idle upstream, which is what would give an empty buffer back.
                         paired.buffer.release();

@@ -38,6 +38,8 @@ pub(crate) struct Forward {
     /// The key of a WebSocket's handshake; only its answer opens a tunnel.
     pub(crate) websocket: Option<WebSocketKey>,
     pub(crate) expects_continue: bool,
+    /// Nothing may follow on this upstream connection.
+    pub(crate) last: bool,
     pub(crate) close: bool,
     pub(crate) grpc: bool,
     pub(crate) source: SecurityId,
@@ -124,6 +126,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
                 to_head,
                 websocket: request.websocket,
                 expects_continue: request.expects_continue,
+                last: request.last,
                 close: request.close,
                 grpc: request.is_grpc(),
                 source: judged.identities.source,

@@ -70,6 +70,9 @@ pub(crate) struct RequestHead<'h, 'b> {
     pub(crate) close: bool,
     /// The key of a WebSocket's handshake.
     pub(crate) websocket: Option<WebSocketKey>,
+    /// The request has a body, and its method none that every back end would read. To one that does not, that body is the next
+    /// request: nothing may follow on its upstream connection.
+    pub(crate) last: bool,
     /// The client waits for `100 Continue` before it sends its body.
     pub(crate) expects_continue: bool,
     fields: &'h [Header<'b>],
@@ -85,7 +88,7 @@ struct Rewrite<'b> {
     host: Option<&'b [u8]>,
     /// `Content-Length` with leading zeros.
     content_length: Option<u64>,
-    /// `Connection` without the fields it named.
+    /// `Connection` without the fields it named, and with `close` where nothing may follow.
     connection: Option<Vec<u8>>,
 }
 
@@ -127,6 +130,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
             body: RequestBody::None,
             close: false,
             websocket: None,
+            last: false,
             expects_continue: false,
             fields,
             removed: 0,
@@ -228,7 +232,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     /// RFC 9110 section 7.6.1: `Connection` and the fields it names.
     fn read_connection(&mut self) -> Result<(), Refusal> {
         let mut kept: Vec<&[u8]> = Vec::new();
-        let mut dropped_option = false;
+        let mut changed = false;
         let mut keep_alive = self.version == Version::Http11;
         let mut upgrade_option = false;
         let fields = self.fields;
@@ -248,7 +252,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
                     upgrade_option = true;
                 } else {
                     self.remove_nominated(option);
-                    dropped_option = true;
+                    changed = true;
                     continue;
                 }
                 kept.push(option);
@@ -259,9 +263,16 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         self.websocket = self.read_upgrade(upgrade_option);
         if upgrade_option && self.websocket.is_none() {
             kept.retain(|option| !option.eq_ignore_ascii_case(b"upgrade"));
-            dropped_option = true;
+            changed = true;
         }
-        if dropped_option {
+        // RFC 9110 section 9.3 gives a body a meaning in these; in others it is up to the back end.
+        self.last = self.body != RequestBody::None && !matches!(self.method, b"POST" | b"PUT" | b"PATCH");
+        if self.last && !kept.iter().any(|option| option.eq_ignore_ascii_case(b"close")) {
+            kept.retain(|option| !option.eq_ignore_ascii_case(b"keep-alive"));
+            kept.push(b"close");
+            changed = true;
+        }
+        if changed {
             self.rewrite.connection = Some(kept.join(&b", "[..]));
         }
         Ok(())
@@ -356,15 +367,15 @@ impl<'h, 'b> RequestHead<'h, 'b> {
 /// The fields that are forwarded, for policy to judge.
 impl Headers for RequestHead<'_, '_> {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        if let (Some(options), "connection") = (&self.rewrite.connection, name) {
+            if !options.is_empty() {
+                visit(options);
+            }
+            return;
+        }
         for (index, field) in self.fields.iter().enumerate() {
             if self.removed >> index & 1 == 0 && field.name.eq_ignore_ascii_case(name) {
                 match (&self.rewrite, name) {
-                    (Rewrite { connection: Some(options), .. }, "connection") => {
-                        if !options.is_empty() {
-                            visit(options);
-                        }
-                        return;
-                    }
                     (Rewrite { host: Some(host), .. }, "host") => visit(host),
                     _ => visit(field.value),
                 }

@@ -74,6 +74,11 @@ impl<'b> RequestHead<'_, 'b> {
         if let (Some(host), None) = (rewrite.host, self.named("host").next()) {
             write_field(&mut out, b"Host", host);
         }
+        if let (Some(options), false) = (&rewrite.connection, connection_written)
+            && !options.is_empty()
+        {
+            write_field(&mut out, b"Connection", options);
+        }
         for edit in edits.iter() {
             // The first value may stand in the place of a received field already.
             let placed = usize::from(!edit.keep && self.first(edit).is_some());

@@ -122,6 +122,14 @@ fn rewritten() {
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
         ),
         (
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nConnection: close\r\n\r\n",
+        ),
+        (
+            "HEAD / HTTP/1.1\r\nConnection: Keep-Alive\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HEAD / HTTP/1.1\r\nConnection: close\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ),
+        (
             "POST / HTTP/1.1\r\nHost: a\r\nConnection: Host, Content-Length\r\nContent-Length: 1\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
         ),
@@ -156,6 +164,11 @@ fn policy_sees_what_is_forwarded() {
         assert_eq!(values("x-auth"), Vec::<Vec<u8>>::new());
         assert_eq!(values("x-b"), [b"1", b"2"]);
         assert_eq!(values("connection"), [b"close"]);
+    });
+    with(b"DELETE / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", |result| {
+        let mut values = Vec::new();
+        result.unwrap().each("connection", &mut |value| values.push(value.to_vec()));
+        assert_eq!(values, [b"close"], "also where the client sent none");
     });
 }
 
