@@ -1,6 +1,7 @@
 //! Connections that policy admits as bytes: copied both ways with half-close, judged again whenever policy changes.
 
 mod pump;
+mod sender;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use tokio::net::TcpStream;
 use tollgate_policy::{ConnectionVerdict, Permit, RuleRef};
 
 pub(crate) use pump::{Counts, Ended, fill, pump_both};
+pub(crate) use sender::{Sender, Unwritten, write_from};
 
 use crate::flow::{OpenFlow, Outcome, Protocol};
 use crate::http::Buffer;

@@ -1,7 +1,7 @@
 //! Moves bytes between two sockets, each direction on its own, with half-close and back-pressure.
 
 use std::cell::Cell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::Poll;
@@ -9,6 +9,7 @@ use std::task::Poll;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::sender::{Sender, Unwritten, write_from};
 use crate::http::Buffer;
 
 /// Most bytes held per direction: one read, written before the next.
@@ -34,12 +35,6 @@ pub(crate) enum Ended {
     Revoked,
     /// The process ends.
     Stopped,
-}
-
-/// Which end of one direction failed.
-enum Failed {
-    Read,
-    Write,
 }
 
 /// Reads once into `buffer`'s spare room; 0 at the end of the stream or when the buffer holds `limit` bytes. While nothing
@@ -75,42 +70,59 @@ pub(crate) async fn pump_both(
     from_upstream: Buffer,
     counts: &Counts,
 ) -> Ended {
-    let (downstream_reader, downstream_writer) = downstream.split();
-    let (upstream_reader, upstream_writer) = upstream.split();
-    let up = pump(downstream_reader, from_downstream, upstream_writer, &counts.up);
-    let down = pump(upstream_reader, from_upstream, downstream_writer, &counts.down);
+    let (mut downstream_reader, downstream_writer) = downstream.split();
+    let (mut upstream_reader, upstream_writer) = upstream.split();
+    let up_ended = Cell::new(false);
     let up = async {
-        up.await.map_err(|failed| match failed {
-            Failed::Read => Ended::DownstreamReset,
-            Failed::Write => Ended::UpstreamReset,
-        })
+        match pump(&mut downstream_reader, from_downstream, upstream_writer, &counts.up).await {
+            Ok(()) => {
+                up_ended.set(true);
+                // A client that has ended its side may still reset, and the upstream may have nothing to say.
+                downstream_reader.failed().await;
+                Ended::DownstreamReset
+            }
+            Err(Unwritten::Sender(_)) => Ended::DownstreamReset,
+            Err(Unwritten::Receiver(_)) => Ended::UpstreamReset,
+        }
     };
     let down = async {
-        down.await.map_err(|failed| match failed {
-            Failed::Read => Ended::UpstreamReset,
-            Failed::Write => Ended::DownstreamReset,
-        })
+        pump(&mut upstream_reader, from_upstream, downstream_writer, &counts.down).await.map_err(
+            |failed| match failed {
+                Unwritten::Sender(_) => Ended::UpstreamReset,
+                Unwritten::Receiver(_) => Ended::DownstreamReset,
+            },
+        )
     };
-    match tokio::try_join!(up, down) {
-        Ok(_) => Ended::Both,
-        Err(ended) => ended,
+    tokio::pin!(up);
+    tokio::select! {
+        biased;
+        ended = &mut up => return ended,
+        down = down => if let Err(ended) = down {
+            return ended;
+        },
     }
+    poll_fn(|context| match up.as_mut().poll(context) {
+        Poll::Ready(ended) => Poll::Ready(ended),
+        Poll::Pending if up_ended.get() => Poll::Ready(Ended::Both),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
 }
 
 /// One direction, to its orderly end, which is passed on as a half-close.
 async fn pump(
-    mut reader: impl AsyncRead + Unpin,
+    reader: &mut impl Sender,
     mut buffer: Buffer,
     mut writer: impl AsyncWrite + Unpin,
     count: &Cell<u64>,
-) -> Result<(), Failed> {
+) -> Result<(), Unwritten> {
     loop {
         if !buffer.is_empty() {
-            writer.write_all(buffer.filled()).await.map_err(|_| Failed::Write)?;
+            write_from(reader, &mut writer, buffer.filled()).await?;
             count.set(count.get() + buffer.len() as u64);
             buffer.consume(buffer.len());
         }
-        if fill(&mut reader, &mut buffer, WINDOW).await.map_err(|_| Failed::Read)? == 0 {
+        if fill(reader, &mut buffer, WINDOW).await.map_err(Unwritten::Sender)? == 0 {
             // Fails only when the peer is gone, which the other direction reports.
             let _ = writer.shutdown().await;
             return Ok(());

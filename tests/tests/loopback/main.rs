@@ -10,5 +10,6 @@ mod malformed;
 mod policy_check;
 mod policy_life;
 mod real_peers;
+mod resets;
 mod tcp;
 mod websocket;

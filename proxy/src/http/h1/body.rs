@@ -9,7 +9,7 @@ use super::buffer::Buffer;
 use super::chunked::{ChunkError, ChunkScanner};
 use super::head::{HeadEnd, HeadScanner};
 use super::trailers::{self, MAX_TRAILERS, TrailerError};
-use crate::tcp::fill;
+use crate::tcp::{Sender, Unwritten, fill, write_from};
 
 /// Most body bytes held per direction.
 const WINDOW: usize = 16 * 1024;
@@ -32,6 +32,15 @@ pub(crate) enum BodyError {
     /// A trailer section that is not well formed or too long.
     #[error(transparent)]
     Trailers(#[from] TrailerError),
+}
+
+impl From<Unwritten> for BodyError {
+    fn from(error: Unwritten) -> Self {
+        match error {
+            Unwritten::Sender(error) => Self::Read(error),
+            Unwritten::Receiver(error) => Self::Write(error),
+        }
+    }
 }
 
 /// A place in a body, and how its end is found.
@@ -89,20 +98,23 @@ pub(crate) struct Relay<'a> {
     /// Trailer fields that pass; `None`: all harmless ones.
     pub(crate) trailers: Option<&'a [Vec<u8>]>,
     pub(crate) count: &'a Cell<u64>,
+    /// Whether a sender that resets ends it while the receiver does not read. Nobody waits for what a client has given up;
+    /// what an upstream has sent before it went still arrives.
+    pub(crate) needs_sender: bool,
 }
 
 impl Relay<'_> {
     /// Moves the rest of the body, beginning with what `buffer` holds.
     pub(crate) async fn run(
         &mut self,
-        reader: &mut (impl AsyncRead + Unpin),
+        reader: &mut impl Sender,
         buffer: &mut Buffer,
         writer: &mut (impl AsyncWrite + Unpin),
     ) -> Result<(), BodyError> {
         loop {
             let n = self.cursor.advance(buffer.filled())?;
             if n > 0 {
-                writer.write_all(&buffer.filled()[..n]).await.map_err(BodyError::Write)?;
+                self.write(reader, writer, &buffer.filled()[..n]).await?;
                 buffer.consume(n);
                 self.count.set(self.count.get() + n as u64);
             }
@@ -113,7 +125,7 @@ impl Relay<'_> {
                 let section = read_trailers(reader, buffer).await?;
                 let filtered = trailers::filter(&buffer.filled()[..section], self.trailers)?;
                 buffer.consume(section);
-                writer.write_all(&filtered).await.map_err(BodyError::Write)?;
+                self.write(reader, writer, &filtered).await?;
                 self.cursor = Cursor::Done;
                 return Ok(());
             }
@@ -123,6 +135,19 @@ impl Relay<'_> {
                     _ => Err(BodyError::Truncated),
                 };
             }
+        }
+    }
+
+    async fn write(
+        &self,
+        reader: &impl Sender,
+        writer: &mut (impl AsyncWrite + Unpin),
+        bytes: &[u8],
+    ) -> Result<(), BodyError> {
+        if self.needs_sender {
+            Ok(write_from(reader, writer, bytes).await?)
+        } else {
+            writer.write_all(bytes).await.map_err(BodyError::Write)
         }
     }
 }
@@ -151,7 +176,7 @@ mod tests {
 
     async fn relay(cursor: Cursor, input: &[u8], announced: &[Vec<u8>]) -> (Result<(), BodyError>, Vec<u8>, Vec<u8>) {
         let count = Cell::new(0);
-        let mut relay = Relay { cursor, trailers: Some(announced), count: &count };
+        let mut relay = Relay { cursor, trailers: Some(announced), count: &count, needs_sender: true };
         let mut buffer = Buffer::new(&Rc::new(BufferPool::default()));
         let (mut reader, mut out) = (input, Vec::new());
         let result = relay.run(&mut reader, &mut buffer, &mut out).await;

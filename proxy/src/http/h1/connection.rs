@@ -235,7 +235,7 @@ impl Session<'_> {
             Some(RequestBody::Chunked) => Cursor::Chunked(ChunkScanner::request()),
         };
         let count = std::cell::Cell::new(0);
-        let mut relay = Relay { cursor, trailers: None, count: &count };
+        let mut relay = Relay { cursor, trailers: None, count: &count, needs_sender: false };
         let mut limited = reader.take(DISCARD_LIMIT);
         let mut nowhere = tokio::io::sink();
         let discard = relay.run(&mut limited, &mut self.buffer, &mut nowhere);

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::task::Poll;
 
 use bytes::Buf;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tollgate_policy::SecurityId;
@@ -22,7 +22,7 @@ use super::request::{RequestBody, Version};
 use super::response::{MAX_INTERIM, ResponseBody, ResponseError, ResponseHead, with_close};
 use super::websocket::WebSocketKey;
 use crate::listener::connection::Connection;
-use crate::tcp::fill;
+use crate::tcp::{Sender, fill, write_from};
 
 /// Bytes read ahead of the response, at most: the next requests of a pipelining client.
 const PIPELINED: usize = 16 * 1024;
@@ -116,11 +116,16 @@ pub(crate) async fn run(
     let Paired { stream, buffer: response_buffer, .. } = paired;
     let (mut upstream_reader, mut upstream_writer) = stream.split();
 
-    let mut relay = Relay { cursor: cursor_of(forward.body), trailers: Some(&forward.trailers), count: &progress.up };
+    let mut relay = Relay {
+        cursor: cursor_of(forward.body),
+        trailers: Some(&forward.trailers),
+        count: &progress.up,
+        needs_sender: true,
+    };
     let wire = forward.rewritten.as_deref().unwrap_or(head);
     let body_sent = Cell::new(false);
     let request = async {
-        send_head(wire, &mut relay, buffer, &mut upstream_writer).await?;
+        send_head(wire, &mut relay, reader, buffer, &mut upstream_writer).await?;
         if !relay.cursor.is_done() {
             relay.run(reader, buffer, &mut upstream_writer).await?;
         }
@@ -209,12 +214,12 @@ fn cursor_of(body: RequestBody) -> Cursor {
 async fn send_head(
     wire: &[u8],
     relay: &mut Relay<'_>,
+    reader: &ReadHalf<'_>,
     buffer: &mut Buffer,
     writer: &mut WriteHalf<'_>,
 ) -> Result<(), BodyError> {
     let body = relay.cursor.advance(buffer.filled())?;
-    let mut both = wire.chain(&buffer.filled()[..body]);
-    writer.write_all_buf(&mut both).await.map_err(BodyError::Write)?;
+    write_from(reader, writer, wire.chain(&buffer.filled()[..body])).await?;
     buffer.consume(body);
     relay.count.set(body as u64);
     Ok(())
@@ -239,11 +244,10 @@ async fn watch(
             // Fails only when the upstream is gone, which reading from it reports.
             let _ = upstream.shutdown().await;
         }
-        // A reset is all that can still come.
-        reader.ready(Interest::ERROR).await.map_err(BodyError::Read)?;
-        return Err(BodyError::Read(io::ErrorKind::ConnectionReset.into()));
+        break;
     }
-    std::future::pending().await
+    // A reset is all that can still come, or all that matters of what comes.
+    Err(BodyError::Read(reader.failed().await))
 }
 
 /// Reads the response and forwards it.
@@ -256,7 +260,7 @@ struct ResponseReceiver<'a> {
 impl ResponseReceiver<'_> {
     async fn run(
         &self,
-        reader: &mut (impl AsyncRead + Unpin),
+        reader: &mut impl Sender,
         buffer: &mut Buffer,
         writer: &mut (impl AsyncWrite + Unpin),
     ) -> Result<Completed, ExchangeError> {
@@ -295,7 +299,7 @@ impl ResponseReceiver<'_> {
         &self,
         head: &ResponseHead,
         length: usize,
-        reader: &mut (impl AsyncRead + Unpin),
+        reader: &mut impl Sender,
         buffer: &mut Buffer,
         writer: &mut (impl AsyncWrite + Unpin),
     ) -> Result<Completed, ExchangeError> {
@@ -305,7 +309,7 @@ impl ResponseReceiver<'_> {
             ResponseBody::Chunked => Cursor::Chunked(ChunkScanner::response()),
             ResponseBody::UntilClose => Cursor::UntilClose,
         };
-        let mut relay = Relay { cursor, trailers: None, count: &self.progress.down };
+        let mut relay = Relay { cursor, trailers: None, count: &self.progress.down, needs_sender: false };
         // Not `subscription.see()`: that would hide a change of policy from the task that judges again.
         let draining = self.connection.worker.signals.state().draining;
         // What came with the head goes out with it.
