@@ -91,7 +91,17 @@ impl CompiledDirection {
                 }
             }
         }
-        let (ranges, wildcard) = arrange(&placed, &mut findings);
+        let starts = boundaries(&placed);
+        let copies = copies(&placed, &starts);
+        if copies > MAX_COPIES {
+            let reason = format!(
+                "splitting the overlapping port ranges takes {copies} copies of rules, and {MAX_COPIES} are the most; \
+                 write fewer ranges, or let them overlap less"
+            );
+            denied = Some(findings.add(Origin { port_entry: 0, rule: None }, None, "port", &reason));
+            placed.clear();
+        }
+        let (ranges, wildcard) = arrange(&placed, &starts, &mut findings);
         Self { ranges, wildcard, denied, findings: findings.list, secrets: secrets(entries) }
     }
 }
@@ -151,9 +161,12 @@ fn compile_rules(
         .collect()
 }
 
-/// Splits the port space at every boundary, gives each part the rules of all entries that cover it, and adds the
-/// wildcard's rules to all of them.
-fn arrange(placed: &[Placed], findings: &mut Findings) -> (Vec<PortRange>, Option<Arc<RuleSet>>) {
+/// Rules that one direction may hold after its ranges were split, each HTTP alternative counted: a few thousand entries
+/// that all overlap would otherwise take gigabytes.
+const MAX_COPIES: usize = 1 << 17;
+
+/// Ports at which a part of the port space begins.
+fn boundaries(placed: &[Placed]) -> Vec<u32> {
     let mut starts: Vec<u32> = Vec::new();
     for entry in placed {
         if let Span::Ports(first, last) = entry.span {
@@ -162,15 +175,38 @@ fn arrange(placed: &[Placed], findings: &mut Findings) -> (Vec<PortRange>, Optio
     }
     starts.sort_unstable();
     starts.dedup();
+    starts
+}
+
+/// The parts that ports from `first` to `last` take up.
+fn parts_of(starts: &[u32], first: u16, last: u16) -> std::ops::Range<usize> {
+    let from = starts.partition_point(|start| *start < u32::from(first));
+    from..starts.partition_point(|start| *start <= u32::from(last))
+}
+
+/// How many rules there are once each part has its own.
+fn copies(placed: &[Placed], starts: &[u32]) -> usize {
+    let alternatives = |rule: &Arc<CompiledRule>| rule.http.as_ref().map_or(1, |http| http.len().max(1));
+    let of_entry = |entry: &Placed| {
+        let parts = match entry.span {
+            Span::Wildcard => starts.len() + 1,
+            Span::Ports(first, last) => parts_of(starts, first, last).len(),
+        };
+        parts.saturating_mul(entry.rules.iter().map(alternatives).sum())
+    };
+    placed.iter().map(of_entry).fold(0, usize::saturating_add)
+}
+
+/// Splits the port space at every boundary, gives each part the rules of all entries that cover it, and adds the
+/// wildcard's rules to all of them.
+fn arrange(placed: &[Placed], starts: &[u32], findings: &mut Findings) -> (Vec<PortRange>, Option<Arc<RuleSet>>) {
     let mut parts: Vec<Option<Vec<Arc<CompiledRule>>>> = vec![None; starts.len()];
     let mut wildcard: Option<Vec<Arc<CompiledRule>>> = None;
     for entry in placed {
         match entry.span {
             Span::Wildcard => contribute(wildcard.get_or_insert_default(), entry),
             Span::Ports(first, last) => {
-                let from = starts.partition_point(|start| *start < u32::from(first));
-                let to = starts.partition_point(|start| *start <= u32::from(last));
-                for part in &mut parts[from..to] {
+                for part in &mut parts[parts_of(starts, first, last)] {
                     contribute(part.get_or_insert_default(), entry);
                 }
             }

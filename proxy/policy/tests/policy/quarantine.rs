@@ -167,3 +167,18 @@ fn a_denial_names_the_quarantined_rule() {
     let place = "7 ingress_per_port_policies[0].rules[1]";
     assert_eq!(nearest.to_string(), format!("l7_proto is not enforced as written (quarantined): no parser ({place})"));
 }
+
+/// Each range begins one port later, so that all overlap and every port has another set of rules.
+#[test]
+fn ranges_that_overlap_too_much_deny() {
+    let overlapping = |count: u32| {
+        let entry =
+            |i| PortPolicy { port: 1000 + i, end_port: 50_000 - i, rules: vec![allow()], ..PortPolicy::default() };
+        World::ingress((0..count).map(entry).collect())
+    };
+    let few = overlapping(200);
+    assert_eq!((few.both(&flow(1, 1100), "/"), few.quarantined()), ("tcp".to_owned(), vec![]));
+    let many = overlapping(2000);
+    assert_eq!(many.both(&flow(1, 1100), "/"), "Quarantined");
+    assert!(only(&many).starts_with("[0].port: splitting the overlapping port ranges takes"), "{}", only(&many));
+}
