@@ -17,3 +17,52 @@ pub fn get(stream: u32) -> Vec<u8> {
 pub fn headers_of(stream: u32) -> Vec<u8> {
     [&[1, 5][..], &stream.to_be_bytes()].concat()
 }
+
+/// A whole `GET` of `path` with a field `x` of `size` bytes, whose value no table keeps.
+pub fn big_get(stream: u32, path: &str, size: usize) -> Vec<u8> {
+    // As for `get`; then a literal field without indexing.
+    let block = [
+        &b"\x82\x86\x01\x01a\x04"[..],
+        &length(path.len()),
+        path.as_bytes(),
+        b"\x00\x01x",
+        &length(size),
+        &vec![b'v'; size],
+    ]
+    .concat();
+    let mut pieces = block.chunks(16 << 10).peekable();
+    // HEADERS with END_STREAM, then CONTINUATION; the last one has END_HEADERS.
+    let (mut kind, mut flags) = (1, 1);
+    let mut frames = Vec::new();
+    while let Some(piece) = pieces.next() {
+        let last = if pieces.peek().is_none() { 4 } else { 0 };
+        frames.extend(&u32::try_from(piece.len()).unwrap().to_be_bytes()[1..]);
+        frames.extend([kind, flags | last]);
+        frames.extend(stream.to_be_bytes());
+        frames.extend(piece);
+        (kind, flags) = (9, 0);
+    }
+    frames
+}
+
+/// The length of a string that is not Huffman coded (RFC 7541 section 5.1).
+fn length(n: usize) -> Vec<u8> {
+    let Some(mut rest) = n.checked_sub(127) else { return vec![u8::try_from(n).unwrap()] };
+    let mut bytes = vec![127];
+    while rest >= 128 {
+        bytes.push((rest % 128) as u8 | 128);
+        rest /= 128;
+    }
+    bytes.push(rest as u8);
+    bytes
+}
+
+/// RST_STREAM with CANCEL.
+pub fn cancel(stream: u32) -> Vec<u8> {
+    [&[0, 0, 4, 3, 0][..], &stream.to_be_bytes(), &[0, 0, 0, 8]].concat()
+}
+
+/// What begins the DATA frame that ends an answer.
+pub fn end_of(stream: u32) -> Vec<u8> {
+    [&[0, 1][..], &stream.to_be_bytes()].concat()
+}

@@ -120,6 +120,11 @@ impl Peer {
         self.record = None;
     }
 
+    /// Forgets what was received and not taken.
+    pub fn discard(&mut self) {
+        self.buffer.clear();
+    }
+
     /// The stream itself.
     pub fn stream(&self) -> &TcpStream {
         &self.stream

@@ -59,6 +59,14 @@ impl Process {
         (value("VmRSS:"), value("VmHWM:"))
     }
 
+    /// Open file descriptors.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics

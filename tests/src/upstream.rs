@@ -76,6 +76,12 @@ impl Upstream {
         self.record.lock().unwrap().len()
     }
 
+    /// Connections whose script has ended.
+    pub fn finished(&self) -> usize {
+        // A script that runs has the record of its connection, too.
+        self.record.lock().unwrap().iter().filter(|bytes| Arc::strong_count(bytes) == 1).count()
+    }
+
     /// Bytes received so far, by connection.
     pub fn received(&self) -> Vec<Vec<u8>> {
         self.record.lock().unwrap().iter().map(|bytes| bytes.lock().unwrap().clone()).collect()

@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
+use bytes::Bytes;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use super::prefixed::Prefixed;
 use super::stream;
@@ -21,8 +22,8 @@ pub(super) const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Largest header list; `h2` counts fields as RFC 9113 section 6.5.2 says.
 #[expect(clippy::cast_possible_truncation, reason = "60 KiB")]
 pub(super) const MAX_HEADER_LIST: u32 = MAX_HEAD as u32;
-/// Bytes queued for a peer that does not read, per stream.
-const MAX_SEND_BUFFER: usize = 256 * 1024;
+/// Bytes queued for a peer that does not read, per stream. Times [`MAX_STREAMS`], this is most of what a connection holds.
+pub(super) const MAX_SEND_BUFFER: usize = 64 * 1024;
 
 /// What the streams of one connection share.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl Shared {
     }
 }
 
-/// Serves `stream` to its end. `buffer` holds what was read from it already.
+/// Serves `stream` to its end, which is also that of its streams and of its upstream connections.
 pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer: Buffer) {
     let mut builder = h2::server::Builder::new();
     builder
@@ -53,9 +54,18 @@ pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer
         .max_send_buffer_size(MAX_SEND_BUFFER);
     let handshake = builder.handshake(Prefixed { buffer, stream });
     let timeout = connection.listener.config.request_head_timeout;
-    let Ok(Ok(mut server)) = tokio::time::timeout(timeout, handshake).await else { return };
-    let shared =
-        Rc::new(Shared { connection: Rc::clone(connection), upstream: UpstreamSlot::default(), goaway: Notify::new() });
+    let Ok(Ok(server)) = tokio::time::timeout(timeout, handshake).await else { return };
+    let (open, mut closed) = mpsc::channel(1);
+    let upstream = UpstreamSlot::new(open);
+    accept_streams(Rc::new(Shared { connection: Rc::clone(connection), upstream, goaway: Notify::new() }), server)
+        .await;
+    // The place of this connection is free only when nothing that it opened is left.
+    closed.recv().await;
+}
+
+/// Starts a task for each stream until the connection ends.
+async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<Prefixed, Bytes>) {
+    let connection = &shared.connection;
     let mut ending = false;
     loop {
         if connection.worker.signals.state().draining && !ending {

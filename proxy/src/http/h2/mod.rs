@@ -4,6 +4,7 @@
 //! Framing, HPACK and flow control are the `h2` crate's; what is ours is the way of a request.
 
 mod connection;
+mod driver;
 mod prefixed;
 mod request;
 mod stream;

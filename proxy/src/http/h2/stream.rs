@@ -126,18 +126,24 @@ enum Broken {
 impl Exchange<'_> {
     async fn run(&mut self, permit: Permit, source: SecurityId) {
         let connection = &self.shared.connection;
-        let opened = self.shared.upstream.sender(connection, &permit, source).await;
-        let (mut sender, address) = match opened {
-            Ok(opened) => opened,
+        self.flow.if_dropped(Outcome::Failed, Some(Reason::DownstreamReset));
+        let opened = tokio::select! {
+            biased;
+            opened = self.shared.upstream.turn(connection, &permit, source) => opened,
+            // Connecting and waiting for a turn take time; a request that nobody waits for must not wait here.
+            () = reset(&mut self.respond) => return self.finish(Some(Broken::Downstream), false),
+            broken = revoked(self.shared, self.head, &self.changes) => return self.finish(Some(broken), false),
+        };
+        let mut turn = match opened {
+            Ok(turn) => turn,
             Err(reason) => return self.fail(Outcome::Failed, reason),
         };
-        // Connecting takes time, and nothing was sent yet.
+        // The world may have changed in this very moment, and nothing was sent yet.
         if connection.world_generation() != self.generation && !still_allowed(connection, self.head) {
             self.shared.end_if_refused();
             return self.fail(Outcome::Denied, Reason::Revoked);
         }
-        self.flow.record_mut().upstream = Some(address);
-        self.flow.if_dropped(Outcome::Failed, Some(Reason::DownstreamReset));
+        self.flow.record_mut().upstream = Some(turn.address());
         let mut request = http::Request::new(());
         *request.method_mut() = self.head.parts.method.clone();
         *request.uri_mut() = self.head.parts.uri.clone();
@@ -148,15 +154,30 @@ impl Exchange<'_> {
             return self.fail(Outcome::Failed, Reason::Internal);
         }
         let end = self.body.is_end_stream();
-        let Ok((response, upstream_body)) = sender.send_request(request, end) else {
+        let Ok((response, mut upstream_body)) = turn.send(request, end) else {
             return self.fail(Outcome::Failed, Reason::UpstreamReset);
         };
-        self.relay(response, upstream_body, end).await;
+        let (broken, status) = self.relay(response, &mut upstream_body, end).await;
+        if let Some(broken) = &broken {
+            // No effect on a stream that was reset already.
+            upstream_body.send_reset(h2::Reason::CANCEL);
+            turn.abandon();
+            if matches!(broken, Broken::Revoked) {
+                turn.revoke();
+            }
+        }
+        self.finish(broken, status != 0);
     }
 
-    /// Both directions at once, until the response has ended.
-    async fn relay(&mut self, response: ResponseFuture, mut upstream_body: SendStream<Bytes>, end: bool) {
-        let (connection, head, changes) = (&self.shared.connection, self.head, &self.changes);
+    /// Both directions at once, until the response has ended. Returns what ended it before, and the status if
+    /// there was one, else 0.
+    async fn relay(
+        &mut self,
+        response: ResponseFuture,
+        upstream_body: &mut SendStream<Bytes>,
+        end: bool,
+    ) -> (Option<Broken>, u16) {
+        let connection = &self.shared.connection;
         let (up, down, status) = (Cell::new(0), Cell::new(0), Cell::new(0));
         let respond = &mut self.respond;
         let from_client = &mut self.body;
@@ -165,7 +186,7 @@ impl Exchange<'_> {
                 return std::future::pending().await;
             }
             let dropped = |name: &HeaderName| connection.rules_read(name.as_str());
-            match transfer(from_client, &mut upstream_body, &up, dropped).await {
+            match transfer(from_client, upstream_body, &up, dropped).await {
                 // The response decides from here on.
                 Ok(()) | Err(TransferError::Sink) => std::future::pending().await,
                 Err(TransferError::Source(code)) => {
@@ -174,28 +195,19 @@ impl Exchange<'_> {
                 }
             }
         };
-        let revoked = async {
-            loop {
-                changes.changed().await;
-                if !still_allowed(connection, head) {
-                    self.shared.end_if_refused();
-                    return Broken::Revoked;
-                }
-            }
-        };
         let answered = answer(response, respond, &status, &down);
         let broken = tokio::select! {
             biased;
             result = answered => result.err(),
             broken = request => Some(broken),
-            broken = revoked => Some(broken),
+            broken = revoked(self.shared, self.head, &self.changes) => Some(broken),
         };
         self.flow.add_up(up.get());
         self.flow.add_down(down.get());
         if let Some(http) = &mut self.flow.record_mut().http {
             http.status = status.get();
         }
-        self.finish(broken, status.get() != 0);
+        (broken, status.get())
     }
 
     fn finish(&mut self, broken: Option<Broken>, started: bool) {
@@ -219,6 +231,22 @@ impl Exchange<'_> {
         let local = LocalReply::refusal(reason, self.head.is_grpc(), &config.denied_body, config.reason_header);
         reply(&mut self.respond, &local, &mut self.flow, outcome, reason);
     }
+}
+
+/// Waits until policy no longer allows the request.
+async fn revoked(shared: &Shared, head: &RequestHead, changes: &Subscription) -> Broken {
+    loop {
+        changes.changed().await;
+        if !still_allowed(&shared.connection, head) {
+            shared.end_if_refused();
+            return Broken::Revoked;
+        }
+    }
+}
+
+/// Waits until the client resets the stream or goes away.
+async fn reset(respond: &mut SendResponse<Bytes>) {
+    let _ = poll_fn(|cx| respond.poll_reset(cx)).await;
 }
 
 /// Passes interim responses, the response, its body and its trailers on.

@@ -1,47 +1,94 @@
 //! The upstream HTTP/2 connection that belongs to one downstream connection.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use h2::client::SendRequest;
-use tokio::sync::Mutex;
+use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
+use http::Request;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tollgate_policy::{Permit, SecurityId};
 
-use super::connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, STREAM_WINDOW};
+use super::connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_SEND_BUFFER, STREAM_WINDOW};
+use super::driver::{Outbound, UpstreamSocket, drive};
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
+use crate::worker::PanicCount;
 
 /// Opens the connection when the first stream needs it, and again if it has ended or the client's identity has changed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct UpstreamSlot {
     /// Held while connecting, so that streams that come together share one connection.
-    current: Mutex<Option<Current>>,
+    current: Mutex<Option<Rc<UpstreamConnection>>>,
     /// Attempts to connect that have ended, and why the last one failed, if it did.
     attempts: Cell<(u64, Option<Reason>)>,
+    /// A copy is with each connection until its socket is closed.
+    open: mpsc::Sender<Infallible>,
 }
 
+/// An open upstream connection. With its last user it ends.
 #[derive(Debug)]
-struct Current {
+struct UpstreamConnection {
     sender: SendRequest<Bytes>,
     address: SocketAddr,
     source: SecurityId,
+    outbound: Rc<Outbound>,
+    /// Streams open now.
+    streams: Cell<usize>,
+    /// Tells the driver by its drop.
+    _in_use: oneshot::Sender<Infallible>,
+}
+
+/// The right to one stream.
+#[derive(Debug)]
+pub(super) struct Turn {
+    connection: Rc<UpstreamConnection>,
+    /// The number of the request that was sent with it, 0 before.
+    request: u64,
 }
 
 impl UpstreamSlot {
-    /// A sender that can take a request now.
-    pub(super) async fn sender(
+    /// Each connection that is opened keeps a copy of `open` until its socket is closed.
+    pub(super) fn new(open: mpsc::Sender<Infallible>) -> Self {
+        Self { current: Mutex::default(), attempts: Cell::default(), open }
+    }
+
+    /// Waits until a request can be sent, and `h2` has no reason to queue it: what waits here can be given up or revoked
+    /// without a trace.
+    pub(super) async fn turn(
         &self,
         connection: &Connection,
         permit: &Permit,
         source: SecurityId,
-    ) -> Result<(SendRequest<Bytes>, SocketAddr), Reason> {
+    ) -> Result<Turn, Reason> {
+        let upstream = self.connection(connection, permit, source).await?;
+        loop {
+            if !upstream.is_usable() {
+                return Err(Reason::UpstreamReset);
+            }
+            if upstream.streams.get() < upstream.sender.current_max_send_streams() {
+                upstream.streams.set(upstream.streams.get() + 1);
+                return Ok(Turn { connection: upstream, request: 0 });
+            }
+            upstream.outbound.turns.notified().await;
+        }
+    }
+
+    /// The connection for `source`, opened if there is none.
+    async fn connection(
+        &self,
+        connection: &Connection,
+        permit: &Permit,
+        source: SecurityId,
+    ) -> Result<Rc<UpstreamConnection>, Reason> {
         let (before, _) = self.attempts.get();
         let mut current = self.current.lock().await;
-        if let Some(open) = current.as_ref().filter(|open| open.source == source)
-            && let Ok(sender) = open.sender.clone().ready().await
-        {
-            return Ok((sender, open.address));
+        if let Some(open) = current.as_ref().filter(|open| open.source == source && open.is_usable()) {
+            return Ok(Rc::clone(open));
         }
         // Streams that waited for an attempt share its failure: with one each, the last would learn of it many time-outs
         // later.
@@ -50,36 +97,90 @@ impl UpstreamSlot {
         {
             return Err(reason);
         }
-        let connected = connect(connection, permit, source).await;
+        let connected = self.connect(connection, permit, source).await;
         let failure = connected.as_ref().err().copied();
         self.attempts.set((self.attempts.get().0 + 1, failure));
-        let opened = connected?;
-        let ready = opened.sender.clone().ready().await.map_err(|_| Reason::UpstreamReset)?;
-        let address = opened.address;
-        *current = Some(opened);
-        Ok((ready, address))
+        let opened = Rc::new(connected?);
+        *current = Some(Rc::clone(&opened));
+        Ok(opened)
+    }
+
+    /// Connects, and starts the task that drives the connection.
+    async fn connect(
+        &self,
+        connection: &Connection,
+        permit: &Permit,
+        source: SecurityId,
+    ) -> Result<UpstreamConnection, Reason> {
+        let (stream, address) = crate::upstream::open(connection, permit, source).await?;
+        let outbound = Rc::new(Outbound::default());
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEADER_LIST)
+            .max_send_buffer_size(MAX_SEND_BUFFER)
+            .enable_push(false);
+        let socket = UpstreamSocket { stream, outbound: Rc::clone(&outbound) };
+        let handshake = builder.handshake::<_, Bytes>(socket);
+        let connect_timeout = connection.listener.config.connect_timeout;
+        let Ok(Ok((sender, driver))) = tokio::time::timeout(connect_timeout, handshake).await else {
+            return Err(Reason::UpstreamConnect);
+        };
+        let (in_use, used) = oneshot::channel();
+        let driven = drive(driver, Rc::clone(&outbound), used);
+        let guards = (self.open.clone(), PanicCount::new(connection.worker.flows.metrics()));
+        tokio::task::spawn_local(async move {
+            let _guards = guards;
+            driven.await;
+        });
+        Ok(UpstreamConnection { sender, address, source, outbound, streams: Cell::default(), _in_use: in_use })
     }
 }
 
-/// Connects, and starts the task that drives the connection.
-async fn connect(connection: &Connection, permit: &Permit, source: SecurityId) -> Result<Current, Reason> {
-    let (stream, address) = crate::upstream::open(connection, permit, source).await?;
-    let mut builder = h2::client::Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(MAX_HEADER_LIST)
-        .enable_push(false);
-    let handshake = builder.handshake::<_, Bytes>(stream);
-    let connect_timeout = connection.listener.config.connect_timeout;
-    let Ok(Ok((sender, driver))) = tokio::time::timeout(connect_timeout, handshake).await else {
-        return Err(Reason::UpstreamConnect);
-    };
-    tokio::task::spawn_local(async move {
-        // Streams see the error themselves; nobody else waits for it.
-        if let Err(error) = driver.await {
-            tracing::debug!(upstream = %address, %error, "upstream HTTP/2 connection ended");
-        }
-    });
-    Ok(Current { sender, address, source })
+impl UpstreamConnection {
+    /// Whether it takes another request, now or later.
+    fn is_usable(&self) -> bool {
+        let ready = self.sender.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
+        !self.outbound.is_cut() && matches!(ready, Poll::Ready(Ok(())))
+    }
+}
+
+impl Turn {
+    /// Where the connection goes.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.connection.address
+    }
+
+    /// Sends the request.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    pub(super) fn send(
+        &mut self,
+        request: Request<()>,
+        end: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+        let sent = self.connection.sender.clone().send_request(request, end)?;
+        self.request = self.connection.outbound.queue();
+        Ok(sent)
+    }
+
+    /// To be called when the stream was reset before its end.
+    pub(super) fn abandon(&self) {
+        self.connection.outbound.abandon(self.request);
+    }
+
+    /// To be called when policy no longer allows the request: nothing of it leaves from here on.
+    pub(super) fn revoke(&self) {
+        self.connection.outbound.revoke(self.request);
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let streams = &self.connection.streams;
+        streams.set(streams.get().saturating_sub(1));
+        self.connection.outbound.turns.notify_one();
+    }
 }
