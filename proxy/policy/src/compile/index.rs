@@ -242,8 +242,9 @@ impl Index {
     }
 
     /// Gives `walk` the set of units whose predicates all hold. Allocates nothing up to 32,768 predicates and units.
-    pub(crate) fn applicable<R>(&self, subject: Subject<'_>, walk: impl FnOnce(&[u64]) -> R) -> R {
-        self.evaluate(subject, |_, applicable, _| walk(applicable))
+    /// `None` for the set when about some predicate nothing is known.
+    pub(crate) fn applicable<R>(&self, subject: Subject<'_>, walk: impl FnOnce(Option<&[u64]>) -> R) -> R {
+        self.evaluate(subject, |_, applicable, complete| walk(complete.then_some(applicable)))
     }
 
     /// As [`Self::applicable`], with all that explaining needs.

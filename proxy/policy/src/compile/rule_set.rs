@@ -148,6 +148,8 @@ impl RuleSet {
         }
         let index = self.requests();
         index.applicable(subject, |applicable| {
+            // An allow that is known may stand behind a deny that is not, or an edit: so nothing decides.
+            let Some(applicable) = applicable else { return Walk::Undecided };
             let mut from = 0;
             let mut admitted: Option<&Unit> = None;
             while let Some(number) = bits::first_from(applicable, from) {
@@ -182,6 +184,8 @@ impl RuleSet {
             return Walk::Contradiction(finding);
         }
         index.applicable(subject, |applicable| {
+            // An allow that is known may stand behind a deny that is not, or an edit: so nothing decides.
+            let Some(applicable) = applicable else { return Walk::Undecided };
             let mut from = 0;
             while let Some(number) = bits::first_from(applicable, from) {
                 let unit = &index.units()[number as usize];

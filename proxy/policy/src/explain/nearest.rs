@@ -159,12 +159,13 @@ impl<'a> Search<'a> {
     }
 
     fn conclude(self, policy: &EndpointPolicy, none_admits: DenyReason) -> (DenyReason, Option<NearestMiss>) {
-        let Some((nearness, number)) = &self.best else { return (none_admits, None) };
+        let quarantined = self.found_quarantined();
         let reason = match self.decided.is_complete() {
             false => DenyReason::MatchBudget,
-            true if nearness.quarantined => DenyReason::Quarantined,
+            true if quarantined => DenyReason::Quarantined,
             true => none_admits,
         };
+        let Some((nearness, number)) = &self.best else { return (reason, None) };
         (reason, Some(self.describe(policy, *number, nearness.reached)))
     }
 

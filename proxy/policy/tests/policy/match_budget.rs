@@ -1,9 +1,17 @@
 //! Expressions whose automaton has another state for every byte of a hostile value.
 
-use tollgate_policy::model::{HttpRule, PortRule, ValueMatch};
-use tollgate_policy::{DenyReason, NoHeaders, Secrets, Verdict};
+use tollgate_policy::model::{HeaderMatch, HttpRule, MatchAction, MismatchAction, PortRule, ValueMatch};
+use tollgate_policy::{ConnectionVerdict, DenyReason, Flow, Headers, NoHeaders, Secrets, ServerName, Verdict};
 
-use crate::support::{World, exact, flow, get, header, port};
+use crate::support::{World, allow, at, deny, exact, flow, get, header, port};
+
+struct Fields<'a>(&'a [(&'a str, &'a str)]);
+
+impl Headers for Fields<'_> {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        self.0.each(name, visit);
+    }
+}
 
 /// A value of which no two stretches are alike.
 fn hostile(length: usize) -> String {
@@ -45,12 +53,50 @@ fn what_takes_too_much_work_is_refused() {
     }
 }
 
+/// A rule that is known to admit could stand behind one that denies, or takes a field out.
 #[test]
-fn what_is_known_still_decides() {
+fn what_is_known_does_not_decide_alone() {
     let path = hostile(60_000);
     let mut rules = regexes("/v1/.*-.{36}/t", 10);
     rules.push(exact(&path));
-    assert_eq!(judge(rules, false, &path), Ok(()));
+    assert_eq!(judge(rules, false, &path), Err(DenyReason::MatchBudget));
+}
+
+#[test]
+fn no_edit_is_skipped() {
+    let mut strip = HeaderMatch::new("x-admin", "");
+    (strip.on_match, strip.on_mismatch) = (MatchAction::Delete, MismatchAction::Continue);
+    let regex = header(":path", ValueMatch::Regex("/v1/.*-.{36}/t.*".into()));
+    let edits = HttpRule { headers: vec![regex], header_matches: vec![strip], ..HttpRule::default() };
+    let rule = PortRule { http: Some(vec![edits, HttpRule::default()]), ..PortRule::default() };
+    let world = World::ingress(vec![port(80, vec![rule])]);
+    let headers: &[(&str, &str)] = &[("x-admin", "1")];
+    let headers = Fields(headers);
+    let verdict = |path: &str| world.0.evaluate_request(&flow(1, 80), &get(path, &headers), &Secrets::default());
+    for length in [10, 500, 2000, 8000, 60_000] {
+        match verdict(&format!("{}-{}/t", hostile(length), "x".repeat(36))) {
+            Verdict::Allow { edits, .. } => assert_eq!(edits.iter().count(), 1, "{length}"),
+            Verdict::Deny { reason, .. } => {
+                assert_eq!((reason, length > 500), (DenyReason::MatchBudget, true), "{length}")
+            }
+        }
+    }
+}
+
+/// A name that takes too much work to compare must not dodge what is denied.
+#[test]
+fn no_server_name_dodges_a_deny() {
+    let word = |i: usize| format!("{}{}z", char::from(b'a' + (i / 20 % 20) as u8), char::from(b'a' + (i % 20) as u8));
+    let patterns = (0..400).map(|i| format!("**.{}.**.com", word(i)));
+    let named = patterns.chain(["evil.**".to_owned()]).collect();
+    let denies = PortRule { server_names: named, ..at(10, deny()) };
+    let world = World::ingress(vec![port(443, vec![denies, allow()])]);
+    for labels in [1, 60, 1000] {
+        let name = format!("evil.{}", (0..labels).map(|i| word(i * 7)).collect::<Vec<_>>().join("."));
+        let flow = Flow { server_name: ServerName::Name(&name), ..flow(1, 443) };
+        let verdict = world.0.evaluate_connection(&flow);
+        assert!(matches!(verdict, ConnectionVerdict::Deny { .. }), "{labels} labels: {verdict:?}");
+    }
 }
 
 #[test]
