@@ -1,9 +1,10 @@
-//! Linux sockets: TPROXY listeners, original destination, marks, transparent upstreams.
+//! Linux sockets: TPROXY listeners, original destination, marks, transparent upstreams; and the BPF maps of the datapath.
 //!
 //! All sockets made here are non-blocking and close-on-exec. The crate decides nothing about policy: it takes addresses and
 //! marks and says, in its errors, which operation failed on which address and what an operator can do about it.
 
 mod accept;
+mod bpf;
 mod capability;
 mod descriptors;
 mod error;
@@ -13,6 +14,7 @@ mod unix;
 mod upstream;
 
 pub use accept::{AcceptError, Accepted, original_dst, prepare_accepted};
+pub use bpf::{Conntrack, ConntrackFlow, Ipcache, MapError, PinState, Shape};
 pub use capability::{Capabilities, Capability, check_transparent};
 pub use descriptors::{DescriptorLimit, open_descriptors, raise_nofile};
 pub use error::{NetError, Operation};
