@@ -31,14 +31,14 @@ fn secrets(pairs: &[(&str, &[u8])]) -> Secrets {
 
 /// What came of a request, as text: the verdict, the edits and the two lists.
 #[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    allowed: bool,
-    edits: String,
-    missing: String,
-    rejected: String,
+pub(crate) struct Seen {
+    pub(crate) allowed: bool,
+    pub(crate) edits: String,
+    pub(crate) missing: String,
+    pub(crate) rejected: String,
 }
 
-fn seen(verdict: Verdict) -> Seen {
+pub(crate) fn seen(verdict: Verdict) -> Seen {
     let (allowed, edits, log) = match verdict {
         Verdict::Allow { edits, log, .. } => (true, edits, log),
         Verdict::Deny { log, .. } => (false, HeaderEdits::default(), log),
@@ -371,162 +371,6 @@ fn explanations_account_for_matches() {
             (RuleOutcome::AlsoAdmitted, put.to_owned()),
         ]
     );
-}
-
-/// Cases of `CiliumIntegrationTest` in the upstream suite (its policy, and which fields a case sends and expects).
-mod upstream {
-    use super::*;
-    use tollgate_policy::model::ValueMatch;
-
-    fn world() -> World {
-        use MatchAction as M;
-        use MismatchAction as Mm;
-        let refuse42 = || on("header42", "", M::Fail, Mm::Continue);
-        let token = secret("bearer-token", on("bearer-token", "", M::Continue, Mm::Replace));
-        let with = |name: &str, value: ValueMatch, matches| HttpRule {
-            headers: vec![header(name, value)],
-            header_matches: matches,
-            ..HttpRule::default()
-        };
-        let regex = |pattern: &str| ValueMatch::Regex(pattern.into());
-        let put = HttpRule {
-            headers: vec![header(":method", exact("PUT")), header(":path", exact("/public/opinions"))],
-            ..HttpRule::default()
-        };
-        let first = rule(vec![
-            with(":path", exact("/allowed"), vec![token, refuse42()]),
-            with(":path", regex(".*public$"), vec![on("user-agent", "CuRL", M::Continue, Mm::Delete)]),
-            with(":authority", exact("allowedHOST"), vec![on("header2", "value2", M::Continue, Mm::Add), refuse42()]),
-            with(":authority", regex(".*REGEX.*"), vec![on("header42", "42", M::Continue, Mm::Delete)]),
-            put,
-        ]);
-        World::ingress(vec![port(80, vec![from(&[1], first), from(&[2], paths(&["/only-2-allowed"]))])])
-    }
-
-    fn request(method: &str, path: &str, host: &str, headers: &[(&str, &[u8])]) -> String {
-        let request = Request {
-            method: method.as_bytes(),
-            scheme: b"http",
-            authority: host.as_bytes(),
-            path: path.as_bytes(),
-            headers: &Fields(headers),
-        };
-        let secrets = secrets(&[("bearer-token", b"d4ef0f5011f163ac")]);
-        let seen = seen(world().0.evaluate_request(&flow(1, 80), &request, &secrets));
-        let status = if seen.allowed { 200 } else { 403 };
-        format!("{status} [{}] missing [{}] rejected [{}]", seen.edits, seen.missing, seen.rejected)
-    }
-
-    const TOKEN: (&str, &[u8]) = ("bearer-token", b"d4ef0f5011f163ac");
-    const WRONG: (&str, &[u8]) = ("bearer-token", b"wrong");
-
-    #[test]
-    fn denied_path_prefix() {
-        assert_eq!(request("GET", "/prefix", "host", &[]), "403 [] missing [] rejected []");
-    }
-
-    #[test]
-    fn allowed_path_prefix() {
-        assert_eq!(request("GET", "/allowed", "host", &[TOKEN]), "200 [] missing [header42: ] rejected []");
-    }
-
-    #[test]
-    fn allowed_path_prefix_wrong_header() {
-        let expected = "200 [!bearer-token=d4ef0f5011f163ac] missing [bearer-token: [redacted] header42: ] \
-                        rejected [bearer-token: [redacted]]";
-        assert_eq!(request("GET", "/allowed", "host", &[WRONG]), expected);
-    }
-
-    #[test]
-    fn allowed_path_regex() {
-        assert_eq!(request("GET", "/maybe/public", "host", &[]), "200 [] missing [] rejected []");
-    }
-
-    #[test]
-    fn allowed_path_regex_delete_header() {
-        let expected = "200 [!user-agent=] missing [] rejected [user-agent: CRL]";
-        assert_eq!(request("GET", "/maybe/public", "host", &[("User-Agent", b"CRL")]), expected);
-    }
-
-    #[test]
-    fn allowed_host_regex_delete_header() {
-        let expected = "200 [!header42=] missing [] rejected [header42: test]";
-        assert_eq!(request("GET", "/maybe/private", "hostREGEXname", &[("header42", b"test")]), expected);
-    }
-
-    #[test]
-    fn denied_path() {
-        assert_eq!(request("GET", "/maybe/private", "host", &[]), "403 [] missing [] rejected []");
-    }
-
-    #[test]
-    fn allowed_host_string() {
-        let expected = "200 [+header2=value2] missing [header2: value2 header42: ] rejected []";
-        assert_eq!(request("GET", "/maybe/private", "allowedHOST", &[]), expected);
-    }
-
-    #[test]
-    fn allowed_replaced() {
-        let expected = "200 [!bearer-token=d4ef0f5011f163ac +header2=value2] missing [bearer-token: [redacted] \
-                        header42:  header2: value2] rejected []";
-        assert_eq!(request("GET", "/allowed", "allowedHOST", &[]), expected);
-    }
-
-    #[test]
-    fn denied_42() {
-        let expected = "403 [] missing [bearer-token: [redacted]] rejected [header42: ]";
-        assert_eq!(request("GET", "/allowed", "host", &[("header42", b"anything")]), expected);
-    }
-
-    #[test]
-    fn allowed_replaced_and_deleted() {
-        let expected = "200 [!bearer-token=d4ef0f5011f163ac !header42=] missing [bearer-token: [redacted]] \
-                        rejected [header42: ]";
-        assert_eq!(request("GET", "/allowed", "hostREGEXname", &[("header42", b"")]), expected);
-    }
-
-    #[test]
-    fn allowed_host_regex() {
-        assert_eq!(request("GET", "/maybe/private", "hostREGEXname", &[]), "200 [] missing [] rejected []");
-    }
-
-    #[test]
-    fn denied_and_accepted_method() {
-        assert_eq!(request("POST", "/maybe/private", "host", &[]), "403 [] missing [] rejected []");
-        assert_eq!(request("PUT", "/public/opinions", "host", &[]), "200 [] missing [] rejected []");
-    }
-
-    #[test]
-    fn l3_denied_path() {
-        assert_eq!(request("GET", "/only-2-allowed", "host", &[]), "403 [] missing [] rejected []");
-    }
-
-    /// `HttpPolicyUpdateToMissingSDS` and `TestMissingSDSSecretOnUpdate`: accepted, and then denies.
-    #[test]
-    fn missing_sds_secret() {
-        let matched = secret("nonexisting-sds-secret", on("x", "", MatchAction::Continue, MismatchAction::Replace));
-        let world = World::ingress(vec![port(80, vec![rule(vec![http("/allowed", vec![matched])])])]);
-        assert_eq!(world.quarantined(), Vec::<String>::new());
-        for value in [&b"x"[..], b""] {
-            let seen = judge(&world, "/allowed", &[("x", value)], &secrets(&[("another", b"s")]));
-            assert_eq!((seen.allowed, seen.missing.as_str(), seen.rejected.as_str()), (false, "", ""));
-        }
-    }
-
-    /// `SecretWatchersAreDeduplicatedWithinStream`: rules that name one secret each keep an inline value of their own.
-    #[test]
-    fn inline_fallback_stays_per_match() {
-        let demand = |path: &str, inline: &str| http(path, vec![secret("s", HeaderMatch::new("x", inline))]);
-        let world = World::ingress(vec![port(80, vec![rule(vec![demand("/a", "1"), demand("/b", "2")])])]);
-        let allowed =
-            |path: &str, value: &[u8], secrets: &Secrets| judge(&world, path, &[("x", value)], secrets).allowed;
-        let none = Secrets::default();
-        assert!(allowed("/a", b"1", &none) && allowed("/b", b"2", &none));
-        assert!(!allowed("/a", b"2", &none) && !allowed("/b", b"1", &none));
-        let delivered = secrets(&[("s", b"3")]);
-        assert!(allowed("/a", b"3", &delivered) && allowed("/b", b"3", &delivered));
-        assert!(!allowed("/a", b"1", &delivered) && !allowed("/b", b"2", &delivered));
-    }
 }
 
 /// Where resources share an address, what one edited the next one sees, and all must admit.

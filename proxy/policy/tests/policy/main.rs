@@ -8,6 +8,8 @@ mod generate;
 #[path = "../generate/message.rs"]
 mod message;
 
+#[cfg(feature = "proto")]
+mod conformance;
 mod demo;
 mod explain;
 mod header_matches;

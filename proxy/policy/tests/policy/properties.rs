@@ -1,7 +1,7 @@
 //! Properties of generated policies: the compiled form against the reference, and what no change of a policy may do.
 //!
 //! `TOLLGATE_PROPERTY_CASES` is how many cases each property gets; without it some thousands, which take seconds. For a
-//! night: `TOLLGATE_PROPERTY_CASES=1000000 cargo test --release -p tollgate-policy --all-features --test policy properties`.
+//! night: `TOLLGATE_PROPERTY_CASES=1000000 cargo test --release -p tollgate-policy --test policy properties`.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
