@@ -85,6 +85,7 @@ fn listener(listener: &Listener) -> Value {
         "request_head_timeout": duration(listener.request_head_timeout),
         "denied_body": listener.denied_body,
         "reason_header": listener.reason_header,
+        "http": { "request_id": listener.http.request_id },
     })
 }
 

@@ -9,7 +9,7 @@ use tollgate_policy::Direction;
 use super::document::{Place, Value};
 use super::read::{Field, Mistakes, Section};
 use super::scalar;
-use super::{EscapedSlashes, Listener, Normalize, OriginalSource, Upstream};
+use super::{EscapedSlashes, HttpSettings, Listener, Normalize, OriginalSource, Upstream};
 
 const EXAMPLE: &str = "[{name: ingress, address: \"127.0.0.1:15001\", direction: ingress}]";
 const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15001);
@@ -83,6 +83,7 @@ fn defaults(direction: Direction, transparent: bool) -> Listener {
         request_head_timeout: REQUEST_HEAD_TIMEOUT,
         denied_body: DENIED_BODY.to_owned(),
         reason_header: false,
+        http: HttpSettings::default(),
     }
 }
 
@@ -113,6 +114,7 @@ fn listener(field: &Field<'_>, names: &mut HashMap<String, u64>, bound: &mut Bou
         ),
         denied_body: section.read("denied_body", defaults.denied_body, denied_body),
         reason_header: section.read("reason_header", defaults.reason_header, scalar::boolean),
+        http: http(&mut section, defaults.http),
     };
     claim_addresses(&mut section, &listener, bound, field.mistakes);
     refuse_loop(&mut section, &listener);
@@ -187,6 +189,15 @@ fn normalize(section: &mut Section<'_>, default: Normalize) -> Normalize {
     };
     section.finish(&[]);
     normalize
+}
+
+fn http(section: &mut Section<'_>, default: HttpSettings) -> HttpSettings {
+    let Some(mut section) = section.field("http").and_then(|field| field.section("{request_id: true}")) else {
+        return default;
+    };
+    let http = HttpSettings { request_id: section.read("request_id", default.request_id, scalar::boolean) };
+    section.finish(&[]);
+    http
 }
 
 /// The data path ends the body with CRLF, so a line end that a YAML block leaves behind is taken off.

@@ -163,6 +163,15 @@ pub struct Listener {
     pub denied_body: String,
     /// Whether refusals carry `x-tollgate-reason`.
     pub reason_header: bool,
+    /// What HTTP requests get on their way.
+    pub http: HttpSettings,
+}
+
+/// What is added to HTTP requests, as an agent asks its proxy for it. By default nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// Whether a request that comes without `x-request-id` is forwarded with one.
+    pub request_id: bool,
 }
 
 /// Where an allowed connection goes.

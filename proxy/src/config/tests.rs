@@ -6,8 +6,8 @@ use std::time::Duration;
 use tollgate_policy::{Direction, SecurityId};
 
 use super::{
-    AccessLog, Config, EscapedSlashes, Identities, ListenAddress, OriginalSource, PolicySource, SecretFile, Upstream,
-    XdsMode, load, parse,
+    AccessLog, Config, EscapedSlashes, HttpSettings, Identities, ListenAddress, OriginalSource, PolicySource,
+    SecretFile, Upstream, XdsMode, load, parse,
 };
 
 const FILE: &str = "tollgate.yaml";
@@ -65,6 +65,7 @@ fn a_policy_source_alone_gives_every_default() {
     assert_eq!(listener.request_head_timeout, Duration::from_secs(10));
     assert_eq!(listener.denied_body, "Access denied");
     assert!(!listener.reason_header);
+    assert_eq!(listener.http, HttpSettings { request_id: false });
 }
 
 #[test]
@@ -103,6 +104,7 @@ listeners:
     denied_body: |
       Stop here.
     reason_header: true
+    http: {{ request_id: true }}
 "#
     );
     let config = config(&text);
@@ -128,7 +130,7 @@ listeners:
     let listener = &config.listeners[0];
     assert_eq!((listener.name.as_str(), listener.direction), ("load", Direction::Egress));
     assert_eq!(listener.additional_addresses, ["[::1]:0".parse().expect("address")]);
-    assert!(!listener.transparent && listener.reason_header);
+    assert!(!listener.transparent && listener.reason_header && listener.http.request_id);
     assert_eq!(listener.proxy_id, 65535);
     let upstream = "127.0.0.1:8080".parse().expect("address");
     assert_eq!(listener.upstream, Upstream::Fixed(upstream));

@@ -151,5 +151,6 @@ fn listener() -> config::Listener {
         request_head_timeout: Duration::ZERO,
         denied_body: String::new(),
         reason_header: false,
+        http: config::HttpSettings::default(),
     }
 }

@@ -11,6 +11,7 @@ mod malformed;
 mod policy_check;
 mod policy_life;
 mod real_peers;
+mod request_id;
 mod resets;
 mod tcp;
 mod websocket;

@@ -116,10 +116,11 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         Verdict::Allow { rule, name, permit, edits, log } => {
             note_admission(&mut flow, judged.generation, rule, name);
             flow.record_mut().keep_header_log(log);
+            let request_id = request.new_request_id(config.http.request_id, &edits);
             Decision::Forward(Box::new(Forward {
                 permit,
                 flow,
-                rewritten: request.rewritten(head, &edits),
+                rewritten: request.rewritten(head, &edits, request_id.as_ref()),
                 body: request.body,
                 trailers: if request.body == RequestBody::Chunked { trailers(connection, request) } else { Vec::new() },
                 version: request.version,

@@ -9,6 +9,7 @@ use crate::config::Normalize;
 use crate::http::authority;
 use crate::http::canonical::{CanonicalPath, canonicalise};
 use crate::http::h1::MAX_FIELDS;
+use crate::http::request_id::{self, RequestId};
 use crate::reason::Reason;
 
 /// A head that is refused.
@@ -121,6 +122,13 @@ pub(super) fn apply_edits(headers: &mut HeaderMap, edits: &HeaderEdits) -> Resul
         }
     }
     Ok(())
+}
+
+/// A new `x-request-id`, where one is `wanted` and neither the client nor `edits` give one. Policy never sees it: no rule
+/// admits what the proxy itself put in.
+pub(super) fn new_request_id(headers: &HeaderMap, edits: &HeaderEdits, wanted: bool) -> Option<RequestId> {
+    let given = || headers.contains_key(request_id::NAME) || edits.of(request_id::NAME).is_some();
+    (wanted && !given()).then(RequestId::random)
 }
 
 /// Settles on one authority: `:authority` if there is one, else a single `host`; a `host` next to it is dropped, so that

@@ -14,9 +14,10 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tollgate_policy::{HeaderEdits, Permit, SecurityId, Verdict};
 
 use super::connection::Shared;
-use super::request::{Refusal, RequestHead, apply_edits};
+use super::request::{Refusal, RequestHead, apply_edits, new_request_id};
 use super::transfer::{TransferError, reset_code, transfer};
 use crate::flow::{HttpRecord, OpenFlow, Outcome, Protocol};
+use crate::http::request_id::{self, RequestId};
 use crate::http::respond::LocalReply;
 use crate::listener::connection::{Connection, note_admission, note_denial};
 use crate::reason::Reason;
@@ -64,7 +65,9 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
             return;
         }
     };
-    let mut exchange = Exchange { shared: &shared, head: &head, edits, changes, generation, flow, respond, body };
+    let request_id = new_request_id(&head.parts.headers, &edits, config.http.request_id);
+    let mut exchange =
+        Exchange { shared: &shared, head: &head, edits, request_id, changes, generation, flow, respond, body };
     exchange.run(permit, judged.identities.source).await;
 }
 
@@ -105,6 +108,8 @@ struct Exchange<'a> {
     head: &'a RequestHead,
     /// What is different in the head that is forwarded.
     edits: HeaderEdits,
+    /// To be added to it.
+    request_id: Option<RequestId>,
     changes: Subscription,
     /// The world that the request was judged in.
     generation: u64,
@@ -152,6 +157,9 @@ impl Exchange<'_> {
         if apply_edits(request.headers_mut(), &self.edits).is_err() {
             // The engine makes no such value; not a request without it goes out.
             return self.fail(Outcome::Failed, Reason::Internal);
+        }
+        if let Some(id) = self.request_id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()) {
+            request.headers_mut().insert(request_id::NAME, id);
         }
         let end = self.body.is_end_stream();
         let Ok((response, mut upstream_body)) = turn.send(request, end) else {

@@ -8,6 +8,7 @@ use tollgate_policy::{FieldEdit, HeaderEdits};
 
 use super::{RequestHead, Version, write_field};
 use crate::http::canonical::CanonicalPath;
+use crate::http::request_id::{self, RequestId};
 
 /// A head to send. May hold secrets, so printing it shows nothing of it.
 pub(crate) struct Rewritten(Vec<u8>);
@@ -27,15 +28,22 @@ impl fmt::Debug for Rewritten {
 }
 
 impl<'b> RequestHead<'_, 'b> {
-    /// The head to forward with `edits`, when it differs from the bytes received.
-    pub(crate) fn rewritten(&self, head: &'b [u8], edits: &HeaderEdits) -> Option<Rewritten> {
+    /// The head to forward with `edits` and with `request_id` (see [`RequestHead::new_request_id`]), when it differs from
+    /// the bytes received.
+    pub(crate) fn rewritten(
+        &self,
+        head: &'b [u8],
+        edits: &HeaderEdits,
+        request_id: Option<&RequestId>,
+    ) -> Option<Rewritten> {
         let rewrite = &self.rewrite;
         let same = self.removed == 0
             && self.path == CanonicalPath::Unchanged
             && rewrite.host.is_none()
             && rewrite.content_length.is_none()
             && rewrite.connection.is_none()
-            && edits.is_empty();
+            && edits.is_empty()
+            && request_id.is_none();
         if same {
             return None;
         }
@@ -86,8 +94,21 @@ impl<'b> RequestHead<'_, 'b> {
                 write_field(&mut out, edit.name.as_bytes(), value.as_bytes());
             }
         }
+        if let Some(id) = request_id {
+            write_field(&mut out, request_id::NAME.as_bytes(), id.as_bytes());
+        }
         out.extend_from_slice(b"\r\n");
         Some(Rewritten(out))
+    }
+
+    /// A new `x-request-id`, where one is `wanted` and neither the client nor `edits` give one. Policy never sees it: no
+    /// rule admits what the proxy itself put in.
+    pub(crate) fn new_request_id(&self, wanted: bool, edits: &HeaderEdits) -> Option<RequestId> {
+        let given = || {
+            self.forwarded().any(|(_, field)| field.name.eq_ignore_ascii_case(request_id::NAME))
+                || edits.of(request_id::NAME).is_some()
+        };
+        (wanted && !given()).then(RequestId::random)
     }
 
     /// The fields that are not of this hop, by their index.

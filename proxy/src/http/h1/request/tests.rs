@@ -19,7 +19,7 @@ fn reason(head: &str) -> Option<Reason> {
 fn forwarded(head: &str) -> String {
     with(head.as_bytes(), |result| {
         let request = result.unwrap();
-        let bytes = request.rewritten(head.as_bytes(), &HeaderEdits::default());
+        let bytes = request.rewritten(head.as_bytes(), &HeaderEdits::default(), None);
         let bytes = bytes.as_deref().unwrap_or(head.as_bytes()).to_vec();
         String::from_utf8_lossy(&bytes).into_owned()
     })
@@ -102,7 +102,7 @@ fn accepted_and_unchanged() {
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-Continue\r\n\r\n",
     ] {
         with(head.as_bytes(), |result| {
-            assert!(result.unwrap().rewritten(head.as_bytes(), &HeaderEdits::default()).is_none(), "{head}");
+            assert!(result.unwrap().rewritten(head.as_bytes(), &HeaderEdits::default(), None).is_none(), "{head}");
         });
     }
 }
