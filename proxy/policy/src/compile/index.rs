@@ -12,7 +12,7 @@ use super::bits;
 use super::column::{Column, ColumnBuilder, Lowerings};
 use super::decided::{Decided, Neighbours};
 use super::server_name;
-use crate::model::{HeaderMatcher, TextPart, ValueMatch};
+use crate::model::{HeaderMatcher, ValueMatch};
 use crate::{Flow, Request, ServerName};
 
 /// What is asked for where something is quarantined. The reason follows.
@@ -214,7 +214,8 @@ impl Index {
                     }
                     let column = column_of(Source::ServerName);
                     for pattern in patterns.iter() {
-                        parts.push((column, number, Arc::new(server_name_matcher(pattern)?)));
+                        let matcher = HeaderMatcher::new("server_names", server_name::value(pattern)?);
+                        parts.push((column, number, Arc::new(matcher)));
                     }
                 }
                 Predicate::Header(matcher) => {
@@ -350,14 +351,6 @@ fn weights(predicates: &[Predicate], uses: &[u32]) -> Vec<(u32, bool)> {
         Predicate::Header(_) | Predicate::ServerNames { .. } | Predicate::Never { .. } => (*uses, false),
     };
     predicates.iter().zip(uses).map(weight).collect()
-}
-
-fn server_name_matcher(pattern: &str) -> Result<HeaderMatcher, String> {
-    let value = match server_name::parse(pattern)? {
-        server_name::Pattern::Exact(text) => ValueMatch::Text { part: TextPart::Whole, text, ignore_case: false },
-        server_name::Pattern::Expression(expression) => ValueMatch::Regex(expression),
-    };
-    Ok(HeaderMatcher::new("server_names", value))
 }
 
 fn decide_column(source: &Source, column: &Column, subject: Subject<'_>, matched: &mut [u64]) -> bool {

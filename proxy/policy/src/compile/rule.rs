@@ -189,10 +189,11 @@ fn server_names(rule: &PortRule, compiled: &mut CompiledRule, findings: &mut Fin
     let mut good: Vec<Box<str>> = Vec::new();
     let mut bad = None;
     for (i, pattern) in rule.server_names.iter().enumerate() {
-        match server_name::parse(pattern) {
+        let read = server_name::value(pattern).map_err(Arc::from);
+        match read.and_then(|value| findings.lowerings.lower(&value)) {
             Ok(_) => good.push(pattern.as_str().into()),
             Err(reason) => {
-                let reason = format!("{pattern:?}: {reason}");
+                let reason = format!("{:?}: {reason}", beginning(pattern));
                 bad = Some(findings.add(compiled.origin, None, &format!("server_names[{i}]"), &reason));
             }
         }
@@ -207,6 +208,16 @@ fn server_names(rule: &PortRule, compiled: &mut CompiledRule, findings: &mut Fin
             let unless_known = rule.verdict != RuleVerdict::Allow;
             compiled.peer.push(Predicate::ServerNames { patterns: good.into(), unless_known });
         }
+    }
+}
+
+/// Enough of a pattern to find it by.
+fn beginning(pattern: &str) -> String {
+    /// More characters than a DNS name has.
+    const SHOWN: usize = 255;
+    match pattern.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &pattern[..end]),
+        None => pattern.to_owned(),
     }
 }
 

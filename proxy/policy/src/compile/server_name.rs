@@ -1,5 +1,18 @@
 //! Patterns for TLS server names: dot-separated labels with `*` (inside a label) and `**` (whole labels).
 
+use crate::model::{TextPart, ValueMatch};
+
+/// What a server name, in lower case, is compared with for `pattern`.
+///
+/// # Errors
+/// Text saying what is wrong with the pattern.
+pub(super) fn value(pattern: &str) -> Result<ValueMatch, String> {
+    Ok(match parse(pattern)? {
+        Pattern::Exact(text) => ValueMatch::Text { part: TextPart::Whole, text, ignore_case: false },
+        Pattern::Expression(expression) => ValueMatch::Regex(expression),
+    })
+}
+
 /// What one pattern accepts, for a server name in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Pattern {

@@ -399,7 +399,8 @@ fn over_budget(snapshot: &Snapshot, reason: DenyReason) -> bool {
     let too_large = |q: tollgate_policy::Quarantine| q.reason.contains("needs an automaton of more than");
     match reason {
         DenyReason::MatchBudget => true,
-        DenyReason::Quarantined => snapshot.quarantined().any(too_large),
+        // A deny whose pattern is too large holds whatever the name is.
+        DenyReason::Quarantined | DenyReason::DenyRule => snapshot.quarantined().any(too_large),
         _ => false,
     }
 }

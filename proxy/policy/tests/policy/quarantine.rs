@@ -114,6 +114,29 @@ fn broken_peer_conditions() {
     assert_eq!(only(&world), format!("[0].rules[0].server_names[0]: \"a..b\": {reason}"));
 }
 
+/// Its size is a property of the rule, so that neither its neighbours nor the whole port pay for it.
+#[test]
+fn an_oversized_server_name_pattern_is_its_rule_s_own_problem() {
+    let large = format!("{}.com", vec!["**"; 4000].join("."));
+    let name = |pattern: &str, rule| PortRule { server_names: vec![pattern.to_owned()], ..rule };
+    let ask = |name| tollgate_policy::Flow { server_name: tollgate_policy::ServerName::Name(name), ..flow(1, 80) };
+    let place = |world: &World| {
+        let (place, reason) = only(world).split_once(": ").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+        assert!(reason.ends_with("needs an automaton of more than 262144 bytes"), "{reason}");
+        place
+    };
+    let allows = World::ingress(vec![port(80, vec![name("a.b", allow()), name(&large, allow())])]);
+    assert_eq!(place(&allows), "[0].rules[1].server_names[0]");
+    assert_eq!(allows.both(&ask("a.b"), "/"), "tcp");
+    assert_eq!(allows.both(&ask("c.com"), "/"), "Quarantined");
+    let denies = World::ingress(vec![port(80, vec![name("a.b", at(1, allow())), name(&large, deny()), allow()])]);
+    assert_eq!(place(&denies), "[0].rules[1].server_names[0]");
+    assert_eq!(denies.both(&ask("a.b"), "/"), "tcp");
+    assert_eq!(denies.both(&ask("nowhere"), "/"), "DenyRule");
+    let passes = World::ingress(vec![port(80, vec![name(&large, pass(3, 1)), allow()])]);
+    assert_eq!(passes.both(&ask("a.b"), "/"), "Quarantined");
+}
+
 #[test]
 fn a_broken_http_rule_allows_nothing_and_keeps_inspection_on() {
     let broken = |matcher| HttpRule { headers: vec![matcher], ..HttpRule::default() };
