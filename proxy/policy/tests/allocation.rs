@@ -12,6 +12,8 @@ use tollgate_policy::{
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Bytes allocated, freed or not.
+    static BYTES: Cell<usize> = const { Cell::new(0) };
     /// Bytes allocated and not freed.
     static HELD: Cell<isize> = const { Cell::new(0) };
 }
@@ -23,6 +25,7 @@ struct Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        BYTES.with(|bytes| bytes.set(bytes.get() + layout.size()));
         HELD.with(|held| held.set(held.get() + layout.size().cast_signed()));
         // SAFETY: the caller's promise is the one that is needed here.
         unsafe { System.alloc(layout) }
@@ -149,6 +152,47 @@ fn a_further_endpoint_costs_less_than_200_bytes() {
     let each = (held_by(20_000) - held_by(10_000)) / 10_000;
     assert!(each < 200, "{each} bytes");
     println!("{each} bytes for a further endpoint");
+}
+
+/// Bytes that building a snapshot of these policies allocates.
+fn allocated_by(policies: impl IntoIterator<Item = NetworkPolicy>) -> usize {
+    let policies: Vec<_> = policies.into_iter().collect();
+    let mut builder = Snapshot::empty().update();
+    let before = BYTES.with(Cell::get);
+    builder.replace_all(policies);
+    let _snapshot = builder.build();
+    BYTES.with(Cell::get) - before
+}
+
+fn no_rules(endpoint_id: u64, key: &str) -> NetworkPolicy {
+    let endpoints = vec![EndpointKey::parse(key)];
+    NetworkPolicy { endpoint_id, endpoints, ingress: Vec::new(), egress: Vec::new() }
+}
+
+/// Four times as much may take five times the work, not sixteen times.
+fn is_linear(work: impl Fn(u32) -> usize, size: u32) {
+    let (one, four) = (work(size), work(4 * size));
+    assert!(four < 5 * one, "{size}: {one} bytes, {}: {four} bytes", 4 * size);
+}
+
+#[test]
+fn a_long_class_costs_what_its_length_does() {
+    // In descending order, none beside another.
+    let class = |length: u32| (0..length).rev().map(|i| char::from_u32(0x4000 + 2 * i).unwrap()).collect::<String>();
+    let policy = |length| {
+        let regex = HeaderMatcher::new(":path", ValueMatch::Regex(format!("[{}]+", class(length)).into()));
+        let http = Some(vec![HttpRule { headers: vec![regex], ..HttpRule::default() }]);
+        let rules = vec![PortRule { http, ..PortRule::default() }];
+        let ingress = vec![PortPolicy { port: 80, rules, ..PortPolicy::default() }];
+        NetworkPolicy { ingress, ..no_rules(1, "10.0.0.1") }
+    };
+    is_linear(|length| allocated_by([policy(length)]), 1500);
+}
+
+#[test]
+fn many_policies_of_one_endpoint_id_cost_what_others_do() {
+    let policies = |count| (0..count).map(|i| no_rules(7, &format!("name {i}")));
+    is_linear(|count| allocated_by(policies(count)), 500);
 }
 
 struct Fields<'a>(&'a [(&'a str, &'a str)]);

@@ -40,3 +40,13 @@ pub(super) fn for_each(set: &[u64], mut each: impl FnMut(u32)) {
         }
     }
 }
+
+/// Every member, in ascending order.
+pub(super) fn members(set: &[u64]) -> impl Iterator<Item = u32> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let next = first_from(set, from)?;
+        from = next + 1;
+        Some(next)
+    })
+}

@@ -12,6 +12,8 @@ const LISTED: usize = 32;
 const OF_LONG: usize = 8;
 /// Units looked at in all.
 const IN_ALL: usize = 48;
+/// Units with quarantined conditions looked at in all.
+const SUSPENDED: usize = 1024;
 
 /// By what rules are found that do not apply.
 #[derive(Debug, Default)]
@@ -119,12 +121,7 @@ impl<'a> Decided<'a> {
 
     /// Units whose predicates all hold, in order.
     pub(crate) fn applicable(&self) -> impl Iterator<Item = u32> {
-        let mut from = 0;
-        std::iter::from_fn(move || {
-            let next = bits::first_from(self.applicable, from)?;
-            from = next + 1;
-            Some(next)
-        })
+        bits::members(self.applicable)
     }
 
     /// Units of one rule, in order.
@@ -166,20 +163,19 @@ impl<'a> Decided<'a> {
         self.neighbours.shortest.iter().copied().filter(move |unit| wanted(self.unit(*unit)))
     }
 
-    /// Gives `visit` the units that would apply if nothing of them was quarantined, in no order, until it breaks.
+    /// Gives `visit` units that would apply if nothing of them was quarantined, a bounded number, in no order, until it
+    /// breaks.
     pub(crate) fn suspended(&self, mut visit: impl FnMut(u32) -> ControlFlow<()>) {
-        let neighbours = self.neighbours;
-        if neighbours.suspended.is_empty() && neighbours.suspended_always.is_empty() {
+        let Neighbours { suspended, suspended_always, .. } = self.neighbours;
+        if suspended.is_empty() && suspended_always.is_empty() {
             return;
         }
         let would_apply = |unit: &&u32| {
             let rest = self.unit(**unit).predicates.iter();
             rest.filter(|p| !matches!(self.index.predicate(**p), Predicate::Never { .. })).all(|p| self.holds(*p))
         };
-        let always = neighbours.suspended_always.iter().chain(
-            neighbours.suspended.iter().filter(|(p, _)| bits::contains(self.matched, **p)).flat_map(|(_, units)| units),
-        );
-        for unit in always.filter(would_apply) {
+        let sharing = bits::members(self.matched).filter_map(|p| suspended.get(&p)).flatten();
+        for unit in suspended_always.iter().chain(sharing).take(SUSPENDED).filter(would_apply) {
             if visit(*unit).is_break() {
                 return;
             }

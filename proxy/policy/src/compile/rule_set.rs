@@ -50,8 +50,8 @@ impl RuleSet {
             .enumerate()
             .map(|(i, rule)| match rule.verdict {
                 RuleVerdict::Pass(below) => {
-                    let skipped = rules[i..].iter().take_while(|later| later.precedence >= below).count();
-                    (i + skipped.max(1)) as u32
+                    let next = rules.partition_point(|later| later.precedence >= below);
+                    next.max(i + 1) as u32
                 }
                 _ => i as u32 + 1,
             })

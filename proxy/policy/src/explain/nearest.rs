@@ -26,20 +26,23 @@ pub(crate) fn undecided(
     failures: &[Failure],
 ) -> (DenyReason, Option<NearestMiss>) {
     let connection = Subject { request: None, ..subject };
-    let admitted = subject.request.is_some() && matches!(rules.walk_connection(connection), Walk::Allow(_));
-    if !admitted {
+    let admitting = match rules.walk_connection(connection) {
+        Walk::Allow(unit) if subject.request.is_some() => Some(unit.rule),
+        _ => None,
+    };
+    let Some(admitting) = admitting else {
         return rules.connections().inspect(connection, |decided| {
             let mut search = Search::new(rules, decided, &[]);
             search.run(|_| true);
             search.conclude(policy, DenyReason::NoPeerRule)
         });
-    }
+    };
     rules.connections().inspect(connection, |peers| {
         index_for(rules, subject).inspect(subject, |decided| {
             let mut search = Search::new(rules, decided, failures);
             // In the index of connections a rule is one unit, so that its number is the rule's.
             search.run(|unit| peers.is_applicable(unit.rule));
-            search.look_at_rules(peers);
+            search.look_at_rule(admitting);
             search.conclude(policy, DenyReason::NoHttpRule)
         })
     })
@@ -61,26 +64,55 @@ struct Nearness {
     number: Reverse<u32>,
 }
 
+/// Rules that pass rules skip: those between the two numbers of each pair. In order, and disjoint, since a pass that is
+/// skipped skips nothing.
+#[derive(Default)]
+struct Skips(Vec<(u32, u32)>);
+
+impl Skips {
+    /// Adds what `pass` skips when it goes on at `next`; passes come in order.
+    fn add(&mut self, pass: u32, next: u32) {
+        step();
+        if self.0.last().is_none_or(|(_, last)| *last <= pass) {
+            self.0.push((pass, next));
+        }
+    }
+
+    fn contains(&self, rule: u32) -> bool {
+        let after = self.0.partition_point(|(pass, _)| {
+            step();
+            *pass < rule
+        });
+        after.checked_sub(1).is_some_and(|before| rule < self.0[before].1)
+    }
+}
+
+/// Counted in tests: a denial must not take steps for each pair of rules.
+#[inline]
+fn step() {
+    #[cfg(test)]
+    tests::STEPS.with(|steps| steps.set(steps.get() + 1));
+}
+
 /// Looks at rules that may be the nearest.
 struct Search<'a> {
     rules: &'a RuleSet,
     decided: &'a Decided<'a>,
     failures: &'a [Failure],
-    /// Rules that pass rules skip: from behind the first to before the second.
-    skips: Vec<(u32, u32)>,
+    skips: Skips,
     best: Option<(Nearness, u32)>,
 }
 
 impl<'a> Search<'a> {
     fn new(rules: &'a RuleSet, decided: &'a Decided<'a>, failures: &'a [Failure]) -> Self {
-        let mut search = Self { rules, decided, failures, skips: Vec::new(), best: None };
+        let mut skips = Skips::default();
         for unit in decided.applicable() {
             let unit = decided.unit(unit);
-            if matches!(rules.rule(unit).verdict, RuleVerdict::Pass(_)) && !search.is_skipped(unit) {
-                search.skips.push((unit.rule, rules.continuation(unit)));
+            if matches!(rules.rule(unit).verdict, RuleVerdict::Pass(_)) {
+                skips.add(unit.rule, rules.continuation(unit));
             }
         }
-        search
+        Self { rules, decided, failures, skips, best: None }
     }
 
     /// Looks at what shares conditions that hold, as far as it is `wanted`.
@@ -102,16 +134,10 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Looks at rules that admit the peer, if nothing was found that is reached.
-    fn look_at_rules(&mut self, peers: &Decided<'_>) {
-        if self.best.as_ref().is_some_and(|(nearness, _)| nearness.reached) {
-            return;
-        }
-        for rule in peers.applicable() {
-            self.decided.units_of_rule(rule).take(FEW).for_each(|unit| self.look_at(unit));
-            if self.best.as_ref().is_some_and(|(nearness, _)| nearness.reached) {
-                return;
-            }
+    /// Looks at the rule that admits the connection, which is reached, if nothing was found that is.
+    fn look_at_rule(&mut self, admitting: u32) {
+        if self.best.as_ref().is_none_or(|(nearness, _)| !nearness.reached) {
+            self.decided.units_of_rule(admitting).take(FEW).for_each(|unit| self.look_at(unit));
         }
     }
 
@@ -125,7 +151,8 @@ impl<'a> Search<'a> {
         if rule.verdict != RuleVerdict::Allow {
             return;
         }
-        let reached = !self.is_skipped(unit);
+        step();
+        let reached = !self.skips.contains(unit.rule);
         let predicates = &unit.predicates;
         let holds = |p: &&u32| self.decided.holds(**p);
         let held = predicates.iter().filter(holds).count();
@@ -152,10 +179,6 @@ impl<'a> Search<'a> {
     /// The first of the rule's header matches that failed.
     fn failure(&self, number: u32) -> Option<&Failure> {
         self.failures.iter().find(|failure| failure.unit == number)
-    }
-
-    fn is_skipped(&self, unit: &Unit) -> bool {
-        self.skips.iter().any(|(pass, next)| *pass < unit.rule && unit.rule < *next)
     }
 
     fn conclude(self, policy: &EndpointPolicy, none_admits: DenyReason) -> (DenyReason, Option<NearestMiss>) {
@@ -191,5 +214,78 @@ impl<'a> Search<'a> {
             expected,
             matched: held.map(|p| index.predicate(*p).field()).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::model::{NetworkPolicy, PortPolicy, PortRule, Unsupported};
+    use crate::{ConnectionVerdict, Direction, EndpointKey, Flow, SecurityId, ServerName, Snapshot};
+
+    thread_local! {
+        pub(super) static STEPS: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Steps that the denial of a connection takes.
+    fn steps(rules: Vec<PortRule>) -> u64 {
+        let endpoint = EndpointKey::parse("10.0.0.1");
+        let mut builder = Snapshot::empty().update();
+        builder.replace_all([NetworkPolicy {
+            endpoint_id: 1,
+            endpoints: vec![endpoint.clone()],
+            ingress: vec![PortPolicy { port: 80, rules, ..PortPolicy::default() }],
+            egress: Vec::new(),
+        }]);
+        let flow = Flow {
+            direction: Direction::Ingress,
+            endpoint: &endpoint,
+            remote: SecurityId(1),
+            port: 80,
+            proxy_id: 0,
+            server_name: ServerName::Absent,
+        };
+        STEPS.with(|steps| steps.set(0));
+        let verdict = builder.build().evaluate_connection(&flow);
+        assert!(matches!(verdict, ConnectionVerdict::Deny { nearest: Some(_), .. }), "{verdict:?}");
+        STEPS.with(Cell::get)
+    }
+
+    fn quarantined(precedence: u32) -> PortRule {
+        let part = Unsupported { element: "l7_proto".into(), reason: "no parser".into() };
+        PortRule { precedence, unsupported: vec![part], ..PortRule::default() }
+    }
+
+    fn pass(precedence: u32, below: u32) -> PortRule {
+        PortRule { precedence, verdict: RuleVerdict::Pass(below), ..PortRule::default() }
+    }
+
+    /// Each tier passes over an allow.
+    #[test]
+    fn a_denial_looks_at_each_tier_once() {
+        let tiers = |count| (1..=count).rev().flat_map(|tier| [pass(2 * tier + 1, 2 * tier), quarantined(2 * tier)]);
+        let count = 5000;
+        let steps = steps(tiers(count).collect());
+        assert!((5000..30_000).contains(&steps), "{steps} steps for {count} tiers");
+    }
+
+    /// One pass goes over all of them.
+    #[test]
+    fn a_denial_looks_at_few_of_what_is_skipped() {
+        let skipped = (0..5000).map(|_| quarantined(1));
+        let steps = steps(skipped.chain([pass(2, 1)]).collect());
+        assert!(steps < 5000, "{steps} steps");
+    }
+
+    #[test]
+    fn skips() {
+        let mut skips = Skips::default();
+        for (pass, next) in [(1, 4), (2, 9), (4, 5), (7, 10)] {
+            skips.add(pass, next);
+        }
+        let skipped: Vec<u32> = (0..12).filter(|rule| skips.contains(*rule)).collect();
+        assert_eq!(skipped, [2, 3, 8, 9]);
     }
 }

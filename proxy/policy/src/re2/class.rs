@@ -20,8 +20,9 @@ impl CharSet {
         Self(ClassUnicode::new(ranges.iter().map(|(first, last)| ClassUnicodeRange::new(*first, *last))))
     }
 
-    pub(super) fn add(&mut self, other: &Self) {
-        self.0.union(&other.0);
+    /// What any of these holds. Sorted once: adding one after the other would take the square of their number.
+    pub(super) fn union(sets: &[Self]) -> Self {
+        Self(ClassUnicode::new(sets.iter().flat_map(|set| set.0.ranges().iter().copied())))
     }
 
     pub(super) fn negate(mut self) -> Self {

@@ -372,15 +372,15 @@ impl<'p> Parser<'p> {
 
     /// After `[`.
     fn class(&mut self) -> Result<CharSet, String> {
-        let mut set = CharSet::empty();
+        let mut parts = Vec::new();
         let negated = self.eat("^");
         let mut first = true;
         while first || !self.rest.starts_with(']') {
             first = false;
-            let part = self.class_part()?;
-            set.add(&part);
+            parts.push(self.class_part()?);
         }
         self.eat("]");
+        let set = CharSet::union(&parts);
         Ok(if negated { set.negate() } else { set })
     }
 

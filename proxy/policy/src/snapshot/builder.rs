@@ -28,14 +28,15 @@ impl SnapshotBuilder {
     /// endpoint id. Of several with the same id each is enforced.
     pub fn replace_all(&mut self, policies: impl IntoIterator<Item = NetworkPolicy>) {
         let mut named: HashSet<String> = HashSet::new();
+        let mut copies: HashMap<u64, u32> = HashMap::new();
         for policy in policies {
-            let mut resource = policy.endpoint_id.to_string();
-            let mut copies = 1;
-            while named.contains(&resource) {
-                copies += 1;
+            let copy = copies.entry(policy.endpoint_id).or_default();
+            *copy += 1;
+            let resource = match *copy {
+                1 => policy.endpoint_id.to_string(),
                 // A resource name holds no white space, so this is nobody's name.
-                resource = format!("{} ({copies})", policy.endpoint_id);
-            }
+                copy => format!("{} ({copy})", policy.endpoint_id),
+            };
             self.upsert(&resource, policy);
             named.insert(resource);
         }
