@@ -1,21 +1,27 @@
 //! What policy says about one connection or request, and why: the same answer for policy files (`tollgate policy
 //! explain`) and for what a running proxy enforces (`/policy/explain`). The engine is the one of the data path, and so is
-//! the canonical form of the path.
+//! whatever a request meets before it.
 
+mod decision;
+mod head;
+mod json;
 mod query;
 mod reference;
-mod report;
+mod text;
 
+use std::mem::MaybeUninit;
 use std::net::IpAddr;
 
 use tollgate_policy::reference::Reference;
 use tollgate_policy::{
-    ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, Request, Secrets, SecurityId, ServerName, Snapshot,
-    Verdict,
+    ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, Secrets, SecurityId, ServerName, Snapshot, Verdict,
 };
 
 use crate::config::Normalize;
-use crate::http::canonical::{CanonicalPath, canonicalise};
+use crate::http::canonical::CanonicalPath;
+use crate::http::h1::{self, FieldStorage, MAX_FIELDS, Refusal, RequestHead};
+use crate::http::respond::LocalReply;
+use crate::reason::Reason;
 
 /// What is asked, as it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,20 +68,50 @@ pub(crate) enum NoAnswer {
     Differ(String),
 }
 
-/// The answer in one word.
+/// The answer in a word or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Allowed,
     Denied,
+    /// The client is sent to the canonical path, and the request for that is allowed or not.
+    Redirected {
+        then_allowed: bool,
+    },
 }
 
 impl Answer {
-    /// The first word of the text, and `verdict` in JSON.
-    pub(crate) const fn word(self) -> &'static str {
+    /// How the text begins.
+    pub(crate) const fn words(self) -> &'static str {
         match self {
             Self::Allowed => "allowed",
             Self::Denied => "denied",
+            Self::Redirected { then_allowed: true } => "redirected, then allowed",
+            Self::Redirected { then_allowed: false } => "redirected, then denied",
         }
+    }
+
+    /// `verdict` in JSON.
+    pub(crate) const fn verdict(self) -> &'static str {
+        match self {
+            Self::Redirected { .. } => "redirected",
+            Self::Allowed | Self::Denied => self.words(),
+        }
+    }
+
+    /// Reads what [`words`](Self::words) wrote.
+    pub(crate) fn from_words(words: &str) -> Option<Self> {
+        const ALL: [Answer; 4] = [
+            Answer::Allowed,
+            Answer::Denied,
+            Answer::Redirected { then_allowed: true },
+            Answer::Redirected { then_allowed: false },
+        ];
+        ALL.into_iter().find(|answer| answer.words() == words)
+    }
+
+    /// Whether a client that does as it is told gets through.
+    pub(crate) const fn admits(self) -> bool {
+        matches!(self, Self::Allowed | Self::Redirected { then_allowed: true })
     }
 }
 
@@ -84,6 +120,8 @@ impl Answer {
 pub struct Explained {
     answer: Answer,
     question: Question,
+    /// What the proxy itself answers, when it does.
+    reply: Option<LocalReply>,
     explanation: Explanation,
     /// Elements of the endpoint's policies that are not enforced as written.
     quarantined: Vec<String>,
@@ -98,12 +136,20 @@ impl Explained {
 
     /// For people.
     pub fn text(&self) -> String {
-        report::text(self)
+        text::write(self)
     }
 
     /// For programs.
     pub fn json(&self) -> serde_json::Value {
-        report::json(self)
+        json::write(self)
+    }
+
+    /// Why the request was refused before policy, when the connection's requests are looked at and it was.
+    fn refused(&self) -> Option<&Refusal> {
+        match (&self.explanation.connection, &self.question.request.as_ref()?.taken) {
+            (ConnectionVerdict::InspectHttp, Taken::Refused(refusal)) => Some(refusal),
+            _ => None,
+        }
     }
 }
 
@@ -123,125 +169,90 @@ struct AskedRequest {
     authority: String,
     /// As given.
     path: String,
-    /// As matched.
-    canonical: Canonical,
+    taken: Taken,
 }
 
-/// What becomes of a path before policy sees it.
+/// What becomes of a request before policy sees it.
 #[derive(Debug)]
-enum Canonical {
-    Path(Vec<u8>),
+enum Taken {
+    /// It is matched and forwarded with this path.
+    Judged(Vec<u8>),
     /// The client is sent there; what follows is about the request that it then makes.
     Redirected(Vec<u8>),
-    /// 400, before policy.
-    Refused(String),
+    /// It is no request that could be judged.
+    Refused(Refusal),
 }
 
-impl Question {
-    /// Why the path has no canonical form, when it has none.
-    fn refused_path(&self) -> Option<&str> {
-        match &self.request.as_ref()?.canonical {
-            Canonical::Refused(why) => Some(why),
-            Canonical::Path(_) | Canonical::Redirected(_) => None,
-        }
-    }
-}
-
-/// Answers a question.
+/// Answers a question. The request is written as HTTP/1.1 and read by the code that reads it from a connection.
 ///
 /// # Errors
 /// The host is given twice, or the reference was asked and says something else.
 pub(crate) fn explain(asked: &Asked, enforced: &Enforced<'_>) -> Result<Explained, NoAnswer> {
-    let headers = other_headers(&asked.headers);
-    let question = question(asked, enforced.normalize)?;
-    let endpoint = EndpointKey::from(question.endpoint);
+    let endpoint = EndpointKey::from(asked.endpoint);
     let flow = Flow {
-        direction: question.direction,
+        direction: asked.direction,
         endpoint: &endpoint,
-        remote: question.remote,
-        port: question.port,
+        remote: asked.remote,
+        port: asked.port,
         proxy_id: asked.proxy_id.unwrap_or(enforced.proxy_id),
         server_name: asked.server_name.as_deref().map_or(ServerName::Unknown, ServerName::Name),
     };
-    let path = question.request.as_ref().and_then(|request| match &request.canonical {
-        Canonical::Path(path) | Canonical::Redirected(path) => Some((request, path)),
-        Canonical::Refused(_) => None,
+    let written = head::write(asked)?;
+    let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let read = written.as_ref().map(|written| match &written.bytes {
+        Ok(bytes) => h1::read(bytes, &mut storage, enforced.normalize),
+        Err(refusal) => Err(refusal.clone()),
     });
-    let request = path.map(|(request, path)| Request {
-        method: request.method.as_bytes(),
-        scheme: b"http",
-        authority: request.authority.as_bytes(),
-        path,
-        headers: &headers,
-    });
+    let judged = read.as_ref().and_then(|read| read.as_ref().ok());
+    let request = judged.map(h1::policy_view);
     let explanation = enforced.policies.explain(&flow, request.as_ref(), enforced.secrets);
     if let Some(reference) = enforced.reference
         && let Some(how) = reference::difference(reference, &flow, request.as_ref(), enforced.secrets, &explanation)
     {
         return Err(NoAnswer::Differ(how));
     }
+    let grpc = judged.is_some_and(RequestHead::is_grpc);
+    let request = written.as_ref().zip(read.as_ref()).map(|(written, read)| AskedRequest {
+        method: written.method.clone(),
+        authority: written.authority.clone(),
+        path: written.path.clone(),
+        taken: match read {
+            Ok(head) => match &head.path {
+                CanonicalPath::Redirect(path) => Taken::Redirected(path.clone()),
+                CanonicalPath::Unchanged | CanonicalPath::Rewritten(_) => Taken::Judged(head.canonical_path().to_vec()),
+            },
+            Err(refusal) => Taken::Refused(refusal.clone()),
+        },
+    });
+    let Asked { direction, remote, port, .. } = *asked;
+    let question = Question { endpoint: asked.endpoint, direction, remote, port, request };
     let policies = enforced.policies.endpoint(&endpoint);
     let quarantined = policies.flat_map(|policy| policy.quarantined()).map(|q| q.to_string()).collect();
-    let answer = answer(&question, &explanation);
-    Ok(Explained { answer, question, explanation, quarantined, checked: enforced.reference.is_some() })
+    let (answer, reply) = answer(&question, &explanation, grpc);
+    Ok(Explained { answer, question, reply, explanation, quarantined, checked: enforced.reference.is_some() })
 }
 
-fn answer(question: &Question, explanation: &Explanation) -> Answer {
-    let refused = question.refused_path().is_some();
-    let allowed = match (&explanation.connection, &explanation.request) {
-        (ConnectionVerdict::Deny { .. }, _) => false,
-        // Passed as TCP: no request is looked at.
-        (ConnectionVerdict::AllowTcp { .. }, _) => true,
-        (ConnectionVerdict::InspectHttp, _) if refused => false,
-        (ConnectionVerdict::InspectHttp, Some(verdict)) => matches!(verdict, Verdict::Allow { .. }),
-        // Which requests pass depends on them; the connection itself does.
-        (ConnectionVerdict::InspectHttp, None) => true,
-    };
-    match allowed {
-        true => Answer::Allowed,
-        false => Answer::Denied,
-    }
-}
-
-fn question(asked: &Asked, normalize: &Normalize) -> Result<Question, NoAnswer> {
-    let request = asked.request.as_ref().map(|(method, path)| asked_request(asked, method, path, normalize));
-    Ok(Question {
-        endpoint: asked.endpoint,
-        direction: asked.direction,
-        remote: asked.remote,
-        port: asked.port,
-        request: request.transpose()?,
-    })
-}
-
-fn asked_request(asked: &Asked, method: &str, path: &str, normalize: &Normalize) -> Result<AskedRequest, NoAnswer> {
-    let hosts = asked.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("host"));
-    let mut hosts = hosts.map(|(_, value)| value).chain(&asked.host);
-    let authority = hosts.next().cloned();
-    if hosts.next().is_some() {
-        return Err(NoAnswer::TwoHosts);
-    }
-    let authority = authority.unwrap_or_else(|| std::net::SocketAddr::new(asked.endpoint, asked.port).to_string());
-    let canonical = match canonicalise(path.as_bytes(), normalize) {
-        Ok(CanonicalPath::Unchanged) => Canonical::Path(path.as_bytes().to_vec()),
-        Ok(CanonicalPath::Rewritten(path)) => Canonical::Path(path),
-        Ok(CanonicalPath::Redirect(path)) => Canonical::Redirected(path),
-        Err(error) => Canonical::Refused(error.to_string()),
-    };
-    Ok(AskedRequest { method: method.to_owned(), authority, path: path.to_owned(), canonical })
-}
-
-/// `host` is `:authority` to policy, not a header.
-fn other_headers(headers: &[(String, String)]) -> Fields {
-    let others = headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("host"));
-    Fields(others.cloned().collect())
-}
-
-struct Fields(Vec<(String, String)>);
-
-impl tollgate_policy::Headers for Fields {
-    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
-        self.0.as_slice().each(name, visit);
+/// The answer, and the reply of the proxy's own that the client gets, if it gets one.
+fn answer(question: &Question, explanation: &Explanation, grpc: bool) -> (Answer, Option<LocalReply>) {
+    let refusal = |reason, grpc| Some(LocalReply::refusal(reason, grpc, "", false));
+    let taken = question.request.as_ref().map(|request| &request.taken);
+    match (&explanation.connection, taken) {
+        (ConnectionVerdict::Deny { .. }, _) => (Answer::Denied, None),
+        // Passed as TCP: no request is looked at. Or nobody asked about one: which pass depends on them.
+        (ConnectionVerdict::AllowTcp { .. }, _) | (ConnectionVerdict::InspectHttp, None) => (Answer::Allowed, None),
+        (ConnectionVerdict::InspectHttp, Some(Taken::Refused(refused))) => {
+            (Answer::Denied, refusal(refused.reason, false))
+        }
+        (ConnectionVerdict::InspectHttp, Some(Taken::Redirected(path))) => {
+            let then_allowed = matches!(explanation.request, Some(Verdict::Allow { .. }));
+            (Answer::Redirected { then_allowed }, Some(LocalReply::redirect(path.clone(), false)))
+        }
+        (ConnectionVerdict::InspectHttp, Some(Taken::Judged(_))) => match &explanation.request {
+            Some(Verdict::Allow { .. }) => (Answer::Allowed, None),
+            Some(Verdict::Deny { reason, .. }) => (Answer::Denied, refusal(Reason::from(*reason), grpc)),
+            // Not reached, since what is judged has a verdict.
+            None => (Answer::Denied, None),
+        },
     }
 }
 

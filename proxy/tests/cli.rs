@@ -226,6 +226,136 @@ fn explain_judges_the_path_that_is_forwarded() {
     assert_eq!(json(&output)["reason"], "ambiguous_path");
 }
 
+/// One statement of what the client gets, and no account of rules that nobody asked.
+#[test]
+fn explain_says_what_is_answered_before_policy() {
+    for (request, reason, status) in [
+        (&["GET", "/hello%00"][..], "ambiguous_path, before any policy: the path contains %00", "400"),
+        (
+            &["GET", "hello"],
+            "malformed_request, before any policy: the target is neither a path nor an absolute URI",
+            "400",
+        ),
+        (&["GET", "/a b"], "malformed_request, before any policy: the target or host contains the byte 0x20", "400"),
+        (&["TRACE", "/hello"], "method_not_supported, before any policy: TRACE is not supported", "405"),
+        (&["--host", "a/b", "GET", "/hello"], "bad_authority, before any policy: Host: ", "400"),
+        (&["-H", "Transfer-Encoding: gzip", "POST", "/hello"], "transfer_coding, before any policy: ", "501"),
+    ] {
+        let output = explain(request);
+        let text = stdout(&output);
+        assert_eq!(code(&output), 1, "{request:?}: {text}");
+        assert!(text.starts_with("denied: "), "{text}");
+        assert!(text.contains(&format!("\n  reason: {reason}")), "{request:?}: {text}");
+        assert!(text.ends_with(&format!("\n  the client gets: {status}, and the connection is closed\n")), "{text}");
+        assert_eq!(json(&explain(&[&["-o", "json"], request].concat()))["policies"], Value::Array(vec![]));
+    }
+}
+
+#[test]
+fn explain_says_where_a_client_is_sent_and_what_comes_of_it() {
+    for (path, location, then, exit) in
+        [("/x%2F..%2Fhello?a", "/hello?a", "denied", 1), ("/x%2F..%2Fhello", "/hello", "allowed", 0)]
+    {
+        let output = explain(&["GET", path]);
+        let text = stdout(&output);
+        assert_eq!(code(&output), exit, "{text}");
+        assert!(text.starts_with(&format!("redirected, then {then}: GET {path} from ")), "{text}");
+        let line = format!("\n  the client gets: 307 with location {location} (path_redirect), before any policy");
+        assert!(text.contains(&line), "{text}");
+        let answer = json(&explain(&["-o", "json", "GET", path]));
+        assert_eq!((&answer["verdict"], &answer["then"]), (&"redirected".into(), &then.into()));
+        let gets = (&answer["client_gets"]["status"], &answer["client_gets"]["location"]);
+        assert_eq!(gets, (&307.into(), &location.into()));
+    }
+}
+
+#[test]
+fn explain_says_what_a_client_gets() {
+    assert!(stdout(&explain(&["GET", "/hello3"])).contains("\n  the client gets: 403\n"));
+    let grpc = explain(&["-H", "Content-Type: application/grpc", "POST", "/hello3"]);
+    assert!(stdout(&grpc).contains("\n  the client gets: 200 with grpc-status 7\n"), "{}", stdout(&grpc));
+    let mut other_port = EXPLAIN;
+    other_port[9] = "5001";
+    assert!(stdout(&tollgate(&other_port)).contains("\n  the client gets: a TCP reset\n"));
+    assert!(!stdout(&explain(&["GET", "/hello"])).contains("the client gets"));
+}
+
+const SECRETS: &str = "\
+endpoint_id: 69
+endpoint_ips: [10.0.0.1]
+ingress_per_port_policies:
+- port: 80
+  rules:
+  - http_rules:
+      http_rules:
+      - headers: [{ name: ':path', exact_match: /in }]
+        header_matches:
+        - { name: x-token, value_sds_secret: token, mismatch_action: REPLACE_ON_MISMATCH }
+        - { name: x-old, match_action: DELETE_ON_MATCH, mismatch_action: CONTINUE_ON_MISMATCH }
+        - { name: x-new, value: v, mismatch_action: ADD_ON_MISMATCH }
+";
+
+#[test]
+fn explain_takes_secrets_and_prints_what_header_matches_do() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (policy, secret, empty) = (path("policy.yaml"), path("token"), path("empty"));
+    std::fs::write(&policy, SECRETS).expect("writes");
+    std::fs::write(&secret, "hunter2\n").expect("writes");
+    std::fs::write(&empty, "\n").expect("writes");
+    let ask = |more: &[&str]| {
+        let question = ["--endpoint", "10.0.0.1", "--ingress", "--from", "7", "--port", "80", "-H", "X-Token: abc"];
+        let request = ["-H", "X-Old: 1", "GET", "/in"];
+        tollgate(&[&["policy", "explain", &policy], &question[..], more, &request].concat())
+    };
+    let token = format!("token={secret}");
+    for reference in [&[][..], &["--reference"]] {
+        let output = ask(&[&["--secret", &token], reference].concat());
+        let text = stdout(&output);
+        assert_eq!(code(&output), 0, "{text}{}", stderr(&output));
+        for line in [
+            "  forwarded with x-token: \"[redacted]\" in the place of what came\n",
+            "  forwarded without x-old\n",
+            "  forwarded with x-new: \"v\" added\n",
+            "  logged as missing: x-token: [redacted]\n",
+            "  logged as missing: x-new: v\n",
+            "  logged as rejected: x-token: [redacted]\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        assert!(!text.contains("hunter2") && !text.contains("abc"), "{text}");
+    }
+    let answer = json(&ask(&["--secret", &token, "-o", "json"]));
+    let edits = serde_json::json!([
+        { "name": "x-token", "action": "replace", "values": ["[redacted]"] },
+        { "name": "x-old", "action": "remove", "values": [] },
+        { "name": "x-new", "action": "add", "values": ["v"] },
+    ]);
+    assert_eq!(answer["edits"], edits);
+    assert_eq!(answer["missing_headers"][0], serde_json::json!({ "name": "x-token", "value": "[redacted]" }));
+
+    let rule = "69 ingress_per_port_policies[0].rules[0].http_rules[0]";
+    let unusable = format!("token={empty}");
+    for (secrets, why) in [(&[][..], "is not delivered"), (&["--secret", &unusable], "is empty")] {
+        let output = ask(secrets);
+        let line = format!("\n  secret \"token\" {why}, so {rule} admits nothing; deliver it");
+        assert_eq!(code(&output), 1);
+        assert!(stdout(&output).contains(&line), "{}", stdout(&output));
+        let answer = json(&ask(&[secrets, &["-o", "json"]].concat()));
+        let expected = serde_json::json!([{ "name": "token", "reason": why, "rule": rule }]);
+        assert_eq!(answer["unusable_secrets"], expected);
+    }
+    for (secrets, expected) in [
+        (&["--secret", "token=/nonexistent"][..], "--secret: secret \"token\": /nonexistent: there is no such file"),
+        (&["--secret", &token, "--secret", &token], "--secret: \"token\" is given twice"),
+        (&["--secret", "token"], "invalid value 'token' for '--secret <NAME=FILE>': write NAME=FILE"),
+    ] {
+        let output = ask(secrets);
+        assert_eq!(code(&output), 2);
+        assert!(stderr(&output).starts_with(&format!("tollgate: error: {expected}")), "{}", stderr(&output));
+    }
+}
+
 #[test]
 fn explain_uses_host_and_headers_and_both_directions() {
     let orders = |more: &[&str]| {

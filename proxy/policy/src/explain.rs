@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::compile::index::{ENFORCED_AS_WRITTEN, Index, Predicate, Subject, Unit};
 use crate::compile::rule::Finding;
 use crate::compile::{PortLookup, RuleSet};
-use crate::header_match::{Program, Trial};
+use crate::header_match::{self, Program, Trial};
 use crate::model::{HeaderMatch, RuleVerdict};
 use crate::quarantine::rule_ref;
 use crate::{
@@ -60,6 +60,9 @@ pub struct RuleExplanation {
     pub predicates: Vec<PredicateExplanation>,
     /// What became of it.
     pub outcome: RuleOutcome,
+    /// Secrets that its header matches name and that nothing can be compared with, and what completes "secret … ": until
+    /// that changes it admits nothing.
+    pub unusable_secrets: Vec<(Box<str>, &'static str)>,
 }
 
 /// What one condition came to.
@@ -119,7 +122,7 @@ impl Snapshot {
             generation: self.generation(),
             connection: self.evaluate_connection(flow),
             request: request.map(|request| self.evaluate_request(flow, request, secrets)),
-            policies: policies.map(|policy| explain_policy(policy, subject, trial.as_mut())).collect(),
+            policies: policies.map(|policy| explain_policy(policy, subject, secrets, trial.as_mut())).collect(),
         }
     }
 }
@@ -127,6 +130,7 @@ impl Snapshot {
 fn explain_policy(
     policy: &EndpointPolicy,
     subject: Subject<'_>,
+    secrets: &Secrets,
     mut trial: Option<&mut Trial<'_>>,
 ) -> PolicyExplanation {
     if let Some(trial) = &mut trial {
@@ -142,7 +146,7 @@ fn explain_policy(
                 rules.walk_trial(subject, trial);
                 &*trial
             });
-            (rules.denied().map(as_quarantine), explain_rules(policy, rules, subject, ran))
+            (rules.denied().map(as_quarantine), explain_rules(policy, rules, subject, secrets, ran))
         }
     };
     PolicyExplanation { resource: policy.resource().into(), refused, rules }
@@ -153,6 +157,7 @@ fn explain_rules(
     policy: &EndpointPolicy,
     rules: &RuleSet,
     subject: Subject<'_>,
+    secrets: &Secrets,
     ran: Option<&Trial<'_>>,
 ) -> Vec<RuleExplanation> {
     let index = index_for(rules, subject);
@@ -195,6 +200,7 @@ fn explain_rules(
             verdict: rule.verdict,
             predicates: conditions.chain(matches).collect(),
             outcome,
+            unusable_secrets: header_match::unusable(rule.matches(unit.http_rule), secrets),
         });
     }
     explained

@@ -218,6 +218,19 @@ fn expected<'a>(header_match: &'a HeaderMatch, secrets: &'a Secrets) -> Result<&
     }
 }
 
+/// Secrets that `matches` need and that nothing can be compared with, each once, with the reason.
+pub(crate) fn unusable(matches: &[HeaderMatch], secrets: &Secrets) -> Vec<(Box<str>, &'static str)> {
+    let mut unusable: Vec<(Box<str>, &'static str)> = Vec::new();
+    for header_match in matches {
+        if let (Some(name), Err(why)) = (&header_match.secret, expected(header_match, secrets))
+            && !unusable.iter().any(|(known, _)| **known == **name)
+        {
+            unusable.push((name.as_ref().into(), why));
+        }
+    }
+    unusable
+}
+
 /// What the match asks for, for people: never a secret.
 pub(crate) fn test(header_match: &HeaderMatch) -> String {
     match &header_match.secret {

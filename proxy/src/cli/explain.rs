@@ -1,6 +1,7 @@
 //! `tollgate policy explain`: what policy files, or those that a running proxy enforces, say about one connection or
 //! request, and why.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -11,15 +12,16 @@ use tollgate_policy::{Direction, NetworkPolicy, Secrets, SecurityId, Snapshot};
 
 use super::admin_client::{self, AdminError};
 use super::{Exit, Failure, Output, asynchronously, print, print_json};
-use crate::config::{ListenAddress, Normalize};
+use crate::config::{ListenAddress, Normalize, SecretFile};
+use crate::control::secrets::read_once;
 use crate::explanation::{self, Answer, Asked, Enforced, NoAnswer};
 use crate::policy_file::{self, PolicyResource};
 
 /// Say whether policy files, or a running proxy, allow a connection or request, and why
 ///
-/// With METHOD and PATH the request is judged, without them the connection alone. The path is brought into the same
-/// canonical form that the proxy matches and forwards: with the default settings of a listener, or with those of the running
-/// proxy's first listener for the direction.
+/// With METHOD and PATH the request is judged, without them the connection alone. The request is read as the proxy reads one
+/// that comes as HTTP/1.1, with the default settings of a listener, or with those of the running proxy's first listener for
+/// the direction: what it refuses or redirects before policy is answered so here.
 #[derive(Debug, clap::Args)]
 #[command(
     group = ArgGroup::new("direction").required(true),
@@ -32,7 +34,7 @@ Of a running proxy:
   tollgate policy explain --admin unix:run/admin.sock \\
       --endpoint 10.244.2.232 --ingress --from 32226 --port 5000 GET /hello
 
-Exit codes: 0 allowed, 1 denied, 2 bad input, 3 cannot tell (no proxy answers, or the evaluators differ)."
+Exit codes: 0 allowed, also after a redirect; 1 denied; 2 bad input; 3 cannot tell (no proxy answers, or the evaluators differ)."
 )]
 pub(super) struct Args {
     /// Ask the running proxy with this admin endpoint (unix:PATH or IP:PORT) instead of files
@@ -68,6 +70,10 @@ pub(super) struct Args {
     /// Header field of the request; may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = explanation::header)]
     headers: Vec<(String, String)>,
+    /// SDS name of a secret and the file that holds its value, so that header matches with it can be judged; may be
+    /// repeated
+    #[arg(long = "secret", value_name = "NAME=FILE", value_parser = secret_file, conflicts_with = "admin")]
+    secrets: Vec<SecretFile>,
     /// Ask the second, literal evaluator too, and give no answer unless both say the same
     #[arg(long, conflicts_with = "admin")]
     reference: bool,
@@ -123,12 +129,13 @@ fn words(args: &Args) -> Result<FileAndRequest, Failure> {
 
 fn ask_files(args: &Args, file: &Path, asked: &Asked) -> Result<Exit, Failure> {
     let policies = policies(std::iter::once(file).chain(args.and.iter().map(PathBuf::as_path)))?;
+    let secrets = secrets(&args.secrets)?;
     let reference = args.reference.then(|| Reference::of(policies.clone()));
     let mut builder = Snapshot::empty().update();
     builder.replace_all(policies);
     let enforced = Enforced {
         policies: &builder.build(),
-        secrets: &Secrets::default(),
+        secrets: &secrets,
         normalize: &Normalize::default(),
         proxy_id: 0,
         reference: reference.as_ref(),
@@ -141,19 +148,25 @@ fn ask_files(args: &Args, file: &Path, asked: &Asked) -> Result<Exit, Failure> {
         Output::Text => print(&explained.text())?,
         Output::Json => print_json(&explained.json())?,
     };
-    Ok(match explained.answer() {
-        Answer::Allowed => Exit::Fine,
-        Answer::Denied => Exit::Findings,
-    })
+    Ok(exit(explained.answer()))
+}
+
+const fn exit(answer: Answer) -> Exit {
+    match answer.admits() {
+        true => Exit::Fine,
+        false => Exit::Findings,
+    }
 }
 
 /// The proxy explains; what it says is printed as it is.
 fn ask_proxy(address: &ListenAddress, asked: &Asked, output: Output) -> Result<Exit, Failure> {
-    let (format, verdict_of): (_, fn(&str) -> Option<String>) = match output {
-        Output::Text => ("text", |text| Some(text.split_once(':')?.0.to_owned())),
+    let (format, answer_of): (_, fn(&str) -> Option<Answer>) = match output {
+        Output::Text => ("text", |text| Answer::from_words(text.split_once(':')?.0)),
         Output::Json => ("json", |text| {
             let answer: serde_json::Value = serde_json::from_str(text).ok()?;
-            Some(answer.get("verdict")?.as_str()?.to_owned())
+            // What follows a redirect is what counts.
+            let verdict = answer.get("then").or_else(|| answer.get("verdict"))?;
+            Answer::from_words(verdict.as_str()?)
         }),
     };
     let path = format!("/policy/explain?format={format}&{}", asked.to_query());
@@ -163,18 +176,30 @@ fn ask_proxy(address: &ListenAddress, asked: &Asked, output: Output) -> Result<E
         other => Failure::cannot_tell(other),
     })?;
     let answer = String::from_utf8_lossy(&answer);
-    let verdict = verdict_of(&answer);
-    let exit = match verdict.as_deref() {
-        Some("allowed") => Exit::Fine,
-        Some("denied") => Exit::Findings,
-        _ => {
-            let reason =
-                format!("admin {address}: the answer is no verdict; is this the admin endpoint of a Tollgate?");
-            return Err(Failure::cannot_tell(reason));
-        }
+    let Some(verdict) = answer_of(&answer) else {
+        let reason = format!("admin {address}: the answer is no verdict; is this the admin endpoint of a Tollgate?");
+        return Err(Failure::cannot_tell(reason));
     };
     print(&answer)?;
-    Ok(exit)
+    Ok(exit(verdict))
+}
+
+/// Reads `NAME=FILE`.
+fn secret_file(text: &str) -> Result<SecretFile, String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+            Ok(SecretFile { name: name.to_owned(), file: file.into() })
+        }
+        _ => Err("write NAME=FILE: the name by which policies ask for the secret, and the file with its value".into()),
+    }
+}
+
+fn secrets(files: &[SecretFile]) -> Result<Secrets, Failure> {
+    let mut names = HashSet::new();
+    if let Some(twice) = files.iter().find(|secret| !names.insert(&secret.name)) {
+        return Err(Failure::bad_input(format_args!("--secret: \"{}\" is given twice; give it once", twice.name)));
+    }
+    read_once(files).map_err(|error| Failure::bad_input(format_args!("--secret: {error}")))
 }
 
 fn policies<'a>(files: impl Iterator<Item = &'a Path>) -> Result<Vec<NetworkPolicy>, Failure> {

@@ -190,6 +190,32 @@ impl SecretFiles {
     }
 }
 
+/// Reads the files once, by the rules by which they are followed.
+///
+/// # Errors
+/// A file is not there, which whoever named it for this one reading did not mean.
+pub fn read_once(files: &[SecretFile]) -> Result<Secrets, SecretFileError> {
+    let mut secrets = Secrets::default();
+    for SecretFile { name, file } in files {
+        match content(file) {
+            Content::Value(value) => secrets.insert(name, &value),
+            Content::Missing => return Err(SecretFileError { name: name.clone(), file: file.clone() }),
+            Content::Unusable(why) => secrets.insert_unusable(name, why),
+        }
+    }
+    Ok(secrets)
+}
+
+/// A file that [`read_once`] was to read is not there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("secret \"{name}\": {}: there is no such file; name the file that holds the value", file.display())]
+pub struct SecretFileError {
+    /// SDS name.
+    pub name: String,
+    /// As it was named.
+    pub file: PathBuf,
+}
+
 /// Time since the last change; `None` when there is no such file, or another clock has set it to the future.
 fn age(path: &Path) -> Option<Duration> {
     let metadata = std::fs::metadata(path).ok()?;

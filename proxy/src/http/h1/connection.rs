@@ -140,16 +140,11 @@ impl Session<'_> {
                 self.buffer.consume(2);
                 empty_lines += 1;
             }
-            let refusal = match scanner.scan(self.buffer.filled()) {
-                HeadEnd::At(length) => return NextHead::Complete(length, started),
-                HeadEnd::Partial => None,
-                HeadEnd::BareLineFeed => Some((Reason::MalformedRequest, "a line ends without CR")),
-                HeadEnd::TooLong { in_first_line: true } => {
-                    Some((Reason::TargetTooLong, "the request line is over 60 KiB"))
-                }
-                HeadEnd::TooLong { in_first_line: false } => Some((Reason::HeadersTooLarge, "the head is over 60 KiB")),
-            };
-            if let Some((reason, detail)) = refusal {
+            let end = scanner.scan(self.buffer.filled());
+            if let HeadEnd::At(length) = end {
+                return NextHead::Complete(length, started);
+            }
+            if let Some((reason, detail)) = end.refusal() {
                 return NextHead::Refused(Refusal { reason, detail: detail.to_owned() }, started);
             }
             let deadline = *deadline.get_or_insert_with(|| {

@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use tollgate_policy::{Permit, Request, SecurityId, Verdict};
 
-use super::head::MAX_FIELDS;
+use super::head::{HeadScanner, MAX_FIELDS};
 use super::request::{FieldStorage, Refusal, RequestBody, RequestHead, Rewritten, Version};
 use super::websocket::WebSocketKey;
+use crate::config::Normalize;
 use crate::flow::{HttpRecord, OpenFlow, Protocol};
 use crate::http::canonical::CanonicalPath;
 use crate::http::respond::LocalReply;
@@ -57,6 +58,21 @@ pub(crate) struct Reply {
     pub(crate) expects_continue: bool,
     pub(crate) to_head: bool,
     pub(crate) close: bool,
+}
+
+/// Reads a head that is there as a whole, as it is read from a connection; for questions about requests that nobody sends.
+///
+/// # Errors
+/// The reason for which it is refused before policy.
+pub(crate) fn read<'h, 'b>(
+    head: &'b [u8],
+    storage: &'h mut FieldStorage<'b>,
+    normalize: &Normalize,
+) -> Result<RequestHead<'h, 'b>, Refusal> {
+    match HeadScanner::default().scan(head).refusal() {
+        Some((reason, detail)) => Err(Refusal { reason, detail: detail.to_owned() }),
+        None => RequestHead::parse(head, storage, normalize),
+    }
 }
 
 /// Decides about the request whose complete head is `head`.
@@ -161,7 +177,8 @@ pub(crate) fn still_allowed(connection: &Connection, head: &[u8]) -> bool {
     matches!(connection.judge_request(&policy_view(&request)).verdict, Verdict::Allow { .. })
 }
 
-fn policy_view<'a>(request: &'a RequestHead<'_, '_>) -> Request<'a> {
+/// What policy judges of a request.
+pub(crate) fn policy_view<'a>(request: &'a RequestHead<'_, '_>) -> Request<'a> {
     Request {
         method: request.method,
         scheme: b"http",

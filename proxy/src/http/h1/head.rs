@@ -3,6 +3,8 @@
 //! A bare LF ends a line for some readers and not for others (RFC 9112 section 2.2 lets a recipient choose), so a head
 //! that holds one is refused instead of passed on for the next hop to choose.
 
+use crate::reason::Reason;
+
 /// Largest head accepted, in bytes; the limit that Cilium's Envoy has (60 KiB).
 pub(crate) const MAX_HEAD: usize = 60 * 1024;
 
@@ -23,6 +25,18 @@ pub(crate) enum HeadEnd {
         /// Whether not even the first line ended.
         in_first_line: bool,
     },
+}
+
+impl HeadEnd {
+    /// Why the head is refused as it stands, when it is.
+    pub(crate) const fn refusal(self) -> Option<(Reason, &'static str)> {
+        match self {
+            Self::Partial | Self::At(_) => None,
+            Self::BareLineFeed => Some((Reason::MalformedRequest, "a line ends without CR")),
+            Self::TooLong { in_first_line: true } => Some((Reason::TargetTooLong, "the request line is over 60 KiB")),
+            Self::TooLong { in_first_line: false } => Some((Reason::HeadersTooLarge, "the head is over 60 KiB")),
+        }
+    }
 }
 
 /// Scans each byte once, however slowly they come.
