@@ -13,21 +13,31 @@ use tokio::sync::oneshot;
 use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 use tollgate_tests::python::{ControlPlane, python};
 use tollgate_xds::{
-    Address, Backoff, Client, ClientConfig, Handler, NETWORK_POLICY, NETWORK_POLICY_HOSTS, Node, Rejection, Status,
-    Update,
+    Address, Backoff, Client, ClientConfig, Handler, NETWORK_POLICY, NETWORK_POLICY_HOSTS, Node, Rejection, State,
+    Status, Update,
 };
 
-/// What a handler saw: version, first on its stream, endpoint ids.
+/// What a handler made of an update: version, first on its stream, ids of all endpoints.
 type Applied = (String, bool, Vec<u64>);
 
-struct Policies(SyncSender<Applied>);
+struct Policies {
+    state: State<NetworkPolicy>,
+    applied: SyncSender<Applied>,
+}
 
 impl Handler for Policies {
     type Resource = NetworkPolicy;
 
+    fn name(policy: &NetworkPolicy) -> String {
+        policy.endpoint_id.to_string()
+    }
+
     async fn apply(&mut self, update: Update<NetworkPolicy>) -> Result<(), Rejection> {
-        let ids = update.resources.iter().map(|resource| resource.message.endpoint_id).collect();
-        self.0.send((update.version, update.first_on_stream, ids)).unwrap();
+        let (version, first_on_stream) = (update.version.clone(), update.first_on_stream);
+        self.state = self.state.after(update);
+        let mut ids: Vec<_> = self.state.iter().map(|(_, policy)| policy.endpoint_id).collect();
+        ids.sort_unstable();
+        self.applied.send((version, first_on_stream, ids)).unwrap();
         Ok(())
     }
 }
@@ -37,8 +47,12 @@ struct Hosts;
 impl Handler for Hosts {
     type Resource = NetworkPolicyHosts;
 
+    fn name(hosts: &NetworkPolicyHosts) -> String {
+        hosts.policy.to_string()
+    }
+
     async fn apply(&mut self, update: Update<NetworkPolicyHosts>) -> Result<(), Rejection> {
-        match update.resources.iter().find(|resource| resource.message.host_addresses.is_empty()) {
+        match update.changed.iter().find(|resource| resource.message.host_addresses.is_empty()) {
             Some(resource) => {
                 Err(Rejection::new(format!("NetworkPolicyHosts {}: no address", resource.message.policy)))
             }
@@ -67,7 +81,9 @@ fn connect(socket: &Path) -> Running {
     };
     let (sender, applied) = sync_channel(100);
     let client = Client::new(config).unwrap();
-    let client = client.subscribe(NETWORK_POLICY, Policies(sender)).subscribe(NETWORK_POLICY_HOSTS, Hosts);
+    let client = client
+        .subscribe(NETWORK_POLICY, Policies { state: State::default(), applied: sender })
+        .subscribe(NETWORK_POLICY_HOSTS, Hosts);
     let status = client.status();
     let (stop, stopped) = oneshot::channel::<()>();
     thread::spawn(move || {

@@ -1,42 +1,80 @@
 //! What the user of the client provides per resource type, and the type-erased core underneath.
 
 use std::any::Any as Panic;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
-use envoy_types::pb::google::protobuf::Any;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use prost::Message;
 
 use crate::Resource;
-use crate::resource::decode_all;
+use crate::accepted::{Accepted, Difference, Wanted};
+use crate::wire::RawAny;
 
-/// Takes the accepted state of one resource type.
+/// Takes the accepted states of one resource type.
 pub trait Handler: Send + 'static {
     /// The decoded message.
     type Resource: Message + Default + Send + 'static;
 
-    /// Makes `update` the new state and returns when everyone who must see it can see it: the response is acknowledged
-    /// right after. The update replaces everything that came before.
+    /// The name of a resource, which state of the world leaves to the message.
+    fn name(resource: &Self::Resource) -> String;
+
+    /// Makes the state that `update` leads to the one in force, and returns when everyone who must see it can see it: the
+    /// response is acknowledged right after. A handler that needs whole states keeps a [`State`].
     ///
-    /// Updates of a type never overlap. The future may be dropped when the client is.
+    /// Called for every response that decodes, also when nothing in it is new. Updates of a type never overlap. The
+    /// future may be dropped when the client is.
     ///
     /// # Errors
-    /// A rejection leaves the old state in force; the control plane gets a NACK with its message.
+    /// A rejection leaves the old state in force, and the next update begins from it again; the control plane gets a
+    /// NACK with its message.
     fn apply(&mut self, update: Update<Self::Resource>) -> impl Future<Output = Result<(), Rejection>> + Send;
 }
 
-/// One response, decoded.
+/// How the state of a type changes. The client compares, whichever variant of the protocol it speaks: a resource that
+/// comes with the bytes that it had is not mentioned, also on a new stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Update<M> {
-    /// `version_info` of the response; opaque.
+    /// `version_info` of the response, or `system_version_info` of an incremental one; opaque.
     pub version: String,
-    /// The whole state of this type.
-    pub resources: Vec<Resource<M>>,
+    /// Resources that are new or differ from what was accepted before.
+    pub changed: Vec<Resource<M>>,
+    /// Names of resources that were accepted and are there no more, or are not wanted any more.
+    pub removed: Vec<String>,
     /// No response of this stream has been accepted before. The peer may be another process than the one before, so
     /// whatever was derived from its environment (pinned maps) must be opened again.
     pub first_on_stream: bool,
+}
+
+/// All resources of a type by name, for handlers that need the whole of them. Copies share the messages.
+#[derive(Clone, Debug)]
+pub struct State<M>(BTreeMap<String, Arc<M>>);
+
+impl<M> Default for State<M> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<M: Clone> State<M> {
+    /// The state that `update` leads to. The handler makes it its own when it accepts.
+    #[must_use]
+    pub fn after(&self, update: Update<M>) -> Self {
+        let mut next = self.0.clone();
+        for name in &update.removed {
+            next.remove(name);
+        }
+        next.extend(update.changed.into_iter().map(|resource| (resource.name, Arc::new(resource.message))));
+        Self(next)
+    }
+
+    /// Every resource, by name.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Arc<M>)> {
+        self.0.iter().map(|(name, message)| (name.as_str(), message))
+    }
 }
 
 /// Why an update was not accepted.
@@ -54,30 +92,64 @@ impl Rejection {
     }
 }
 
+/// A response or a change of what is wanted, before it is compared with what was accepted.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) version: String,
+    pub(crate) first_on_stream: bool,
+    pub(crate) incoming: Incoming,
+}
+
+/// What came.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// State of the world.
+    State(Vec<RawAny>),
+    /// Nothing came, but less is wanted.
+    Less,
+}
+
 /// A [`Handler`] whose resource type is forgotten, so that one core serves all of them.
 pub(crate) trait ErasedHandler: Send {
-    /// Decodes `resources` as `type_url` and applies them.
+    /// Decodes what is new in `arrival`, applies it, and keeps `accepted` up to date. Returns how much changed.
     fn apply<'a>(
         &'a mut self,
+        accepted: &'a mut Accepted,
         type_url: &'a str,
-        version: String,
-        resources: Vec<Any>,
-        first_on_stream: bool,
-    ) -> BoxFuture<'a, Result<(), Rejection>>;
+        wanted: Wanted<'a>,
+        arrival: Arrival,
+    ) -> BoxFuture<'a, Result<Changed, Rejection>>;
+}
+
+/// How many resources an update changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Changed {
+    pub(crate) changed: usize,
+    pub(crate) removed: usize,
 }
 
 impl<H: Handler> ErasedHandler for H {
     fn apply<'a>(
         &'a mut self,
+        accepted: &'a mut Accepted,
         type_url: &'a str,
-        version: String,
-        resources: Vec<Any>,
-        first_on_stream: bool,
-    ) -> BoxFuture<'a, Result<(), Rejection>> {
+        wanted: Wanted<'a>,
+        arrival: Arrival,
+    ) -> BoxFuture<'a, Result<Changed, Rejection>> {
         let work = async move {
-            let decoded = decode_all::<H::Resource>(type_url, &resources)?;
-            drop(resources); // a node's policy can be large; do not hold it twice while it is compiled
-            Handler::apply(self, Update { version, resources: decoded, first_on_stream }).await
+            let Arrival { version, first_on_stream, incoming } = arrival;
+            let difference: Difference<H::Resource> = match incoming {
+                Incoming::State(resources) => accepted.differs_from_state(type_url, &resources, wanted, H::name)?,
+                Incoming::Less => match wanted.map(|wanted| accepted.without_unwanted(wanted)) {
+                    Some(less) if !less.is_none() => less,
+                    _ => return Ok(Changed { changed: 0, removed: 0 }),
+                },
+            };
+            let (changed, removed, edits) = difference.into_parts();
+            let counts = Changed { changed: changed.len(), removed: removed.len() };
+            Handler::apply(self, Update { version, changed, removed, first_on_stream }).await?;
+            accepted.apply(edits);
+            Ok(counts)
         };
         // A panic while compiling one update must not end the subscription: the next version may be fine.
         let work = AssertUnwindSafe(work).catch_unwind();

@@ -11,21 +11,27 @@
 //! requests and tracks what was accepted; [`Handler`] is typed and belongs to the user. Only the transport does IO, so
 //! that the protocol is tested against a scripted peer with a paused clock.
 
+mod accepted;
 mod backoff;
 mod client;
 mod config;
 mod handler;
+mod interest;
 mod resource;
 mod service;
 mod session;
 mod status;
 mod transport;
+mod wire;
 
 pub use backoff::Backoff;
 pub use client::Client;
 pub use config::{Address, ClientConfig, ConfigError, Mode, Node};
-pub use handler::{Handler, Rejection, Update};
+pub use handler::{Handler, Rejection, State, Update};
 pub use resource::Resource;
-pub use service::{NETWORK_POLICY, NETWORK_POLICY_HOSTS, Service};
+pub use service::{
+    CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, NETWORK_POLICY, NETWORK_POLICY_HOSTS, ROUTE_CONFIGURATION, SECRET,
+    Service,
+};
 pub use status::{Status, StreamStatus};
 pub use transport::{Call, GrpcTransport, Transport, TransportError};

@@ -1,70 +1,63 @@
-//! From the undecoded resources of a response to typed ones: all of them, or none and the reason.
+//! From the bytes of one resource to a typed message.
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::service::discovery::v3::Resource as ResourceWrapper;
-use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 
-use crate::Rejection;
+use crate::wire::{RawAny, RawResource};
 
 /// One decoded resource of a response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resource<M> {
-    /// Name that the control plane gave it; `None` where the protocol leaves it to the message, as state of the world
-    /// without wrappers does.
-    pub name: Option<String>,
+    /// Its name, unique within its type: as the control plane gave it, or else as [`crate::Handler::name`] says. Further
+    /// ones of the same name in one response get ` (2)`, ` (3)` and so on.
+    pub name: String,
     /// The message.
     pub message: M,
     /// The bytes received, where they are not those that `message` encodes to: they may have fields that `M` does not know.
-    pub partly_read: Option<Vec<u8>>,
+    pub partly_read: Option<Bytes>,
 }
 
-/// Decodes every resource as `M`, whose type is `type_url`.
+/// A resource of a state-of-the-world response, still encoded: its name where it has one outside of the message, and
+/// the message. Servers that attach a name or a time to live wrap the resource, in every variant of the protocol.
 ///
 /// # Errors
-/// The first resource that is of another type or does not decode, by its index in the response.
-pub(crate) fn decode_all<M: Message + Default>(
-    type_url: &str,
-    resources: &[Any],
-) -> Result<Vec<Resource<M>>, Rejection> {
-    let count = resources.len();
-    resources
-        .iter()
-        .enumerate()
-        .map(|(index, any)| {
-            decode_one(type_url, any)
-                .map_err(|reason| Rejection::new(format!("resource {index} of {count} ({}): {reason}", any.type_url)))
-        })
-        .collect()
-}
-
-fn decode_one<M: Message + Default>(type_url: &str, any: &Any) -> Result<Resource<M>, String> {
-    if any.type_url == type_url {
-        return resource(None, any);
+/// It is of another type than `type_url`.
+pub(crate) fn unwrap(type_url: &str, any: &RawAny) -> Result<(Option<String>, Bytes), String> {
+    if *any.type_url == *type_url.as_bytes() {
+        return Ok((None, any.value.clone()));
     }
-    // A server that attaches a name or a time to live wraps the resource, in every variant of the protocol.
-    if any.type_url == ResourceWrapper::type_url() {
-        let wrapper: ResourceWrapper = decode_message(any)?;
-        let name = wrapper.name;
+    if *any.type_url == *ResourceWrapper::type_url().as_bytes() {
+        let wrapper = RawResource::decode(any.value.clone()).map_err(|error| error.to_string())?;
         return match wrapper.resource {
-            Some(inner) if inner.type_url == type_url => {
-                resource(Some(name.clone()), &inner).map_err(|reason| format!("{name:?}: {reason}"))
+            Some(inner) => {
+                let value = of_type(type_url, &wrapper.name, inner)?;
+                Ok((Some(wrapper.name), value))
             }
-            Some(inner) => Err(format!("{name:?} is a {}, wanted {type_url}", inner.type_url)),
-            None => Err(format!("{name:?} holds no resource, wanted {type_url}")),
+            None => Err(format!("{:?} holds no resource, wanted {type_url}", wrapper.name)),
         };
     }
     Err(format!("wrong type, wanted {type_url}"))
 }
 
-fn resource<M: Message + Default>(name: Option<String>, any: &Any) -> Result<Resource<M>, String> {
-    let message: M = decode_message(any)?;
-    // Comparing lengths would not do: other encodings of what is known may be longer or shorter than ours.
-    let partly_read = (message.encode_to_vec() != any.value).then(|| any.value.clone());
-    Ok(Resource { name, message, partly_read })
+/// The encoded message of a named resource.
+///
+/// # Errors
+/// It is of another type than `type_url`.
+pub(crate) fn of_type(type_url: &str, name: &str, any: RawAny) -> Result<Bytes, String> {
+    if *any.type_url == *type_url.as_bytes() {
+        Ok(any.value)
+    } else {
+        Err(format!("{name:?} is a {}, wanted {type_url}", any.type_name()))
+    }
 }
 
-fn decode_message<M: Message + Default>(any: &Any) -> Result<M, String> {
-    M::decode(any.value.as_slice()).map_err(|error| error.to_string())
+/// Decodes a message, and says whether there was more in its bytes than it shows.
+pub(crate) fn decode<M: Message + Default>(value: &Bytes) -> Result<(M, Option<Bytes>), String> {
+    let message = M::decode(value.clone()).map_err(|error| error.to_string())?;
+    // Comparing lengths would not do: other encodings of what is known may be longer or shorter than ours.
+    let partly_read = (message.encode_to_vec() != *value).then(|| value.clone());
+    Ok((message, partly_read))
 }
 
 #[cfg(test)]
@@ -80,10 +73,9 @@ mod tests {
     }
 
     fn partly_read(value: &[u8]) -> bool {
-        let any = Any { type_url: "type.test/Known".to_owned(), value: value.to_vec() };
-        let resource: Resource<Known> = resource(None, &any).unwrap();
-        assert_eq!((&resource.message.numbers[..], &resource.message.others[..]), (&[7][..], &[8][..]));
-        resource.partly_read.is_some_and(|bytes| bytes == value)
+        let (message, partly_read) = decode::<Known>(&Bytes::copy_from_slice(value)).unwrap();
+        assert_eq!((&message.numbers[..], &message.others[..]), (&[7][..], &[8][..]));
+        partly_read.is_some_and(|bytes| bytes == value)
     }
 
     #[test]

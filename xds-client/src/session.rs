@@ -19,42 +19,53 @@ const MAX_ERROR_DETAIL_BYTES: usize = 4096;
 pub(crate) struct Session {
     type_url: &'static str,
     accepted: Option<String>,
+    /// Of the last response that was answered.
+    nonce: String,
 }
 
 impl Session {
-    pub(crate) fn new(type_url: &'static str) -> Self {
-        Self { type_url, accepted: None }
+    pub(crate) const fn new(type_url: &'static str) -> Self {
+        Self { type_url, accepted: None, nonce: String::new() }
     }
 
     /// Whether a response was accepted on this stream.
-    pub(crate) fn has_accepted(&self) -> bool {
+    pub(crate) const fn has_accepted(&self) -> bool {
         self.accepted.is_some()
     }
 
-    /// The first request: who we are, everything wanted, nothing known.
-    pub(crate) fn subscribe(&self, node: &Node) -> DiscoveryRequest {
-        DiscoveryRequest { node: Some(wire_node(node)), ..self.request(String::new()) }
+    /// Version of the last response that was accepted on this stream; empty before.
+    pub(crate) fn accepted_version(&self) -> &str {
+        self.accepted.as_deref().unwrap_or_default()
+    }
+
+    /// The first request: who we are, what is wanted (no names: everything), nothing known.
+    pub(crate) fn subscribe(&self, node: &Node, names: Vec<String>) -> DiscoveryRequest {
+        DiscoveryRequest { node: Some(wire_node(node)), ..self.request(names) }
     }
 
     /// Accepts the response with this version.
-    pub(crate) fn acknowledge(&mut self, version: String, nonce: String) -> DiscoveryRequest {
+    pub(crate) fn acknowledge(&mut self, version: String, nonce: String, names: Vec<String>) -> DiscoveryRequest {
         self.accepted = Some(version);
-        self.request(nonce)
+        self.nonce = nonce;
+        self.request(names)
     }
 
     /// Refuses the response with this nonce; the version stays the last accepted one.
-    pub(crate) fn refuse(&self, nonce: String, rejection: &Rejection) -> DiscoveryRequest {
+    pub(crate) fn refuse(&mut self, nonce: String, rejection: &Rejection, names: Vec<String>) -> DiscoveryRequest {
+        self.nonce = nonce;
         let mut message = rejection.to_string();
         message.truncate(message.floor_char_boundary(MAX_ERROR_DETAIL_BYTES));
         let error_detail = ErrorDetail { code: INVALID_ARGUMENT, message, details: Vec::new() };
-        DiscoveryRequest { error_detail: Some(error_detail), ..self.request(nonce) }
+        DiscoveryRequest { error_detail: Some(error_detail), ..self.request(names) }
     }
 
-    fn request(&self, response_nonce: String) -> DiscoveryRequest {
+    /// Wants other names, and says nothing else new.
+    pub(crate) fn request(&self, resource_names: Vec<String>) -> DiscoveryRequest {
         DiscoveryRequest {
             version_info: self.accepted.clone().unwrap_or_default(),
             type_url: self.type_url.to_owned(),
-            response_nonce,
+            response_nonce: self.nonce.clone(),
+            resource_names,
             ..DiscoveryRequest::default()
         }
     }

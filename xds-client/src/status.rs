@@ -13,6 +13,8 @@ pub struct StreamStatus {
     pub connected: bool,
     /// When `connected` last changed.
     pub since: SystemTime,
+    /// How many resources are in force.
+    pub resources: usize,
     /// Last accepted version, also of an earlier stream.
     pub version: Option<String>,
     /// When it was accepted.
@@ -37,6 +39,7 @@ impl StreamStatus {
             type_url,
             connected: false,
             since: SystemTime::now(),
+            resources: 0,
             version: None,
             accepted_at: None,
             responses: 0,
@@ -118,8 +121,9 @@ impl StreamStatusWriter {
         });
     }
 
-    pub(crate) fn accepted(&self, version: &str) {
+    pub(crate) fn accepted(&self, version: &str, resources: usize) {
         self.state.send_modify(|state| {
+            state.resources = resources;
             state.acks += 1;
             state.version = Some(version.to_owned());
             state.accepted_at = Some(SystemTime::now());
@@ -131,6 +135,15 @@ impl StreamStatusWriter {
         self.state.send_modify(|state| {
             state.nacks += 1;
             state.last_error = Some(reason);
+        });
+    }
+
+    /// There is no stream because nothing is wanted.
+    pub(crate) fn not_wanted(&self) {
+        self.state.send_modify(|state| {
+            state.set_connected(false);
+            state.resources = 0;
+            state.last_error = None;
         });
     }
 

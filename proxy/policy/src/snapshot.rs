@@ -123,6 +123,11 @@ impl Snapshot {
         all.into_iter()
     }
 
+    /// The policy of this resource name.
+    pub fn policy(&self, resource: &str) -> Option<&EndpointPolicy> {
+        self.resource(resource).map(|policy| &**policy)
+    }
+
     /// How many policies there are.
     pub const fn endpoint_count(&self) -> usize {
         self.endpoint_count

@@ -95,7 +95,7 @@ impl Views for ProcessViews {
             identities.iter().map(|(net, id)| json!({ "prefix": net.to_string(), "identity": id.0 })).collect();
         let policies: Vec<Value> = self.control.with_policies(|policies| {
             policies
-                .iter()
+                .values()
                 .map(|policy| match tollgate_proto::json::network_policy_to_json(policy) {
                     Ok(value) => value,
                     Err(error) => {

@@ -8,5 +8,5 @@ mod world;
 pub mod xds;
 
 pub(crate) use policies::set_unknown_fields_aside;
-pub use policies::{Control, Received, RefusedResource};
+pub use policies::{CompilingFailed, Control, Received, RefusedResource};
 pub use world::{World, WorldStore};

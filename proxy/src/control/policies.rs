@@ -1,11 +1,13 @@
 //! Turns what a source of policy delivers into the next world, and remembers what could not be enforced as written.
 //!
-//! Sources (an xDS stream, a watched directory) call this with whole states. When a call returns, every worker decides by
-//! the new state, so an acknowledgement may go out.
+//! Sources (an xDS stream, a watched directory) call this with what has changed, or with whole states. When a call returns,
+//! every worker decides by the new state, so an acknowledgement may go out.
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use tollgate_policy::model::Unsupported;
 use tollgate_policy::{NetworkPolicy, PortRule, Secrets};
 use tollgate_proto::cilium;
@@ -29,10 +31,10 @@ pub struct Control {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The sources as received, for dumps.
-    policies: Vec<cilium::NetworkPolicy>,
+    /// The sources as received, by resource name, for dumps.
+    policies: BTreeMap<String, cilium::NetworkPolicy>,
     /// Resources that cannot be enforced at all: name and reason.
-    refused: Vec<RefusedResource>,
+    refused: BTreeMap<String, RefusedResource>,
     /// Files of the directory that do not load.
     unreadable: Vec<RefusedResource>,
     /// Held until the first policy set is in force.
@@ -51,11 +53,18 @@ pub struct RefusedResource {
 /// A policy as it came.
 #[derive(Clone, Debug)]
 pub struct Received {
+    /// Name of the resource.
+    pub name: String,
     /// What was understood.
     pub policy: cilium::NetworkPolicy,
     /// Its bytes, when there is more in them than was understood.
-    pub partly_read: Option<Vec<u8>>,
+    pub partly_read: Option<Bytes>,
 }
+
+/// A defect of ours: the last good state stays in force.
+#[derive(Debug, thiserror::Error)]
+#[error("compiling policies failed; the last good state stays in force: {0}")]
+pub struct CompilingFailed(tokio::task::JoinError);
 
 /// Quarantines the rules that hold a field which this version does not know: it could be a condition, and without it
 /// the rule would admit more than its author wrote. Outside of rules an unknown field cannot widen what is allowed.
@@ -104,52 +113,86 @@ impl Control {
         &self.store
     }
 
-    /// Resources of the last update that have no effect, and files that do not load.
+    /// Resources that have no effect, and files that do not load.
     pub fn refused(&self) -> Vec<RefusedResource> {
         let state = self.lock();
-        state.refused.iter().chain(&state.unreadable).cloned().collect()
+        state.refused.values().chain(&state.unreadable).cloned().collect()
     }
 
-    /// Gives `read` the policies as they were received.
-    pub fn with_policies<R>(&self, read: impl FnOnce(&[cilium::NetworkPolicy]) -> R) -> R {
+    /// Gives `read` the policies as they were received, by resource name.
+    pub fn with_policies<R>(&self, read: impl FnOnce(&BTreeMap<String, cilium::NetworkPolicy>) -> R) -> R {
         read(&self.lock().policies)
     }
 
-    /// Enforces exactly these policies from now on. Nothing in them makes the update fail: what cannot be enforced as
-    /// written takes its most restrictive reading and is listed.
+    /// Enforces exactly these policies from now on, which are named by their endpoint ids; see
+    /// [`update_policies`](Self::update_policies).
     ///
-    /// Compiling happens off the control thread's runtime, so that a large update delays neither probes nor streams.
-    pub async fn replace_policies(self: &Arc<Self>, policies: Vec<Received>) {
-        let _turn = self.updating.lock().await;
-        let control = Arc::clone(self);
-        let compiled = tokio::task::spawn_blocking(move || control.compile_and_publish(policies)).await;
-        if let Err(error) = compiled {
-            // A defect of ours. The last good state stays in force, and the update counts as refused.
-            self.metrics.policy_update(UpdateResult::Rejected);
-            tracing::error!(%error, "compiling policies failed; the last good state stays in force");
+    /// # Errors
+    /// A defect of ours; nothing has changed.
+    pub async fn replace_policies(
+        self: &Arc<Self>,
+        policies: Vec<cilium::NetworkPolicy>,
+    ) -> Result<(), CompilingFailed> {
+        let mut names = HashSet::with_capacity(policies.len());
+        let mut changed = Vec::with_capacity(policies.len());
+        for policy in policies {
+            let mut name = policy.endpoint_id.to_string();
+            let mut copies = 1;
+            // Of several with the same id each is enforced. A resource name holds no white space, so this is nobody's name.
+            while !names.insert(name.clone()) {
+                copies += 1;
+                name = format!("{} ({copies})", policy.endpoint_id);
+            }
+            changed.push(Received { name, policy, partly_read: None });
         }
+        let removed = self.lock().policies.keys().filter(|name| !names.contains(*name)).cloned().collect();
+        self.update_policies(changed, removed).await
     }
 
-    fn compile_and_publish(&self, received: Vec<Received>) {
-        let mut refused = Vec::new();
-        let mut accepted = Vec::with_capacity(received.len());
-        let mut policies = Vec::with_capacity(received.len());
-        for Received { policy, partly_read } in received {
-            match NetworkPolicy::try_from(&policy) {
+    /// Enforces `changed` instead of what these resources held before, and no more what `removed` names. Nothing in them
+    /// makes the update fail: what cannot be enforced as written takes its most restrictive reading and is listed.
+    ///
+    /// Compiling happens off the control thread's runtime, so that a large update delays neither probes nor streams.
+    ///
+    /// # Errors
+    /// A defect of ours; nothing has changed.
+    pub async fn update_policies(
+        self: &Arc<Self>,
+        changed: Vec<Received>,
+        removed: Vec<String>,
+    ) -> Result<(), CompilingFailed> {
+        let _turn = self.updating.lock().await;
+        let control = Arc::clone(self);
+        let compiled = tokio::task::spawn_blocking(move || control.compile_and_publish(changed, removed)).await;
+        compiled.map_err(|error| {
+            self.metrics.policy_update(UpdateResult::Rejected);
+            CompilingFailed(error)
+        })
+    }
+
+    fn compile_and_publish(&self, changed: Vec<Received>, removed: Vec<String>) {
+        let mut builder = self.store.load().policy.update();
+        for name in &removed {
+            builder.remove(name);
+        }
+        let mut received = Vec::with_capacity(changed.len());
+        for Received { name, policy, partly_read } in changed {
+            let refused = match NetworkPolicy::try_from(&policy) {
                 Ok(mut model) => {
                     if let Some(bytes) = &partly_read {
                         set_unknown_fields_aside(&mut model, bytes);
                     }
-                    accepted.push(model);
+                    builder.upsert(&name, model);
+                    None
                 }
                 Err(error) => {
-                    refused.push(RefusedResource { name: policy.endpoint_id.to_string(), reason: error.to_string() });
+                    builder.remove(&name);
+                    tracing::warn!(name, reason = %error, "policy has no effect");
+                    Some(RefusedResource { name: policy.endpoint_id.to_string(), reason: error.to_string() })
                 }
-            }
-            policies.push(policy);
+            };
+            received.push((name, policy, refused));
         }
-        let mut builder = self.store.load().policy.update();
-        builder.replace_all(accepted);
         let snapshot = builder.build();
         let gauges = PolicyGauges {
             generation: snapshot.generation(),
@@ -157,11 +200,9 @@ impl Control {
             quarantined_rules: snapshot.quarantined_count() as u64,
             conflicts: snapshot.conflicts().len() as u64,
         };
-        for quarantine in snapshot.quarantined() {
+        let changed = received.iter().filter_map(|(name, ..)| snapshot.policy(name));
+        for quarantine in changed.flat_map(|policy| policy.quarantined()) {
             tracing::warn!(%quarantine, name = quarantine.name.as_deref(), generation = gauges.generation, "not enforced as written");
-        }
-        for resource in &refused {
-            tracing::warn!(name = resource.name, reason = resource.reason, "policy has no effect");
         }
         self.store.publish_policy(snapshot);
         self.warn_of_missing_secrets();
@@ -171,13 +212,11 @@ impl Control {
             generation = gauges.generation,
             endpoints = gauges.endpoints,
             quarantined = gauges.quarantined_rules,
-            refused = refused.len(),
+            changed = received.len(),
+            removed = removed.len(),
             "policy in force"
         );
-        let mut state = self.lock();
-        state.policies = policies;
-        state.refused = refused;
-        state.first_policy = None;
+        self.lock().remember(received, &removed);
     }
 
     /// Enforces what the files of `directory` hold, now and whenever they change. Never returns.
@@ -195,9 +234,10 @@ impl Control {
             if first && !reading.set.hosts.is_empty() {
                 tracing::warn!("NetworkPolicyHosts in a policy directory have no effect; list them under `identities`");
             }
-            if reading.changed || first {
-                let whole = |policy| Received { policy, partly_read: None };
-                self.replace_policies(reading.set.policies.into_iter().map(whole).collect()).await;
+            if (reading.changed || first)
+                && let Err(error) = self.replace_policies(reading.set.policies).await
+            {
+                tracing::error!(%error, "the policy directory was not taken over");
             }
             first = false;
         }
@@ -231,6 +271,27 @@ impl Control {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn remember(
+        &mut self,
+        received: Vec<(String, cilium::NetworkPolicy, Option<RefusedResource>)>,
+        removed: &[String],
+    ) {
+        for name in removed {
+            self.policies.remove(name);
+            self.refused.remove(name);
+        }
+        for (name, policy, refused) in received {
+            match refused {
+                Some(refused) => self.refused.insert(name.clone(), refused),
+                None => self.refused.remove(&name),
+            };
+            self.policies.insert(name, policy);
+        }
+        self.first_policy = None;
     }
 }
 

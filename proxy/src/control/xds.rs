@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tollgate_policy::SecurityId;
 use tollgate_proto::cilium;
-use tollgate_xds::{Address, Client, ClientConfig, ConfigError, Handler, Mode, Rejection, Resource, Update};
+use tollgate_xds::{Address, Client, ClientConfig, ConfigError, Handler, Mode, Rejection, Resource, State, Update};
 
 use super::{Control, Received};
 use crate::config::{Identities, ListenAddress, Node, XdsMode};
@@ -43,9 +43,10 @@ pub fn client(
     let client =
         Client::new(config)?.subscribe(tollgate_xds::NETWORK_POLICY, PolicyHandler { control: Arc::clone(control) });
     Ok(match identities {
-        Identities::Nphds => {
-            client.subscribe(tollgate_xds::NETWORK_POLICY_HOSTS, HostsHandler { control: Arc::clone(control) })
-        }
+        Identities::Nphds => client.subscribe(
+            tollgate_xds::NETWORK_POLICY_HOSTS,
+            HostsHandler { control: Arc::clone(control), hosts: State::default() },
+        ),
         Identities::Static(_) => client,
     })
 }
@@ -59,11 +60,15 @@ struct PolicyHandler {
 impl Handler for PolicyHandler {
     type Resource = cilium::NetworkPolicy;
 
+    fn name(policy: &Self::Resource) -> String {
+        policy.endpoint_id.to_string()
+    }
+
     async fn apply(&mut self, update: Update<Self::Resource>) -> Result<(), Rejection> {
-        let received = |resource: Resource<_>| Received { policy: resource.message, partly_read: resource.partly_read };
-        let policies = update.resources.into_iter().map(received).collect();
-        self.control.replace_policies(policies).await;
-        Ok(())
+        let Update { changed, removed, .. } = update;
+        let received = |Resource { name, message: policy, partly_read }| Received { name, policy, partly_read };
+        let changed = changed.into_iter().map(received).collect();
+        self.control.update_policies(changed, removed).await.map_err(|error| Rejection::new(error.to_string()))
     }
 }
 
@@ -71,20 +76,27 @@ impl Handler for PolicyHandler {
 /// last good one stays: guessing an identity could allow what policy denies.
 struct HostsHandler {
     control: Arc<Control>,
+    hosts: State<cilium::NetworkPolicyHosts>,
 }
 
 impl Handler for HostsHandler {
     type Resource = cilium::NetworkPolicyHosts;
 
+    fn name(hosts: &Self::Resource) -> String {
+        hosts.policy.to_string()
+    }
+
     async fn apply(&mut self, update: Update<Self::Resource>) -> Result<(), Rejection> {
-        let hosts: Vec<_> = update.resources.into_iter().map(|resource| resource.message).collect();
-        self.control.replace_identities(table_of(&hosts).map_err(Rejection::new)?);
+        let hosts = self.hosts.after(update);
+        let table = table_of(hosts.iter().map(|(_, hosts)| &**hosts)).map_err(Rejection::new)?;
+        self.control.replace_identities(table);
+        self.hosts = hosts;
         Ok(())
     }
 }
 
 /// The table of a whole NPHDS state (`spec/cilium-filter.md` section 2.1); the error names identity and address.
-pub fn table_of(hosts: &[cilium::NetworkPolicyHosts]) -> Result<IdentityTable, String> {
+pub fn table_of<'h>(hosts: impl IntoIterator<Item = &'h cilium::NetworkPolicyHosts>) -> Result<IdentityTable, String> {
     let mut entries = Vec::new();
     for host in hosts {
         // Identities are 32 bits; the wire type is wider.

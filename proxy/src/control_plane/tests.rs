@@ -108,8 +108,12 @@ struct Superstitious;
 impl Handler for Superstitious {
     type Resource = NetworkPolicy;
 
+    fn name(policy: &NetworkPolicy) -> String {
+        policy.endpoint_id.to_string()
+    }
+
     async fn apply(&mut self, update: Update<NetworkPolicy>) -> Result<(), Rejection> {
-        let bad = update.resources.iter().any(|resource| resource.message.endpoint_id == 13);
+        let bad = update.changed.iter().any(|resource| resource.message.endpoint_id == 13);
         if bad { Err(Rejection::new("NetworkPolicy 13: unlucky")) } else { Ok(()) }
     }
 }

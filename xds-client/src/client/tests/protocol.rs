@@ -1,9 +1,11 @@
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse, Resource as Wrapper};
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::google::rpc::Status as ErrorDetail;
 use prost::{Message as _, Name as _};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::scripted::{GREETING, Greeting, World, any, config, greetings, handler, start, transport};
@@ -122,7 +124,7 @@ async fn an_empty_response_is_a_state_like_any_other() {
     let mut world = start();
     let mut stream = world.peer.accept().await;
     stream.push(&greetings("7", &[])).await;
-    assert_eq!(world.updates.accept().await.resources, []);
+    assert_eq!(world.updates.accept().await.changed, []);
     assert_eq!(stream.request().await, ack("7"));
 }
 
@@ -169,8 +171,8 @@ async fn a_wrapped_resource_brings_its_name() {
     let inner = any(&Greeting { text: "wrapped".into() }.encode_to_vec());
     stream.push(&DiscoveryResponse { resources: vec![wrap(Some(inner))], ..greetings("1", &[]) }).await;
     let update = world.updates.accept().await;
-    assert_eq!(update.resources[0].name.as_deref(), Some("42"));
-    assert_eq!(update.resources[0].message.text, "wrapped");
+    assert_eq!(update.changed[0].name, "42");
+    assert_eq!(update.changed[0].message.text, "wrapped");
 
     let message = refusal(&DiscoveryResponse { resources: vec![wrap(None)], ..greetings("2", &[]) }).await;
     assert!(message.contains("\"42\" holds no resource"), "{message}");
@@ -224,6 +226,51 @@ async fn subscriptions_do_not_wait_for_each_other() {
     let streams = status.streams();
     assert_eq!(streams.iter().map(|stream| stream.acks).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(streams[1].type_url, NETWORK_POLICY.type_url);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_may_change_while_the_stream_lives_and_none_is_no_stream() {
+    let (transport, mut peer) = transport();
+    let (handler, mut updates) = handler();
+    let (names, watched) = watch::channel(BTreeSet::new());
+    let named = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+    let client = Client::with_transport(config(), transport).unwrap().subscribe_named(GREETING, handler, watched);
+    let status = client.status();
+    let _running = tokio::spawn(client.run());
+    peer.assert_quiet(Duration::from_secs(3600)).await;
+
+    names.send(named(&["a", "b"])).unwrap();
+    let mut stream = peer.accept().await;
+    assert_eq!(stream.first.resource_names, ["a", "b"]);
+    stream.push(&greetings("1", &["a", "b", "never asked for"])).await;
+    assert_eq!(updates.accept().await.changed.len(), 2);
+    let both = stream.request().await;
+    assert_eq!(both, DiscoveryRequest { resource_names: vec!["a".into(), "b".into()], ..ack("1") });
+
+    // What is not wanted any more goes at once: a peer need not answer when nothing else changes.
+    names.send(named(&["b", "c"])).unwrap();
+    let update = updates.accept().await;
+    assert_eq!((update.changed.len(), update.removed, update.first_on_stream), (0, vec!["a".to_owned()], false));
+    let other = stream.request().await;
+    assert_eq!(other, DiscoveryRequest { resource_names: vec!["b".into(), "c".into()], ..ack("1") });
+    stream.push(&greetings("2", &["b", "c"])).await;
+    let update = updates.accept().await;
+    assert_eq!(update.changed.iter().map(|resource| resource.name.as_str()).collect::<Vec<_>>(), ["c"]);
+    assert_eq!(
+        stream.request().await,
+        DiscoveryRequest { version_info: "2".into(), response_nonce: "2".into(), ..other }
+    );
+
+    names.send(named(&[])).unwrap();
+    assert_eq!(updates.accept().await.removed, ["b", "c"]);
+    stream.closed().await;
+    peer.assert_quiet(Duration::from_secs(3600)).await;
+    let state = status.stream(GREETING.type_url).unwrap();
+    assert_eq!((state.connected, state.resources, state.last_error), (false, 0, None));
+
+    names.send(named(&["d"])).unwrap();
+    let stream = peer.accept().await;
+    assert_eq!((stream.first.resource_names, stream.first.version_info.as_str()), (vec!["d".to_owned()], ""));
 }
 
 #[tokio::test(start_paused = true)]

@@ -42,7 +42,7 @@ impl Applying {
     }
 
     pub(super) fn texts(&self) -> Vec<&str> {
-        self.update.resources.iter().map(|resource| resource.message.text.as_str()).collect()
+        self.update.changed.iter().map(|resource| resource.message.text.as_str()).collect()
     }
 }
 
@@ -73,6 +73,10 @@ pub(super) fn handler() -> (AskTest, Updates) {
 
 impl Handler for AskTest {
     type Resource = Greeting;
+
+    fn name(greeting: &Greeting) -> String {
+        greeting.text.clone()
+    }
 
     async fn apply(&mut self, update: Update<Greeting>) -> Result<(), Rejection> {
         let (decision, decided) = oneshot::channel();

@@ -96,8 +96,12 @@ struct Latest(watch::Sender<(String, usize)>);
 impl Handler for Latest {
     type Resource = NetworkPolicy;
 
+    fn name(policy: &NetworkPolicy) -> String {
+        policy.endpoint_ips.concat()
+    }
+
     async fn apply(&mut self, update: Update<NetworkPolicy>) -> Result<(), Rejection> {
-        let addresses = update.resources.iter().flat_map(|resource| &resource.message.endpoint_ips);
+        let addresses = update.changed.iter().flat_map(|resource| &resource.message.endpoint_ips);
         self.0.send_replace((update.version, addresses.map(String::len).sum()));
         Ok(())
     }
