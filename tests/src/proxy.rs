@@ -23,6 +23,8 @@ pub struct Options {
     pub listener: String,
     /// More lines at the top, such as `max_connections: 2`.
     pub top: String,
+    /// Of both listeners: `ingress`, where the site's address is the endpoint, or `egress`, where the client's is.
+    pub direction: &'static str,
     /// The list of identities.
     pub identities: String,
     /// Worker threads.
@@ -31,7 +33,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { listener: "reason_header: true".into(), top: String::new(), identities: "[]".into(), workers: 1 }
+        Self {
+            listener: "reason_header: true".into(),
+            top: String::new(),
+            direction: "ingress",
+            identities: "[]".into(),
+            workers: 1,
+        }
     }
 }
 
@@ -90,8 +98,8 @@ impl Proxy {
     pub fn attached(site: &Site, upstream: SocketAddr, options: &Options, control: &Path) -> Self {
         let admin = site.path("admin.sock");
         let (http, tcp) = (site.at(HTTP_PORT), site.at(TCP_PORT));
-        let Options { listener, top, identities, workers } = options;
-        let common = format!("direction: ingress, transparent: false, upstream: \"{upstream}\", {listener}");
+        let Options { listener, top, direction, identities, workers } = options;
+        let common = format!("direction: {direction}, transparent: false, upstream: \"{upstream}\", {listener}");
         let configuration = format!(
             "workers: {workers}\n\
              admin: {{ address: \"unix:{admin}\" }}\n\

@@ -131,41 +131,4 @@ fn parse_prefix(text: &str) -> Result<IpNet, &'static str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hosts(policy: u64, addresses: &[&str]) -> cilium::NetworkPolicyHosts {
-        cilium::NetworkPolicyHosts { policy, host_addresses: addresses.iter().map(|&a| a.to_owned()).collect() }
-    }
-
-    /// The HostMapTest cases of the specification, section 6.4.
-    #[test]
-    fn host_map() {
-        let valid =
-            [hosts(173, &["192.168.0.1", "192.168.0.2/32", "0.0.0.0/0", "::/63", "::1"]), hosts(8, &["10.0.0.0/8"])];
-        let table = table_of(&valid).unwrap();
-        assert_eq!(table.lookup("10.1.1.1".parse().unwrap()), SecurityId(8));
-        assert_eq!(table.lookup("11.1.1.1".parse().unwrap()), SecurityId(173));
-        for (text, reason) in [
-            ("127.0.0.1/31", "bits are set beyond the prefix"),
-            ("::1/63", "bits are set beyond the prefix"),
-            ("127.0.0.1/33", "the prefix is longer than the address"),
-            ("::1/129", "the prefix is longer than the address"),
-            ("127.0.0.1/32a", "the prefix length is not a plain number"),
-            ("127.0.0.1/", "the prefix length is not a plain number"),
-            ("127.0.0.0/08", "the prefix length is not a plain number"),
-            ("127.0.0.1/ 32", "the prefix length is not a plain number"),
-            ("255.256.0.0", "not an IP address"),
-            ("fOOd::1", "not an IP address"),
-            ("255.255.0.0 ", "not an IP address"),
-            ("128.0.0.0/0", "bits are set beyond the prefix"),
-            ("8000::/0", "bits are set beyond the prefix"),
-        ] {
-            let error = table_of(&[hosts(1, &[text])]).unwrap_err();
-            assert_eq!(error, format!("NetworkPolicyHosts 1: host_addresses {text:?}: {reason}"));
-        }
-        let twice = table_of(&[hosts(1, &["10.0.0.1"]), hosts(2, &["10.0.0.1/32"])]).unwrap_err();
-        assert!(twice.contains("identity 1") && twice.contains("identity 2"), "{twice}");
-        assert!(table_of(&[hosts(1 << 32, &[])]).is_err());
-    }
-}
+mod tests;

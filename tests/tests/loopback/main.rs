@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod big;
+mod conformance;
 mod h2_limits;
 mod header_matches;
 mod http1;

@@ -1,4 +1,5 @@
-//! `cilium_http_integration_test.cc` and `cilium_http_upstream_integration_test.cc`: HTTP rules and header matches.
+//! `cilium_http_integration_test.cc` and `cilium_http_upstream_integration_test.cc`: HTTP rules and header matches. What of
+//! it is on the wire is in `tests/tests/loopback/conformance.rs`.
 
 use serde_json::{Value, json};
 use tollgate_policy::{ConnectionVerdict, Direction, Request, Verdict};
@@ -9,39 +10,16 @@ use crate::support::Fields;
 
 const TOKEN: &str = "d4ef0f5011f163ac";
 
-/// What peer 1 may ask for, and peer 2.
-fn plain() -> Value {
-    json!([{"port": 80, "rules": [
-        {"remote_policies": [1], "http_rules": {"http_rules": [
-            {"headers": [{"name": ":path", "exact_match": "/allowed"}]},
-            {"headers": [{"name": ":path", "safe_regex_match": {"google_re2": {}, "regex": ".*public$"}}]},
-            {"headers": [{"name": ":authority", "exact_match": "allowedHOST"}]},
-            {"headers": [{"name": ":authority", "safe_regex_match": {"google_re2": {}, "regex": ".*REGEX.*"}}]},
-            {"headers": [
-                {"name": ":method", "exact_match": "PUT"}, {"name": ":path", "exact_match": "/public/opinions"},
-            ]},
-        ]}},
-        {"remote_policies": [2], "http_rules": paths(&["/only-2-allowed"])},
-    ]}])
+/// What peer 1 may ask for, and peer 2. The first four rules of peer 1 check and edit fields, too.
+fn with_matches() -> Value {
+    serde_json::from_str(include_str!("../../../../../tests/conformance/requests.json")).unwrap()
 }
 
-/// The same, and the first four rules of peer 1 edit and check fields.
-fn with_matches() -> Value {
-    let mut entries = plain();
-    let matches = [
-        json!([
-            {"name": "header42", "match_action": "FAIL_ON_MATCH", "mismatch_action": "CONTINUE_ON_MISMATCH"},
-            {"name": "bearer-token", "value_sds_secret": "bearer-token", "mismatch_action": "REPLACE_ON_MISMATCH"},
-        ]),
-        json!([{"name": "user-agent", "value": "CuRL", "mismatch_action": "DELETE_ON_MISMATCH"}]),
-        json!([
-            {"name": "header2", "value": "value2", "mismatch_action": "ADD_ON_MISMATCH"},
-            {"name": "header42", "match_action": "DELETE_ON_MATCH", "mismatch_action": "CONTINUE_ON_MISMATCH"},
-        ]),
-        json!([{"name": "header42", "value": "42", "mismatch_action": "DELETE_ON_MISMATCH"}]),
-    ];
-    for (index, matches) in matches.into_iter().enumerate() {
-        entries[0]["rules"][0]["http_rules"]["http_rules"][index]["header_matches"] = matches;
+/// The same without header matches.
+fn plain() -> Value {
+    let mut entries = with_matches();
+    for rule in entries[0]["rules"][0]["http_rules"]["http_rules"].as_array_mut().unwrap() {
+        rule.as_object_mut().unwrap().remove("header_matches");
     }
     entries
 }

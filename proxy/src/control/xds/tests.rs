@@ -1,0 +1,84 @@
+//! NPHDS states: the `HostMapTest` cases of Cilium's filter (`tests/conformance/README.md`), by name, and our own.
+
+use super::*;
+
+/// Identities and their addresses.
+type State = &'static [(u64, &'static [&'static str])];
+
+fn table(state: &[(u64, &[&str])]) -> Result<IdentityTable, String> {
+    let hosts = state.iter().map(|(policy, addresses)| cilium::NetworkPolicyHosts {
+        policy: *policy,
+        host_addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
+    });
+    table_of(&hosts.collect::<Vec<_>>())
+}
+
+#[test]
+fn host_map() {
+    let name = "HostMapTest.HostMapValid";
+    let table = table(&[
+        (173, &["192.168.0.1", "f00d::1"]),
+        (1, &["127.0.0.1/32", "::1/128"]),
+        (11, &["127.0.0.0/8", "beef::/63"]),
+        (12, &["0.0.0.0/0", "::/0"]),
+    ])
+    .unwrap();
+    for (identity, addresses) in [
+        (173, &["192.168.0.1", "f00d::1"][..]),
+        (1, &["127.0.0.1", "::1"]),
+        (11, &["127.0.0.2", "beef::1.2.3.4", "beef:0:0:1::", "beef:0:0:1::42"]),
+        (12, &["192.168.0.0", "192.168.0.2", "126.0.0.2", "128.0.0.0", "::", "f00d::", "beef:0:0:2::"]),
+    ] {
+        for address in addresses {
+            assert_eq!(table.lookup(address.parse().unwrap()), SecurityId(identity), "{name}: {address}");
+        }
+    }
+}
+
+#[test]
+fn refused_host_maps() {
+    const BITS: &str = "bits are set beyond the prefix";
+    const LONG: &str = "the prefix is longer than the address";
+    const PLAIN: &str = "the prefix length is not a plain number";
+    const ADDRESS: &str = "not an IP address";
+    // Each at the end of addresses that are fine.
+    let cases: &[(&str, &[&str], &str)] = &[
+        ("HostMapTest.HostMapInvalidNonCIDRBits", &["127.0.0.1/31", "::1/63"], BITS),
+        ("HostMapTest.HostMapInvalidPrefixLengths", &["127.0.0.1/33", "::3/129"], LONG),
+        ("HostMapTest.HostMapInvalidPrefixLengths2", &["127.0.0.1/32a", "::3/", "127.0.0.1/"], PLAIN),
+        ("HostMapTest.HostMapInvalidPrefixLengths3", &["127.0.0.1/ 32", "::3/128 "], PLAIN),
+        ("HostMapTest.HostMapInvalidAddress", &["255.256.0.0", "fOOd::1"], ADDRESS),
+        ("HostMapTest.HostMapInvalidAddress2", &["255.255.0.0 ", "f00d:: 1"], ADDRESS),
+        ("HostMapTest.HostMapInvalidDefaults", &["128.0.0.0/0", "8000::/0"], BITS),
+        ("a leading zero", &["127.0.0.0/08"], PLAIN),
+    ];
+    for (name, addresses, reason) in cases {
+        for address in *addresses {
+            let error = table(&[(11, &["127.0.0.1/32", "::1/128", "f00f::/65", address])]).unwrap_err();
+            assert_eq!(error, format!("NetworkPolicyHosts 11: host_addresses {address:?}: {reason}"), "{name}");
+        }
+    }
+    assert_eq!(table(&[(1 << 32, &[])]).unwrap_err(), "NetworkPolicyHosts 4294967296: the identity is over 32 bits");
+}
+
+#[test]
+fn host_maps_with_duplicates() {
+    // The filter refuses this one; it says nothing that is not clear.
+    let name = "HostMapTest.HostMapDuplicateEntry";
+    let within: [(State, &str); 2] = [
+        (&[(11, &["127.0.0.0/16", "127.0.0.1/32", "127.0.0.1"])], "127.0.0.1"),
+        (&[(11, &["::1/128", "f00f::/65", "::1"])], "::1"),
+    ];
+    for (state, address) in within {
+        assert_eq!(table(state).unwrap().lookup(address.parse().unwrap()), SecurityId(11), "{name}");
+    }
+    let name = "HostMapTest.HostMapDuplicateEntry2";
+    let across: [(State, &str); 2] = [
+        (&[(11, &["127.0.0.0/16", "127.0.0.1/32"]), (12, &["127.0.0.0/8", "127.0.0.1"])], "127.0.0.1/32"),
+        (&[(11, &["::1/128", "f00f::/65"]), (12, &["f00f::/16", "::1"])], "::1/128"),
+    ];
+    for (state, prefix) in across {
+        let expected = format!("NetworkPolicyHosts: {prefix} belongs to identity 11 and to identity 12");
+        assert_eq!(table(state).unwrap_err(), expected, "{name}");
+    }
+}
