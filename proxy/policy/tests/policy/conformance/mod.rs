@@ -1,4 +1,5 @@
-//! Cases of the test suite of Cilium's filter, as far as they are about what a policy means. Each has its name there.
+//! Cases of the test suite of Cilium's filter, as far as they are about what a policy means. Each has its name there;
+//! `tests/conformance/README.md` lists the whole suite and where each case is.
 //!
 //! Policies are in the JSON form of their messages. Each question goes to both evaluators, which have to agree on the
 //! outcome, the rule, the reason and what becomes of the header fields.
