@@ -13,7 +13,7 @@ use tollgate_policy::{Direction, SecurityId};
 const RING: usize = 1024;
 
 fn ring() -> (Rc<FlowSender>, FlowConsumer) {
-    let (_, workers) = metrics::Metrics::new(&[], 1);
+    let (_, workers) = metrics::Metrics::new(1);
     let (mut senders, consumer) = channel(workers, RING);
     (Rc::new(senders.remove(0)), consumer)
 }

@@ -68,7 +68,7 @@ struct World {
 
 impl World {
     fn new(surface: Surface) -> Self {
-        let (metrics, workers) = Metrics::new(&[], 1);
+        let (metrics, workers) = Metrics::new(1);
         let (mut senders, consumer) = flow::channel(workers, 64);
         let flows = consumer.spawn(&FlowSettings { recent_records: 8, ..FlowSettings::default() }).unwrap();
         let asked = Arc::default();

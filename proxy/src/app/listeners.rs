@@ -1,51 +1,225 @@
-//! Opens the listening sockets: all of them, before anything else starts, so that a mistake is known at once.
+//! The listeners of the process: opened before anything else starts, changed while it runs.
+//!
+//! Sockets are opened here, so that a failure is known to whoever asked for the listener, and handed to the workers. A
+//! change returns when every worker accepts by it.
 
-use std::net::{SocketAddr, TcpListener};
+mod sockets;
+#[cfg(test)]
+mod tests;
 
-use tollgate_net::{ListenOptions, Mark, NetError, check_transparent, listen};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tollgate_net::NetError;
 use tollgate_policy::Direction;
 
 use crate::admin::BoundListener;
 use crate::config;
+use crate::control::listeners::{Serve as ServeListeners, Unserved};
+use crate::listener::serving::{Command, Done, Serve};
+use crate::metrics::Metrics;
+use sockets::Sockets;
 
-/// Length of the accept queue; the kernel caps it.
-const BACKLOG: i32 = 4096;
-
-/// A listener's sockets, one per worker and address.
-pub(super) struct Bound {
-    pub(super) config: config::Listener,
-    /// By worker.
-    pub(super) sockets: Vec<Vec<TcpListener>>,
-    /// The addresses in use; a configured port 0 is resolved.
-    pub(super) addresses: Vec<SocketAddr>,
+/// Why a listener cannot be served as it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ListenerError {
+    /// A socket cannot be opened.
+    #[error(transparent)]
+    Open(#[from] NetError),
+    /// A worker cannot accept from it.
+    #[error("a worker cannot accept connections: {0}; raise the limit of open files")]
+    Register(std::io::Error),
+    /// Somebody else has the name.
+    #[error("the configuration has a listener of that name; remove it there or rename it")]
+    NameTaken,
 }
 
-impl Bound {
-    /// Opens the sockets of `config` for `workers` workers.
-    pub(super) fn open(config: &config::Listener, workers: usize) -> Result<Self, NetError> {
-        let mark = config.transparent.then(|| Mark::listener(config.direction == Direction::Ingress));
-        let options =
-            ListenOptions { transparent: config.transparent, mark, reuse_port: workers > 1, backlog: BACKLOG };
-        let mut bound =
-            Self { config: config.clone(), sockets: (0..workers).map(|_| Vec::new()).collect(), addresses: Vec::new() };
-        for &configured in std::iter::once(&config.address).chain(&config.additional_addresses) {
-            if config.transparent {
-                check_transparent(&config.name, configured)?;
-            }
-            let mut address = configured;
-            for sockets in &mut bound.sockets {
-                let socket = listen(address, &options)?;
-                // With port 0 the first socket chooses for all.
-                address = socket.local_addr().unwrap_or(address);
-                sockets.push(socket);
-            }
-            bound.addresses.push(address);
+/// Who asked for a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The configuration file; it stays.
+    Configuration,
+    /// The control plane.
+    ControlPlane,
+}
+
+impl Origin {
+    /// As `/status` says it.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Configuration => "configuration",
+            Self::ControlPlane => "xds",
         }
-        Ok(bound)
+    }
+}
+
+/// A listener in service.
+#[derive(Clone, Debug)]
+pub(super) struct Open {
+    pub(super) config: config::Listener,
+    pub(super) origin: Origin,
+    /// Each address asked for, and the one in use: a port 0 is resolved.
+    addresses: Vec<(SocketAddr, SocketAddr)>,
+}
+
+impl Open {
+    /// The addresses in use.
+    pub(super) fn bound(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.addresses.iter().map(|(_, bound)| *bound)
+    }
+}
+
+/// All listeners. Views read it at any time; one change at a time is made.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    workers: Vec<mpsc::Sender<Command>>,
+    metrics: Arc<Metrics>,
+    drain_timeout: Duration,
+    open: Mutex<Vec<Open>>,
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Listeners {
+    /// None yet, for the workers at the other end of `workers`. `drain_timeout` is what the connections of a listener have
+    /// when it is taken out of service.
+    pub(super) fn new(workers: Vec<mpsc::Sender<Command>>, metrics: Arc<Metrics>, drain_timeout: Duration) -> Self {
+        Self { workers, metrics, drain_timeout, open: Mutex::default(), changing: tokio::sync::Mutex::default() }
     }
 
-    /// As the admin endpoint shows it.
-    pub(super) fn view(&self) -> BoundListener {
-        BoundListener { name: self.config.name.clone(), addresses: self.addresses.clone() }
+    /// Opens a listener of the configuration, before the workers run.
+    pub(super) fn open_configured(&self, listener: &config::Listener) -> Result<(), ListenerError> {
+        let (done, _) = mpsc::channel(1);
+        let (open, commands) = self.prepare(listener, Origin::Configuration, &done)?;
+        for (worker, command) in self.workers.iter().zip(commands) {
+            // There is room for every listener of the configuration.
+            let _ = worker.try_send(command);
+        }
+        self.note(open);
+        Ok(())
+    }
+
+    async fn put_dynamic(&self, listener: &config::Listener) -> Result<(), ListenerError> {
+        let before = self.named(&listener.name);
+        match &before {
+            Some(open) if open.origin == Origin::Configuration => return Err(ListenerError::NameTaken),
+            Some(open) if open.config == *listener => return Ok(()),
+            // What its sockets were opened with has changed: the old ones have to go first.
+            Some(open) if !open.config.shares_sockets_with(listener) => self.remove(&listener.name).await,
+            _ => {}
+        }
+        let (done, mut failed) = mpsc::channel(1);
+        let (open, commands) = self.prepare(listener, Origin::ControlPlane, &done)?;
+        drop(done);
+        for (worker, command) in self.workers.iter().zip(commands) {
+            // A worker that has ended serves nothing anyhow.
+            let _ = worker.send(command).await;
+        }
+        self.note(open);
+        if let Some(error) = failed.recv().await {
+            while failed.recv().await.is_some() {}
+            self.remove(&listener.name).await;
+            return Err(ListenerError::Register(error));
+        }
+        match before {
+            None => tracing::info!(listener = listener.name, address = %listener.address, "listener in service"),
+            Some(_) => tracing::info!(listener = listener.name, address = %listener.address, "listener changed"),
+        }
+        Ok(())
+    }
+
+    /// Opens what `listener` needs beyond the sockets it has. Returns what it will be, and what to tell each worker.
+    fn prepare(
+        &self,
+        listener: &config::Listener,
+        origin: Origin,
+        done: &Done,
+    ) -> Result<(Open, Vec<Command>), ListenerError> {
+        let had = self.named(&listener.name).map(|open| open.addresses).unwrap_or_default();
+        let wanted: Vec<_> = listener.addresses().collect();
+        let (stay, leave): (Vec<_>, Vec<_>) = had.into_iter().partition(|(asked, _)| wanted.contains(asked));
+        let new = wanted.into_iter().filter(|address| !stay.iter().any(|(asked, _)| asked == address));
+        let mut sockets = Sockets::new(self.workers.len());
+        for address in new {
+            sockets.open(listener, address)?;
+        }
+        let addresses = stay.into_iter().chain(sockets.addresses).collect();
+        let index = self.metrics.listener(&listener.name, listener.direction);
+        let command = |open| {
+            let close = leave.iter().map(|(_, bound)| *bound).collect();
+            Command::Serve(Box::new(Serve { config: listener.clone(), index, open, close, done: done.clone() }))
+        };
+        let commands = sockets.by_worker.into_iter().map(command).collect();
+        Ok((Open { config: listener.clone(), origin, addresses }, commands))
+    }
+
+    fn note(&self, open: Open) {
+        let mut list = self.lock();
+        match list.iter_mut().find(|known| known.config.name == open.config.name) {
+            Some(place) => *place = open,
+            None => list.push(open),
+        }
+    }
+
+    /// Takes a listener out of service; returns when its sockets are closed.
+    async fn remove(&self, name: &str) {
+        let (done, mut failed) = mpsc::channel(1);
+        for worker in &self.workers {
+            let remove = Command::Remove { name: name.to_owned(), drain: self.drain_timeout, done: done.clone() };
+            let _ = worker.send(remove).await;
+        }
+        drop(done);
+        while failed.recv().await.is_some() {}
+        self.lock().retain(|open| open.config.name != name);
+    }
+
+    fn named(&self, name: &str) -> Option<Open> {
+        self.lock().iter().find(|open| open.config.name == name).cloned()
+    }
+
+    /// The listeners in service.
+    pub(super) fn in_service(&self) -> Vec<Open> {
+        self.lock().clone()
+    }
+
+    /// The first listener of that direction, which stands for all of them where one has to be chosen.
+    pub(super) fn of_direction(&self, direction: Direction) -> Option<config::Listener> {
+        self.lock().iter().find(|open| open.config.direction == direction).map(|open| open.config.clone())
+    }
+
+    /// As the admin endpoint shows them.
+    pub(super) fn bound(&self) -> Vec<BoundListener> {
+        let view = |open: &Open| BoundListener { name: open.config.name.clone(), addresses: open.bound().collect() };
+        self.lock().iter().map(view).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ServeListeners for Listeners {
+    /// A listener that is the same as before is not touched. One with other settings keeps the sockets of addresses that
+    /// stay; open connections keep the settings that they were accepted with.
+    async fn serve(&self, listeners: &[config::Listener]) -> Vec<Unserved> {
+        let _turn = self.changing.lock().await;
+        let is_gone = |open: &Open| {
+            open.origin == Origin::ControlPlane && !listeners.iter().any(|listener| listener.name == open.config.name)
+        };
+        let gone: Vec<String> =
+            self.lock().iter().filter(|open| is_gone(open)).map(|open| open.config.name.clone()).collect();
+        for name in gone {
+            self.remove(&name).await;
+            tracing::info!(listener = name, "listener taken out of service; its connections drain");
+        }
+        let mut unserved = Vec::new();
+        for listener in listeners {
+            if let Err(error) = self.put_dynamic(listener).await {
+                tracing::error!(listener = listener.name, %error, "listener cannot be served as asked");
+                unserved.push(Unserved { name: listener.name.clone(), reason: error.to_string() });
+            }
+        }
+        unserved
     }
 }

@@ -17,17 +17,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::{self, AdminState, BoundListener, Surface};
+use crate::admin::{self, AdminState, Surface};
 use crate::config::{Config, Identities, ListenAddress, PolicySource};
 use crate::control::directory::Directory;
 use crate::control::secrets::SecretFiles;
 use crate::control::{self, Control, WorldStore};
 use crate::flow::{self, FlowLog, FlowSettings, FlowThread};
 use crate::identity::IdentityTable;
+use crate::listener::serving::Command;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::worker::ConnectionSlots;
-use listeners::Bound;
+use listeners::Listeners;
 use views::{ProcessActions, ProcessViews};
 use workers::{Phase, Seed};
 
@@ -97,7 +98,7 @@ struct ControlSide {
     metrics: Arc<Metrics>,
     log: Arc<FlowLog>,
     store: Arc<WorldStore>,
-    listeners: Vec<BoundListener>,
+    listeners: Arc<Listeners>,
     requests: mpsc::Sender<Request>,
     set_log_level: SetLogLevel,
     started: Instant,
@@ -110,12 +111,14 @@ impl Process {
             interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
         };
         let readiness = Readiness::default();
-        let mut bound = Vec::new();
-        for listener in &config.listeners {
-            bound.push(Bound::open(listener, config.workers).with_context(|| format!("listener {}", listener.name))?);
-        }
-        let (metrics, worker_metrics) = Metrics::new(&config.listeners, config.workers);
+        let (metrics, worker_metrics) = Metrics::new(config.workers);
         let metrics = Arc::new(metrics);
+        let (commands, received): (Vec<_>, Vec<_>) =
+            (0..config.workers).map(|_| mpsc::channel(config.listeners.len() + 16)).unzip();
+        let listeners = Arc::new(Listeners::new(commands, Arc::clone(&metrics), config.drain_timeout));
+        for listener in &config.listeners {
+            listeners.open_configured(listener).with_context(|| format!("listener {}", listener.name))?;
+        }
         let (senders, consumer) = flow::channel(worker_metrics, FLOW_CAPACITY);
         let flows = consumer
             .spawn(&FlowSettings { sinks: config.access_log.clone(), ..FlowSettings::default() })
@@ -129,7 +132,7 @@ impl Process {
             metrics,
             log: flows.log(),
             store: Arc::clone(&store),
-            listeners: bound.iter().map(Bound::view).collect(),
+            listeners: Arc::clone(&listeners),
             requests: requests.clone(),
             set_log_level,
             started,
@@ -137,7 +140,7 @@ impl Process {
         let control_tasks = start_control(&config, side)?;
         let phase = watch::Sender::new(Phase::Serve);
         let (ended, workers_ended) = mpsc::channel(1);
-        let workers = start_workers(&config, bound, senders, &store, &phase, &ended)?;
+        let workers = start_workers(&config, received, senders, &store, &phase, &ended)?;
         tracing::info!(workers = config.workers, listeners = config.listeners.len(), "serving");
         Ok(Self {
             signals,
@@ -265,29 +268,21 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
 
 fn start_workers(
     config: &Config,
-    bound: Vec<Bound>,
+    commands: Vec<mpsc::Receiver<Command>>,
     senders: Vec<flow::FlowSender>,
     store: &Arc<WorldStore>,
     phase: &watch::Sender<Phase>,
     ended: &mpsc::Sender<Infallible>,
 ) -> anyhow::Result<Vec<JoinHandle<std::io::Result<()>>>> {
-    let own_addresses: Arc<[_]> = bound.iter().flat_map(|listener| listener.addresses.iter().copied()).collect();
     let slots = ConnectionSlots::new(config.max_connections);
-    let mut sockets: Vec<_> =
-        bound.into_iter().map(|listener| (listener.config, listener.sockets.into_iter())).collect();
     let mut handles = Vec::new();
-    for (index, flows) in senders.into_iter().enumerate() {
-        let listeners = sockets
-            .iter_mut()
-            .map(|(config, per_worker)| (config.clone(), per_worker.next().unwrap_or_default()))
-            .collect();
+    for (index, (flows, commands)) in senders.into_iter().zip(commands).enumerate() {
         let seed = Seed {
             index,
             world: Arc::clone(store),
             flows,
             slots: slots.clone(),
-            own_addresses: Arc::clone(&own_addresses),
-            listeners,
+            commands,
             phase: phase.subscribe(),
             ended: ended.clone(),
         };

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tollgate_xds::Status;
 
 use super::Request;
+use super::listeners::Listeners;
 use crate::admin::{Actions, BoundListener, Views};
 use crate::config::{Config, Normalize, PolicySource};
 use crate::control::Control;
@@ -19,7 +20,7 @@ pub(super) struct ProcessViews {
     pub(super) config: Config,
     pub(super) control: Arc<Control>,
     pub(super) streams: Option<Status>,
-    pub(super) listeners: Vec<BoundListener>,
+    pub(super) listeners: Arc<Listeners>,
     pub(super) readiness: Readiness,
 }
 
@@ -80,7 +81,10 @@ impl Views for ProcessViews {
             }),
         );
         status.insert("xds".into(), self.streams.as_ref().map_or(Value::Null, streams));
-        let listeners = self.listeners.iter().map(|l| json!({ "name": l.name, "addresses": l.addresses }));
+        let listeners = self.listeners.in_service().into_iter().map(|open| {
+            let addresses: Vec<_> = open.bound().collect();
+            json!({ "name": open.config.name, "addresses": addresses, "origin": open.origin.as_str() })
+        });
         status.insert("listeners".into(), listeners.collect());
         status.insert("limits".into(), json!({ "connections": self.config.max_connections }));
         status.insert("draining".into(), json!(self.readiness.waiting_for().iter().any(|what| what == "draining")));
@@ -113,7 +117,8 @@ impl Views for ProcessViews {
 
     fn explain(&self, asked: &Asked) -> Result<Explained, String> {
         let world = self.control.store().load();
-        let listener = self.config.listeners.iter().find(|listener| listener.direction == asked.direction);
+        let listener = self.listeners.of_direction(asked.direction);
+        let listener = listener.as_ref();
         let enforced = Enforced {
             policies: &world.policy,
             secrets: &world.secrets,
@@ -125,7 +130,7 @@ impl Views for ProcessViews {
     }
 
     fn listeners(&self) -> Vec<BoundListener> {
-        self.listeners.clone()
+        self.listeners.bound()
     }
 }
 

@@ -1,29 +1,20 @@
 //! Starts the worker threads and ends them.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::LocalSet;
 
-use crate::config;
 use crate::control::WorldStore;
 use crate::flow::FlowSender;
 use crate::http::BufferPool;
-use crate::listener::accept;
-use crate::listener::connection::ListenerContext;
-use crate::metrics::ListenerIndex;
-use crate::worker::{ConnectionSlots, Signals, State, Worker};
-
-/// Time for connections to reset their ends when the process stops.
-const CUT: Duration = Duration::from_millis(100);
+use crate::listener::serving::{CUT, Command, Serving};
+use crate::worker::{ConnectionSlots, State, Worker};
 
 /// What the process asks of its workers; it only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,9 +33,8 @@ pub(super) struct Seed {
     pub(super) world: Arc<WorldStore>,
     pub(super) flows: FlowSender,
     pub(super) slots: ConnectionSlots,
-    pub(super) own_addresses: Arc<[SocketAddr]>,
-    /// Each listener with this worker's sockets for it.
-    pub(super) listeners: Vec<(config::Listener, Vec<std::net::TcpListener>)>,
+    /// Which listeners to serve.
+    pub(super) commands: mpsc::Receiver<Command>,
     pub(super) phase: watch::Receiver<Phase>,
     /// Dropped when the thread ends.
     pub(super) ended: mpsc::Sender<Infallible>,
@@ -59,35 +49,24 @@ fn run(seed: Seed) -> io::Result<()> {
     let _ended = seed.ended.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = LocalSet::new();
-    tasks.block_on(&runtime, serve(seed))
+    tasks.block_on(&runtime, serve(seed));
+    Ok(())
     // Dropping the set drops every task that is left: their sockets close and their records are sent.
 }
 
-async fn serve(seed: Seed) -> io::Result<()> {
-    let Seed { world, flows, slots, own_addresses, listeners, mut phase, .. } = seed;
-    let signals = Rc::new(Signals::default());
+async fn serve(seed: Seed) {
+    let Seed { world, flows, slots, mut commands, mut phase, .. } = seed;
     let worker = Rc::new(Worker {
         world,
         flows: Rc::new(flows),
         buffers: Rc::new(BufferPool::default()),
-        signals: Rc::clone(&signals),
-        own_addresses,
+        own_addresses: RefCell::default(),
         slots,
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),
     });
-    let mut accepting = Vec::new();
-    for (index, (config, sockets)) in listeners.into_iter().enumerate() {
-        // Each worker has its own copy of the name: a shared reference count would bounce between their caches.
-        let name = Arc::from(config.name.as_str());
-        let listener = Rc::new(ListenerContext { config, name, index: ListenerIndex(index) });
-        for socket in sockets {
-            let socket = TcpListener::from_std(socket)?;
-            let run = accept::run(Rc::clone(&worker), Rc::clone(&listener), socket);
-            accepting.push(tokio::task::spawn_local(run));
-        }
-    }
+    let mut serving = Serving::new(Rc::clone(&worker));
     let mut generation = worker.world.subscribe();
     loop {
         let phase_now = *phase.borrow_and_update();
@@ -96,9 +75,9 @@ async fn serve(seed: Seed) -> io::Result<()> {
             draining: phase_now >= Phase::Drain,
             stopping: phase_now == Phase::Stop,
         };
-        signals.set(state);
+        serving.follow(state);
         if state.draining && worker.open.get() == 0 {
-            return Ok(());
+            return;
         }
         if state.stopping {
             let all_closed = async {
@@ -108,11 +87,16 @@ async fn serve(seed: Seed) -> io::Result<()> {
             };
             // What has not reset its ends by then is dropped.
             let _ = tokio::time::timeout(CUT, all_closed).await;
-            return Ok(());
+            return;
         }
         tokio::select! {
-            changed = generation.changed() => if changed.is_err() { return Ok(()) },
-            changed = phase.changed() => if changed.is_err() { return Ok(()) },
+            changed = generation.changed() => if changed.is_err() { return },
+            changed = phase.changed() => if changed.is_err() { return },
+            command = commands.recv(), if !commands.is_closed() || !commands.is_empty() => {
+                if let Some(command) = command {
+                    serving.obey(command).await;
+                }
+            }
             () = worker.all_closed.notified() => {}
         }
     }

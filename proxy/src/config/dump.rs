@@ -71,6 +71,7 @@ fn listener(listener: &Listener) -> Value {
         "additional_addresses": listener.additional_addresses,
         "direction": listener.direction.as_str(),
         "transparent": listener.transparent,
+        "reuse_port": listener.reuse_port,
         "proxy_id": listener.proxy_id,
         "upstream": upstream,
         "endpoint": listener.endpoint,

@@ -52,7 +52,7 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
 pub(super) fn listeners(top: &mut Section<'_>, bound: &mut Bound, mistakes: &Mistakes) -> Vec<Listener> {
     let Some(field) = top.field("listeners") else {
         bound.claim(DEFAULT_ADDRESS, "listeners", top.place, mistakes);
-        return vec![defaults(Direction::Ingress, true)];
+        return vec![Listener::new(Direction::Ingress, true)];
     };
     let items = field.list(EXAMPLE).unwrap_or_default();
     if matches!(&field.node.value, Value::List(list) if list.is_empty()) {
@@ -62,28 +62,32 @@ pub(super) fn listeners(top: &mut Section<'_>, bound: &mut Bound, mistakes: &Mis
     items.into_iter().filter_map(|item| listener(&item, &mut names, bound)).collect()
 }
 
-fn defaults(direction: Direction, transparent: bool) -> Listener {
-    Listener {
-        name: direction.as_str().to_owned(),
-        address: DEFAULT_ADDRESS,
-        additional_addresses: Vec::new(),
-        direction,
-        transparent,
-        proxy_id: 0,
-        upstream: Upstream::OriginalDst,
-        endpoint: None,
-        original_source: match (direction, transparent) {
-            // Cilium's agent never asks for it on ingress (`spec/cilium-agent.md`, BpfMetadata).
-            (Direction::Egress, true) => OriginalSource::RemoteDestinations,
-            _ => OriginalSource::Never,
-        },
-        normalize: Normalize::default(),
-        policy_wait: POLICY_WAIT,
-        connect_timeout: CONNECT_TIMEOUT,
-        request_head_timeout: REQUEST_HEAD_TIMEOUT,
-        denied_body: DENIED_BODY.to_owned(),
-        reason_header: false,
-        http: HttpSettings::default(),
+impl Listener {
+    /// A listener of that direction with the defaults of everything else.
+    pub fn new(direction: Direction, transparent: bool) -> Self {
+        Self {
+            name: direction.as_str().to_owned(),
+            address: DEFAULT_ADDRESS,
+            additional_addresses: Vec::new(),
+            direction,
+            transparent,
+            reuse_port: true,
+            proxy_id: 0,
+            upstream: Upstream::OriginalDst,
+            endpoint: None,
+            original_source: match (direction, transparent) {
+                // Cilium's agent never asks for it on ingress (`spec/cilium-agent.md`, BpfMetadata).
+                (Direction::Egress, true) => OriginalSource::RemoteDestinations,
+                _ => OriginalSource::Never,
+            },
+            normalize: Normalize::default(),
+            policy_wait: POLICY_WAIT,
+            connect_timeout: CONNECT_TIMEOUT,
+            request_head_timeout: REQUEST_HEAD_TIMEOUT,
+            denied_body: DENIED_BODY.to_owned(),
+            reason_header: false,
+            http: HttpSettings::default(),
+        }
     }
 }
 
@@ -92,7 +96,7 @@ fn listener(field: &Field<'_>, names: &mut HashMap<String, u64>, bound: &mut Bou
     let directions = [("ingress", Direction::Ingress), ("egress", Direction::Egress)];
     let direction = section.read("direction", Direction::Ingress, |value| scalar::word(value, &directions));
     let transparent = section.read("transparent", true, scalar::boolean);
-    let defaults = defaults(direction, transparent);
+    let defaults = Listener::new(direction, transparent);
 
     let listener = Listener {
         name: name(&mut section, defaults.name, names),
@@ -100,6 +104,7 @@ fn listener(field: &Field<'_>, names: &mut HashMap<String, u64>, bound: &mut Bou
         additional_addresses: additional_addresses(&mut section),
         direction,
         transparent,
+        reuse_port: section.read("reuse_port", defaults.reuse_port, scalar::boolean),
         proxy_id: section.read("proxy_id", defaults.proxy_id, proxy_id),
         upstream: section.read("upstream", defaults.upstream, scalar::upstream),
         endpoint: section.read("endpoint", None, |value| scalar::ip_address(value).map(Some)),

@@ -142,6 +142,8 @@ pub struct Listener {
     pub direction: Direction,
     /// TPROXY mode: needs CAP_NET_ADMIN or CAP_NET_RAW; false needs no privilege.
     pub transparent: bool,
+    /// Whether each worker has a socket of its own (`SO_REUSEPORT`). One for all where BPF assigns connections to it.
+    pub reuse_port: bool,
     /// Matched against a rule's `proxy_id`; 0 for none.
     pub proxy_id: u16,
     /// Where allowed connections go.
@@ -172,6 +174,19 @@ pub struct Listener {
 pub struct HttpSettings {
     /// Whether a request that comes without `x-request-id` is forwarded with one.
     pub request_id: bool,
+}
+
+impl Listener {
+    /// All addresses to bind.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        std::iter::once(self.address).chain(self.additional_addresses.iter().copied())
+    }
+
+    /// Whether a socket that was opened for `other` does for this one, too.
+    pub fn shares_sockets_with(&self, other: &Self) -> bool {
+        let options = |listener: &Self| (listener.direction, listener.transparent, listener.reuse_port);
+        options(self) == options(other)
+    }
 }
 
 /// Where an allowed connection goes.

@@ -93,6 +93,7 @@ listeners:
     additional_addresses: ["[::1]:0"]
     direction: egress
     transparent: false
+    reuse_port: false
     proxy_id: 65535
     upstream: 127.0.0.1:8080
     endpoint: 10.244.2.232
@@ -130,7 +131,7 @@ listeners:
     let listener = &config.listeners[0];
     assert_eq!((listener.name.as_str(), listener.direction), ("load", Direction::Egress));
     assert_eq!(listener.additional_addresses, ["[::1]:0".parse().expect("address")]);
-    assert!(!listener.transparent && listener.reason_header && listener.http.request_id);
+    assert!(!listener.transparent && !listener.reuse_port && listener.reason_header && listener.http.request_id);
     assert_eq!(listener.proxy_id, 65535);
     let upstream = "127.0.0.1:8080".parse().expect("address");
     assert_eq!(listener.upstream, Upstream::Fixed(upstream));

@@ -1,6 +1,7 @@
 //! The control side: turns what control planes send into the one immutable value that workers decide by.
 
 pub mod directory;
+pub mod listeners;
 mod policies;
 pub mod secrets;
 mod watch;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tollgate_net::{AcceptError, Accepted};
 
-use super::connection::{Connection, ListenerContext};
+use super::connection::Connection;
 use super::serve::serve;
+use super::serving::Served;
 use crate::metrics::AcceptErrorKind;
 use crate::worker::{PanicCount, Worker};
 
@@ -15,11 +16,11 @@ use crate::worker::{PanicCount, Worker};
 /// stays in the queue meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until the worker drains; each connection becomes a task of its own.
-pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<ListenerContext>, socket: TcpListener) {
-    let subscription = worker.signals.subscribe();
+/// Accepts until the listener drains; each connection becomes a task of its own.
+pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<Served>, socket: TcpListener) {
+    let subscription = listener.signals().subscribe();
     loop {
-        if worker.signals.state().draining {
+        if listener.signals().state().draining {
             return;
         }
         let accepted = tokio::select! {
@@ -32,7 +33,7 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<ListenerContext>, socke
                 Ok(accepted) => spawn(&worker, &listener, accepted),
                 Err(error) => {
                     worker.flows.metrics().accept_error(AcceptErrorKind::Aborted);
-                    tracing::debug!(listener = %listener.name, %error, "accepted connection is unusable");
+                    tracing::debug!(listener = %listener.context().name, %error, "accepted connection is unusable");
                 }
             },
             Err(error) => {
@@ -40,11 +41,11 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<ListenerContext>, socke
                 match AcceptError::classify(&error) {
                     AcceptError::PerConnection => {}
                     AcceptError::Exhausted => {
-                        tracing::warn!(listener = %listener.name, %error, "accept failed; pausing");
+                        tracing::warn!(listener = %listener.context().name, %error, "accept failed; pausing");
                         tokio::time::sleep(PAUSE).await;
                     }
                     AcceptError::Fatal => {
-                        tracing::error!(listener = %listener.name, %error, "the listening socket is unusable; it accepts no more");
+                        tracing::error!(listener = %listener.context().name, %error, "the listening socket is unusable; it accepts no more");
                         return;
                     }
                 }
@@ -54,7 +55,8 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<ListenerContext>, socke
 }
 
 /// Starts the task of one connection. Whatever happens in it, a panic included, ends that connection only.
-fn spawn(worker: &Rc<Worker>, listener: &Rc<ListenerContext>, accepted: Accepted) {
+fn spawn(worker: &Rc<Worker>, served: &Rc<Served>, accepted: Accepted) {
+    let listener = &served.context();
     let metrics = worker.flows.metrics();
     let opened = metrics.connection_opened(listener.index);
     let Some(slot) = worker.slots.take() else {
@@ -65,7 +67,7 @@ fn spawn(worker: &Rc<Worker>, listener: &Rc<ListenerContext>, accepted: Accepted
     let panics = PanicCount::new(metrics);
     let connection = Connection::new(worker, listener, accepted.downstream, accepted.original_dst);
     let connection = Rc::new(connection);
-    tokio::task::spawn_local(async move {
+    served.spawn(async move {
         let _guards = (opened, slot, panics, entered);
         serve(connection, accepted.stream).await;
     });

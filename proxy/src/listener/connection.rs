@@ -14,7 +14,7 @@ use crate::config;
 use crate::control::World;
 use crate::flow::{FlowRecord, OpenFlow, Outcome, Protocol};
 use crate::reason::Reason;
-use crate::worker::{Subscription, Worker};
+use crate::worker::{Signals, Subscription, Worker};
 
 /// A listener as a worker sees it.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(crate) struct ListenerContext {
     /// The listener's name, in the form that records share.
     pub(crate) name: Arc<str>,
     pub(crate) index: crate::metrics::ListenerIndex,
+    /// What its connections react to.
+    pub(crate) signals: Rc<Signals>,
 }
 
 /// A downstream connection. Policy and identities are read anew for each decision; nothing of them is kept.
@@ -72,7 +74,7 @@ impl Connection {
             listener: Rc::clone(listener),
             downstream,
             original_dst,
-            subscription: worker.signals.subscribe(),
+            subscription: listener.signals.subscribe(),
             endpoint: endpoint.into(),
             identities: Cell::new(None),
         }
@@ -181,7 +183,8 @@ impl Connection {
             address.port() == self.original_dst.port()
                 && (address.ip().is_unspecified() || address.ip() == self.original_dst.ip())
         };
-        self.listener.config.upstream == config::Upstream::OriginalDst && self.worker.own_addresses.iter().any(own)
+        self.listener.config.upstream == config::Upstream::OriginalDst
+            && self.worker.own_addresses.borrow().iter().any(own)
     }
 }
 

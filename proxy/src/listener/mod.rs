@@ -3,3 +3,4 @@
 pub(crate) mod accept;
 pub(crate) mod connection;
 mod serve;
+pub(crate) mod serving;

@@ -13,7 +13,7 @@ use tollgate_xds::StreamStatus;
 
 use super::control::UpdateResult;
 use super::worker::{Count, DURATION_BOUNDS_US, DirectionCounters};
-use super::{AcceptErrorKind, ConnectResult, Families, process};
+use super::{AcceptErrorKind, ConnectResult, Families, MAX_LISTENERS, process};
 use crate::reason::Reason;
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
@@ -37,13 +37,20 @@ impl Collector for Families {
 
 impl Families {
     fn connections(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
+        let mut listeners: Vec<_> = self.listeners().iter().cloned().enumerate().collect();
+        for direction in DIRECTIONS {
+            let index = MAX_LISTENERS + direction as usize;
+            if self.sum(|worker| worker.listeners[index].opened.value()) > 0 {
+                listeners.push((index, ("(other)".to_owned(), direction)));
+            }
+        }
         let mut accepted = families.counter("tollgate_connections", "Accepted downstream connections")?;
-        for (index, (name, direction)) in self.listeners.iter().enumerate() {
+        for &(index, (ref name, direction)) in &listeners {
             let labels = [("listener", name.as_str()), ("direction", direction.as_str())];
             counter(&mut accepted, &labels, self.sum(|worker| worker.listeners[index].opened.value()))?;
         }
         let mut open = families.gauge("tollgate_connections_open", "Downstream connections open now")?;
-        for (index, (name, direction)) in self.listeners.iter().enumerate() {
+        for &(index, (ref name, direction)) in &listeners {
             let labels = [("listener", name.as_str()), ("direction", direction.as_str())];
             open.encode_family(&labels)?.encode_gauge(&self.connections_open(index))?;
         }

@@ -11,7 +11,7 @@ mod process;
 mod worker;
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use prometheus_client::registry::Registry;
@@ -19,11 +19,12 @@ use tollgate_policy::Direction;
 
 pub use control::{Control, PolicyGauges, UpdateResult};
 pub use exposition::Format;
-pub use worker::{AcceptErrorKind, ConnectResult, HeldConnection, ListenerIndex, OpenConnection, Worker};
+pub use worker::{
+    AcceptErrorKind, ConnectResult, HeldConnection, ListenerIndex, MAX_LISTENERS, OpenConnection, Worker,
+};
 
-use crate::config;
 use crate::flow::SinkCounters;
-use worker::Counters;
+use worker::{Counters, LISTENER_SLOTS};
 
 /// All metrics of the process.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub struct Metrics {
 #[derive(Debug)]
 struct Families {
     workers: Vec<Arc<Counters>>,
-    listeners: Vec<(String, Direction)>,
+    listeners: Mutex<Vec<(String, Direction)>>,
     control: Arc<Control>,
     sinks: OnceLock<Arc<[Arc<SinkCounters>]>>,
     streams: OnceLock<tollgate_xds::Status>,
@@ -45,12 +46,12 @@ struct Families {
 
 impl Metrics {
     /// Makes the counters of `workers` workers; the handles are in the order of the workers.
-    pub fn new(listeners: &[config::Listener], workers: usize) -> (Self, Vec<Worker>) {
-        let counters: Vec<_> = (0..workers).map(|_| Arc::new(Counters::new(listeners.len()))).collect();
+    pub fn new(workers: usize) -> (Self, Vec<Worker>) {
+        let counters: Vec<_> = (0..workers).map(|_| Arc::new(Counters::new())).collect();
         let handles = counters.iter().cloned().map(Worker::new).collect();
         let families = Arc::new(Families {
             workers: counters,
-            listeners: listeners.iter().map(|listener| (listener.name.clone(), listener.direction)).collect(),
+            listeners: Mutex::default(),
             control: Arc::new(Control::default()),
             sinks: OnceLock::new(),
             streams: OnceLock::new(),
@@ -59,6 +60,21 @@ impl Metrics {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&families)));
         (Self { families, registry }, handles)
+    }
+
+    /// Where the connections of a listener are counted; the same for the same name and direction, also when it comes back.
+    /// Listeners beyond [`MAX_LISTENERS`] are counted together, as `(other)`.
+    pub fn listener(&self, name: &str, direction: Direction) -> ListenerIndex {
+        let mut listeners = self.families.listeners();
+        let known = listeners.iter().position(|(known, of)| known == name && *of == direction);
+        ListenerIndex(match known {
+            Some(index) => index,
+            None if listeners.len() < MAX_LISTENERS => {
+                listeners.push((name.to_owned(), direction));
+                listeners.len() - 1
+            }
+            None => MAX_LISTENERS + direction as usize,
+        })
     }
 
     /// What the control thread sets and counts.
@@ -78,7 +94,7 @@ impl Metrics {
 
     /// Open downstream connections, all workers together.
     pub fn connections_open(&self) -> u64 {
-        (0..self.families.listeners.len()).map(|index| self.families.connections_open(index)).sum()
+        (0..LISTENER_SLOTS).map(|index| self.families.connections_open(index)).sum()
     }
 
     /// Lost flow records by [`crate::flow::Outcome`].
@@ -96,6 +112,10 @@ impl Metrics {
 }
 
 impl Families {
+    fn listeners(&self) -> MutexGuard<'_, Vec<(String, Direction)>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn sum(&self, value: impl Fn(&Counters) -> u64) -> u64 {
         self.workers.iter().fold(0, |sum, worker| sum.wrapping_add(value(worker)))
     }

@@ -32,7 +32,7 @@ fn request(outcome: Outcome, reason: Option<Reason>, duration_us: u64) -> FlowRe
 
 #[test]
 fn a_scrape_sums_over_workers() {
-    let (metrics, workers) = Metrics::new(&[], 2);
+    let (metrics, workers) = Metrics::new(2);
     for worker in &workers {
         worker.flow_finished(&request(Outcome::Denied, Some(Reason::RequestNotAllowed), 100));
         worker.bytes_up(Direction::Egress, 5);
@@ -68,11 +68,11 @@ fn a_scrape_sums_over_workers() {
 
 #[test]
 fn connections_are_open_while_their_guard_lives() {
-    let listener = config::Listener { name: "in\"g\\".into(), ..listener() };
-    let (metrics, workers) = Metrics::new(&[listener], 1);
+    let (metrics, workers) = Metrics::new(1);
+    let index = metrics.listener("in\"g\\", Direction::Ingress);
     let labels = r#"{listener="in\"g\\",direction="ingress"}"#;
-    let open = workers[0].connection_opened(ListenerIndex(0));
-    let closed = workers[0].connection_opened(ListenerIndex(0));
+    let open = workers[0].connection_opened(index);
+    let closed = workers[0].connection_opened(index);
     let held = workers[0].hold();
     drop(closed);
     let got = scrape(&metrics);
@@ -87,7 +87,7 @@ fn connections_are_open_while_their_guard_lives() {
 
 #[test]
 fn control_values_are_scraped() {
-    let (metrics, _workers) = Metrics::new(&[], 1);
+    let (metrics, _workers) = Metrics::new(1);
     let control = metrics.control();
     let policy = PolicyGauges { generation: 7, endpoints: 3, quarantined_rules: 1, conflicts: 2 };
     control.policy_in_force(policy, SystemTime::UNIX_EPOCH + Duration::from_millis(1500));
@@ -107,7 +107,8 @@ fn control_values_are_scraped() {
 
 #[test]
 fn every_sample_of_the_classic_format_has_its_type() {
-    let (metrics, _workers) = Metrics::new(&[listener()], 1);
+    let (metrics, _workers) = Metrics::new(1);
+    metrics.listener("ingress", Direction::Ingress);
     let text = metrics.encode(Format::Prometheus).unwrap();
     let mut family = String::new();
     for line in text.lines() {
@@ -133,24 +134,17 @@ fn the_accept_field_chooses_the_format() {
     assert_eq!(Format::for_accept(None), Format::Prometheus);
 }
 
-fn listener() -> config::Listener {
-    use config::{EscapedSlashes, Listener, Normalize, OriginalSource, Upstream};
-    Listener {
-        name: "ingress".into(),
-        address: ([127, 0, 0, 1], 0).into(),
-        additional_addresses: Vec::new(),
-        direction: Direction::Ingress,
-        transparent: false,
-        proxy_id: 0,
-        upstream: Upstream::OriginalDst,
-        endpoint: None,
-        original_source: OriginalSource::Never,
-        normalize: Normalize { path: true, merge_slashes: true, escaped_slashes: EscapedSlashes::Keep },
-        policy_wait: Duration::ZERO,
-        connect_timeout: Duration::ZERO,
-        request_head_timeout: Duration::ZERO,
-        denied_body: String::new(),
-        reason_header: false,
-        http: config::HttpSettings::default(),
+#[test]
+fn the_series_of_listeners_are_bounded() {
+    let (metrics, workers) = Metrics::new(1);
+    let first = metrics.listener("0", Direction::Ingress);
+    for number in 1..MAX_LISTENERS + 5 {
+        let _open = workers[0].connection_opened(metrics.listener(&number.to_string(), Direction::Ingress));
     }
+    assert_eq!(metrics.listener("0", Direction::Ingress), first, "one that comes back goes on counting");
+    let got = scrape(&metrics);
+    assert_eq!(got[r#"tollgate_connections_total{listener="61",direction="ingress"}"#], 1.0);
+    assert_eq!(got[r#"tollgate_connections_total{listener="(other)",direction="ingress"}"#], 5.0);
+    assert!(!got.contains_key(r#"tollgate_connections_total{listener="62",direction="ingress"}"#));
+    assert!(!got.contains_key(r#"tollgate_connections_total{listener="(other)",direction="egress"}"#));
 }

@@ -16,9 +16,14 @@ pub(super) const DURATION_BOUNDS_US: [u64; 16] = [
     5_000_000, 10_000_000,
 ];
 
-/// A listener's position in `Config::listeners`.
+/// Listeners with counters of their own. A control plane names listeners as it likes; the series that they cost are bounded.
+pub const MAX_LISTENERS: usize = 62;
+/// Those, and one for all others of each direction.
+pub(super) const LISTENER_SLOTS: usize = MAX_LISTENERS + 2;
+
+/// Where a listener's connections are counted; see [`super::Metrics::listener`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ListenerIndex(pub usize);
+pub struct ListenerIndex(pub(super) usize);
 
 /// Why `accept` failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +105,7 @@ pub(super) struct DirectionCounters {
     pub(super) duration_sum_us: Count,
 }
 
-/// Per configured listener.
+/// Per listener.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct ListenerCounters {
@@ -129,10 +134,10 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    pub(super) fn new(listeners: usize) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             directions: Default::default(),
-            listeners: (0..listeners).map(|_| ListenerCounters::default()).collect(),
+            listeners: (0..LISTENER_SLOTS).map(|_| ListenerCounters::default()).collect(),
             refusals: std::array::from_fn(|_| Count::default()),
             failures: std::array::from_fn(|_| Count::default()),
             upstream_connects: Default::default(),
@@ -160,9 +165,9 @@ impl Worker {
         Self { counters, one_thread: PhantomData }
     }
 
-    /// A worker without listeners whose counters nobody reads.
+    /// A worker whose counters nobody reads.
     pub fn for_test() -> Self {
-        Self::new(Arc::new(Counters::new(0)))
+        Self::new(Arc::new(Counters::new()))
     }
 
     /// Counts a finished flow: one HTTP request, or one connection that was passed as TCP or refused before HTTP.

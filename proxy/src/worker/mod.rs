@@ -3,7 +3,7 @@
 
 mod signals;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,9 +24,8 @@ pub(crate) struct Worker {
     pub(crate) world: Arc<WorldStore>,
     pub(crate) flows: Rc<FlowSender>,
     pub(crate) buffers: Rc<BufferPool>,
-    pub(crate) signals: Rc<Signals>,
     /// Addresses of our own listeners: a flow that would reach one of them is a loop.
-    pub(crate) own_addresses: Arc<[SocketAddr]>,
+    pub(crate) own_addresses: RefCell<Vec<SocketAddr>>,
     pub(crate) slots: ConnectionSlots,
     /// Connections held for a policy now.
     pub(crate) held: Cell<usize>,

@@ -12,15 +12,15 @@ use slab::Slab;
 /// What connections react to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
-    /// Generation of the newest world that this worker was told of.
+    /// Generation of the newest world that the worker was told of.
     pub(crate) generation: u64,
-    /// The process is ending: finish what is under way, begin nothing.
+    /// The process, or only the listener, is ending: finish what is under way, begin nothing.
     pub(crate) draining: bool,
     /// The time for that is over: whoever moves bytes resets both ends now, so that no peer takes a part for the whole.
     pub(crate) stopping: bool,
 }
 
-/// The worker's end.
+/// The end that tells; each listener of a worker has one.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     state: Cell<State>,

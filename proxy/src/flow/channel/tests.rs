@@ -140,7 +140,7 @@ proptest! {
     /// numbers are exactly the losses, and no denial is lost while an allowed flow gets in.
     #[test]
     fn losses_are_exact(capacity in 8_usize..40, steps in prop::collection::vec(step(), 0..300)) {
-        let (metrics, workers) = Metrics::new(&[], 1);
+        let (metrics, workers) = Metrics::new(1);
         let (senders, mut consumer) = channel(workers, capacity);
         let mut sent = [0_u64; 3];
         let mut out: Vec<Sequenced> = Vec::new();

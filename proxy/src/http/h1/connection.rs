@@ -164,7 +164,7 @@ impl Session<'_> {
     /// Waits between requests. False when the connection ends: the client closed it, its upstream did, or we drain.
     async fn wait_for_bytes(&mut self, reader: &mut ReadHalf<'_>) -> bool {
         loop {
-            if self.connection.worker.signals.state().draining {
+            if self.connection.listener.signals.state().draining {
                 return false;
             }
             let upstream_ended = async {
@@ -204,7 +204,7 @@ impl Session<'_> {
     /// Sends an answer of our own and makes the connection ready for what follows, if anything can follow.
     async fn reply(&mut self, reply: Reply, reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) -> Next {
         let Reply { reply, mut flow, reason, body, expects_continue, to_head, close } = reply;
-        let draining = self.connection.worker.signals.state().draining;
+        let draining = self.connection.listener.signals.state().draining;
         let keep = !reply.close && !close && !draining && !expects_continue && body.is_some();
         let keep = keep && !matches!(body, Some(RequestBody::Length(DISCARD_LIMIT..)));
         if let Some(http) = &mut flow.record_mut().http {

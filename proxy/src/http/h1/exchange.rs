@@ -311,7 +311,7 @@ impl ResponseReceiver<'_> {
         };
         let mut relay = Relay { cursor, trailers: None, count: &self.progress.down, needs_sender: false };
         // Not `subscription.see()`: that would hide a change of policy from the task that judges again.
-        let draining = self.connection.worker.signals.state().draining;
+        let draining = self.connection.listener.signals.state().draining;
         // What came with the head goes out with it.
         let body = relay
             .cursor

@@ -68,7 +68,7 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
     let connection = &shared.connection;
     let mut ending = false;
     loop {
-        if connection.worker.signals.state().draining && !ending {
+        if connection.listener.signals.state().draining && !ending {
             ending = true;
             server.graceful_shutdown();
         }

@@ -47,7 +47,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         return reply(&mut respond, &redirect, &mut flow, Outcome::Denied, Reason::PathRedirect);
     }
     // Each stream waits for changes of its own: the connection's subscription tells one waiter only.
-    let changes = connection.worker.signals.subscribe();
+    let changes = connection.listener.signals.subscribe();
     let generation = connection.world_generation();
     let judged = connection.judge_request(&head.policy_view());
     let (permit, edits) = match judged.verdict {

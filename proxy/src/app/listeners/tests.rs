@@ -1,0 +1,226 @@
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tollgate_policy::{NetworkPolicy, Snapshot};
+use tollgate_proto::cilium;
+
+use super::*;
+use crate::app::workers::{self, Phase, Seed};
+use crate::config::Upstream;
+use crate::control::WorldStore;
+use crate::flow;
+use crate::identity::IdentityTable;
+use crate::worker::ConnectionSlots;
+
+/// Far longer than anything takes.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Longer than a test runs.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Two workers that admit every connection to 127.0.0.1, and their listeners.
+struct World {
+    listeners: Listeners,
+    _phase: watch::Sender<Phase>,
+    _records: flow::FlowConsumer,
+}
+
+fn world(drain_timeout: Duration) -> World {
+    const WORKERS: usize = 2;
+    let (metrics, counters) = Metrics::new(WORKERS);
+    let (senders, records) = flow::channel(counters, 64);
+    let store = Arc::new(WorldStore::new(IdentityTable::new([]).unwrap()));
+    let policy = cilium::NetworkPolicy {
+        endpoint_ips: vec!["127.0.0.1".into()],
+        endpoint_id: 1,
+        ingress_per_port_policies: vec![cilium::PortNetworkPolicy::default()],
+        ..cilium::NetworkPolicy::default()
+    };
+    let mut builder = Snapshot::empty().update();
+    builder.replace_all([NetworkPolicy::try_from(&policy).unwrap()]);
+    store.publish_policy(builder.build());
+    let phase = watch::Sender::new(Phase::Serve);
+    let (ended, _) = mpsc::channel(1);
+    let (commands, received): (Vec<_>, Vec<_>) = (0..WORKERS).map(|_| mpsc::channel(4)).unzip();
+    for (index, (flows, commands)) in senders.into_iter().zip(received).enumerate() {
+        let seed = Seed {
+            index,
+            world: Arc::clone(&store),
+            flows,
+            slots: ConnectionSlots::new(100),
+            commands,
+            phase: phase.subscribe(),
+            ended: ended.clone(),
+        };
+        workers::start(seed).unwrap();
+    }
+    World { listeners: Listeners::new(commands, Arc::new(metrics), drain_timeout), _phase: phase, _records: records }
+}
+
+/// Greets each connection with `greeting`, and keeps it open until the client ends it.
+fn upstream(greeting: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                stream.write_all(greeting).unwrap();
+                let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+            });
+        }
+    });
+    address
+}
+
+/// A listener on a port of 127.0.0.1 that is free now.
+fn listener(name: &str, upstream: SocketAddr) -> config::Listener {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    config::Listener {
+        name: name.to_owned(),
+        address: free,
+        upstream: Upstream::Fixed(upstream),
+        ..config::Listener::new(Direction::Ingress, false)
+    }
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+fn read(stream: &mut TcpStream) -> u8 {
+    let mut byte = [0];
+    stream.read_exact(&mut byte).unwrap();
+    byte[0]
+}
+
+/// A connection through the proxy still carries bytes.
+fn echoes(stream: &mut TcpStream) -> bool {
+    stream.write_all(b"e").is_ok() && read(stream) == b'e'
+}
+
+/// Inodes of the sockets that listen on `address`.
+fn inodes(address: SocketAddr) -> Vec<String> {
+    let port = format!(":{:04X}", address.port());
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let listening = fields.filter(|fields| fields[1].ends_with(&port) && fields[3] == "0A");
+    let mut inodes: Vec<_> = listening.map(|fields| fields[9].to_owned()).collect();
+    inodes.sort();
+    inodes
+}
+
+#[tokio::test]
+async fn a_listener_is_in_service_when_the_change_returns() {
+    let world = world(LONG);
+    let upstream = upstream(b"a");
+    let own = listener("own", upstream);
+    let one = config::Listener { reuse_port: false, ..listener("one", upstream) };
+    assert_eq!(world.listeners.serve(&[own.clone(), one.clone()]).await, []);
+    assert_eq!((inodes(own.address).len(), inodes(one.address).len()), (2, 1));
+    for address in [own.address, one.address] {
+        for _ in 0..8 {
+            assert_eq!(read(&mut connect(address)), b'a');
+        }
+    }
+    let shown = world.listeners.bound();
+    assert_eq!(shown.iter().map(|listener| &*listener.name).collect::<Vec<_>>(), ["own", "one"]);
+}
+
+#[tokio::test]
+async fn the_same_again_is_not_touched_and_other_settings_keep_the_sockets() {
+    let world = world(LONG);
+    let (a, b) = (upstream(b"a"), upstream(b"b"));
+    let before = listener("l", a);
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&before)).await, []);
+    let sockets = inodes(before.address);
+    let mut open = connect(before.address);
+    assert_eq!(read(&mut open), b'a');
+
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&before)).await, []);
+    assert!(inodes(before.address) == sockets && echoes(&mut open));
+
+    let after = config::Listener { upstream: Upstream::Fixed(b), ..before.clone() };
+    assert_eq!(world.listeners.serve(&[after]).await, []);
+    assert_eq!(read(&mut connect(before.address)), b'b', "new connections get the new settings");
+    assert!(inodes(before.address) == sockets && echoes(&mut open));
+}
+
+#[tokio::test]
+async fn addresses_come_and_go_one_by_one() {
+    let world = world(LONG);
+    let upstream = upstream(b"a");
+    let (first, second) = (listener("l", upstream), listener("l", upstream));
+    let both = config::Listener { additional_addresses: vec![second.address], ..first.clone() };
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&first)).await, []);
+    let sockets = inodes(first.address);
+    assert_eq!(world.listeners.serve(&[both]).await, []);
+    assert_eq!(inodes(first.address), sockets);
+    assert_eq!(read(&mut connect(second.address)), b'a');
+    let mut open = connect(first.address);
+    assert_eq!(read(&mut open), b'a');
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&second)).await, []);
+    assert!(TcpStream::connect(first.address).is_err());
+    assert_eq!(read(&mut connect(second.address)), b'a');
+    assert!(echoes(&mut open), "a connection outlives the address that it came by");
+}
+
+#[tokio::test]
+async fn a_removed_listener_accepts_nothing_and_resets_what_does_not_end() {
+    let world = world(Duration::from_millis(300));
+    let listener = listener("l", upstream(b"a"));
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&listener)).await, []);
+    let mut open = connect(listener.address);
+    assert_eq!(read(&mut open), b'a');
+    assert_eq!(world.listeners.serve(&[]).await, []);
+    assert!(TcpStream::connect(listener.address).is_err());
+    assert!(world.listeners.bound().is_empty());
+    let end = open.read(&mut [0]).unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn an_address_in_use_fails_that_listener_alone_and_keeps_its_last_good_form() {
+    let world = world(LONG);
+    let upstream = upstream(b"a");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (good, other) = (listener("good", upstream), listener("other", upstream));
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&good)).await, []);
+    let moved = config::Listener { address: taken.local_addr().unwrap(), ..good.clone() };
+    let unserved = world.listeners.serve(&[moved.clone(), other.clone()]).await;
+    let [Unserved { name, reason }] = &unserved[..] else { panic!("{unserved:?}") };
+    assert_eq!(name, "good");
+    assert!(reason.contains("Address already in use"), "{reason}");
+    assert!(reason.contains(&moved.address.to_string()), "{reason}");
+    for address in [good.address, other.address] {
+        assert_eq!(read(&mut connect(address)), b'a');
+    }
+}
+
+#[tokio::test]
+async fn what_a_socket_is_opened_with_can_change() {
+    let world = world(LONG);
+    let one = config::Listener { reuse_port: false, ..listener("l", upstream(b"a")) };
+    let each = config::Listener { reuse_port: true, ..one.clone() };
+    for (listener, sockets) in [(&one, 1), (&each, 2), (&one, 1)] {
+        assert_eq!(world.listeners.serve(std::slice::from_ref(listener)).await, []);
+        assert_eq!(inodes(one.address).len(), sockets);
+        assert_eq!(read(&mut connect(one.address)), b'a');
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_keeps_its_names_and_listeners() {
+    let world = world(LONG);
+    let upstream = upstream(b"a");
+    let configured = listener("l", upstream);
+    world.listeners.open_configured(&configured).unwrap();
+    let unserved = world.listeners.serve(&[listener("l", upstream)]).await;
+    assert!(unserved[0].reason.contains("the configuration has a listener of that name"), "{unserved:?}");
+    assert_eq!(world.listeners.serve(&[]).await, []);
+    assert_eq!(read(&mut connect(configured.address)), b'a');
+}

@@ -1,0 +1,289 @@
+//! The listeners of one worker: taken into service, changed and taken out again while it runs.
+//!
+//! The control side decides and opens sockets; a worker obeys. A listener that is taken out lets its connections end in
+//! order, as a draining process does, and resets what is left when its time is over. One that comes back meanwhile takes
+//! up its connections again.
+
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinHandle};
+
+use super::accept;
+use super::connection::ListenerContext;
+use crate::config;
+use crate::metrics::ListenerIndex;
+use crate::worker::{Signals, State, Worker};
+
+/// Time for connections to reset their ends once they are told to stop.
+pub(crate) const CUT: Duration = Duration::from_millis(100);
+
+/// What the control side asks of a worker.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Accept connections on a listener, or go on with other settings.
+    Serve(Box<Serve>),
+    /// Accept no more, and end what is open.
+    Remove {
+        /// The listener.
+        name: String,
+        /// Time for its connections to end.
+        drain: Duration,
+        done: Done,
+    },
+}
+
+/// A listener to serve from now on.
+#[derive(Debug)]
+pub(crate) struct Serve {
+    pub(crate) config: config::Listener,
+    pub(crate) index: ListenerIndex,
+    /// Addresses to accept on besides those that stay, each with a socket of this worker.
+    pub(crate) open: Vec<(SocketAddr, std::net::TcpListener)>,
+    /// Addresses to accept on no longer.
+    pub(crate) close: Vec<SocketAddr>,
+    pub(crate) done: Done,
+}
+
+/// Dropped when a command is carried out; takes the first thing that went wrong with it.
+pub(crate) type Done = mpsc::Sender<io::Error>;
+
+/// A listener that a worker serves.
+#[derive(Debug)]
+pub(crate) struct Served {
+    /// What new connections get. Those that are open keep what they were accepted with.
+    context: RefCell<Rc<ListenerContext>>,
+    signals: Rc<Signals>,
+    /// What the process is told.
+    process: Cell<State>,
+    leaving: Cell<Leaving>,
+    /// Tasks of open connections.
+    connections: RefCell<Slab<AbortHandle>>,
+}
+
+/// How far a listener is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Leaving {
+    No,
+    /// Connections end when their exchanges do.
+    Draining,
+    /// Connections end now.
+    Stopping,
+}
+
+impl Served {
+    fn new(context: ListenerContext) -> Rc<Self> {
+        Rc::new(Self {
+            signals: Rc::clone(&context.signals),
+            context: RefCell::new(Rc::new(context)),
+            process: Cell::default(),
+            leaving: Cell::new(Leaving::No),
+            connections: RefCell::default(),
+        })
+    }
+
+    /// What a new connection gets.
+    pub(crate) fn context(&self) -> Rc<ListenerContext> {
+        Rc::clone(&self.context.borrow())
+    }
+
+    /// For the accept loops.
+    pub(crate) fn signals(&self) -> &Rc<Signals> {
+        &self.signals
+    }
+
+    /// Starts the task of a connection.
+    pub(crate) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        // A task begins to run only after this function has returned.
+        let key = self.connections.borrow().vacant_key();
+        let open = Tracked { served: Rc::clone(self), key };
+        let task = tokio::task::spawn_local(async move {
+            let _open = open;
+            task.await;
+        });
+        self.connections.borrow_mut().insert(task.abort_handle());
+    }
+
+    fn follow(&self, process: State) {
+        self.process.set(process);
+        self.tell();
+    }
+
+    fn leave(&self, leaving: Leaving) {
+        self.leaving.set(leaving);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let (process, leaving) = (self.process.get(), self.leaving.get());
+        self.signals.set(State {
+            generation: process.generation,
+            draining: process.draining || leaving >= Leaving::Draining,
+            stopping: process.stopping || leaving == Leaving::Stopping,
+        });
+    }
+
+    /// Ends the connections that did not end themselves.
+    fn cut(&self) {
+        self.connections.borrow().iter().for_each(|(_, task)| task.abort());
+    }
+}
+
+/// Takes a connection's task off the list when it ends.
+struct Tracked {
+    served: Rc<Served>,
+    key: usize,
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.served.connections.borrow_mut().try_remove(self.key);
+    }
+}
+
+/// All listeners of one worker.
+pub(crate) struct Serving {
+    worker: Rc<Worker>,
+    process: State,
+    listeners: HashMap<String, Entry>,
+    /// Taken out, and replaced by something that cannot take up their connections.
+    replaced: Vec<Entry>,
+}
+
+struct Entry {
+    served: Rc<Served>,
+    accepting: BTreeMap<SocketAddr, JoinHandle<()>>,
+    /// Ends the connections of a listener that was taken out.
+    ending: Option<JoinHandle<()>>,
+}
+
+impl Serving {
+    pub(crate) fn new(worker: Rc<Worker>) -> Self {
+        Self { worker, process: State::default(), listeners: HashMap::new(), replaced: Vec::new() }
+    }
+
+    /// Tells every connection what the process is told.
+    pub(crate) fn follow(&mut self, process: State) {
+        self.process = process;
+        self.replaced.retain(|entry| !entry.is_over());
+        self.listeners.retain(|_, entry| !entry.is_over());
+        self.listeners.values().chain(&self.replaced).for_each(|entry| entry.served.follow(process));
+    }
+
+    /// Carries out a command. When it returns, new connections are accepted as it says.
+    pub(crate) async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Serve(serve) => self.serve(*serve).await,
+            Command::Remove { name, drain, done } => {
+                if let Some(entry) = self.listeners.get_mut(&name) {
+                    entry.remove(drain).await;
+                }
+                self.note_own_addresses();
+                drop(done);
+            }
+        }
+    }
+
+    async fn serve(&mut self, serve: Serve) {
+        let Serve { config, index, open, close, done } = serve;
+        let name = config.name.clone();
+        if let Some(entry) = self.listeners.remove(&name) {
+            if entry.ending.is_some() && !entry.served.context().config.shares_sockets_with(&config) {
+                self.replaced.push(entry);
+            } else {
+                self.listeners.insert(name.clone(), entry);
+            }
+        }
+        // Each worker has its own copy of the name: a shared reference count would bounce between their caches.
+        let context = |signals| ListenerContext { name: Arc::from(config.name.as_str()), config, index, signals };
+        let entry = match self.listeners.entry(name) {
+            std::collections::hash_map::Entry::Occupied(entry) => {
+                let entry = entry.into_mut();
+                entry.resume(context).await;
+                entry
+            }
+            std::collections::hash_map::Entry::Vacant(vacant) => {
+                let served = Served::new(context(Rc::default()));
+                served.follow(self.process);
+                vacant.insert(Entry { served, accepting: BTreeMap::new(), ending: None })
+            }
+        };
+        for address in close {
+            entry.close(address).await;
+        }
+        for (address, socket) in open {
+            match TcpListener::from_std(socket) {
+                Ok(socket) => {
+                    let run = accept::run(Rc::clone(&self.worker), Rc::clone(&entry.served), socket);
+                    entry.accepting.insert(address, tokio::task::spawn_local(run));
+                }
+                Err(error) => {
+                    tracing::error!(%address, %error, "a worker cannot accept from a socket");
+                    // Fails only when nobody waits for the outcome, or has the first error already.
+                    let _ = done.try_send(error);
+                }
+            }
+        }
+        self.note_own_addresses();
+    }
+
+    /// A flow to one of our own listeners is a loop.
+    fn note_own_addresses(&self) {
+        let addresses = self.listeners.values().flat_map(|entry| entry.accepting.keys().copied());
+        *self.worker.own_addresses.borrow_mut() = addresses.collect();
+    }
+}
+
+impl Entry {
+    /// Whether the listener was taken out, and its last connection has ended.
+    fn is_over(&self) -> bool {
+        self.ending.is_some() && self.served.connections.borrow().is_empty()
+    }
+
+    /// Goes on with other settings, for connections to come.
+    async fn resume(&mut self, context: impl FnOnce(Rc<Signals>) -> ListenerContext) {
+        if let Some(ending) = self.ending.take() {
+            ending.abort();
+            let _ = ending.await;
+        }
+        self.served.context.replace(Rc::new(context(Rc::clone(&self.served.signals))));
+        self.served.leave(Leaving::No);
+    }
+
+    /// Closes the socket of `address`.
+    async fn close(&mut self, address: SocketAddr) {
+        if let Some(accepting) = self.accepting.remove(&address) {
+            accepting.abort();
+            // The socket is closed when the task is gone, not before.
+            let _ = accepting.await;
+        }
+    }
+
+    async fn remove(&mut self, drain: Duration) {
+        while let Some(&address) = self.accepting.keys().next() {
+            self.close(address).await;
+        }
+        self.served.leave(Leaving::Draining);
+        if let Some(ending) = self.ending.take() {
+            ending.abort();
+        }
+        let served = Rc::clone(&self.served);
+        self.ending = Some(tokio::task::spawn_local(async move {
+            tokio::time::sleep(drain).await;
+            served.leave(Leaving::Stopping);
+            tokio::time::sleep(CUT).await;
+            served.cut();
+        }));
+    }
+}

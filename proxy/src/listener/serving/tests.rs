@@ -1,0 +1,114 @@
+use std::cell::Cell;
+
+use tokio::sync::Notify;
+use tollgate_policy::Direction;
+
+use super::*;
+use crate::control::WorldStore;
+use crate::flow;
+use crate::http::BufferPool;
+use crate::identity::IdentityTable;
+use crate::metrics::Metrics;
+use crate::worker::ConnectionSlots;
+
+/// Longer than a test runs.
+const LONG: Duration = Duration::from_secs(600);
+
+fn serving() -> (Serving, ListenerIndex) {
+    let (metrics, counters) = Metrics::new(1);
+    let (senders, _) = flow::channel(counters, 1);
+    let worker = Worker {
+        world: Arc::new(WorldStore::new(IdentityTable::new([]).unwrap())),
+        flows: Rc::new(senders.into_iter().next().unwrap()),
+        buffers: Rc::new(BufferPool::default()),
+        own_addresses: RefCell::default(),
+        slots: ConnectionSlots::new(1),
+        held: Cell::default(),
+        open: Cell::default(),
+        all_closed: Notify::new(),
+    };
+    (Serving::new(Rc::new(worker)), metrics.listener("l", Direction::Ingress))
+}
+
+fn serve(index: ListenerIndex, direction: Direction) -> Command {
+    let config = config::Listener { name: "l".into(), ..config::Listener::new(direction, false) };
+    let (done, _) = mpsc::channel(1);
+    Command::Serve(Box::new(Serve { config, index, open: Vec::new(), close: Vec::new(), done }))
+}
+
+fn remove(drain: Duration) -> Command {
+    Command::Remove { name: "l".into(), drain, done: mpsc::channel(1).0 }
+}
+
+/// Runs `test` as a worker runs its tasks.
+fn on_a_worker(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, test);
+}
+
+/// A connection that never ends by itself; the count tells whether its task is there.
+fn connection(serving: &Serving) -> (Rc<Served>, Rc<()>) {
+    let served = Rc::clone(&serving.listeners["l"].served);
+    let alive = Rc::new(());
+    let held = Rc::clone(&alive);
+    served.spawn(async move {
+        let _held = held;
+        std::future::pending().await
+    });
+    (served, alive)
+}
+
+#[test]
+fn a_removed_listener_drains_stops_and_is_cut() {
+    on_a_worker(async {
+        let (mut serving, index) = serving();
+        serving.obey(serve(index, Direction::Ingress)).await;
+        let (served, alive) = connection(&serving);
+        serving.obey(remove(LONG)).await;
+        assert!(served.signals().state().draining && !served.signals().state().stopping);
+        assert_eq!(Rc::strong_count(&alive), 2);
+        serving.obey(remove(Duration::ZERO)).await;
+        let mut changes = vec![served.signals().state().stopping];
+        let cut = async {
+            while Rc::strong_count(&alive) > 1 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                changes.push(served.signals().state().stopping);
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), cut).await.expect("what does not stop is dropped");
+        changes.dedup();
+        assert_eq!(changes, [false, true]);
+        serving.follow(State::default());
+        assert!(serving.listeners.is_empty());
+    });
+}
+
+#[test]
+fn a_listener_that_comes_back_keeps_its_connections() {
+    on_a_worker(async {
+        let (mut serving, index) = serving();
+        serving.obey(serve(index, Direction::Ingress)).await;
+        let (served, alive) = connection(&serving);
+        serving.obey(remove(LONG)).await;
+        serving.obey(serve(index, Direction::Ingress)).await;
+        assert_eq!(served.signals().state(), State::default());
+        assert!(serving.listeners["l"].ending.is_none() && Rc::ptr_eq(&serving.listeners["l"].served, &served));
+        assert_eq!(Rc::strong_count(&alive), 2);
+    });
+}
+
+#[test]
+fn a_listener_of_the_other_direction_does_not() {
+    on_a_worker(async {
+        let (mut serving, index) = serving();
+        serving.obey(serve(index, Direction::Ingress)).await;
+        let (served, _alive) = connection(&serving);
+        serving.obey(remove(LONG)).await;
+        serving.obey(serve(index, Direction::Egress)).await;
+        assert!(served.signals().state().draining);
+        let process = State { generation: 7, ..State::default() };
+        serving.follow(process);
+        assert_eq!(served.signals().state().generation, 7, "what drains still follows policy");
+        assert_eq!(serving.listeners["l"].served.signals().state(), process);
+    });
+}
