@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use crate::admin::{self, AdminState, Surface};
 use crate::config::{Config, Identities, ListenAddress, PolicySource};
 use crate::control::directory::Directory;
+use crate::control::listeners::{Clusters, ListenerHandler, Report};
 use crate::control::secrets::SecretFiles;
 use crate::control::{self, Control, WorldStore};
 use crate::flow::{self, FlowLog, FlowSettings, FlowThread};
@@ -223,10 +224,18 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         tasks.spawn(Arc::clone(&control).follow_secrets(files));
     }
     let mut streams = None;
+    let (report, clusters) = (Report::default(), Clusters::default());
     match &config.policy_source {
         PolicySource::Xds { address, mode } => {
             let client =
                 control::xds::client(&config.node, address, *mode, &config.identities, &control).context("xds")?;
+            let client = match config.dynamic_listeners {
+                true => client.subscribe(tollgate_xds::CLUSTER, clusters.handler()).subscribe(
+                    tollgate_xds::LISTENER,
+                    ListenerHandler::new(Arc::clone(&side.listeners), report.clone()),
+                ),
+                false => client,
+            };
             side.metrics.watch_streams(client.status());
             streams = Some(client.status());
             tasks.spawn(client.run());
@@ -241,6 +250,8 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         control,
         streams,
         listeners: side.listeners,
+        report,
+        clusters,
         readiness: side.readiness.clone(),
     };
     let state = Arc::new(AdminState {

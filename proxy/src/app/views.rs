@@ -12,6 +12,7 @@ use super::listeners::Listeners;
 use crate::admin::{Actions, BoundListener, Views};
 use crate::config::{Config, Normalize, PolicySource};
 use crate::control::Control;
+use crate::control::listeners::{Clusters, Report, Reported};
 use crate::explanation::{self, Asked, Enforced, Explained};
 use crate::readiness::Readiness;
 
@@ -21,6 +22,8 @@ pub(super) struct ProcessViews {
     pub(super) control: Arc<Control>,
     pub(super) streams: Option<Status>,
     pub(super) listeners: Arc<Listeners>,
+    pub(super) report: Report,
+    pub(super) clusters: Clusters,
     pub(super) readiness: Readiness,
 }
 
@@ -86,6 +89,11 @@ impl Views for ProcessViews {
             json!({ "name": open.config.name, "addresses": addresses, "origin": open.origin.as_str() })
         });
         status.insert("listeners".into(), listeners.collect());
+        let Reported { inactive, ignored } = self.report.read();
+        let inactive = inactive.into_iter().map(|(name, reason)| json!({ "name": name, "reason": reason }));
+        status.insert("listeners_not_served".into(), inactive.collect());
+        let ignored = ignored.into_iter().map(|(name, settings)| json!({ "name": name, "settings": settings }));
+        status.insert("listener_settings_without_effect".into(), ignored.collect());
         status.insert("limits".into(), json!({ "connections": self.config.max_connections }));
         status.insert("draining".into(), json!(self.readiness.waiting_for().iter().any(|what| what == "draining")));
         status
@@ -108,8 +116,12 @@ impl Views for ProcessViews {
                 })
                 .collect()
         });
+        let in_service = self.listeners.in_service();
+        let listeners = in_service.iter().map(|open| crate::config::listener_to_json(&open.config));
         json!({
             "configuration": crate::config::to_json(&self.config),
+            "listeners": listeners.collect::<Value>(),
+            "clusters": self.clusters.names(),
             "networkpolicies": policies,
             "identities": identities,
         })

@@ -62,6 +62,9 @@ fn findings(status: &Map<String, Value>) -> Vec<String> {
             findings.push(format!("{meaning}: {}", inline(item)));
         }
     }
+    for item in list(status.get("listeners_not_served")) {
+        findings.push(format!("listener not served as the control plane asks: {}", inline(item)));
+    }
     for stream in list(status.get("xds")) {
         if stream.get("connected") == Some(&Value::Bool(false)) {
             let member = |name: &str| stream.get(name).map(inline).unwrap_or_default();
@@ -196,6 +199,7 @@ mod tests {
                 "conflicts": [{ "endpoint": "10.0.0.1", "enforced": ["1", "2"] }],
                 "missing_secrets": [{ "name": "token", "reason": "is not delivered" }],
             },
+            "listeners_not_served": [{ "name": "lb", "reason": "no cleartext" }],
             "xds": [{ "type_url": "t", "connected": false, "last_error": "refused by peer" }],
         }));
         assert_eq!(
@@ -206,6 +210,7 @@ mod tests {
                 "not enforced as written: rule=69 element=port reason=\\u{1b}[31mbad",
                 "claimed by several policies: endpoint=10.0.0.1 enforced=(1, 2)",
                 "secret missing, so the rules that need it admit nothing: name=token reason=\"is not delivered\"",
+                "listener not served as the control plane asks: name=lb reason=\"no cleartext\"",
                 "control plane not connected: t: refused by peer",
             ]
         );

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{AccessLog, Config, EscapedSlashes, Identities, Listener, OriginalSource, PolicySource, Upstream, XdsMode};
+use super::{
+    AccessLog, Agent, Config, EscapedSlashes, Identities, Listener, OriginalSource, PolicySource, Upstream, XdsMode,
+};
 
 /// Every key with the value in force, for `/config_dump`.
 pub fn to_json(config: &Config) -> Value {
@@ -45,11 +47,15 @@ pub fn to_json(config: &Config) -> Value {
         "identities": identities,
         "secrets": config.secrets.iter().map(|s| json!({ "name": s.name, "file": s.file })).collect::<Vec<_>>(),
         "access_log": access_log,
-        "listeners": config.listeners.iter().map(listener).collect::<Vec<_>>(),
+        "listeners": match config.dynamic_listeners {
+            true => json!("xds"),
+            false => config.listeners.iter().map(listener).collect(),
+        },
     })
 }
 
-fn listener(listener: &Listener) -> Value {
+/// One listener with the values in force.
+pub fn listener(listener: &Listener) -> Value {
     let upstream = match listener.upstream {
         Upstream::OriginalDst => "original_dst".to_owned(),
         Upstream::Fixed(address) => address.to_string(),
@@ -87,6 +93,19 @@ fn listener(listener: &Listener) -> Value {
         "denied_body": listener.denied_body,
         "reason_header": listener.reason_header,
         "http": { "request_id": listener.http.request_id },
+        "agent": listener.agent.as_ref().map(agent),
+    })
+}
+
+/// No key of the configuration: an agent sets it.
+fn agent(agent: &Agent) -> Value {
+    json!({
+        "bpf_root": agent.bpf_root,
+        "ipcache_name": agent.ipcache_name,
+        "use_nphds": agent.use_nphds,
+        "cache_entry_ttl": agent.cache_entry_ttl.map(duration),
+        "original_source_linger": agent.original_source_linger.map(duration),
+        "access_log": agent.access_log,
     })
 }
 

@@ -54,12 +54,26 @@ pub(super) fn listeners(top: &mut Section<'_>, bound: &mut Bound, mistakes: &Mis
         bound.claim(DEFAULT_ADDRESS, "listeners", top.place, mistakes);
         return vec![Listener::new(Direction::Ingress, true)];
     };
+    if matches!(&field.node.value, Value::Text(text) if text == "xds") {
+        return Vec::new();
+    }
     let items = field.list(EXAMPLE).unwrap_or_default();
     if matches!(&field.node.value, Value::List(list) if list.is_empty()) {
         field.refuse(format!("no listener, so nothing would be accepted; write {EXAMPLE}"));
     }
     let mut names = HashMap::new();
     items.into_iter().filter_map(|item| listener(&item, &mut names, bound)).collect()
+}
+
+/// Whether the control plane says where to listen: `listeners: xds`.
+pub(super) fn come_from_xds(top: &mut Section<'_>) -> bool {
+    let with_xds = top.has("xds");
+    let Some(field) = top.field("listeners") else { return false };
+    let asked = matches!(&field.node.value, Value::Text(text) if text == "xds");
+    if asked && !with_xds {
+        field.refuse(format!("they come over xds, which is not configured; add xds or write {EXAMPLE}"));
+    }
+    asked
 }
 
 impl Listener {
@@ -87,6 +101,7 @@ impl Listener {
             denied_body: DENIED_BODY.to_owned(),
             reason_header: false,
             http: HttpSettings::default(),
+            agent: None,
         }
     }
 }
@@ -120,6 +135,7 @@ fn listener(field: &Field<'_>, names: &mut HashMap<String, u64>, bound: &mut Bou
         denied_body: section.read("denied_body", defaults.denied_body, denied_body),
         reason_header: section.read("reason_header", defaults.reason_header, scalar::boolean),
         http: http(&mut section, defaults.http),
+        agent: None,
     };
     claim_addresses(&mut section, &listener, bound, field.mistakes);
     refuse_loop(&mut section, &listener);

@@ -93,6 +93,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
 
     let mut bound = Bound::default();
     let listeners = listeners::listeners(&mut top, &mut bound, mistakes);
+    let dynamic_listeners = listeners::come_from_xds(&mut top);
     let default_admin = Some(ListenAddress::Unix(ADMIN_SOCKET.into()));
     let admin = endpoint(&mut top, "admin", default_admin, scalar::optional_listen_address);
     let metrics = endpoint(&mut top, "metrics", None, scalar::optional_socket_address);
@@ -131,6 +132,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         identities,
         secrets,
         listeners,
+        dynamic_listeners,
         access_log,
         drain_timeout,
         max_connections,

@@ -15,7 +15,7 @@ mod sections;
 #[cfg(test)]
 mod tests;
 
-pub use dump::to_json;
+pub use dump::{listener as listener_to_json, to_json};
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{default_admin, load, parse};
 pub use scalar::ParseAddressError;
@@ -49,6 +49,8 @@ pub struct Config {
     pub secrets: Vec<SecretFile>,
     /// Sockets that accept redirected connections.
     pub listeners: Vec<Listener>,
+    /// Whether the xDS control plane says where to listen, too.
+    pub dynamic_listeners: bool,
     /// Sinks of flow records.
     pub access_log: Vec<AccessLog>,
     /// Time given to connections on shutdown before they are cut.
@@ -167,6 +169,8 @@ pub struct Listener {
     pub reason_header: bool,
     /// What HTTP requests get on their way.
     pub http: HttpSettings,
+    /// What an agent that asks for the listener says of its surroundings; `None` for a listener of the configuration.
+    pub agent: Option<Agent>,
 }
 
 /// What is added to HTTP requests, as an agent asks its proxy for it. By default nothing.
@@ -174,6 +178,23 @@ pub struct Listener {
 pub struct HttpSettings {
     /// Whether a request that comes without `x-request-id` is forwarded with one.
     pub request_id: bool,
+}
+
+/// What an agent tells its proxy with a listener (`spec/cilium-agent.md` section 2.3): where its maps and its log are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agent {
+    /// Where the BPF file system is mounted; `None`: no maps are to be used.
+    pub bpf_root: Option<PathBuf>,
+    /// Name of the map of addresses and identities, below `tc/globals`; `None`: the agent's old default.
+    pub ipcache_name: Option<String>,
+    /// Identities come from `NetworkPolicyHosts` instead of that map.
+    pub use_nphds: bool,
+    /// How long a looked up identity may be used.
+    pub cache_entry_ttl: Option<Duration>,
+    /// `SO_LINGER` of upstream sockets that are bound to the client's address and port.
+    pub original_source_linger: Option<Duration>,
+    /// Socket that takes `cilium.LogEntry` packets about flows of this listener.
+    pub access_log: Option<PathBuf>,
 }
 
 impl Listener {

@@ -166,6 +166,14 @@ fn transparent_egress_keeps_the_source_towards_remote_destinations() {
 }
 
 #[test]
+fn listeners_can_come_from_the_control_plane() {
+    let config = config("xds: {}\nlisteners: xds");
+    assert!(config.dynamic_listeners && config.listeners.is_empty());
+    let dump = super::to_json(&config);
+    assert_eq!(dump["listeners"], "xds");
+}
+
+#[test]
 fn one_mistake_is_one_line_with_place_and_remedy() {
     for (text, expected) in [
         // Keys.
@@ -176,6 +184,11 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
         ),
         ("xds: {}\nnode: {qqq: 1}", "2:8: node.qqq: unknown key; known are id, cluster"),
         ("xds: {}\nxds: {}", "2:1: not valid YAML: key \"xds\" appears twice"),
+        (
+            "policies: {directory: /tmp}\nlisteners: xds",
+            "2:12: listeners: they come over xds, which is not configured; add xds or write [{name: ingress, address: \
+             \"127.0.0.1:15001\", direction: ingress}]",
+        ),
         // The document.
         ("- xds", "1:1: a list where a mapping belongs; write keys such as listeners and policies"),
         ("xds: [1\nb: 2", "2:2: not valid YAML: illegal placement of ':' indicator"),

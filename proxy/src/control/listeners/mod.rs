@@ -1,6 +1,20 @@
-//! Listeners that a control plane asks for.
+//! Listeners that a control plane asks for: what of them is served, and why the rest is not.
+
+mod clusters;
+mod convert;
+mod handler;
+mod http_manager;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config;
+
+pub use clusters::Clusters;
+pub use convert::{Active, Inactive, convert};
+pub use handler::ListenerHandler;
 
 /// What takes listeners in and out of service.
 pub trait Serve: Send + Sync + 'static {
@@ -16,4 +30,32 @@ pub struct Unserved {
     pub name: String,
     /// Why, and what to do about it.
     pub reason: String,
+}
+
+/// What became of the listeners of the last update, for status. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Report(Arc<Mutex<Reported>>);
+
+/// What is not, or not wholly, as the control plane asked, by listener name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reported {
+    /// Listeners that are not served, and why.
+    pub inactive: BTreeMap<String, String>,
+    /// Settings without effect of listeners that are.
+    pub ignored: BTreeMap<String, Vec<String>>,
+}
+
+impl Report {
+    /// As of the last update.
+    pub fn read(&self) -> Reported {
+        self.lock().clone()
+    }
+
+    fn replace(&self, reported: Reported) -> Reported {
+        std::mem::replace(&mut *self.lock(), reported)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reported> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -1,0 +1,74 @@
+//! What the stream of listeners does with an update.
+
+use std::sync::Arc;
+
+use tollgate_proto::envoy::config::listener::v3::Listener;
+use tollgate_xds::{Handler, Rejection, State, Update};
+
+use super::{Report, Reported, Serve, Unserved, convert};
+
+/// Serves the listeners of each state. One that asks for something that is not implemented is listed, and acknowledged: a
+/// NACK would hold up every pod of the node. Only one whose socket cannot be opened is rejected, since the agent then tries
+/// another port; the rest of the update is served all the same.
+#[derive(Debug)]
+pub struct ListenerHandler<S> {
+    serve: Arc<S>,
+    report: Report,
+    state: State<Listener>,
+}
+
+impl<S: Serve> ListenerHandler<S> {
+    /// Hands what can be served to `serve`, and tells `report` about the rest.
+    pub fn new(serve: Arc<S>, report: Report) -> Self {
+        Self { serve, report, state: State::default() }
+    }
+}
+
+impl<S: Serve> Handler for ListenerHandler<S> {
+    type Resource = Listener;
+
+    fn name(resource: &Listener) -> String {
+        resource.name.clone()
+    }
+
+    async fn apply(&mut self, update: Update<Listener>) -> Result<(), Rejection> {
+        let next = self.state.after(update);
+        let mut listeners = Vec::new();
+        let mut reported = Reported::default();
+        for (name, message) in next.iter() {
+            match convert(message) {
+                Ok(active) => {
+                    if !active.ignored.is_empty() {
+                        reported.ignored.insert(name.to_owned(), active.ignored);
+                    }
+                    listeners.push(active.listener);
+                }
+                Err(inactive) => drop(reported.inactive.insert(name.to_owned(), inactive.to_string())),
+            }
+        }
+        let unserved = self.serve.serve(&listeners).await;
+        reported.inactive.extend(unserved.iter().map(|Unserved { name, reason }| (name.clone(), reason.clone())));
+        let before = self.report.replace(reported.clone());
+        log_changes(&before, &reported);
+        if unserved.is_empty() {
+            self.state = next;
+            return Ok(());
+        }
+        let reasons: Vec<_> = unserved.iter().map(|Unserved { name, reason }| format!("{name}: {reason}")).collect();
+        Err(Rejection::new(format!("Listener {}", reasons.join("; "))))
+    }
+}
+
+/// Each finding once, not with every update that repeats it.
+fn log_changes(before: &Reported, now: &Reported) {
+    for (name, reason) in &now.inactive {
+        if before.inactive.get(name) != Some(reason) {
+            tracing::warn!(listener = name, reason, "listener of the control plane is not served as asked");
+        }
+    }
+    for (name, settings) in &now.ignored {
+        if before.ignored.get(name) != Some(settings) {
+            tracing::info!(listener = name, settings = settings.join(", "), "settings without effect");
+        }
+    }
+}

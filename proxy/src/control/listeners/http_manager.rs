@@ -1,0 +1,228 @@
+//! Settings of Envoy's HTTP connection manager, as an agent's policy listeners have them (`spec/cilium-agent.md` section
+//! 2.3).
+
+use prost::Message;
+use tollgate_proto::cilium;
+use tollgate_proto::envoy::config::route::v3::{
+    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
+};
+use tollgate_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, http_connection_manager, http_filter,
+};
+
+use super::convert::{Inactive, access_log, decode, original_destination};
+use crate::config::{EscapedSlashes, Listener, Normalize};
+
+/// Longest body of a 403; as in the configuration file.
+const MAX_DENIED_BODY: usize = 4096;
+
+/// Reads the settings into `listener`, and the names of those without effect into `ignored`.
+///
+/// # Errors
+/// Something that would change what is forwarded, or to where, and is not implemented.
+pub(super) fn read(
+    field: &str,
+    manager: HttpConnectionManager,
+    listener: &mut Listener,
+    ignored: &mut Vec<String>,
+) -> Result<(), Inactive> {
+    http_filters(field, &manager.http_filters, listener)?;
+    listener.normalize = normalize(field, &manager)?;
+    refuse(field, &manager)?;
+    match &manager.route_specifier {
+        Some(http_connection_manager::RouteSpecifier::RouteConfig(routes)) => {
+            route_configuration(&format!("{field}.route_config"), routes)?;
+        }
+        Some(http_connection_manager::RouteSpecifier::Rds(_)) => {
+            return Err(Inactive::new(format!("{field}.rds"), "routes from elsewhere are not implemented"));
+        }
+        _ => return Err(Inactive::new(field, "has no route_config")),
+    }
+    note_ignored(field, &manager, ignored);
+    Ok(())
+}
+
+/// `cilium.l7policy`, then the router, and nothing else that could look at or change a request.
+fn http_filters(manager: &str, filters: &[HttpFilter], listener: &mut Listener) -> Result<(), Inactive> {
+    let mut enforced = false;
+    let mut routed = false;
+    for (index, filter) in filters.iter().enumerate() {
+        let field = format!("{manager}.http_filters[{index}]");
+        if filter.disabled {
+            return Err(Inactive::new(field, format!("filter {} is disabled", filter.name)));
+        }
+        let config = match &filter.config_type {
+            Some(http_filter::ConfigType::TypedConfig(any)) => Some(any),
+            _ => None,
+        };
+        match filter.name.as_str() {
+            "cilium.l7policy" if !enforced && !routed => {
+                l7_policy(&field, &decode(&field, config)?, listener)?;
+                enforced = true;
+            }
+            "envoy.filters.http.router" if enforced && !routed => routed = true,
+            name => return Err(Inactive::new(field, format!("HTTP filter {name} is not implemented here"))),
+        }
+    }
+    match (enforced, routed) {
+        (true, true) => Ok(()),
+        (false, _) => Err(Inactive::new(format!("{manager}.http_filters"), "no cilium.l7policy")),
+        (true, false) => Err(Inactive::new(format!("{manager}.http_filters"), "no router")),
+    }
+}
+
+/// `spec/cilium-filter.md` section 3.2. An empty body means the default one; the data path ends it with CRLF.
+fn l7_policy(field: &str, config: &cilium::L7Policy, listener: &mut Listener) -> Result<(), Inactive> {
+    access_log(&config.access_log_path, listener);
+    let body = config.denied_403_body.trim_end_matches("\r\n");
+    if body.len() > MAX_DENIED_BODY {
+        let reason = format!("{} bytes long; at most {MAX_DENIED_BODY} are sent", body.len());
+        return Err(Inactive::new(format!("{field}.denied_403_body"), reason));
+    }
+    if !body.is_empty() {
+        listener.denied_body = body.to_owned();
+    }
+    Ok(())
+}
+
+fn normalize(field: &str, manager: &HttpConnectionManager) -> Result<Normalize, Inactive> {
+    Ok(Normalize {
+        path: manager.normalize_path.as_ref().is_some_and(|on| on.value),
+        merge_slashes: manager.merge_slashes,
+        // 0 leaves the choice to the implementation; Envoy's is to keep them.
+        escaped_slashes: match manager.path_with_escaped_slashes_action {
+            0 | 1 => EscapedSlashes::Keep,
+            2 => EscapedSlashes::Reject,
+            3 => EscapedSlashes::UnescapeAndRedirect,
+            4 => EscapedSlashes::UnescapeAndForward,
+            other => {
+                let field = format!("{field}.path_with_escaped_slashes_action");
+                return Err(Inactive::new(field, format!("{other} is unknown")));
+            }
+        },
+    })
+}
+
+/// What would change requests or decide about them.
+fn refuse(field: &str, manager: &HttpConnectionManager) -> Result<(), Inactive> {
+    let refused = [
+        ("early_header_mutation_extensions", !manager.early_header_mutation_extensions.is_empty()),
+        ("forward_client_cert_details", manager.forward_client_cert_details != 0),
+        ("original_ip_detection_extensions", !manager.original_ip_detection_extensions.is_empty()),
+        ("path_normalization_options", manager.path_normalization_options.is_some()),
+        ("scheme_header_transformation", manager.scheme_header_transformation.is_some()),
+        ("strip_matching_host_port", manager.strip_matching_host_port),
+        ("strip_port_mode", manager.strip_port_mode.is_some()),
+        ("strip_trailing_host_dot", manager.strip_trailing_host_dot),
+        ("upgrade_configs", manager.upgrade_configs.iter().any(|upgrade| !upgrade.filters.is_empty())),
+    ];
+    match refused.into_iter().find(|(_, set)| *set) {
+        Some((name, _)) => Err(Inactive::new(format!("{field}.{name}"), "is not implemented")),
+        None => Ok(()),
+    }
+}
+
+/// Every route leads to the original destination, whatever it matches by.
+fn route_configuration(field: &str, routes: &RouteConfiguration) -> Result<(), Inactive> {
+    let allowed = RouteConfiguration {
+        name: routes.name.clone(),
+        virtual_hosts: routes.virtual_hosts.clone(),
+        validate_clusters: routes.validate_clusters,
+        ..RouteConfiguration::default()
+    };
+    if allowed.encoded_len() != routes.encoded_len() {
+        return Err(Inactive::new(field, "has more than name and virtual_hosts, which is not implemented"));
+    }
+    let [host] = &routes.virtual_hosts[..] else {
+        let reason = format!("{}; exactly one is implemented", routes.virtual_hosts.len());
+        return Err(Inactive::new(format!("{field}.virtual_hosts"), reason));
+    };
+    let field = format!("{field}.virtual_hosts[0]");
+    let allowed = VirtualHost {
+        name: host.name.clone(),
+        domains: vec!["*".to_owned()],
+        routes: host.routes.clone(),
+        ..VirtualHost::default()
+    };
+    if allowed != *host {
+        return Err(Inactive::new(field, "has more than routes for the domain *, which is not implemented"));
+    }
+    if !host.routes.iter().any(|route| matches_everything(route.r#match.as_ref())) {
+        return Err(Inactive::new(format!("{field}.routes"), "none is for every request"));
+    }
+    for (index, entry) in host.routes.iter().enumerate() {
+        route(&format!("{field}.routes[{index}]"), entry)?;
+    }
+    Ok(())
+}
+
+fn prefix_of_everything() -> RouteMatch {
+    RouteMatch { path_specifier: Some(route_match::PathSpecifier::Prefix("/".into())), ..RouteMatch::default() }
+}
+
+fn matches_everything(route: Option<&RouteMatch>) -> bool {
+    route == Some(&prefix_of_everything())
+}
+
+fn route(field: &str, route: &Route) -> Result<(), Inactive> {
+    let matched = route.r#match.clone().unwrap_or_default();
+    if (RouteMatch { grpc: None, ..matched }) != prefix_of_everything() {
+        return Err(Inactive::new(
+            format!("{field}.match"),
+            "is more than the prefix / (and grpc), which is not implemented",
+        ));
+    }
+    let Some(route::Action::Route(action)) = &route.action else {
+        return Err(Inactive::new(field, "does not route to a cluster"));
+    };
+    let allowed = Route {
+        name: route.name.clone(),
+        r#match: route.r#match.clone(),
+        action: route.action.clone(),
+        ..Route::default()
+    };
+    if allowed != *route {
+        return Err(Inactive::new(field, "has more than match and route, which is not implemented"));
+    }
+    route_action(&format!("{field}.route"), action)
+}
+
+fn route_action(field: &str, action: &RouteAction) -> Result<(), Inactive> {
+    match &action.cluster_specifier {
+        Some(route_action::ClusterSpecifier::Cluster(cluster)) => original_destination(field, cluster)?,
+        _ => return Err(Inactive::new(field, "does not name one cluster")),
+    }
+    let allowed = RouteAction {
+        cluster_specifier: action.cluster_specifier.clone(),
+        timeout: action.timeout,
+        idle_timeout: action.idle_timeout,
+        max_stream_duration: action.max_stream_duration,
+        retry_policy: action.retry_policy.clone(),
+        ..RouteAction::default()
+    };
+    match allowed == *action {
+        true => Ok(()),
+        false => {
+            Err(Inactive::new(field, "has more than cluster, timeouts and retry_policy, which is not implemented"))
+        }
+    }
+}
+
+/// Settings that an agent sends and that have no effect here.
+fn note_ignored(field: &str, manager: &HttpConnectionManager, ignored: &mut Vec<String>) {
+    let without_effect = [
+        ("access_log", !manager.access_log.is_empty()),
+        ("common_http_protocol_options", manager.common_http_protocol_options.is_some()),
+        ("http_protocol_options", manager.http_protocol_options.is_some()),
+        ("http2_protocol_options", manager.http2_protocol_options.is_some()),
+        ("local_reply_config", manager.local_reply_config.is_some()),
+        ("request_headers_timeout", manager.request_headers_timeout.is_some()),
+        ("request_timeout", manager.request_timeout.is_some()),
+        ("stream_idle_timeout", manager.stream_idle_timeout.is_some()),
+        ("tracing", manager.tracing.is_some()),
+        ("use_remote_address", manager.use_remote_address.is_some()),
+        ("route_config (timeouts and retries)", true),
+    ];
+    let names = without_effect.into_iter().filter(|(_, set)| *set);
+    ignored.extend(names.map(|(name, _)| format!("{field}.{name}")));
+}

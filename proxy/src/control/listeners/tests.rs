@@ -1,0 +1,376 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use prost::{Message, Name};
+use tollgate_policy::Direction;
+use tollgate_proto::cilium;
+use tollgate_proto::envoy::config::core::v3::{self as core, Address, SocketAddress, address, socket_address};
+use tollgate_proto::envoy::config::listener::v3::{
+    AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
+};
+use tollgate_proto::envoy::config::route::v3::{
+    RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
+};
+use tollgate_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, http_connection_manager, http_filter,
+};
+use tollgate_proto::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
+use tollgate_proto::google::protobuf::{Any, BoolValue, Duration as WireDuration, UInt32Value};
+use tollgate_xds::{Handler, Resource, Update};
+
+use super::*;
+use crate::config::{Agent, EscapedSlashes, OriginalSource, Upstream};
+
+fn any<M: Message + Name>(message: &M) -> Any {
+    Any { type_url: format!("type.googleapis.com/{}", M::full_name()), value: message.encode_to_vec() }
+}
+
+fn seconds(seconds: i64) -> Option<WireDuration> {
+    Some(WireDuration { seconds, nanos: 0 })
+}
+
+fn address(ip: &str, port: u32) -> Address {
+    let port_specifier = Some(socket_address::PortSpecifier::PortValue(port));
+    let socket = SocketAddress { address: ip.into(), port_specifier, ..SocketAddress::default() };
+    Address { address: Some(address::Address::SocketAddress(socket)) }
+}
+
+fn listener_filter<M: Message + Name>(name: &str, config: &M) -> ListenerFilter {
+    let config_type = Some(listener_filter::ConfigType::TypedConfig(any(config)));
+    ListenerFilter { name: name.into(), config_type, ..ListenerFilter::default() }
+}
+
+fn network_filter<M: Message + Name>(name: &str, config: &M) -> Filter {
+    Filter { name: name.into(), config_type: Some(filter::ConfigType::TypedConfig(any(config))) }
+}
+
+fn http_filter<M: Message + Name>(name: &str, config: &M) -> HttpFilter {
+    let config_type = Some(http_filter::ConfigType::TypedConfig(any(config)));
+    HttpFilter { name: name.into(), config_type, ..HttpFilter::default() }
+}
+
+fn metadata(ingress: bool) -> cilium::BpfMetadata {
+    cilium::BpfMetadata {
+        bpf_root: "/sys/fs/bpf".into(),
+        is_ingress: ingress,
+        use_original_source_address: !ingress,
+        proxy_id: 12345,
+        original_source_so_linger_time: Some(0),
+        ipcache_name: "cilium_ipcache_v2".into(),
+        cache_entry_ttl: Some(WireDuration { seconds: 0, nanos: 3_000_000 }),
+        ..cilium::BpfMetadata::default()
+    }
+}
+
+fn agents_route(grpc: bool) -> Route {
+    let action = RouteAction {
+        cluster_specifier: Some(route_action::ClusterSpecifier::Cluster("egress-cluster".into())),
+        timeout: seconds(3600),
+        max_stream_duration: Some(route_action::MaxStreamDuration {
+            grpc_timeout_header_max: seconds(0),
+            ..route_action::MaxStreamDuration::default()
+        }),
+        retry_policy: Some(RetryPolicy {
+            retry_on: "5xx".into(),
+            num_retries: Some(UInt32Value { value: 3 }),
+            per_try_timeout: seconds(0),
+            ..RetryPolicy::default()
+        }),
+        ..RouteAction::default()
+    };
+    let matched = RouteMatch {
+        path_specifier: Some(route_match::PathSpecifier::Prefix("/".into())),
+        grpc: grpc.then(route_match::GrpcRouteMatchOptions::default),
+        ..RouteMatch::default()
+    };
+    Route { r#match: Some(matched), action: Some(route::Action::Route(action)), ..Route::default() }
+}
+
+fn manager() -> HttpConnectionManager {
+    let l7 = cilium::L7Policy { access_log_path: "/run/access_log.sock".into(), denied_403_body: "No.\r\n".into() };
+    let host = VirtualHost {
+        name: "default_route".into(),
+        domains: vec!["*".into()],
+        routes: vec![agents_route(true), agents_route(false)],
+        ..VirtualHost::default()
+    };
+    let routes = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
+    HttpConnectionManager {
+        stat_prefix: "proxy".into(),
+        http_filters: vec![
+            http_filter("cilium.l7policy", &l7),
+            http_filter("envoy.filters.http.router", &cilium::L7Policy::default()),
+        ],
+        use_remote_address: Some(BoolValue { value: true }),
+        skip_xff_append: true,
+        stream_idle_timeout: seconds(300),
+        normalize_path: Some(BoolValue { value: true }),
+        merge_slashes: true,
+        path_with_escaped_slashes_action: 3,
+        upgrade_configs: vec![http_connection_manager::UpgradeConfig {
+            upgrade_type: "websocket".into(),
+            ..http_connection_manager::UpgradeConfig::default()
+        }],
+        route_specifier: Some(http_connection_manager::RouteSpecifier::RouteConfig(routes)),
+        ..HttpConnectionManager::default()
+    }
+}
+
+fn chain(transport: Option<&str>, last: Filter) -> FilterChain {
+    FilterChain {
+        filter_chain_match: transport
+            .map(|transport| FilterChainMatch { transport_protocol: transport.into(), ..FilterChainMatch::default() }),
+        filters: vec![network_filter("cilium.network", &cilium::NetworkFilter::default()), last],
+        transport_socket: (transport == Some("tls")).then(core::TransportSocket::default),
+        ..FilterChain::default()
+    }
+}
+
+fn with_manager(manager: &HttpConnectionManager) -> Listener {
+    let http = || network_filter("envoy.filters.network.http_connection_manager", manager);
+    Listener {
+        name: "cilium-http-egress".into(),
+        address: Some(address("127.0.0.1", 12345)),
+        additional_addresses: vec![AdditionalAddress {
+            address: Some(address("::1", 12345)),
+            ..AdditionalAddress::default()
+        }],
+        enable_reuse_port: Some(BoolValue { value: false }),
+        listener_filters: vec![
+            listener_filter("envoy.filters.listener.tls_inspector", &cilium::L7Policy::default()),
+            listener_filter("cilium.bpf_metadata", &metadata(false)),
+        ],
+        filter_chains: vec![chain(None, http()), chain(Some("tls"), http())],
+        ..Listener::default()
+    }
+}
+
+/// The listener that an agent sends for HTTP rules on egress.
+fn http_listener() -> Listener {
+    with_manager(&manager())
+}
+
+/// The listener that an agent sends for TLS rules on ingress.
+fn tls_listener() -> Listener {
+    let relay = TcpProxy {
+        stat_prefix: "tcp_proxy".into(),
+        cluster_specifier: Some(tcp_proxy::ClusterSpecifier::Cluster("ingress-cluster".into())),
+        ..TcpProxy::default()
+    };
+    let keeping = cilium::BpfMetadata { use_original_source_address: true, ..metadata(true) };
+    let relay = || network_filter("envoy.filters.network.tcp_proxy", &relay);
+    Listener {
+        name: "cilium-tls-ingress".into(),
+        address: Some(address("127.0.0.1", 23456)),
+        listener_filters: vec![listener_filter("cilium.bpf_metadata", &keeping)],
+        filter_chains: vec![chain(Some("raw_buffer"), relay()), chain(Some("tls"), relay())],
+        ..Listener::default()
+    }
+}
+
+#[test]
+fn the_agents_http_listener() {
+    let Active { listener, ignored } = convert(&http_listener()).unwrap();
+    assert_eq!(listener.name, "cilium-http-egress");
+    let addresses: Vec<SocketAddr> = listener.addresses().collect();
+    assert_eq!(addresses, ["127.0.0.1:12345".parse().unwrap(), "[::1]:12345".parse().unwrap()]);
+    assert_eq!((listener.direction, listener.proxy_id), (Direction::Egress, 12345));
+    assert!(listener.transparent && !listener.reuse_port);
+    assert_eq!(listener.upstream, Upstream::OriginalDst);
+    assert_eq!(listener.original_source, OriginalSource::RemoteDestinations);
+    assert_eq!(listener.denied_body, "No.");
+    assert!(listener.normalize.path && listener.normalize.merge_slashes);
+    assert_eq!(listener.normalize.escaped_slashes, EscapedSlashes::UnescapeAndRedirect);
+    assert_eq!(
+        listener.agent,
+        Some(Agent {
+            bpf_root: Some(PathBuf::from("/sys/fs/bpf")),
+            ipcache_name: Some("cilium_ipcache_v2".into()),
+            use_nphds: false,
+            cache_entry_ttl: Some(Duration::from_millis(3)),
+            original_source_linger: Some(Duration::ZERO),
+            access_log: Some(PathBuf::from("/run/access_log.sock")),
+        })
+    );
+    assert!(ignored[0].starts_with("filter_chains[1] (TLS is not intercepted"), "{ignored:?}");
+    assert!(ignored.iter().any(|name| name.ends_with("stream_idle_timeout")), "{ignored:?}");
+}
+
+#[test]
+fn the_agents_tls_listener() {
+    let Active { listener, .. } = convert(&tls_listener()).unwrap();
+    assert_eq!((listener.direction, listener.original_source), (Direction::Ingress, OriginalSource::Never));
+    assert!(listener.reuse_port, "unless it is switched off");
+    assert_eq!(listener.additional_addresses, []);
+}
+
+#[test]
+fn without_settings_nothing_is_normalised_and_the_body_is_the_usual_one() {
+    let mut bare = manager();
+    bare.normalize_path = None;
+    bare.merge_slashes = false;
+    bare.path_with_escaped_slashes_action = 0;
+    bare.http_filters[0] = http_filter("cilium.l7policy", &cilium::L7Policy::default());
+    let Active { listener, .. } = convert(&with_manager(&bare)).unwrap();
+    assert!(!listener.normalize.path && !listener.normalize.merge_slashes);
+    assert_eq!(listener.normalize.escaped_slashes, EscapedSlashes::Keep);
+    assert_eq!(listener.denied_body, "Access denied");
+    assert_eq!(listener.agent.unwrap().access_log, None);
+}
+
+#[test]
+fn what_is_not_implemented_is_not_served_and_the_reason_says_what() {
+    type Change = fn(&mut Listener);
+    let changes: [(&str, Change); 15] = [
+        ("name: has 0 bytes; 1 to 256 are possible", |l| l.name.clear()),
+        ("address: is no IP address with a port", |l| l.address = None),
+        ("address: \"example\" is not an IP address", |l| l.address = Some(address("example", 1))),
+        ("address: has no port from 1 to 65535", |l| l.address = Some(address("127.0.0.1", 0))),
+        ("additional_addresses[0]: is no IP address with a port", |l| l.additional_addresses[0].address = None),
+        ("listener_filters: no cilium.bpf_metadata, so this is no policy listener", |l| drop(l.listener_filters.pop())),
+        ("listener_filters[0]: listener filter x is not implemented", |l| l.listener_filters[0].name = "x".into()),
+        (
+            "listener_filters[1]: its configuration is type.googleapis.com/cilium.L7Policy and not cilium.BpfMetadata",
+            |l| {
+                l.listener_filters[1] = listener_filter("cilium.bpf_metadata", &cilium::L7Policy::default());
+            },
+        ),
+        ("cilium.bpf_metadata.is_l7lb: load balancing at layer 7 is not implemented", |l| {
+            let metadata = cilium::BpfMetadata { is_l7lb: true, ..metadata(false) };
+            l.listener_filters[1] = listener_filter("cilium.bpf_metadata", &metadata);
+        }),
+        ("cilium.bpf_metadata.proxy_id: 65536 is over 65535", |l| {
+            let metadata = cilium::BpfMetadata { proxy_id: 65536, ..metadata(false) };
+            l.listener_filters[1] = listener_filter("cilium.bpf_metadata", &metadata);
+        }),
+        ("filter_chains: none is for cleartext; TLS is not intercepted", |l| drop(l.filter_chains.remove(0))),
+        (
+            "filter_chains[0].filter_chain_match: chooses by more than transport_protocol, which is not implemented",
+            |l| {
+                let matched = FilterChainMatch { server_names: vec!["a".into()], ..FilterChainMatch::default() };
+                l.filter_chains[0].filter_chain_match = Some(matched);
+            },
+        ),
+        ("filter_chains[0]: no cilium.network, so this is no policy listener", |l| l.filter_chains[0].filters.clear()),
+        ("filter_chains[0].filters[0].proxylib: parsers written in Go are not implemented", |l| {
+            let config = cilium::NetworkFilter { proxylib: "x.so".into(), ..cilium::NetworkFilter::default() };
+            l.filter_chains[0].filters[0] = network_filter("cilium.network", &config);
+        }),
+        ("bind_to_port: is not implemented", |l| l.bind_to_port = Some(BoolValue { value: false })),
+    ];
+    for (reason, change) in changes {
+        let mut listener = http_listener();
+        change(&mut listener);
+        assert_eq!(convert(&listener).unwrap_err().to_string(), reason);
+    }
+}
+
+#[test]
+fn what_would_change_requests_is_not_served() {
+    type Change = fn(&mut HttpConnectionManager);
+    fn routes(manager: &mut HttpConnectionManager) -> &mut VirtualHost {
+        match &mut manager.route_specifier {
+            Some(http_connection_manager::RouteSpecifier::RouteConfig(routes)) => &mut routes.virtual_hosts[0],
+            other => panic!("{other:?}"),
+        }
+    }
+    let changes: [(&str, Change); 9] = [
+        ("http_filters[1]: HTTP filter envoy.filters.http.lua is not implemented here", |m| {
+            m.http_filters.insert(1, http_filter("envoy.filters.http.lua", &cilium::L7Policy::default()));
+        }),
+        ("http_filters[0]: HTTP filter envoy.filters.http.router is not implemented here", |m| {
+            drop(m.http_filters.remove(0));
+        }),
+        ("strip_matching_host_port: is not implemented", |m| m.strip_matching_host_port = true),
+        ("rds: routes from elsewhere are not implemented", |m| {
+            m.route_specifier = Some(http_connection_manager::RouteSpecifier::Rds(Default::default()));
+        }),
+        ("route_config.virtual_hosts[0]: has more than routes for the domain *, which is not implemented", |m| {
+            routes(m).domains.push("x".into());
+        }),
+        ("route_config.virtual_hosts[0].routes: none is for every request", |m| drop(routes(m).routes.pop())),
+        ("route_config.virtual_hosts[0].routes[0]: has more than match and route, which is not implemented", |m| {
+            routes(m).routes[0].request_headers_to_remove.push("x".into());
+        }),
+        (
+            "route_config.virtual_hosts[0].routes[1].route: has more than cluster, timeouts and retry_policy, which is not \
+             implemented",
+            |m| match &mut routes(m).routes[1].action {
+                Some(route::Action::Route(action)) => action.prefix_rewrite = "/x".into(),
+                other => panic!("{other:?}"),
+            },
+        ),
+        (
+            "route_config.virtual_hosts[0].routes[0].route: cluster ns/svc is not the original destination; other upstreams \
+             are not implemented",
+            |m| match &mut routes(m).routes[0].action {
+                Some(route::Action::Route(action)) => {
+                    action.cluster_specifier = Some(route_action::ClusterSpecifier::Cluster("ns/svc".into()));
+                }
+                other => panic!("{other:?}"),
+            },
+        ),
+    ];
+    for (reason, change) in changes {
+        let mut manager = manager();
+        change(&mut manager);
+        let got = convert(&with_manager(&manager)).unwrap_err().to_string();
+        assert_eq!(got, format!("filter_chains[0].filters[1].{reason}"));
+    }
+}
+
+/// Notes what it is asked to serve, and fails what is named `taken`.
+#[derive(Debug, Default)]
+struct Asked(Mutex<Vec<Vec<String>>>);
+
+impl Serve for Asked {
+    async fn serve(&self, listeners: &[config::Listener]) -> Vec<Unserved> {
+        let names: Vec<_> = listeners.iter().map(|listener| listener.name.clone()).collect();
+        self.0.lock().unwrap().push(names.clone());
+        let taken = names.into_iter().filter(|name| name == "taken");
+        taken.map(|name| Unserved { name, reason: "Address already in use".into() }).collect()
+    }
+}
+
+fn named(name: &str) -> Listener {
+    Listener { name: name.into(), ..http_listener() }
+}
+
+fn update(changed: Vec<Listener>, removed: &[&str]) -> Update<Listener> {
+    let resource = |message: Listener| Resource { name: message.name.clone(), message, partly_read: None };
+    Update {
+        version: "1".into(),
+        changed: changed.into_iter().map(resource).collect(),
+        removed: removed.iter().map(|name| (*name).to_owned()).collect(),
+        first_on_stream: false,
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_acknowledged_and_listed() {
+    let (asked, report) = (Arc::new(Asked::default()), Report::default());
+    let mut handler = ListenerHandler::new(Arc::clone(&asked), report.clone());
+    let odd = Listener { listener_filters: Vec::new(), ..named("odd") };
+    assert_eq!(handler.apply(update(vec![named("good"), odd], &[])).await, Ok(()));
+    assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good"]);
+    let reason = &report.read().inactive["odd"];
+    assert!(reason.contains("no cilium.bpf_metadata"), "{reason}");
+    assert_eq!(handler.apply(update(vec![], &["good", "odd"])).await, Ok(()));
+    assert!(asked.0.lock().unwrap().last().unwrap().is_empty());
+    assert_eq!(report.read(), Reported::default());
+}
+
+#[tokio::test]
+async fn a_socket_that_cannot_be_opened_is_rejected_and_the_next_update_begins_from_what_was_accepted() {
+    let (asked, report) = (Arc::new(Asked::default()), Report::default());
+    let mut handler = ListenerHandler::new(Arc::clone(&asked), report.clone());
+    assert_eq!(handler.apply(update(vec![named("good")], &[])).await, Ok(()));
+    let rejection = handler.apply(update(vec![named("taken"), named("more")], &[])).await.unwrap_err();
+    assert_eq!(rejection.to_string(), "Listener taken: Address already in use");
+    assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good", "more", "taken"]);
+    assert_eq!(report.read().inactive["taken"], "Address already in use");
+    assert_eq!(handler.apply(update(vec![named("other")], &[])).await, Ok(()));
+    assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good", "other"]);
+}
