@@ -20,5 +20,5 @@ pub use descriptors::{DescriptorLimit, open_descriptors, raise_nofile};
 pub use error::{NetError, Operation};
 pub use listener::{ListenOptions, listen};
 pub use mark::Mark;
-pub use unix::listen_unix;
+pub use unix::{SocketFile, listen_unix};
 pub use upstream::{Upstream, UpstreamOptions, connect, is_own_address, reset, reset_on_close};

@@ -3,10 +3,10 @@
 use std::{
     fs, io,
     os::unix::{
-        fs::{FileTypeExt, PermissionsExt},
+        fs::{FileTypeExt, MetadataExt, PermissionsExt},
         net::UnixListener,
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -38,6 +38,34 @@ pub fn listen_unix(path: &Path, mode: u32) -> Result<UnixListener, NetError> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(fail("chmod", ""))?;
     socket.listen(1024).map_err(fail("listen", ""))?;
     Ok(socket.into())
+}
+
+/// The file of a Unix socket, removed when this is dropped, so that nobody takes it for one that answers. One that has taken
+/// its place since stays: it is another process's.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    inode: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    /// Takes charge of the file at `path`, on which the caller listens.
+    pub fn of(path: &Path) -> Self {
+        Self { path: path.to_owned(), inode: inode(path) }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.inode.is_some() && inode(&self.path) == self.inode {
+            // Whoever comes next replaces what is left.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// Removes the socket file at `path` if no process listens on it.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tollgate_net::SocketFile;
 
 use crate::config::{ListenAddress, Node};
 use crate::explanation::{Asked, Explained};
@@ -133,11 +134,12 @@ impl AdminState {
 pub enum Socket {
     /// TCP.
     Tcp(TcpListener),
-    /// Unix.
-    Unix(UnixListener),
+    /// Unix, with its file.
+    Unix(UnixListener, SocketFile),
 }
 
-/// Opens an admin socket; a Unix socket is made for owner and group (mode 0660). Needs a Tokio runtime.
+/// Opens an admin socket; a Unix socket is made for owner and group (mode 0660), and its file goes with it. Needs a Tokio
+/// runtime.
 ///
 /// # Errors
 /// The address is in use, not ours or not permitted.
@@ -151,7 +153,8 @@ pub fn bind(address: &ListenAddress) -> Result<Socket, AdminError> {
         }
         ListenAddress::Unix(path) => {
             let listener = tollgate_net::listen_unix(path, SOCKET_MODE)?;
-            Ok(Socket::Unix(UnixListener::from_std(listener).map_err(AdminError::Register)?))
+            let file = SocketFile::of(path);
+            Ok(Socket::Unix(UnixListener::from_std(listener).map_err(AdminError::Register)?, file))
         }
     }
 }
@@ -193,14 +196,14 @@ impl Socket {
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok(),
-            Self::Unix(_) => None,
+            Self::Unix(..) => None,
         }
     }
 
     async fn accept(&self) -> io::Result<Box<dyn Stream>> {
         Ok(match self {
             Self::Tcp(listener) => Box::new(listener.accept().await?.0),
-            Self::Unix(listener) => Box::new(listener.accept().await?.0),
+            Self::Unix(listener, _) => Box::new(listener.accept().await?.0),
         })
     }
 }

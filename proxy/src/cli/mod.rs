@@ -74,7 +74,7 @@ const EXIT_CODES: &str = "Exit codes: 0 fine or allowed, 1 findings or denied, 2
 
 /// A node-local L7 policy proxy: enforces Cilium network policies on redirected connections, and says why.
 #[derive(Debug, Parser)]
-#[command(name = "tollgate", version, after_help = EXIT_CODES, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "tollgate", version, after_help = EXIT_CODES, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
