@@ -9,11 +9,12 @@ mod spelling;
 mod strict;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::sync::LazyLock;
 
 use prost::{Message, Name};
-use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde_json::Value;
 
 use crate::cilium::{NetworkPolicy, NetworkPolicyHosts};
@@ -39,14 +40,14 @@ pub enum JsonError {
         found: String,
     },
     /// The message has no such field.
-    #[error("{path}: {message} has no such field; remove it or use one of: {known}")]
+    #[error("{path}: {message} has no such field; {remedy}")]
     UnknownField {
         /// Where the field stands.
         path: String,
         /// Full name of the message around it.
         message: String,
-        /// The fields that there are.
-        known: String,
+        /// The field that was probably meant, or those that there are.
+        remedy: String,
     },
     /// One field is given twice, under different spellings.
     #[error("{path}: sets the same field as `{other}` next to it; keep one of them")]
@@ -66,6 +67,9 @@ pub enum JsonError {
         /// What would fit.
         expected: String,
     },
+    /// More mistakes than are listed.
+    #[error("there are more mistakes than these {MAX_MISTAKES}; correct them first")]
+    More,
     /// Objects and lists stand in each other more than [`MAX_DEPTH`] levels deep.
     #[error("nested more than {MAX_DEPTH} levels deep; nest fewer matchers")]
     TooDeep,
@@ -77,12 +81,33 @@ pub enum JsonError {
     Print(#[source] serde_json::Error),
 }
 
+/// Most mistakes that are listed of one resource.
+pub const MAX_MISTAKES: usize = 20;
+
+/// All mistakes in one resource; never empty. Displays as one line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct JsonErrors(Vec<JsonError>);
+
+impl JsonErrors {
+    /// The mistakes, those of names before those of values.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &JsonError> {
+        self.0.iter()
+    }
+}
+
+impl From<JsonError> for JsonErrors {
+    fn from(error: JsonError) -> Self {
+        Self(vec![error])
+    }
+}
+
 /// Reads one `cilium.NetworkPolicy` from JSON text.
 ///
 /// # Errors
 ///
-/// [`JsonError`] with the place and the remedy; nothing is read in part.
-pub fn network_policy_from_json(text: &str) -> Result<NetworkPolicy, JsonError> {
+/// Every mistake, each with its place and remedy; nothing is read in part.
+pub fn network_policy_from_json(text: &str) -> Result<NetworkPolicy, JsonErrors> {
     network_policy_from_value(strict::parse(text)?)
 }
 
@@ -102,7 +127,7 @@ pub fn document_from_json(text: &str) -> Result<Value, JsonError> {
 /// # Errors
 ///
 /// As [`network_policy_from_json`].
-pub fn network_policy_from_value(value: Value) -> Result<NetworkPolicy, JsonError> {
+pub fn network_policy_from_value(value: Value) -> Result<NetworkPolicy, JsonErrors> {
     read(value)
 }
 
@@ -120,7 +145,7 @@ pub fn network_policy_to_json(policy: &NetworkPolicy) -> Result<Value, JsonError
 /// # Errors
 ///
 /// As [`network_policy_from_json`].
-pub fn network_policy_hosts_from_json(text: &str) -> Result<NetworkPolicyHosts, JsonError> {
+pub fn network_policy_hosts_from_json(text: &str) -> Result<NetworkPolicyHosts, JsonErrors> {
     network_policy_hosts_from_value(strict::parse(text)?)
 }
 
@@ -129,7 +154,7 @@ pub fn network_policy_hosts_from_json(text: &str) -> Result<NetworkPolicyHosts, 
 /// # Errors
 ///
 /// As [`network_policy_from_json`].
-pub fn network_policy_hosts_from_value(value: Value) -> Result<NetworkPolicyHosts, JsonError> {
+pub fn network_policy_hosts_from_value(value: Value) -> Result<NetworkPolicyHosts, JsonErrors> {
     read(value)
 }
 
@@ -157,24 +182,25 @@ fn descriptor<M: Name>() -> MessageDescriptor {
     POOL.get_message_by_name(&M::full_name()).expect("descriptor of a generated message")
 }
 
-fn read<M: Message + Name + Default>(mut value: Value) -> Result<M, JsonError> {
+fn read<M: Message + Name + Default>(mut value: Value) -> Result<M, JsonErrors> {
     let descriptor = descriptor::<M>();
     if is_deeper_than(&value, MAX_DEPTH) {
-        return Err(JsonError::TooDeep);
+        return Err(JsonError::TooDeep.into());
     }
     take_type(&mut value, descriptor.full_name())?;
-    spelling::check(&descriptor, &mut value, &mut Vec::new())?;
-
-    let options = DeserializeOptions::new().deny_unknown_fields(true);
-    let mut track = serde_path_to_error::Track::new();
-    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
-    let message = DynamicMessage::deserialize_with_options(descriptor.clone(), tracked, &options).map_err(|error| {
-        let path = track.path();
-        let expected = spelling::expected_at(&descriptor, &path);
-        let path = if path.iter().len() == 0 { "(top)".to_owned() } else { path.to_string() };
-        JsonError::Value { path, reason: error.to_string(), expected }
-    })?;
-    M::decode(message.encode_to_vec().as_slice()).map_err(JsonError::Decode)
+    let mut mistakes = Vec::new();
+    spelling::check(&descriptor, &mut value, &mut Vec::new(), &mut mistakes);
+    let message = values::read(&descriptor, value, &mut mistakes);
+    if mistakes.len() >= MAX_MISTAKES {
+        mistakes.truncate(MAX_MISTAKES);
+        mistakes.push(JsonError::More);
+    }
+    match message {
+        Some(message) if mistakes.is_empty() => {
+            M::decode(message.encode_to_vec().as_slice()).map_err(|error| JsonError::Decode(error).into())
+        }
+        _ => Err(JsonErrors(mistakes)),
+    }
 }
 
 /// Takes `@type` out of the top object; it is allowed there and has to name the message.

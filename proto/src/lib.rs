@@ -1,9 +1,10 @@
 //! Wire types: `cilium.*` generated from the files under `proto/`, Envoy's from `envoy-types`.
 //!
-//! No logic lives here except reading and writing the JSON form of policies ([`json`]) and finding fields that this
-//! version does not know ([`unknown`]). What a message means is decided by the policy crate.
+//! No logic lives here except reading and writing the JSON form of policies ([`json`], with [`nearest`] for what is
+//! misspelt) and finding fields that this version does not know ([`unknown`]). What a message means is decided by the policy crate.
 
 pub mod json;
+pub mod nearest;
 pub mod type_url;
 pub mod unknown;
 

@@ -9,18 +9,21 @@ mod query;
 mod reference;
 mod text;
 
+use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 
 use tollgate_policy::reference::Reference;
 use tollgate_policy::{
-    ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, Secrets, SecurityId, ServerName, Snapshot, Verdict,
+    ConnectionVerdict, Direction, EndpointKey, Explanation, Flow, PolicyExplanation, Secrets, SecurityId, ServerName,
+    Snapshot, Verdict,
 };
 
 use crate::config::Normalize;
 use crate::http::canonical::CanonicalPath;
 use crate::http::h1::{self, FieldStorage, MAX_FIELDS, Refusal, RequestHead};
 use crate::http::respond::LocalReply;
+use crate::policy_file::FilePlace;
 use crate::reason::Reason;
 
 /// What is asked, as it was given.
@@ -55,6 +58,8 @@ pub(crate) struct Enforced<'a> {
     pub(crate) normalize: &'a Normalize,
     /// `proxy_id` of the listener, where nobody names another.
     pub(crate) proxy_id: u16,
+    /// Where policies stand that come out of files, by resource name.
+    pub(crate) places: &'a HashMap<String, FilePlace>,
     /// The second evaluator, if it is to be asked too.
     pub(crate) reference: Option<&'a Reference>,
 }
@@ -123,6 +128,8 @@ pub struct Explained {
     /// What the proxy itself answers, when it does.
     reply: Option<LocalReply>,
     explanation: Explanation,
+    /// Where each policy of the explanation stands.
+    places: Vec<Option<String>>,
     /// Elements of the endpoint's policies that are not enforced as written.
     quarantined: Vec<String>,
     /// The reference was asked, and says the same.
@@ -228,8 +235,10 @@ pub(crate) fn explain(asked: &Asked, enforced: &Enforced<'_>) -> Result<Explaine
     let question = Question { endpoint: asked.endpoint, direction, remote, port, request };
     let policies = enforced.policies.endpoint(&endpoint);
     let quarantined = policies.flat_map(|policy| policy.quarantined()).map(|q| q.to_string()).collect();
+    let place = |policy: &PolicyExplanation| enforced.places.get(&*policy.resource).map(ToString::to_string);
+    let places = explanation.policies.iter().map(place).collect();
     let (answer, reply) = answer(&question, &explanation, grpc);
-    Ok(Explained { answer, question, reply, explanation, quarantined, checked: enforced.reference.is_some() })
+    Ok(Explained { answer, question, reply, explanation, places, quarantined, checked: enforced.reference.is_some() })
 }
 
 /// The answer, and the reply of the proxy's own that the client gets, if it gets one.

@@ -4,19 +4,30 @@
 //! also as several documents separated by `---`. A resource is a `cilium.NetworkPolicyHosts` when its `@type` says so,
 //! or, without one, when it has that message's fields; otherwise it is a `cilium.NetworkPolicy`.
 
+pub(crate) mod claims;
+pub(crate) mod lines;
 pub(crate) mod place;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
-use tollgate_proto::json::{self, JsonError};
+use tollgate_proto::json::{self, JsonError, JsonErrors};
 
-use crate::config::document;
+use crate::config::{document, io_reason};
 use place::Places;
+
+/// Largest policy file, in bytes: some hundred thousand rules. Whoever reads more than that by mistake (a disk image, a
+/// device) would hold up everything else.
+pub const MAX_BYTES: u64 = 64 << 20;
+
+/// Most mistakes that are listed of one file.
+const MAX_MISTAKES: usize = 50;
 
 /// One resource of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,28 +38,64 @@ pub enum PolicyResource {
     Hosts(NetworkPolicyHosts),
 }
 
-/// Why a policy file cannot be used. Displays as one line: `file:line: ` what is wrong and what to do.
+/// Where a resource stands. Displays as `file:line`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PolicyFileError {
+pub struct FilePlace {
     /// The file, as it was named.
-    pub file: PathBuf,
-    /// Line, counted from 1, where it is known.
+    pub file: Arc<Path>,
+    /// Line, counted from 1.
     pub line: Option<u64>,
+}
+
+impl fmt::Display for FilePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        self.line.map_or(Ok(()), |line| write!(f, ":{line}"))
+    }
+}
+
+/// A resource and its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FileResource {
+    /// Where it begins.
+    pub place: FilePlace,
+    /// What it says.
+    pub resource: PolicyResource,
+}
+
+/// A mistake in a policy file. Displays as one line: `file:line: ` what is wrong and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {message}")]
+pub struct PolicyFileError {
+    /// Where it is, as far as that is known.
+    pub place: FilePlace,
     /// Field and what is wrong with it.
     pub message: String,
 }
 
-impl fmt::Display for PolicyFileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
-        }
-        write!(f, ": {}", self.message)
+impl PolicyFileError {
+    pub(crate) fn new(file: &Path, line: Option<u64>, message: impl Into<String>) -> Self {
+        Self { place: FilePlace { file: file.into(), line }, message: message.into() }
     }
 }
 
-impl std::error::Error for PolicyFileError {}
+/// All mistakes because of which a file cannot be used; never empty. Displays as one line each.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct PolicyFileErrors(Vec<PolicyFileError>);
+
+impl PolicyFileErrors {
+    /// The mistakes, one after the other.
+    pub fn iter(&self) -> impl Iterator<Item = &PolicyFileError> {
+        self.0.iter()
+    }
+}
+
+impl From<PolicyFileError> for PolicyFileErrors {
+    fn from(error: PolicyFileError) -> Self {
+        Self(vec![error])
+    }
+}
 
 /// Whether a directory entry is a policy file, by its name. Hidden files and editors' leftovers are not.
 pub fn is_policy_file(path: &Path) -> bool {
@@ -56,15 +103,69 @@ pub fn is_policy_file(path: &Path) -> bool {
     !hidden && matches!(extension(path), Some("json" | "yaml" | "yml"))
 }
 
+/// The policy files that `paths` name: a directory stands for the policy files in it, in the order of their names.
+///
+/// # Errors
+/// A directory cannot be read, or holds no policy file.
+pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyFileError> {
+    let mut files = Vec::with_capacity(paths.len());
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let unreadable = |error: std::io::Error| {
+            let message = format!("cannot read the directory: {}; name one that can be read", io_reason(&error));
+            PolicyFileError::new(path, None, message)
+        };
+        let mut here = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if is_policy_file(&path) && !path.is_dir() {
+                here.push(path);
+            }
+        }
+        if here.is_empty() {
+            let message = "the directory holds no policy file; name one with files *.json, *.yaml or *.yml in it";
+            return Err(PolicyFileError::new(path, None, message));
+        }
+        here.sort();
+        files.append(&mut here);
+    }
+    Ok(files)
+}
+
+/// Reads the bytes of a policy file, whatever they are.
+///
+/// # Errors
+/// It cannot be read, or has more than [`MAX_BYTES`].
+pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, PolicyFileError> {
+    let unreadable = |error: std::io::Error| {
+        let message = format!("cannot read: {}; name a JSON or YAML policy file", io_reason(&error));
+        PolicyFileError::new(path, None, message)
+    };
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    let mut bytes = Vec::new();
+    if length <= MAX_BYTES {
+        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    }
+    if length.max(bytes.len() as u64) > MAX_BYTES {
+        let message = format!("is larger than {} MiB, the limit for a policy file; split it", MAX_BYTES >> 20);
+        return Err(PolicyFileError::new(path, None, message));
+    }
+    Ok(bytes)
+}
+
 /// Reads every resource of a file.
 ///
 /// # Errors
-/// The file cannot be read, or the first of its resources that is wrong; nothing is read in part.
-pub fn read(path: &Path) -> Result<Vec<PolicyResource>, PolicyFileError> {
-    let text = std::fs::read_to_string(path).map_err(|error| PolicyFileError {
-        file: path.to_owned(),
-        line: None,
-        message: format!("cannot read: {error}; name a JSON or YAML policy file"),
+/// The file cannot be read, or every mistake in it; nothing is read in part.
+pub fn read(path: &Path) -> Result<Vec<FileResource>, PolicyFileErrors> {
+    let text = String::from_utf8(read_bytes(path)?).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + memchr::memchr_iter(b'\n', before).count() as u64;
+        PolicyFileError::new(path, Some(line), "is not UTF-8 text; save it as UTF-8")
     })?;
     parse(&text, path)
 }
@@ -73,20 +174,39 @@ pub fn read(path: &Path) -> Result<Vec<PolicyResource>, PolicyFileError> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn parse(text: &str, path: &Path) -> Result<Vec<PolicyResource>, PolicyFileError> {
+pub fn parse(text: &str, path: &Path) -> Result<Vec<FileResource>, PolicyFileErrors> {
     let items = items(text, path)?;
     let several = items.iter().any(|item| item.document > 0);
+    let file: Arc<Path> = path.into();
     let mut resources = Vec::with_capacity(items.len());
-    for Item { document, index, value } in items {
-        resources.push(resource(value).map_err(|error| {
+    let mut mistakes = Vec::new();
+    let mut places = None;
+    for Item { document, index, line, value } in items {
+        let errors = match resource(value) {
+            Ok(resource) => {
+                resources.push(FileResource { place: FilePlace { file: Arc::clone(&file), line }, resource });
+                continue;
+            }
+            Err(errors) => errors,
+        };
+        for error in errors.iter() {
             let in_document = if several { format!("document {}: ", document + 1) } else { String::new() };
             let in_list = index.map(|index| format!("[{index}]: ")).unwrap_or_default();
-            let line = Places::of(text).line(document, index, path_of(&error));
-            let message = format!("{in_document}{in_list}{error}");
-            PolicyFileError { file: path.to_owned(), line, message }
-        })?);
+            let places = places.get_or_insert_with(|| Places::of(text));
+            let line = places.line(document, index, path_of(error)).or(line);
+            mistakes.push(PolicyFileError::new(path, line, format!("{in_document}{in_list}{error}")));
+        }
+        if mistakes.len() > MAX_MISTAKES {
+            mistakes.truncate(MAX_MISTAKES);
+            let message = format!("there are more mistakes than these {MAX_MISTAKES}; correct them first");
+            mistakes.push(PolicyFileError::new(path, None, message));
+            break;
+        }
     }
-    Ok(resources)
+    match mistakes.is_empty() {
+        true => Ok(resources),
+        false => Err(PolicyFileErrors(mistakes)),
+    }
 }
 
 /// One resource of a text, before it is read as any message.
@@ -96,6 +216,8 @@ pub(crate) struct Item {
     pub(crate) document: usize,
     /// Index in the list that the document is, if it is one.
     pub(crate) index: Option<usize>,
+    /// Where it begins, counted from 1.
+    pub(crate) line: Option<u64>,
     pub(crate) value: Value,
 }
 
@@ -104,28 +226,42 @@ pub(crate) struct Item {
 /// # Errors
 /// The text is not JSON or YAML, a key stands twice in one mapping, or there is no document.
 pub(crate) fn items(text: &str, path: &Path) -> Result<Vec<Item>, PolicyFileError> {
-    let refused = |line, message| PolicyFileError { file: path.to_owned(), line, message };
-    let documents = match extension(path) {
-        Some("json") => json::document_from_json(text).map(|document| vec![document]).map_err(|error| match &error {
-            JsonError::Syntax(syntax) => refused(u64::try_from(syntax.line()).ok(), error.to_string()),
-            other => refused(None, other.to_string()),
-        }),
-        _ => document::parse_all(text).map(|documents| documents.into_iter().map(place::to_json).collect()).map_err(
-            |error| refused(error.place.map(|place| place.line), format!("not valid YAML: {}", error.message)),
-        ),
-    }?;
+    let documents: Vec<(Value, Vec<u64>)> = match extension(path) {
+        Some("json") => {
+            let document = json::document_from_json(text).map_err(|error| match &error {
+                JsonError::Syntax(syntax) => {
+                    PolicyFileError::new(path, u64::try_from(syntax.line()).ok(), error.to_string())
+                }
+                other => PolicyFileError::new(path, None, other.to_string()),
+            })?;
+            vec![(document, lines::of_json(text))]
+        }
+        _ => {
+            let documents = document::parse_all(text).map_err(|error| {
+                let line = error.place.map(|place| place.line);
+                let message = format!("not valid YAML: {}; correct the text there", error.message);
+                PolicyFileError::new(path, line, message)
+            })?;
+            documents
+                .into_iter()
+                .map(|node| (lines::of_yaml(&node), node))
+                .map(|(l, n)| (place::to_json(n), l))
+                .collect()
+        }
+    };
     if documents.is_empty() {
-        let message = "holds no resource; write `[]` for none, or delete the file".to_owned();
-        return Err(refused(None, message));
+        return Err(PolicyFileError::new(path, None, "holds no resource; write `[]` for none, or delete the file"));
     }
     let mut items = Vec::with_capacity(documents.len());
-    for (document, value) in documents.into_iter().enumerate() {
+    for (document, (value, lines)) in documents.into_iter().enumerate() {
         match value {
             Value::Array(list) => {
                 let numbered = list.into_iter().enumerate();
-                items.extend(numbered.map(|(index, value)| Item { document, index: Some(index), value }));
+                let item =
+                    |(index, value)| Item { document, index: Some(index), line: lines.get(index).copied(), value };
+                items.extend(numbered.map(item));
             }
-            value => items.push(Item { document, index: None, value }),
+            value => items.push(Item { document, index: None, line: lines.first().copied(), value }),
         }
     }
     Ok(items)
@@ -142,14 +278,15 @@ pub(crate) fn path_of(error: &JsonError) -> &str {
 /// Reads one resource.
 ///
 /// # Errors
-/// A field is unknown, stands twice or does not take its value.
-pub(crate) fn resource(value: Value) -> Result<PolicyResource, JsonError> {
+/// Every field that is unknown, stands twice or does not take its value.
+pub(crate) fn resource(value: Value) -> Result<PolicyResource, JsonErrors> {
     if let Some(kind) = value.get("kind").and_then(Value::as_str).filter(|_| value.get("apiVersion").is_some()) {
         return Err(JsonError::Value {
             path: "kind".to_owned(),
             reason: format!("a Kubernetes {kind}, which an agent translates before it reaches a proxy"),
             expected: "a cilium.NetworkPolicy (`tollgate policy check` reads Cilium's resources, too)".to_owned(),
-        });
+        }
+        .into());
     }
     let hosts = match value.get("@type").and_then(Value::as_str) {
         Some(type_url) => type_url.ends_with("/cilium.NetworkPolicyHosts"),

@@ -381,6 +381,60 @@ fn explain_uses_host_and_headers_and_both_directions() {
 }
 
 #[test]
+fn explain_takes_directories_and_lists_every_mistake() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let root = directory.path().to_str().expect("UTF-8").to_owned();
+    let ask = |sources: &[&str]| {
+        let question = ["--endpoint", "10.0.0.1", "--ingress", "--from", "7", "--port", "80"];
+        tollgate(&[&["policy", "explain"], sources, &question[..]].concat())
+    };
+    let refused = |sources: &[&str], expected: &[String]| {
+        let output = ask(sources);
+        let lines: Vec<String> = stderr(&output).lines().map(str::to_owned).collect();
+        assert_eq!((code(&output), lines.len()), (2, expected.len()), "{lines:?}");
+        for (line, expected) in lines.iter().zip(expected) {
+            assert!(line.starts_with(&format!("tollgate: error: {root}{expected}")), "{line}");
+        }
+    };
+    refused(&[&root], &[": the directory holds no policy file; name one with files".to_owned()]);
+    std::fs::write(directory.path().join("a.yaml"), "endpoint_id: 1\nendpoint_ips: [10.0.0.1]\n").expect("writes");
+    std::fs::write(directory.path().join("b.json"), "{\"endpointId\": 2,\n\"endpointIps\": [\"10.0.0.1\"]}")
+        .expect("writes");
+    std::fs::write(directory.path().join("notes.txt"), "nothing to read").expect("writes");
+    let output = ask(&[&root]);
+    let text = stdout(&output);
+    assert!(text.contains("note: 2 policies claim 10.0.0.1"), "{text}{}", stderr(&output));
+    assert!(text.contains(&format!("\npolicy 2 ({root}/b.json:1):\n")), "{text}");
+
+    std::fs::write(directory.path().join("b.json"), "[{\"endpointId\": -1,\n\"endpointIp\": 7}, {}]").expect("writes");
+    std::fs::write(directory.path().join("c.yaml"), b"endpoint_id: 1\nname: \xff\n").expect("writes");
+    std::fs::write(directory.path().join("d.yaml"), "a: [\n").expect("writes");
+    std::fs::File::create(directory.path().join("e.yaml")).and_then(|f| f.set_len(3 << 30)).expect("is sparse");
+    let mistakes = [
+        "/b.json:2: [0]: endpointIp: cilium.NetworkPolicy has no such field; did you mean `endpointIps`?",
+        "/b.json:1: [0]: endpointId: ",
+        "/c.yaml:2: is not UTF-8 text",
+        "/d.yaml:1: not valid YAML: ",
+        "/e.yaml: is larger than 64 MiB",
+    ];
+    refused(&[&root], &mistakes.map(str::to_owned));
+}
+
+#[test]
+fn help_is_a_command_too() {
+    for (words, expected) in [
+        (&["help"][..], "Usage: tollgate <COMMAND>"),
+        (&["help", "policy"], "Usage: tollgate policy <COMMAND>"),
+        (&["help", "policy", "explain"], "Usage: tollgate policy explain "),
+        (&["policy", "help", "check"], "Usage: tollgate policy check "),
+    ] {
+        let output = tollgate(words);
+        assert_eq!((code(&output), stderr(&output).as_str()), (0, ""), "{words:?}");
+        assert!(stdout(&output).contains(expected), "{words:?}: {}", stdout(&output));
+    }
+}
+
+#[test]
 fn explain_refuses_bad_input_with_exit_2() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let file = directory.path().join("typo.json");
@@ -393,7 +447,7 @@ fn explain_refuses_bad_input_with_exit_2() {
     let rest = &EXPLAIN[3..];
     for (arguments, expected) in [
         ([&["policy", "explain", file], rest].concat(), format!("{file}:1: ingresPerPortPolicies: ")),
-        ([&["policy", "explain", unnumbered], rest].concat(), format!("{unnumbered}: endpoint_id: ")),
+        ([&["policy", "explain", unnumbered], rest].concat(), format!("{unnumbered}:1: endpoint_id: ")),
         ([&["policy", "explain", "/nonexistent.json"], rest].concat(), "/nonexistent.json: cannot read: ".to_owned()),
         ([&EXPLAIN[..], &["--host", "a", "-H", "Host: b", "GET", "/"]].concat(), "the host is given twice".to_owned()),
         ([&EXPLAIN[..], &["-H", "nonsense", "GET", "/"]].concat(), "invalid value 'nonsense' for '--header".to_owned()),
@@ -526,10 +580,17 @@ impl Proxy {
     }
 
     /// SIGTERM, and the exit code that follows.
-    fn terminate(mut self) -> Option<i32> {
+    fn terminate(self) -> Option<i32> {
+        self.terminate_and_read().0
+    }
+
+    /// The same, with what it logged since it served.
+    fn terminate_and_read(mut self) -> (Option<i32>, String) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("is running");
-        self.child.wait().expect("ends").code()
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).expect("reads");
+        (self.child.wait().expect("ends").code(), log)
     }
 }
 
@@ -561,6 +622,73 @@ fn a_running_proxy_answers_and_ends_on_sigterm() {
     assert_eq!((code(&output), stdout(&output).as_str()), (0, ""));
 
     assert_eq!(proxy.terminate(), Some(0));
+}
+
+/// Files of a policy directory that are in trouble, as `status` and the log show them.
+#[test]
+fn trouble_in_a_policy_directory_is_named_with_file_and_line() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let root = directory.path().display().to_string();
+    let write = |name: &str, text: &str| {
+        let hidden = directory.path().join("policies/.new");
+        std::fs::write(&hidden, text).expect("writes");
+        std::fs::rename(&hidden, directory.path().join("policies").join(name)).expect("renames");
+    };
+    std::fs::create_dir(directory.path().join("policies")).expect("creates");
+    let regex = "ingressPerPortPolicies: [{ port: 80, rules: [{ httpRules: { httpRules: [{ headers: [{ name: ':path', \
+                 safeRegexMatch: { regex: '(' } }] }] } }] }]";
+    write("a.yaml", &format!("# a\n- endpointId: 1\n  endpointIps: [10.0.0.1]\n  {regex}\n"));
+    write(
+        "b.json",
+        "[\n{\"endpointId\": 2, \"endpointIps\": [\"10.0.0.1\"]},\n{\"endpointId\": 2, \"endpointIps\": []}]",
+    );
+    write("c.yaml", "endpointId: 3\nendpointIp: [c]\nport: 80\n");
+    let big = std::fs::File::create(directory.path().join("policies/d.json")).expect("creates");
+    big.set_len(3 << 30).expect("is sparse");
+    let file = directory.path().join("tollgate.yaml");
+    let listeners = "[{ name: load, address: '127.0.0.1:0', transparent: false, upstream: '127.0.0.1:9' }]";
+    let text = format!(
+        "admin: {{ address: 'unix:{root}/admin.sock' }}\npolicies: {{ directory: '{root}/policies' }}\nworkers: \
+         1\nlisteners: {listeners}\n"
+    );
+    std::fs::write(&file, text).expect("writes");
+    let proxy = Proxy::start(&file);
+    let admin = format!("unix:{root}/admin.sock");
+    let status = || json(&tollgate(&["status", "-o", "json", "--admin", &admin]))["policy"].clone();
+    let mut policy = status();
+    while policy["received"] == false || policy["refused"].as_array().is_none_or(|list| list.len() < 4) {
+        policy = status();
+    }
+    let refused: Vec<&str> =
+        policy["refused"].as_array().expect("a list").iter().map(|r| r["reason"].as_str().expect("text")).collect();
+    for (reason, expected) in refused.iter().zip([
+        "/policies/b.json:3: endpoint_ips: is empty (endpoint_id 2); list the endpoint's addresses",
+        "/policies/c.yaml:2: endpointIp: cilium.NetworkPolicy has no such field; did you mean `endpointIps`?",
+        "/policies/c.yaml:3: port: cilium.NetworkPolicy has no such field; remove it or use one of: endpointIps, ",
+        "/policies/d.json: is larger than 64 MiB, the limit for a policy file; split it",
+    ]) {
+        assert!(reason.starts_with(&format!("{root}{expected}")), "{reason}");
+    }
+    assert_eq!(policy["quarantined"][0]["file"], format!("{root}/policies/a.yaml:2"));
+    assert_eq!(policy["conflicts"][0]["endpoint"], "10.0.0.1");
+    let claimants = [format!("{root}/policies/a.yaml:2"), format!("{root}/policies/b.json:2")];
+    assert_eq!(policy["conflicts"][0]["files"], serde_json::json!(claimants));
+    let question = ["--endpoint", "10.0.0.1", "--ingress", "--from", "7", "--port", "80", "GET", "/"];
+    let text = stdout(&tollgate(&[&["policy", "explain", "--admin", &admin], &question[..]].concat()));
+    assert!(text.contains("note: 2 policies claim 10.0.0.1, and each of them has to allow\n"), "{text}");
+    assert!(text.contains(&format!("\npolicy 2 ({}):\n", claimants[1])), "{text}");
+
+    // What the next update repeats is no news.
+    let before = policy["generation"].clone();
+    write("c.yaml", "endpointId: 3\nendpointIps: [c]\n");
+    while status()["generation"] == before {}
+    let (code, log) = proxy.terminate_and_read();
+    assert_eq!(code, Some(0));
+    let count = |what: &str| log.matches(what).count();
+    let said = ["not enforced as written: ", "has no effect: ", "endpoint 10.0.0.1 is claimed by ", "64 MiB"];
+    assert_eq!(said.map(count), [1, 1, 1, 1], "{log}");
+    assert!(count("policy in force") >= 2, "{log}");
+    assert!(!directory.path().join("admin.sock").exists(), "the socket's file goes with the proxy");
 }
 
 /// What the system says is said once.

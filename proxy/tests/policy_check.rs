@@ -291,6 +291,45 @@ fn secrets_that_will_be_there_are_not_missing() {
 }
 
 #[test]
+fn a_directory_stands_for_its_policy_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let empty = check(&[directory.path().to_str().unwrap()]);
+    assert_eq!(empty.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&empty.stderr).contains("holds no policy file"), "{empty:?}");
+    write(&directory, "a.yaml", "endpoint_id: 1\nendpoint_ips: [10.0.0.1]\n");
+    write(&directory, "b.yaml", "endpoint_id: 2\nendpoint_ips: [10.0.0.1]\n");
+    write(&directory, "c.txt", "nothing");
+    let (code, report) = json(&[text(directory.path())]);
+    assert_eq!((code, &report["summary"]["files"]), (Some(1), &2.into()), "{report}");
+    assert_eq!(report["findings"][0]["rule"], "duplicate-endpoint");
+    assert_eq!(report["findings"][0]["because_of"]["file"], format!("{}/a.yaml", directory.path().display()));
+}
+
+#[test]
+fn every_mistake_in_a_resource_is_a_finding() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = write(
+        &directory,
+        "a.yaml",
+        "endpoint_id: many\nendpoint_ip: [10.0.0.1]\ningress_per_port_policies:\n- port: 80\n  prot: 1\n- port: http\n",
+    );
+    let (code, report) = json(&[text(&file)]);
+    assert_eq!(code, Some(2));
+    let found = |f: &Value| (f["line"].as_u64().unwrap(), f["rule"].as_str().unwrap().to_owned());
+    let found: Vec<_> = report["findings"].as_array().unwrap().iter().map(found).collect();
+    let expected = [(1, "invalid-value"), (2, "unknown-field"), (5, "unknown-field"), (6, "invalid-value")];
+    assert_eq!(found, expected.map(|(line, rule)| (line, rule.to_owned())), "{report}");
+    let instead: Vec<_> =
+        report["findings"].as_array().unwrap().iter().map(|f| f["instead"].as_str().unwrap()).collect();
+    assert_eq!(instead[1], "did you mean `endpoint_ips`?");
+    let big = directory.path().join("big.json");
+    std::fs::File::create(&big).unwrap().set_len(3 << 30).unwrap();
+    let (code, report) = json(&[text(&big)]);
+    assert_eq!((code, &report["findings"][0]["rule"]), (Some(2), &"unreadable-file".into()));
+    assert!(report["findings"][0]["what"].as_str().unwrap().starts_with("is larger than 64 MiB"), "{report}");
+}
+
+#[test]
 fn without_a_policy_nothing_can_be_told() {
     let directory = tempfile::tempdir().unwrap();
     let empty = write(&directory, "empty.yaml", "[]\n");

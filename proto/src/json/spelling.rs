@@ -5,7 +5,8 @@ use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value};
 use serde_path_to_error::{Path, Segment};
 
-use super::JsonError;
+use super::{JsonError, MAX_MISTAKES};
+use crate::nearest::nearest;
 
 /// A field that older agents spelled differently. The number on the wire is the same.
 struct Older {
@@ -25,31 +26,37 @@ const OLDER: [Older; 3] = [
 /// Where the walk stands: keys as written, and list indexes.
 pub(super) type Trail = Vec<String>;
 
-/// Refuses unknown and repeated fields below `value`, and renames older ones. Values that are no
+/// Notes unknown and repeated fields below `value` and takes them out, and renames older ones. Values that are no
 /// objects are left to the parser, which knows what each field takes.
-pub(super) fn check(message: &MessageDescriptor, value: &mut Value, trail: &mut Trail) -> Result<(), JsonError> {
+pub(super) fn check(message: &MessageDescriptor, value: &mut Value, trail: &mut Trail, mistakes: &mut Vec<JsonError>) {
     // The well-known types have JSON forms of their own.
     if message.package_name() == "google.protobuf" {
-        return Ok(());
+        return;
     }
     let Value::Object(object) = value else {
-        return Ok(());
+        return;
     };
     let mut checked = Map::with_capacity(object.len());
     let mut seen: Vec<(u32, String)> = Vec::with_capacity(object.len());
     for (key, mut value) in std::mem::take(object) {
-        trail.push(key.clone());
-        let field = resolve(message, &key, &mut value).ok_or_else(|| unknown_field(message, trail))?;
-        if let Some((_, other)) = seen.iter().find(|(number, _)| *number == field.number()) {
-            return Err(JsonError::Twice { path: join(trail), other: other.clone() });
+        if mistakes.len() >= MAX_MISTAKES {
+            return;
         }
-        check_field(&field, &mut value, trail)?;
+        trail.push(key.clone());
+        match resolve(message, &key, &mut value) {
+            None => mistakes.push(unknown_field(message, &key, trail)),
+            Some(field) => match seen.iter().find(|(number, _)| *number == field.number()) {
+                Some((_, other)) => mistakes.push(JsonError::Twice { path: join(trail), other: other.clone() }),
+                None => {
+                    check_field(&field, &mut value, trail, mistakes);
+                    seen.push((field.number(), key));
+                    checked.insert(field.json_name().to_owned(), value);
+                }
+            },
+        }
         trail.pop();
-        seen.push((field.number(), key));
-        checked.insert(field.json_name().to_owned(), value);
     }
     *object = checked;
-    Ok(())
 }
 
 /// The field that `key` means. Turns the value of an older single field into a list.
@@ -65,30 +72,39 @@ fn resolve(message: &MessageDescriptor, key: &str, value: &mut Value) -> Option<
     message.get_field_by_json_name(older.today)
 }
 
-fn check_field(field: &FieldDescriptor, value: &mut Value, trail: &mut Trail) -> Result<(), JsonError> {
+fn check_field(field: &FieldDescriptor, value: &mut Value, trail: &mut Trail, mistakes: &mut Vec<JsonError>) {
     let kind = field.kind();
     let Kind::Message(message) = &kind else {
-        return Ok(());
+        return;
     };
     match value {
         Value::Array(elements) if field.is_list() => {
             for (index, element) in elements.iter_mut().enumerate() {
                 trail.push(format!("[{index}]"));
-                check(message, element, trail)?;
+                check(message, element, trail, mistakes);
                 trail.pop();
             }
-            Ok(())
         }
         // Keys of a map are data. No map here holds messages, so there is nothing below to check.
-        _ if field.is_map() || field.is_list() => Ok(()),
-        _ => check(message, value, trail),
+        _ if field.is_map() || field.is_list() => {}
+        _ => check(message, value, trail, mistakes),
     }
 }
 
-fn unknown_field(message: &MessageDescriptor, trail: &Trail) -> JsonError {
-    let known: Vec<String> = message.fields().map(|field| field.json_name().to_owned()).collect();
-    let known = if known.is_empty() { "(it has no fields)".to_owned() } else { known.join(", ") };
-    JsonError::UnknownField { path: join(trail), message: message.full_name().to_owned(), known }
+/// The remedy names fields in the spelling that the key has.
+fn unknown_field(message: &MessageDescriptor, key: &str, trail: &Trail) -> JsonError {
+    let spelled = |field: FieldDescriptor| match key.contains('_') {
+        true => field.name().to_owned(),
+        false => field.json_name().to_owned(),
+    };
+    let known: Vec<String> = message.fields().map(spelled).collect();
+    let candidates: Vec<&str> = known.iter().map(String::as_str).collect();
+    let remedy = match (nearest(key, &candidates), known.is_empty()) {
+        (Some(meant), _) => format!("did you mean `{meant}`?"),
+        (None, true) => "remove it, the message has no fields".to_owned(),
+        (None, false) => format!("remove it or use one of: {}", known.join(", ")),
+    };
+    JsonError::UnknownField { path: join(trail), message: message.full_name().to_owned(), remedy }
 }
 
 fn join(trail: &Trail) -> String {
@@ -102,8 +118,9 @@ fn join(trail: &Trail) -> String {
     path
 }
 
-/// What the field at `path` takes, in words, as the remedy of a value that does not fit.
-pub(super) fn expected_at(message: &MessageDescriptor, path: &Path) -> String {
+/// The last field on `path` that is known, and whether an element of it is meant. Inside a map or a well-known type that is
+/// the one around.
+pub(super) fn field_at(message: &MessageDescriptor, path: &Path) -> Option<(FieldDescriptor, bool)> {
     let mut field: Option<FieldDescriptor> = None;
     let mut element = false;
     for segment in path {
@@ -114,7 +131,6 @@ pub(super) fn expected_at(message: &MessageDescriptor, path: &Path) -> String {
                 let inner = around
                     .filter(|_| field.as_ref().is_none_or(|field| !field.is_map()))
                     .and_then(|around| around.get_field_by_json_name(key));
-                // Inside a map or a well-known type: the last field we know of tells enough.
                 if inner.is_none() {
                     break;
                 }
@@ -125,13 +141,16 @@ pub(super) fn expected_at(message: &MessageDescriptor, path: &Path) -> String {
             Segment::Enum { .. } | Segment::Unknown => {}
         }
     }
-    match field {
+    field.map(|field| (field, element))
+}
+
+/// What the field at `path` takes, in words, as the remedy of a value that does not fit.
+pub(super) fn expected_at(message: &MessageDescriptor, path: &Path) -> String {
+    match field_at(message, path) {
         None => "an object with the fields of the message".to_owned(),
-        Some(field) if field.is_map() => "an object of texts".to_owned(),
-        Some(field) if field.is_list() && !element => {
-            format!("a list, each element {}", describe(&field.kind()))
-        }
-        Some(field) => describe(&field.kind()),
+        Some((field, _)) if field.is_map() => "an object of texts".to_owned(),
+        Some((field, false)) if field.is_list() => format!("a list, each element {}", describe(&field.kind())),
+        Some((field, _)) => describe(&field.kind()),
     }
 }
 

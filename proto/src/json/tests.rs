@@ -11,7 +11,7 @@ const OLDER: &str = r#"{"@type":"type.googleapis.com/cilium.NetworkPolicy","conn
   {"httpRules":[{"headers":[{"name":":method","safeRegexMatch":{"googleRe2":{},"regex":"GET"}},
   {"name":":path","safeRegexMatch":{"googleRe2":{},"regex":"/hello"}}]}]}}]}],"name":"10.244.2.232"}"#;
 
-fn message_of(error: JsonError) -> String {
+fn message_of(error: JsonErrors) -> String {
     error.to_string()
 }
 
@@ -111,11 +111,50 @@ fn a_typo_is_named_with_its_place_and_the_remedy() {
     assert_eq!(
         refused(text),
         "ingressPerPortPolicies[1].rules[0].http_rules.httpRules[0].header: cilium.HttpNetworkPolicyRule has no such \
-         field; remove it or use one of: headers, headerMatches"
+         field; did you mean `headers`?"
     );
-    assert!(
-        refused(r#"{"egressPerPortPolicy": [{}]}"#).starts_with("egressPerPortPolicy: cilium.NetworkPolicy has no")
-    );
+    for (text, remedy) in [
+        (r#"{"egressPerPortPolicy": [{}]}"#, "did you mean `egressPerPortPolicies`?"),
+        (r#"{"egress_per_port_policy": [{}]}"#, "did you mean `egress_per_port_policies`?"),
+        (
+            r#"{"ingressPerPortPolicies": [{"rules": [{"http_rules": {"paths": []}}]}]}"#,
+            "remove it or use one of: httpRules",
+        ),
+    ] {
+        assert!(refused(text).ends_with(&format!(" has no such field; {remedy}")), "{text}: {}", refused(text));
+    }
+}
+
+#[test]
+fn every_mistake_is_listed() {
+    let text = r#"{"endpointId": "x", "endpoint_id": 2, "endpointIps": [1, "10.0.0.1", {}], "egresPerPortPolicies": 7,
+      "ingressPerPortPolicies": [5, {"port": -1, "rules": [{"remotePolicies": ["a", 1, "b"], "deny": 7}]}, {"porte": 1}]}"#;
+    let error = network_policy_from_json(text).expect_err("refused");
+    let paths: Vec<String> = error.to_string().lines().map(|l| l.split(": ").next().unwrap().to_owned()).collect();
+    let expected = [
+        "endpoint_id",
+        "egresPerPortPolicies",
+        "ingressPerPortPolicies[2].porte",
+        "endpointId",
+        "endpointIps[0]",
+        "endpointIps[2]",
+        "ingressPerPortPolicies[0]",
+        "ingressPerPortPolicies[1].port",
+        "ingressPerPortPolicies[1].rules[0].remotePolicies[0]",
+        "ingressPerPortPolicies[1].rules[0].remotePolicies[2]",
+        "ingressPerPortPolicies[1].rules[0].deny",
+    ];
+    assert_eq!(paths, expected, "{error}");
+}
+
+#[test]
+fn a_list_of_mistakes_ends() {
+    for mistake in ["{\"porte\": 1}", "5"] {
+        let entries = vec![mistake; 1000].join(", ");
+        let error = network_policy_from_json(&format!(r#"{{"ingressPerPortPolicies": [{entries}]}}"#)).unwrap_err();
+        assert_eq!(error.iter().len(), MAX_MISTAKES + 1, "{mistake}");
+        assert!(matches!(error.iter().last(), Some(JsonError::More)));
+    }
 }
 
 #[test]
@@ -152,7 +191,10 @@ fn a_value_that_does_not_fit_is_named() {
     ];
     for (text, path, remedy) in cases {
         let error = network_policy_from_json(text).expect_err("refused");
-        assert!(matches!(&error, JsonError::Value { path: found, .. } if found == path), "{text}: {error:?}");
+        assert!(
+            matches!(error.iter().next(), Some(JsonError::Value { path: found, .. }) if found == path),
+            "{text}: {error:?}"
+        );
         let message = message_of(error);
         assert!(message.contains(remedy), "{text}: {message}");
     }
@@ -176,7 +218,7 @@ fn deep_nesting_is_an_error_and_nothing_worse() {
     let rule = json!({"l7Rules": {"l7AllowRules": [{"metadataRule": [{"filter": "f", "value": value}]}]}});
     let policy = json!({"ingressPerPortPolicies": [{"rules": [rule]}]});
     let error = network_policy_from_value(policy).expect_err("refused");
-    assert!(matches!(error, JsonError::TooDeep), "{error:?}");
+    assert!(matches!(error.iter().next(), Some(JsonError::TooDeep)), "{error:?}");
 }
 
 #[test]
@@ -189,5 +231,5 @@ fn hosts_load_and_print() {
     let printed = network_policy_hosts_to_json(&hosts).expect("prints");
     assert_eq!(printed, json!({"policy": "32226", "hostAddresses": ["10.244.1.17/32", "fd00::/64"]}));
     let error = network_policy_hosts_from_json(r#"{"name": "1"}"#).expect_err("refused");
-    assert!(matches!(error, JsonError::UnknownField { .. }), "{error:?}");
+    assert!(matches!(error.iter().next(), Some(JsonError::UnknownField { .. })), "{error:?}");
 }

@@ -30,6 +30,7 @@ impl Views for Process {
             secrets: &tollgate_policy::Secrets::default(),
             normalize: &crate::config::Normalize::default(),
             proxy_id: 0,
+            places: &Default::default(),
             reference: None,
         };
         explanation::explain(asked, &enforced).map_err(|error| error.to_string())

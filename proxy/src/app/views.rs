@@ -1,10 +1,12 @@
 //! What the admin endpoint shows of the running process.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
+use tollgate_policy::{Conflict, EndpointPolicy, Quarantine};
 use tollgate_xds::Status;
 
 use super::Request;
@@ -14,6 +16,7 @@ use crate::config::{Config, Normalize, PolicySource};
 use crate::control::Control;
 use crate::control::listeners::{Clusters, Report, Reported};
 use crate::explanation::{self, Asked, Enforced, Explained};
+use crate::policy_file::FilePlace;
 use crate::readiness::Readiness;
 
 /// Read-only views over control, configuration and listeners.
@@ -35,28 +38,12 @@ impl Views for ProcessViews {
     fn status(&self) -> Map<String, Value> {
         let world = self.control.store().load();
         let policy = &world.policy;
-        let quarantined: Vec<_> = policy
-            .quarantined()
-            .map(|q| {
-                let mut entry = json!({ "rule": q.rule.to_string() });
-                if let Some(name) = &q.name {
-                    entry["name"] = (&**name).into();
-                }
-                entry["element"] = (&*q.element).into();
-                entry["reason"] = (&*q.reason).into();
-                entry
-            })
-            .collect();
-        let conflicts: Vec<_> = policy
-            .conflicts()
-            .map(|c| {
-                json!({
-                    "endpoint": c.key.to_string(),
-                    "enforced": c.enforced.iter().map(|n| &**n).collect::<Vec<_>>(),
-                    "overridden": c.overridden.iter().map(|n| &**n).collect::<Vec<_>>(),
-                })
-            })
-            .collect();
+        let places = self.control.places();
+        let quarantined: Vec<_> = policy.endpoints().flat_map(|policy| quarantined(policy, &places)).collect();
+        let conflicts = policy.conflicts().map(|conflict| conflict_json(conflict, &places));
+        let numbers =
+            self.control.contested().into_iter().filter(|contested| contested.what.starts_with("endpoint_id"));
+        let conflicts: Vec<_> = conflicts.chain(numbers.map(|contested| json!(contested.to_string()))).collect();
         let refused: Vec<_> =
             self.control.refused().into_iter().map(|r| json!({ "name": r.name, "reason": r.reason })).collect();
         let missing_secrets: Vec<_> = world
@@ -136,6 +123,7 @@ impl Views for ProcessViews {
             secrets: &world.secrets,
             normalize: &listener.map_or_else(Normalize::default, |listener| listener.normalize),
             proxy_id: listener.map_or(0, |listener| listener.proxy_id),
+            places: &self.control.places(),
             reference: None,
         };
         explanation::explain(asked, &enforced).map_err(|error| error.to_string())
@@ -144,6 +132,39 @@ impl Views for ProcessViews {
     fn listeners(&self) -> Vec<BoundListener> {
         self.listeners.bound()
     }
+}
+
+/// What of one policy is not enforced as written, with the file that it comes out of.
+fn quarantined(policy: &EndpointPolicy, places: &HashMap<String, FilePlace>) -> Vec<Value> {
+    let place = places.get(policy.resource());
+    let entry = |q: Quarantine| {
+        let mut entry = json!({ "rule": q.rule.to_string() });
+        if let Some(name) = &q.name {
+            entry["name"] = (&**name).into();
+        }
+        entry["element"] = (&*q.element).into();
+        entry["reason"] = (&*q.reason).into();
+        if let Some(place) = place {
+            entry["file"] = place.to_string().into();
+        }
+        entry
+    };
+    policy.quarantined().map(entry).collect()
+}
+
+fn conflict_json(conflict: &Conflict, places: &HashMap<String, FilePlace>) -> Value {
+    let names = |names: &[Arc<str>]| names.iter().map(|name| Value::from(&**name)).collect::<Vec<_>>();
+    let mut entry = json!({
+        "endpoint": conflict.key.to_string(),
+        "enforced": names(&conflict.enforced),
+        "overridden": names(&conflict.overridden),
+    });
+    let claimants = conflict.enforced.iter().chain(&conflict.overridden);
+    let files: Vec<String> = claimants.filter_map(|name| Some(places.get(&**name)?.to_string())).collect();
+    if !files.is_empty() {
+        entry["files"] = files.into();
+    }
+    entry
 }
 
 fn streams(status: &Status) -> Value {

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use serde_json::{Map, Value};
+use tollgate_proto::nearest::nearest;
 
 use super::{Problem, ProblemKind};
 
@@ -40,7 +41,11 @@ impl<'a> Object<'a> {
     pub(super) fn known(&self, keys: &[&str]) {
         for key in self.map.keys().filter(|key| !keys.contains(&key.as_str())) {
             let what = format!("{key} is no field here");
-            self.problem(ProblemKind::UnknownField, key, what, format!("one of: {}", keys.join(", ")));
+            let instead = match nearest(key, keys) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("one of: {}", keys.join(", ")),
+            };
+            self.problem(ProblemKind::UnknownField, key, what, instead);
         }
     }
 

@@ -16,6 +16,7 @@ use self::input::{Input, Located, Origin, Source};
 use self::rules::Rule;
 use super::{Exit, Failure, print};
 use crate::cilium_policy::KnownIdentities;
+use crate::policy_file;
 
 /// Find mistakes in policy files before they are deployed
 ///
@@ -32,7 +33,7 @@ For programs, with notes as findings:
 Exit codes: 0 nothing found (notes do not count unless --fail-on says so); 1 findings; 2 a file cannot be used; \
 3 cannot tell, because there is no policy in the files.")]
 pub(super) struct Args {
-    /// Policy files: cilium.NetworkPolicy as JSON, YAML or protobuf (also a whole xDS response), or CiliumNetworkPolicy and
+    /// Policy files, or directories of them (*.json, *.yaml, *.yml): cilium.NetworkPolicy as JSON, YAML or protobuf (also a whole xDS response), or CiliumNetworkPolicy and
     /// CiliumClusterwideNetworkPolicy as YAML or JSON
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
@@ -123,8 +124,8 @@ impl Checked {
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let known = args.identities.as_deref().map(KnownIdentities::read).transpose().map_err(Failure::bad_input)?;
-    let inputs: Vec<Input> = args.files.iter().map(|file| Input::read(file)).collect();
-    let checked = check(inputs, known.as_ref(), args);
+    let files = policy_file::expand(&args.files).map_err(Failure::bad_input)?;
+    let checked = check(files, known.as_ref(), args);
     let fail_on = Severity::from(args.fail_on);
     match args.output {
         Form::Text => print(&report::text(&checked))?,
@@ -134,8 +135,9 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     Ok(checked.exit(fail_on))
 }
 
-fn check(inputs: Vec<Input>, known: Option<&KnownIdentities>, args: &Args) -> Checked {
-    let mut checked = Checked { files: args.files.clone(), ..Checked::default() };
+fn check(files: Vec<PathBuf>, known: Option<&KnownIdentities>, args: &Args) -> Checked {
+    let inputs: Vec<Input> = files.iter().map(|file| Input::read(file)).collect();
+    let mut checked = Checked { files, ..Checked::default() };
     let mut sets: Vec<Input> = Vec::new();
     for input in inputs {
         match sets.first_mut() {

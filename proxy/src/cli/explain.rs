@@ -15,7 +15,7 @@ use super::{Exit, Failure, Output, asynchronously, print, print_json};
 use crate::config::{ListenAddress, Normalize, SecretFile};
 use crate::control::secrets::read_once;
 use crate::explanation::{self, Answer, Asked, Enforced, NoAnswer};
-use crate::policy_file::{self, PolicyResource};
+use crate::policy_file::{self, FilePlace, FileResource, PolicyResource};
 
 /// Say whether policy files, or a running proxy, allow a connection or request, and why
 ///
@@ -40,7 +40,7 @@ pub(super) struct Args {
     /// Ask the running proxy with this admin endpoint (unix:PATH or IP:PORT) instead of files
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<ListenAddress>,
-    /// Further policy files, judged together with the first
+    /// Further policy files or directories, judged together with the first
     #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     and: Vec<PathBuf>,
     /// Local endpoint whose policy is asked
@@ -80,7 +80,7 @@ pub(super) struct Args {
     /// How to print it
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
     output: Output,
-    /// Policy file (cilium.NetworkPolicy as JSON or YAML; not with --admin), then the method and path with query of a request
+    /// Policy file, or directory of them (cilium.NetworkPolicy as JSON or YAML; not with --admin), then the method and path with query of a request
     #[arg(value_name = "FILE METHOD PATH", num_args = 0..)]
     words: Vec<String>,
 }
@@ -128,16 +128,19 @@ fn words(args: &Args) -> Result<FileAndRequest, Failure> {
 }
 
 fn ask_files(args: &Args, file: &Path, asked: &Asked) -> Result<Exit, Failure> {
-    let policies = policies(std::iter::once(file).chain(args.and.iter().map(PathBuf::as_path)))?;
+    let paths: Vec<PathBuf> = std::iter::once(file.to_owned()).chain(args.and.iter().cloned()).collect();
+    let (policies, placed) = policies(&paths)?;
     let secrets = secrets(&args.secrets)?;
     let reference = args.reference.then(|| Reference::of(policies.clone()));
     let mut builder = Snapshot::empty().update();
-    builder.replace_all(policies);
+    let names = builder.replace_all(policies);
+    let places = names.into_iter().zip(placed).collect();
     let enforced = Enforced {
         policies: &builder.build(),
         secrets: &secrets,
         normalize: &Normalize::default(),
         proxy_id: 0,
+        places: &places,
         reference: reference.as_ref(),
     };
     let explained = explanation::explain(asked, &enforced).map_err(|error| match error {
@@ -202,17 +205,30 @@ fn secrets(files: &[SecretFile]) -> Result<Secrets, Failure> {
     read_once(files).map_err(|error| Failure::bad_input(format_args!("--secret: {error}")))
 }
 
-fn policies<'a>(files: impl Iterator<Item = &'a Path>) -> Result<Vec<NetworkPolicy>, Failure> {
-    let mut policies = Vec::new();
-    for file in files {
-        let resources = policy_file::read(file).map_err(Failure::bad_input)?;
-        for resource in resources {
-            if let PolicyResource::Policy(policy) = resource {
-                let policy = NetworkPolicy::try_from(&*policy)
-                    .map_err(|error| Failure::bad_input(format_args!("{}: {error}", file.display())))?;
-                policies.push(policy);
+/// The policies of the files, and where each stands. All mistakes in all files are reported together.
+fn policies(paths: &[PathBuf]) -> Result<(Vec<NetworkPolicy>, Vec<FilePlace>), Failure> {
+    let (mut policies, mut places, mut mistakes) = (Vec::new(), Vec::new(), Vec::new());
+    for file in policy_file::expand(paths).map_err(Failure::bad_input)? {
+        let resources = match policy_file::read(&file) {
+            Ok(resources) => resources,
+            Err(errors) => {
+                mistakes.push(errors.to_string());
+                continue;
+            }
+        };
+        for FileResource { place, resource } in resources {
+            let PolicyResource::Policy(policy) = resource else { continue };
+            match NetworkPolicy::try_from(&*policy) {
+                Ok(policy) => {
+                    policies.push(policy);
+                    places.push(place);
+                }
+                Err(error) => mistakes.push(format!("{place}: {error}")),
             }
         }
     }
-    Ok(policies)
+    match mistakes.is_empty() {
+        true => Ok((policies, places)),
+        false => Err(Failure::bad_input(mistakes.join("\n"))),
+    }
 }

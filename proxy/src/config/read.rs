@@ -3,6 +3,8 @@
 
 use std::cell::RefCell;
 
+use tollgate_proto::nearest::nearest;
+
 use super::document::{Entry, Node, Place, Value};
 
 /// Mistakes noted so far.
@@ -164,29 +166,4 @@ impl<'a> Section<'a> {
             self.mistakes.note(entry.key_place, self.path_of(key), message);
         }
     }
-}
-
-/// The candidate that `word` most likely means: one that fewer than half of its letters, and at most three, set apart.
-pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
-    candidates
-        .iter()
-        .map(|candidate| (edits(&word.to_lowercase(), candidate), *candidate))
-        .filter(|(edits, candidate)| *edits <= 3 && edits * 2 < candidate.len())
-        .min_by_key(|(edits, _)| *edits)
-        .map(|(_, candidate)| candidate)
-}
-
-/// Least number of letters inserted, removed or replaced that turns one word into the other (Levenshtein).
-fn edits(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, letter) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, counterpart) in other.iter().enumerate() {
-            let replaced = diagonal + usize::from(letter != *counterpart);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[other.len()]
 }

@@ -6,9 +6,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tollgate_proto::nearest::nearest;
 
 use super::document::Value;
-use super::read::nearest;
 use super::{ListenAddress, Upstream};
 
 /// Longest path of a Unix socket on Linux, in bytes (`sun_path` less its final zero byte).

@@ -20,7 +20,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 
 use super::watch::Watch;
-use crate::policy_file::{self, PolicyFileError, PolicyResource};
+use crate::policy_file::claims::{Contested, contested};
+use crate::policy_file::{self, FilePlace, FileResource, PolicyFileError, PolicyFileErrors, PolicyResource};
 
 /// How long nothing may happen before the directory is read, and how old a file's last change must be.
 const QUIET: Duration = Duration::from_millis(50);
@@ -36,8 +37,17 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct PolicySet {
     /// Policies of endpoints.
     pub policies: Vec<NetworkPolicy>,
+    /// Where they stand, one for each.
+    pub places: Vec<FilePlace>,
     /// Addresses of identities.
     pub hosts: Vec<NetworkPolicyHosts>,
+}
+
+impl PolicySet {
+    /// What several of the policies claim.
+    pub fn contested(&self) -> Vec<Contested> {
+        contested(self.places.iter().zip(&self.policies))
+    }
 }
 
 /// One look at the directory.
@@ -81,13 +91,15 @@ pub struct Directory {
     /// Files that somebody has written to and not closed yet.
     being_written: BTreeSet<PathBuf>,
     /// Why the directory could not be listed the last time.
-    unreadable: Option<String>,
+    unreadable: Option<PolicyFileError>,
     /// Something happened since the last reading, and when it began.
     pending_since: Option<Instant>,
     /// `None` once the directory has vanished.
     watch: Option<Watch>,
     changed: bool,
     errors: Vec<PolicyFileError>,
+    /// Something that was wrong is right again.
+    mended: bool,
     delivered: bool,
 }
 
@@ -95,8 +107,8 @@ pub struct Directory {
 #[derive(Debug, Default)]
 struct File {
     stamp: Option<Stamp>,
-    resources: Vec<PolicyResource>,
-    error: Option<PolicyFileError>,
+    resources: Vec<FileResource>,
+    error: Option<PolicyFileErrors>,
 }
 
 /// Tells one state of a file from another without reading it. Good only for a state that is older than [`QUIET`], which
@@ -117,7 +129,7 @@ enum Found {
     /// Somebody may still be writing it.
     Unsettled,
     /// With this content.
-    Read(Stamp, Result<Vec<PolicyResource>, PolicyFileError>),
+    Read(Stamp, Result<Vec<FileResource>, PolicyFileErrors>),
 }
 
 impl Directory {
@@ -139,13 +151,15 @@ impl Directory {
             watch: Some(watch),
             changed: false,
             errors: Vec::new(),
+            mended: false,
             delivered: false,
         })
     }
 
     /// The first reading at once, each later one when something changed: in the content, or in what is wrong with it.
     ///
-    /// May be dropped and called again without losing a change. Files are read on the calling thread.
+    /// May be dropped and called again without losing a change. Files are read on a blocking thread: a large one
+    /// takes seconds.
     pub async fn next(&mut self) -> Reading {
         loop {
             let since = match self.pending_since {
@@ -153,14 +167,15 @@ impl Directory {
                 None => self.wait_for_change().await,
             };
             self.wait_for_quiet(since).await;
-            let unsettled = self.look();
+            let unsettled = self.look().await;
             if unsettled && since.elapsed() < PATIENCE {
                 sleep(QUIET).await;
                 continue;
             }
             // What is still being written is looked at again, but holds up nothing else.
             self.pending_since = unsettled.then(Instant::now);
-            if self.changed || !self.errors.is_empty() || !self.delivered {
+            let mended = std::mem::take(&mut self.mended);
+            if self.changed || !self.errors.is_empty() || mended || !self.delivered {
                 self.delivered = true;
                 let (changed, errors) = (std::mem::take(&mut self.changed), std::mem::take(&mut self.errors));
                 return Reading { set: self.set(), changed, errors };
@@ -168,16 +183,20 @@ impl Directory {
         }
     }
 
-    /// What is wrong with the files of the last reading, by name.
+    /// What is wrong with the directory and the files of the last reading, by name.
     pub fn failing(&self) -> impl Iterator<Item = &PolicyFileError> {
-        self.files.values().filter_map(|file| file.error.as_ref())
+        let files = self.files.values().filter_map(|file| file.error.as_ref()).flat_map(PolicyFileErrors::iter);
+        self.unreadable.iter().chain(files)
     }
 
     fn set(&self) -> PolicySet {
         let mut set = PolicySet::default();
-        for resource in self.files.values().flat_map(|file| &file.resources) {
+        for FileResource { place, resource } in self.files.values().flat_map(|file| &file.resources) {
             match resource {
-                PolicyResource::Policy(policy) => set.policies.push((**policy).clone()),
+                PolicyResource::Policy(policy) => {
+                    set.policies.push((**policy).clone());
+                    set.places.push(place.clone());
+                }
                 PolicyResource::Hosts(hosts) => set.hosts.push(hosts.clone()),
             }
         }
@@ -246,7 +265,7 @@ impl Directory {
     }
 
     /// Reads what has changed. Returns whether a file may still be in the making.
-    fn look(&mut self) -> bool {
+    async fn look(&mut self) -> bool {
         let names = match list(&self.path) {
             Ok(names) => names,
             Err(error) => {
@@ -254,10 +273,13 @@ impl Directory {
                 return false;
             }
         };
-        self.unreadable = None;
+        self.mended |= self.unreadable.take().is_some();
         let gone: Vec<_> = self.files.keys().filter(|path| !names.contains(*path)).cloned().collect();
         for path in gone {
-            self.changed |= self.files.remove(&path).is_some_and(|file| !file.resources.is_empty());
+            if let Some(file) = self.files.remove(&path) {
+                self.changed |= !file.resources.is_empty();
+                self.mended |= file.error.is_some();
+            }
             self.being_written.remove(&path);
         }
         let mut unsettled = false;
@@ -266,7 +288,7 @@ impl Directory {
                 continue; // its closing is an event of its own
             }
             let known = self.files.get(&path);
-            match find(&path, known) {
+            match find(&path, known).await {
                 Found::Same => {}
                 Found::Unsettled => unsettled = true,
                 Found::Read(stamp, content) => self.take(path, stamp, content),
@@ -275,18 +297,18 @@ impl Directory {
         unsettled
     }
 
-    fn take(&mut self, path: PathBuf, stamp: Stamp, content: Result<Vec<PolicyResource>, PolicyFileError>) {
+    fn take(&mut self, path: PathBuf, stamp: Stamp, content: Result<Vec<FileResource>, PolicyFileErrors>) {
         let file = self.files.entry(path).or_default();
         file.stamp = Some(stamp);
         match content {
             Ok(resources) => {
                 self.changed |= file.resources != resources;
                 file.resources = resources;
-                file.error = None;
+                self.mended |= file.error.take().is_some();
             }
             Err(error) => {
                 if file.error.as_ref() != Some(&error) {
-                    self.errors.push(error.clone());
+                    self.errors.extend(error.iter().cloned());
                 }
                 file.error = Some(error);
             }
@@ -297,9 +319,10 @@ impl Directory {
     fn report_unreadable(&mut self, error: &io::Error) {
         self.watch = None;
         let message = format!("cannot read the directory: {error}; what was read before stays, put it back");
-        if self.unreadable.as_ref() != Some(&message) {
-            self.errors.push(PolicyFileError { file: self.path.clone(), line: None, message: message.clone() });
-            self.unreadable = Some(message);
+        let error = PolicyFileError::new(&self.path, None, message);
+        if self.unreadable.as_ref() != Some(&error) {
+            self.errors.push(error.clone());
+            self.unreadable = Some(error);
         }
     }
 }
@@ -323,12 +346,12 @@ fn is_there(path: &Path) -> bool {
     }
 }
 
-fn find(path: &Path, known: Option<&File>) -> Found {
+async fn find(path: &Path, known: Option<&File>) -> Found {
     let before = match Stamp::of(path) {
         Ok(stamp) => stamp,
         // Its deletion is an event of its own.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Same,
-        Err(_) => return Found::Read(Stamp::UNKNOWN, policy_file::read(path)),
+        Err(_) => return Found::Read(Stamp::UNKNOWN, read(path).await),
     };
     if known.and_then(|file| file.stamp) == Some(before) {
         return Found::Same;
@@ -338,11 +361,18 @@ fn find(path: &Path, known: Option<&File>) -> Found {
     if before.age().is_some_and(|age| age < if begun { QUIET } else { PATIENCE }) {
         return Found::Unsettled;
     }
-    let content = policy_file::read(path);
+    let content = read(path).await;
     match Stamp::of(path) {
         Ok(after) if after == before => Found::Read(before, content),
         _ => Found::Unsettled,
     }
+}
+
+async fn read(path: &Path) -> Result<Vec<FileResource>, PolicyFileErrors> {
+    let file = path.to_owned();
+    let failed =
+        |_| Err(PolicyFileError::new(path, None, "cannot be read: the reader failed; please report it").into());
+    tokio::task::spawn_blocking(move || policy_file::read(&file)).await.unwrap_or_else(failed)
 }
 
 impl Stamp {

@@ -3,20 +3,22 @@
 //! Sources (an xDS stream, a watched directory) call this with what has changed, or with whole states. When a call returns,
 //! every worker decides by the new state, so an acknowledgement may go out.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use tollgate_policy::model::Unsupported;
-use tollgate_policy::{NetworkPolicy, PortRule, Secrets};
+use tollgate_policy::{NetworkPolicy, PortRule, Secrets, Snapshot};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
-use super::directory::Directory;
+use super::directory::{Directory, PolicySet};
 use super::secrets::SecretFiles;
 use crate::identity::IdentityTable;
 use crate::metrics::{Control as Metrics, PolicyGauges, UpdateResult};
+use crate::policy_file::FilePlace;
+use crate::policy_file::claims::Contested;
 use crate::readiness::Pending;
 
 /// Where accepted states become worlds. Used on the control thread; shared with the views of the admin endpoint.
@@ -37,6 +39,14 @@ struct State {
     refused: BTreeMap<String, RefusedResource>,
     /// Files of the directory that do not load.
     unreadable: Vec<RefusedResource>,
+    /// What several files of the directory claim.
+    contested: Vec<Contested>,
+    /// Where policies stand that come out of files, by resource name.
+    places: HashMap<String, FilePlace>,
+    /// What the log has said of resources.
+    warned: Warned,
+    /// What it has said of secrets.
+    warned_of_secrets: Warned,
     /// Held until the first policy set is in force.
     first_policy: Option<Pending>,
 }
@@ -59,6 +69,27 @@ pub struct Received {
     pub policy: cilium::NetworkPolicy,
     /// Its bytes, when there is more in them than was understood.
     pub partly_read: Option<Bytes>,
+    /// Where it stands, when it comes out of a file.
+    pub place: Option<FilePlace>,
+}
+
+/// What was said already, so that an update that repeats a problem does not repeat the warning.
+#[derive(Debug, Default)]
+struct Warned(HashMap<String, Vec<String>>);
+
+impl Warned {
+    /// Keeps these problems of `subject` and forgets its others, which may come again as news. Returns those that were not
+    /// known.
+    fn keep(&mut self, subject: &str, mut problems: Vec<String>) -> Vec<String> {
+        problems.sort();
+        problems.dedup();
+        let before = self.0.remove(subject).unwrap_or_default();
+        let news = problems.iter().filter(|problem| before.binary_search(problem).is_err()).cloned().collect();
+        if !problems.is_empty() {
+            self.0.insert(subject.to_owned(), problems);
+        }
+        news
+    }
 }
 
 /// A defect of ours: the last good state stays in force.
@@ -119,23 +150,33 @@ impl Control {
         state.refused.values().chain(&state.unreadable).cloned().collect()
     }
 
+    /// What several files of the directory claim.
+    pub fn contested(&self) -> Vec<Contested> {
+        self.lock().contested.clone()
+    }
+
+    /// Where policies stand that come out of files, by resource name.
+    pub fn places(&self) -> HashMap<String, FilePlace> {
+        self.lock().places.clone()
+    }
+
     /// Gives `read` the policies as they were received, by resource name.
     pub fn with_policies<R>(&self, read: impl FnOnce(&BTreeMap<String, cilium::NetworkPolicy>) -> R) -> R {
         read(&self.lock().policies)
     }
 
-    /// Enforces exactly these policies from now on, which are named by their endpoint ids; see
+    /// Enforces exactly these policies of files from now on, which are named by their endpoint ids; see
     /// [`update_policies`](Self::update_policies).
     ///
     /// # Errors
     /// A defect of ours; nothing has changed.
     pub async fn replace_policies(
         self: &Arc<Self>,
-        policies: Vec<cilium::NetworkPolicy>,
+        policies: Vec<(cilium::NetworkPolicy, FilePlace)>,
     ) -> Result<(), CompilingFailed> {
         let mut names = HashSet::with_capacity(policies.len());
         let mut changed = Vec::with_capacity(policies.len());
-        for policy in policies {
+        for (policy, place) in policies {
             let mut name = policy.endpoint_id.to_string();
             let mut copies = 1;
             // Of several with the same id each is enforced. A resource name holds no white space, so this is nobody's name.
@@ -143,7 +184,7 @@ impl Control {
                 copies += 1;
                 name = format!("{} ({copies})", policy.endpoint_id);
             }
-            changed.push(Received { name, policy, partly_read: None });
+            changed.push(Received { name, policy, partly_read: None, place: Some(place) });
         }
         let removed = self.lock().policies.keys().filter(|name| !names.contains(*name)).cloned().collect();
         self.update_policies(changed, removed).await
@@ -176,7 +217,7 @@ impl Control {
             builder.remove(name);
         }
         let mut received = Vec::with_capacity(changed.len());
-        for Received { name, policy, partly_read } in changed {
+        for Received { name, policy, partly_read, place } in changed {
             let refused = match NetworkPolicy::try_from(&policy) {
                 Ok(mut model) => {
                     if let Some(bytes) = &partly_read {
@@ -187,11 +228,11 @@ impl Control {
                 }
                 Err(error) => {
                     builder.remove(&name);
-                    tracing::warn!(name, reason = %error, "policy has no effect");
-                    Some(RefusedResource { name: policy.endpoint_id.to_string(), reason: error.to_string() })
+                    let reason = place.as_ref().map_or_else(|| error.to_string(), |place| format!("{place}: {error}"));
+                    Some(RefusedResource { name: policy.endpoint_id.to_string(), reason })
                 }
             };
-            received.push((name, policy, refused));
+            received.push(Judged { name, policy, place, refused });
         }
         let snapshot = builder.build();
         let gauges = PolicyGauges {
@@ -200,9 +241,8 @@ impl Control {
             quarantined_rules: snapshot.quarantined_count() as u64,
             conflicts: snapshot.conflicts().len() as u64,
         };
-        let changed = received.iter().filter_map(|(name, ..)| snapshot.policy(name));
-        for quarantine in changed.flat_map(|policy| policy.quarantined()) {
-            tracing::warn!(%quarantine, name = quarantine.name.as_deref(), generation = gauges.generation, "not enforced as written");
+        for judged in &received {
+            self.warn_of(judged, &snapshot);
         }
         self.store.publish_policy(snapshot);
         self.warn_of_missing_secrets();
@@ -222,20 +262,34 @@ impl Control {
     /// Enforces what the files of `directory` hold, now and whenever they change. Never returns.
     pub async fn follow_directory(self: Arc<Self>, mut directory: Directory) {
         let mut first = true;
+        let mut warned = Warned::default();
         loop {
             let reading = directory.next().await;
             for error in &reading.errors {
                 tracing::warn!(%error, "policy file does not load; what it held before, if anything, stays in force");
             }
+            let contested = reading.set.contested();
+            for problem in warned.keep("", contested.iter().map(ToString::to_string).collect()) {
+                tracing::warn!("{problem}");
+            }
             let failing = directory
                 .failing()
-                .map(|error| RefusedResource { name: error.file.display().to_string(), reason: error.to_string() });
-            self.lock().unreadable = failing.collect();
+                .map(|error| RefusedResource {
+                    name: error.place.file.display().to_string(),
+                    reason: error.to_string(),
+                })
+                .collect();
+            {
+                let mut state = self.lock();
+                state.unreadable = failing;
+                state.contested = contested;
+            }
             if first && !reading.set.hosts.is_empty() {
                 tracing::warn!("NetworkPolicyHosts in a policy directory have no effect; list them under `identities`");
             }
+            let PolicySet { policies, places, .. } = reading.set;
             if (reading.changed || first)
-                && let Err(error) = self.replace_policies(reading.set.policies).await
+                && let Err(error) = self.replace_policies(policies.into_iter().zip(places).collect()).await
             {
                 tracing::error!(%error, "the policy directory was not taken over");
             }
@@ -259,8 +313,27 @@ impl Control {
     }
 
     fn warn_of_missing_secrets(&self) {
-        for (name, reason) in self.store.load().missing_secrets() {
-            tracing::warn!(name, reason, "rules name a secret that nothing can be compared with");
+        let world = self.store.load();
+        let missing = world.missing_secrets().into_iter().map(|(name, reason)| format!("secret {name:?} {reason}"));
+        let news = self.lock().warned_of_secrets.keep("", missing.collect());
+        for problem in news {
+            tracing::warn!("{problem}: rules that need it admit nothing");
+        }
+    }
+
+    /// Says what of a policy has no effect or not the one that is written, unless that was said before.
+    fn warn_of(&self, judged: &Judged, snapshot: &Snapshot) {
+        let Judged { name, place, refused, .. } = judged;
+        let mut problems: Vec<String> =
+            refused.iter().map(|refused| format!("policy {name:?} has no effect: {}", refused.reason)).collect();
+        if let Some(policy) = snapshot.policy(name) {
+            let place = place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
+            let quarantined = policy.quarantined();
+            problems.extend(quarantined.map(|quarantine| format!("not enforced as written: {quarantine}{place}")));
+        }
+        let news = self.lock().warned.keep(name, problems);
+        for problem in news {
+            tracing::warn!(generation = snapshot.generation(), "{problem}");
         }
     }
 
@@ -274,17 +347,27 @@ impl Control {
     }
 }
 
+/// What became of one resource of an update.
+#[derive(Debug)]
+struct Judged {
+    name: String,
+    policy: cilium::NetworkPolicy,
+    place: Option<FilePlace>,
+    refused: Option<RefusedResource>,
+}
+
 impl State {
-    fn remember(
-        &mut self,
-        received: Vec<(String, cilium::NetworkPolicy, Option<RefusedResource>)>,
-        removed: &[String],
-    ) {
+    fn remember(&mut self, received: Vec<Judged>, removed: &[String]) {
         for name in removed {
             self.policies.remove(name);
             self.refused.remove(name);
+            self.places.remove(name);
+            self.warned.keep(name, Vec::new());
         }
-        for (name, policy, refused) in received {
+        for Judged { name, policy, place, refused } in received {
+            if let Some(place) = place {
+                self.places.insert(name.clone(), place);
+            }
             match refused {
                 Some(refused) => self.refused.insert(name.clone(), refused),
                 None => self.refused.remove(&name),
@@ -298,7 +381,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
-    use tollgate_policy::{ConnectionVerdict, Direction, EndpointKey, Flow, SecurityId, ServerName, Snapshot};
+    use tollgate_policy::{ConnectionVerdict, Direction, EndpointKey, Flow, SecurityId, ServerName};
 
     use super::*;
 
@@ -323,6 +406,18 @@ mod tests {
             server_name: ServerName::Unknown,
         };
         !matches!(builder.build().evaluate_connection(&flow), ConnectionVerdict::Deny { .. })
+    }
+
+    #[test]
+    fn a_problem_is_news_once_and_again_after_it_was_gone() {
+        let mut warned = Warned::default();
+        let mut keep = |subject, problems: &[&str]| {
+            warned.keep(subject, problems.iter().map(|&problem| problem.to_owned()).collect())
+        };
+        assert_eq!(keep("1", &["b", "a", "b"]), ["a", "b"]);
+        assert_eq!(keep("1", &["c", "b"]), ["c"]);
+        assert_eq!(keep("2", &["b"]), ["b"]);
+        assert_eq!(keep("1", &["a", "b", "c"]), ["a"]);
     }
 
     #[test]

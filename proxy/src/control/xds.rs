@@ -66,7 +66,8 @@ impl Handler for PolicyHandler {
 
     async fn apply(&mut self, update: Update<Self::Resource>) -> Result<(), Rejection> {
         let Update { changed, removed, .. } = update;
-        let received = |Resource { name, message: policy, partly_read }| Received { name, policy, partly_read };
+        let received =
+            |Resource { name, message: policy, partly_read }| Received { name, policy, partly_read, place: None };
         let changed = changed.into_iter().map(received).collect();
         self.control.update_policies(changed, removed).await.map_err(|error| Rejection::new(error.to_string()))
     }

@@ -41,6 +41,8 @@ pub enum Event {
     Listening { address: String },
     /// A file does not load; its last good content stays.
     FileError { error: String },
+    /// Several policies claim the same; all of them are served.
+    Contested { error: String },
     /// The state of a type changed and has a new version.
     State { r#type: ResourceType, version: u64, resources: usize },
     /// A proxy subscribed.
@@ -62,6 +64,7 @@ impl fmt::Display for Event {
         match self {
             Self::Listening { address } => write!(f, "listening on {address}"),
             Self::FileError { error } => write!(f, "error {error}; its last good content, if any, stays"),
+            Self::Contested { error } => write!(f, "contested {error}"),
             Self::State { r#type, version, resources } => {
                 write!(f, "state {type:?} version={version} resources={resources}")
             }

@@ -16,6 +16,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 
+use tollgate_net::SocketFile;
+
 use crate::cli::Output;
 use crate::config::ListenAddress;
 use crate::control::directory::Directory;
@@ -56,15 +58,11 @@ pub async fn run(directory: Directory, args: Args) -> anyhow::Result<()> {
     let listener = Listener::bind(&args.listen).context("--listen")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let report: Report = Arc::new(move |event| event::print(event, args.output));
-    let stopped = tokio::select! {
+    tokio::select! {
         ended = serve(directory, listener, report) => ended,
         _ = terminate.recv() => Ok(()),
         interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot wait for SIGINT"),
-    };
-    if let ListenAddress::Unix(path) = &args.listen {
-        let _ = std::fs::remove_file(path); // a stale socket is replaced anyhow
     }
-    stopped
 }
 
 /// Serves the directory until the future is dropped; each event goes to `report`.
@@ -86,7 +84,9 @@ pub async fn serve(mut directory: Directory, listener: Listener, report: Report)
     let serving = async {
         match listener {
             Listener::Tcp(listener) => server.serve_with_incoming(service, TcpListenerStream::new(listener)).await,
-            Listener::Unix(listener, _) => server.serve_with_incoming(service, UnixListenerStream::new(listener)).await,
+            Listener::Unix(listener, _, _file) => {
+                server.serve_with_incoming(service, UnixListenerStream::new(listener)).await
+            }
         }
     };
     tokio::select! {
@@ -99,6 +99,11 @@ fn publish(published: &Published, reading: crate::control::directory::Reading, r
     for error in reading.errors {
         report(&Event::FileError { error: error.to_string() });
     }
+    if reading.changed {
+        for contested in reading.set.contested() {
+            report(&Event::Contested { error: contested.to_string() });
+        }
+    }
     for change in published.replace(&reading.set) {
         report(&change);
     }
@@ -109,8 +114,8 @@ fn publish(published: &Published, reading: crate::control::directory::Reading, r
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
-    /// Unix, and its path.
-    Unix(UnixListener, PathBuf),
+    /// Unix, its path, and the file there.
+    Unix(UnixListener, PathBuf, SocketFile),
 }
 
 impl Listener {
@@ -129,7 +134,8 @@ impl Listener {
             ListenAddress::Unix(path) => {
                 let listener = tollgate_net::listen_unix(path, SOCKET_MODE)?;
                 listener.set_nonblocking(true)?;
-                Ok(Self::Unix(UnixListener::from_std(listener)?, path.clone()))
+                let file = SocketFile::of(path);
+                Ok(Self::Unix(UnixListener::from_std(listener)?, path.clone(), file))
             }
         }
     }
@@ -141,7 +147,7 @@ impl Listener {
     pub fn address(&self) -> anyhow::Result<String> {
         Ok(match self {
             Self::Tcp(listener) => listener.local_addr()?.to_string(),
-            Self::Unix(_, path) => format!("unix:{}", path.display()),
+            Self::Unix(_, path, _) => format!("unix:{}", path.display()),
         })
     }
 }

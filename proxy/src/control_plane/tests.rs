@@ -21,7 +21,7 @@ const NODE: &str = "host~127.0.0.1~no-id~localdomain";
 
 fn set(ids: &[u64]) -> PolicySet {
     let policies = ids.iter().map(|&endpoint_id| NetworkPolicy { endpoint_id, ..NetworkPolicy::default() });
-    PolicySet { policies: policies.collect(), hosts: Vec::new() }
+    PolicySet { policies: policies.collect(), ..PolicySet::default() }
 }
 
 fn state(published: &Published) -> Arc<State> {

@@ -10,7 +10,7 @@ use super::{Answer, AskedRequest, Explained, Taken};
 use crate::reason::Reason;
 
 pub(super) fn write(explained: &Explained) -> Value {
-    let Explained { answer, question, explanation, quarantined, checked, .. } = explained;
+    let Explained { answer, question, explanation, places, quarantined, checked, .. } = explained;
     let mut object = json!({
         "verdict": answer.verdict(),
         "endpoint": question.endpoint.to_string(),
@@ -47,7 +47,7 @@ pub(super) fn write(explained: &Explained) -> Value {
     // No rule was asked about what is refused before.
     let asked = explained.refused().is_none();
     let policies = || explanation.policies.iter().filter(|_| asked);
-    object["policies"] = policies().map(policy_json).collect();
+    object["policies"] = policies().zip(places).map(|(policy, place)| policy_json(policy, place.as_deref())).collect();
     let rules = policies().flat_map(|policy| &policy.rules);
     let secrets = rules.flat_map(|rule| rule.unusable_secrets.iter().map(move |(name, why)| (name, why, rule.rule)));
     object["unusable_secrets"] =
@@ -129,9 +129,10 @@ fn miss_json(miss: &NearestMiss) -> Value {
     })
 }
 
-fn policy_json(policy: &PolicyExplanation) -> Value {
+fn policy_json(policy: &PolicyExplanation, place: Option<&str>) -> Value {
     json!({
         "resource": &*policy.resource,
+        "file": place,
         "refused": policy.refused.as_ref().map(ToString::to_string),
         "rules": policy.rules.iter().map(rule_json).collect::<Vec<_>>(),
     })

@@ -11,7 +11,7 @@ use crate::reason::Reason;
 
 /// The answer first, then why, then every rule that covers the port.
 pub(super) fn write(explained: &Explained) -> String {
-    let Explained { answer, question, explanation, quarantined, checked, .. } = explained;
+    let Explained { answer, question, explanation, places, quarantined, checked, .. } = explained;
     let mut out = String::new();
     // Writing to a string cannot fail, here and below.
     let _ = writeln!(out, "{}: {}", answer.words(), subject(question));
@@ -48,11 +48,15 @@ pub(super) fn write(explained: &Explained) -> String {
     if matches!(decision, Decision::Refused(_)) {
         return out; // no rule was asked
     }
+    if explanation.policies.len() > 1 {
+        let (count, endpoint) = (explanation.policies.len(), question.endpoint);
+        let _ = writeln!(out, "  note: {count} policies claim {endpoint}, and each of them has to allow");
+    }
     for policy in &explanation.policies {
         missing_secrets(&mut out, policy);
     }
-    for policy in &explanation.policies {
-        policy_text(&mut out, policy);
+    for (policy, place) in explanation.policies.iter().zip(places) {
+        policy_text(&mut out, policy, place.as_deref());
     }
     if !quarantined.is_empty() {
         out.push_str("not enforced as written (quarantined):\n");
@@ -162,8 +166,9 @@ fn missing_secrets(out: &mut String, policy: &PolicyExplanation) {
     }
 }
 
-fn policy_text(out: &mut String, policy: &PolicyExplanation) {
-    let _ = writeln!(out, "policy {}:", policy.resource);
+fn policy_text(out: &mut String, policy: &PolicyExplanation, place: Option<&str>) {
+    let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
+    let _ = writeln!(out, "policy {}{place}:", policy.resource);
     if let Some(refused) = &policy.refused {
         let _ = writeln!(out, "  denies everything on this port: {refused}");
     }

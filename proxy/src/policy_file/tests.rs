@@ -4,6 +4,11 @@ const YAML: &str = "endpoint_id: 69\nendpoint_ips: [10.244.2.232]\ningress_per_p
 const HOSTS: &str =
     "'@type': type.googleapis.com/cilium.NetworkPolicyHosts\npolicy: 32226\nhost_addresses: [10.244.1.17]\n";
 
+/// As [`super::parse`], without the places.
+fn parse(text: &str, file: &Path) -> Result<Vec<PolicyResource>, PolicyFileErrors> {
+    Ok(super::parse(text, file)?.into_iter().map(|found| found.resource).collect())
+}
+
 fn error(text: &str, file: &str) -> String {
     parse(text, Path::new(file)).expect_err("is refused").to_string()
 }
@@ -40,6 +45,23 @@ fn a_mistake_names_file_and_place() {
     assert!(error("{\"@type\": \"type.googleapis.com/cilium.Foo\"}", "a.json").starts_with("a.json:1: @type: "));
     let missing = read(Path::new("/nonexistent.yaml")).expect_err("is not there").to_string();
     assert!(missing.starts_with("/nonexistent.yaml: cannot read: "), "{missing}");
+}
+
+#[test]
+fn a_resource_knows_its_line() {
+    let lines = |text: &str, file: &str| -> Vec<Option<u64>> {
+        super::parse(text, Path::new(file)).unwrap().iter().map(|found| found.place.line).collect()
+    };
+    assert_eq!(lines(&format!("# hosts\n{HOSTS}---\n- {{}}\n\n- {{}}\n"), "a.yaml"), [Some(2), Some(6), Some(8)]);
+    assert_eq!(lines("[{},\n{}]", "a.json"), [Some(1), Some(2)]);
+}
+
+#[test]
+fn a_list_of_mistakes_ends() {
+    let text = "- {port: 1, prot: 2}\n".repeat(1000);
+    let mistakes = parse(&text, Path::new("a.yaml")).unwrap_err().to_string();
+    assert_eq!(mistakes.lines().count(), 51);
+    assert_eq!(mistakes.lines().last(), Some("a.yaml: there are more mistakes than these 50; correct them first"));
 }
 
 #[test]

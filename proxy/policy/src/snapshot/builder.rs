@@ -25,9 +25,10 @@ impl SnapshotBuilder {
     }
 
     /// State of the world: afterwards there are these policies and no others. Resources are named by their decimal
-    /// endpoint id. Of several with the same id each is enforced.
-    pub fn replace_all(&mut self, policies: impl IntoIterator<Item = NetworkPolicy>) {
+    /// endpoint id. Of several with the same id each is enforced. Returns the names, in the order of the policies.
+    pub fn replace_all(&mut self, policies: impl IntoIterator<Item = NetworkPolicy>) -> Vec<String> {
         let mut named: HashSet<String> = HashSet::new();
+        let mut names = Vec::new();
         let mut copies: HashMap<u64, u32> = HashMap::new();
         for policy in policies {
             let copy = copies.entry(policy.endpoint_id).or_default();
@@ -38,11 +39,13 @@ impl SnapshotBuilder {
                 copy => format!("{} ({copy})", policy.endpoint_id),
             };
             self.upsert(&resource, policy);
+            names.push(resource.clone());
             named.insert(resource);
         }
         let known = self.base.resources.iter().map(|policy| &policy.resource).chain(self.changes.keys());
         let gone: Vec<Box<str>> = known.filter(|name| !named.contains(&***name)).cloned().collect();
         self.changes.extend(gone.into_iter().map(|name| (name, None)));
+        names
     }
 
     /// Adds or replaces one resource.

@@ -117,14 +117,15 @@ impl Input {
 
     pub(super) fn read(path: &Path) -> Self {
         let mut input = Self::default();
-        match std::fs::read(path) {
+        match policy_file::read_bytes(path) {
             Ok(bytes) => match text(path, bytes) {
                 Ok(text) => input.read_text(path, &text),
                 Err(bytes) => input.read_binary(path, &bytes),
             },
             Err(error) => {
-                let what = crate::config::io_reason(&error);
-                input.refuse(path, None, FileRule::UnreadableFile, what, "the name of a file that can be read");
+                let (what, instead) =
+                    error.message.split_once("; ").unwrap_or((&error.message, "a file that can be read"));
+                input.refuse(path, None, FileRule::UnreadableFile, what.to_owned(), instead);
             }
         }
         input
@@ -142,11 +143,11 @@ impl Input {
             Ok(items) => items,
             Err(error) => {
                 let instead = "JSON in a file named *.json, YAML in any other";
-                return self.refuse(path, error.line, FileRule::InvalidSyntax, error.message, instead);
+                return self.refuse(path, error.place.line, FileRule::InvalidSyntax, error.message, instead);
             }
         };
         let file = Rc::new(File { path: path.to_owned(), places: Places::of(text) });
-        for Item { document, index, value } in items {
+        for Item { document, index, value, .. } in items {
             let place = Place { file: Rc::clone(&file), document, index, within: String::new() };
             self.read_resource(place, value);
         }
@@ -170,16 +171,11 @@ impl Input {
         match policy_file::resource(value) {
             Ok(PolicyResource::Policy(policy)) => self.add(place, &policy, None),
             Ok(PolicyResource::Hosts(_)) => {}
-            Err(error) => {
-                let rule = match error {
-                    JsonError::UnknownField { .. } => FileRule::UnknownField,
-                    _ => FileRule::InvalidValue,
-                };
-                let path = policy_file::path_of(&error).to_owned();
-                let message = error.to_string();
-                let (what, instead) = message.split_once("; ").unwrap_or((&message, "a value that fits"));
-                self.findings.push(place.report(rule, &path, what.to_owned(), instead));
+            Err(errors) => {
                 self.unusable = true;
+                for error in errors.iter() {
+                    self.findings.push(schema_mistake(&place, error));
+                }
             }
         }
     }
@@ -224,6 +220,20 @@ impl Input {
             }
         }
     }
+}
+
+/// A mistake that keeps the whole file from being read, as a finding.
+fn schema_mistake(place: &Place, error: &JsonError) -> Reported {
+    let rule = match error {
+        JsonError::UnknownField { .. } => FileRule::UnknownField,
+        _ => FileRule::InvalidValue,
+    };
+    let message = error.to_string();
+    // The path is shown as the finding's element.
+    let path = policy_file::path_of(error);
+    let message = message.strip_prefix(path).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&message);
+    let (what, instead) = message.split_once("; ").unwrap_or((message, "a value that fits"));
+    place.report(rule, path, what.to_owned(), instead)
 }
 
 /// The text of a file that is text: by its name, or because nothing in it speaks against it.

@@ -80,7 +80,7 @@ async fn a_file_that_does_not_load_keeps_its_last_good_content() {
     let reading = watched.next().await;
     assert_eq!((ids(&reading), reading.changed), (vec![1, 2], true), "one bad file holds up no other");
     let [error] = &reading.errors[..] else { panic!("one error, not {:?}", reading.errors) };
-    assert_eq!((error.file.clone(), error.line), (directory.path().join("a.json"), Some(3)));
+    assert_eq!(error.place.to_string(), format!("{}:3", directory.path().join("a.json").display()));
     assert_eq!(watched.failing().collect::<Vec<_>>(), [error]);
 
     fs::write(directory.path().join("a.json"), "").unwrap();
@@ -90,6 +90,11 @@ async fn a_file_that_does_not_load_keeps_its_last_good_content() {
         (vec![1, 2], false, 1),
         "emptied is not deleted"
     );
+
+    replace(&directory, "a.json", &policy(1));
+    let reading = watched.next().await;
+    assert_eq!((ids(&reading), reading.changed, reading.errors), (vec![1, 2], false, vec![]), "right again is news");
+    assert_eq!(watched.failing().count(), 0);
 
     replace(&directory, "a.json", &policy(3));
     let reading = watched.next().await;
@@ -152,11 +157,40 @@ async fn a_directory_that_vanishes_keeps_its_policies_and_is_found_again() {
     assert_eq!((ids(&reading), reading.changed), (vec![1], false));
     assert!(reading.errors[0].message.starts_with("cannot read the directory"), "{:?}", reading.errors);
 
+    assert_eq!(watched.failing().count(), 1);
+
     let prepared = parent.path().join("prepared");
     fs::create_dir(&prepared).unwrap();
     fs::write(prepared.join("b.json"), policy(2)).unwrap();
     fs::rename(&prepared, &path).unwrap();
     assert_eq!(ids(&watched.next().await), [2]);
+    assert_eq!(watched.failing().count(), 0);
+}
+
+#[tokio::test]
+async fn what_two_files_claim_is_known_with_its_places() {
+    let directory = tempfile::tempdir().unwrap();
+    replace(
+        &directory,
+        "a.yaml",
+        "- {endpointId: 1, endpointIps: [10.0.0.1, 10.0.0.2]}\n\n- {endpointId: 2, endpointIps: [b]}\n",
+    );
+    replace(
+        &directory,
+        "b.json",
+        "[{\"endpointId\": 2,\n\"endpointIps\": [\"c\"]},\n{\"endpointId\": 3, \"endpointIps\": [\"10.0.0.2\"]}]",
+    );
+    let reading = open(&directory).next().await;
+    let contested: Vec<String> = reading.set.contested().iter().map(ToString::to_string).collect();
+    let root = directory.path().display();
+    let expected = [
+        format!("endpoint 10.0.0.2 is claimed by {root}/a.yaml:1 and {root}/b.json:3; each of these"),
+        format!("endpoint_id 2 is claimed by {root}/a.yaml:3 and {root}/b.json:1; control planes name"),
+    ];
+    assert_eq!(contested.len(), expected.len(), "{contested:?}");
+    for (found, expected) in contested.iter().zip(expected) {
+        assert!(found.starts_with(&expected), "{found}");
+    }
 }
 
 #[test]
