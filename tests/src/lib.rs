@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+pub mod access_log;
 pub mod admin;
 pub mod control_plane;
 pub mod http2;

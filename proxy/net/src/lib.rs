@@ -10,6 +10,7 @@ mod descriptors;
 mod error;
 mod listener;
 mod mark;
+mod seqpacket;
 mod unix;
 mod upstream;
 
@@ -20,5 +21,6 @@ pub use descriptors::{DescriptorLimit, open_descriptors, raise_nofile};
 pub use error::{NetError, Operation};
 pub use listener::{ListenOptions, listen};
 pub use mark::Mark;
+pub use seqpacket::{PacketError, PacketSender};
 pub use unix::{SocketFile, listen_unix};
 pub use upstream::{Upstream, UpstreamOptions, connect, is_own_address, reset, reset_on_close};

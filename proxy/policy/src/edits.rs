@@ -98,7 +98,7 @@ impl HeaderEdits {
 }
 
 /// What is shown in the place of a value that belongs to a secret.
-pub(crate) const REDACTED: &[u8] = b"[redacted]";
+pub const REDACTED: &[u8] = b"[redacted]";
 
 /// Fields that were not as `header_matches` expect, whatever the verdict. Each entry stands once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

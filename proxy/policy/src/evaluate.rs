@@ -84,6 +84,19 @@ impl Snapshot {
             PortLookup::Denied(_) | PortLookup::Nothing => false,
         })
     }
+
+    /// Names of header fields (lower case, each list in order) that rules for requests of this flow compare with a secret
+    /// or put one into: their values are not to be shown. Mostly there are none.
+    pub fn secret_fields<'a>(&'a self, flow: &Flow<'a>) -> Vec<&'a [Box<str>]> {
+        let direction = flow.direction;
+        let port = flow.port;
+        let lists =
+            self.endpoint(flow.endpoint).filter_map(move |policy| match policy.side(direction).compiled.lookup(port) {
+                PortLookup::Rules(rules) => Some(rules.secret_fields()),
+                PortLookup::Denied(_) | PortLookup::Nothing => None,
+            });
+        lists.filter(|names| !names.is_empty()).collect()
+    }
 }
 
 impl EndpointPolicy {

@@ -25,7 +25,7 @@ mod secrets;
 mod snapshot;
 mod verdict;
 
-pub use edits::{FieldEdit, HeaderEdits, HeaderLog, LoggedHeader, NewValue};
+pub use edits::{FieldEdit, HeaderEdits, HeaderLog, LoggedHeader, NewValue, REDACTED};
 pub use explain::{Explanation, PolicyExplanation, PredicateExplanation, RuleExplanation, RuleOutcome};
 pub use flow::{Direction, Flow, Headers, NoHeaders, Request, SecurityId, ServerName};
 pub use model::{EndpointKey, NetworkPolicy, PortPolicy, PortRule, RuleVerdict};

@@ -125,6 +125,7 @@ impl Process {
             .spawn(&FlowSettings { sinks: config.access_log.clone(), ..FlowSettings::default() })
             .context("flow records")?;
         metrics.watch_sinks(flows.sinks());
+        metrics.watch_access_logs(flows.access_logs());
 
         let store = Arc::new(WorldStore::new(static_identities(&config.identities)?));
         let (requests, incoming) = mpsc::channel(4);

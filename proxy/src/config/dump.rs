@@ -32,6 +32,7 @@ pub fn to_json(config: &Config) -> Value {
         .map(|sink| match sink {
             AccessLog::JsonStdout => json!({ "json": "stdout" }),
             AccessLog::JsonFile(path) => json!({ "json": path }),
+            AccessLog::CiliumSocket(path) => json!({ "unix": path }),
         })
         .collect();
     json!({
@@ -93,6 +94,7 @@ pub fn listener(listener: &Listener) -> Value {
         "denied_body": listener.denied_body,
         "reason_header": listener.reason_header,
         "http": { "request_id": listener.http.request_id },
+        "access_log": listener.access_log.as_ref().map(|path| json!({ "unix": path })),
         "agent": listener.agent.as_ref().map(agent),
     })
 }
@@ -105,7 +107,6 @@ fn agent(agent: &Agent) -> Value {
         "use_nphds": agent.use_nphds,
         "cache_entry_ttl": agent.cache_entry_ttl.map(duration),
         "original_source_linger": agent.original_source_linger.map(duration),
-        "access_log": agent.access_log,
     })
 }
 

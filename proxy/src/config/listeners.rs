@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tollgate_policy::Direction;
@@ -101,6 +102,7 @@ impl Listener {
             denied_body: DENIED_BODY.to_owned(),
             reason_header: false,
             http: HttpSettings::default(),
+            access_log: None,
             agent: None,
         }
     }
@@ -135,6 +137,7 @@ fn listener(field: &Field<'_>, names: &mut HashMap<String, u64>, bound: &mut Bou
         denied_body: section.read("denied_body", defaults.denied_body, denied_body),
         reason_header: section.read("reason_header", defaults.reason_header, scalar::boolean),
         http: http(&mut section, defaults.http),
+        access_log: access_log(&mut section),
         agent: None,
     };
     claim_addresses(&mut section, &listener, bound, field.mistakes);
@@ -210,6 +213,14 @@ fn normalize(section: &mut Section<'_>, default: Normalize) -> Normalize {
     };
     section.finish(&[]);
     normalize
+}
+
+fn access_log(section: &mut Section<'_>) -> Option<PathBuf> {
+    let field = section.field("access_log");
+    let mut section = field?.section("{unix: /run/cilium/envoy/sockets/access_log.sock}")?;
+    let path = section.field("unix").and_then(|field| field.read(scalar::socket_path));
+    section.finish(&[]);
+    path
 }
 
 fn http(section: &mut Section<'_>, default: HttpSettings) -> HttpSettings {

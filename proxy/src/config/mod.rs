@@ -169,6 +169,8 @@ pub struct Listener {
     pub reason_header: bool,
     /// What HTTP requests get on their way.
     pub http: HttpSettings,
+    /// Socket of an access log (see [`AccessLog::CiliumSocket`]) of this listener alone, beside those of all listeners.
+    pub access_log: Option<PathBuf>,
     /// What an agent that asks for the listener says of its surroundings; `None` for a listener of the configuration.
     pub agent: Option<Agent>,
 }
@@ -180,7 +182,7 @@ pub struct HttpSettings {
     pub request_id: bool,
 }
 
-/// What an agent tells its proxy with a listener (`spec/cilium-agent.md` section 2.3): where its maps and its log are.
+/// What an agent tells its proxy with a listener (`spec/cilium-agent.md` section 2.3): where its maps are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Agent {
     /// Where the BPF file system is mounted; `None`: no maps are to be used.
@@ -193,8 +195,6 @@ pub struct Agent {
     pub cache_entry_ttl: Option<Duration>,
     /// `SO_LINGER` of upstream sockets that are bound to the client's address and port.
     pub original_source_linger: Option<Duration>,
-    /// Socket that takes `cilium.LogEntry` packets about flows of this listener.
-    pub access_log: Option<PathBuf>,
 }
 
 impl Listener {
@@ -268,4 +268,6 @@ pub enum AccessLog {
     JsonStdout,
     /// JSON lines appended to a file.
     JsonFile(PathBuf),
+    /// `cilium.LogEntry` messages to the reader of this Unix socket (`SOCK_SEQPACKET`), for requests of every listener.
+    CiliumSocket(PathBuf),
 }

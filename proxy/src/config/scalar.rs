@@ -142,6 +142,19 @@ pub(super) fn listen_address(value: &Value) -> Result<ListenAddress, String> {
 }
 
 /// `none`, `unix:PATH` or `IP:PORT`.
+/// The path of a Unix socket; nothing needs to be there yet.
+pub(super) fn socket_path(value: &Value) -> Result<PathBuf, String> {
+    // The kernel's limit, see unix(7), without the final zero.
+    const MOST: usize = 107;
+    match text(value)? {
+        "" => Err("empty; write the path of a Unix socket".to_owned()),
+        path if path.len() > MOST => {
+            Err(format!("{} bytes long; paths of Unix sockets have at most {MOST}", path.len()))
+        }
+        path => Ok(PathBuf::from(path)),
+    }
+}
+
 pub(super) fn optional_listen_address(value: &Value) -> Result<Option<ListenAddress>, String> {
     match text(value)? {
         "none" => Ok(None),

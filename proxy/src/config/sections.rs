@@ -279,28 +279,30 @@ fn secret_file(value: &Value) -> Result<PathBuf, String> {
     }
 }
 
-/// `access_log: [{json: stdout}, {json: FILE}]`.
+/// `access_log: [{json: stdout}, {json: FILE}, {unix: SOCKET}]`.
 pub(super) fn access_log(top: &mut Section<'_>) -> Vec<AccessLog> {
     let mut sinks = Vec::new();
     let items = top.field("access_log").and_then(|field| field.list("[{json: stdout}]"));
     for item in items.unwrap_or_default() {
-        let Some(mut section) = item.section("{json: stdout} or {json: FILE}") else {
+        const SINKS: &str = "{json: stdout}, {json: FILE} or {unix: SOCKET}";
+        let Some(mut section) = item.section(SINKS) else {
             continue;
         };
-        section.refuse(
-            "unix",
-            "the Cilium access-log socket is not implemented in this version; write json: stdout or json: FILE",
-        );
-        match section.field("json") {
-            Some(field) => match field.read(json_sink) {
+        let json = section.field("json").map(|field| (field.read(json_sink), field));
+        let unix = section.field("unix").map(|field| {
+            let path = field.read(scalar::socket_path);
+            (path.map(AccessLog::CiliumSocket), field)
+        });
+        match (json, unix) {
+            (Some((sink, field)), None) | (None, Some((sink, field))) => match sink {
                 Some(sink) if sinks.contains(&sink) => field.refuse("this sink is listed twice; remove one"),
                 Some(sink) => sinks.push(sink),
                 None => {}
             },
-            None if !section.has("unix") => section.refuse_whole("no sink; write {json: stdout} or {json: FILE}"),
-            None => {}
+            (None, None) => section.refuse_whole(format!("no sink; write {SINKS}")),
+            (Some(_), Some((_, field))) => field.refuse("two sinks in one entry; give each its own"),
         }
-        section.finish(&["unix"]);
+        section.finish(&[]);
     }
     sinks
 }

@@ -65,7 +65,7 @@ fn a_policy_source_alone_gives_every_default() {
     assert_eq!(listener.request_head_timeout, Duration::from_secs(10));
     assert_eq!(listener.denied_body, "Access denied");
     assert!(!listener.reason_header);
-    assert_eq!(listener.http, HttpSettings { request_id: false });
+    assert_eq!((listener.http, &listener.access_log), (HttpSettings { request_id: false }, &None));
 }
 
 #[test]
@@ -85,7 +85,7 @@ policies: {{ directory: "{root}" }}
 identities:
   - {{ identity: 32226, addresses: [10.244.1.17, "fd00::/64"] }}
 secrets: [{{ name: bearer-token, file: "{root}/token" }}]
-access_log: [{{ json: stdout }}, {{ json: "{root}/flows.json" }}]
+access_log: [{{ json: stdout }}, {{ json: "{root}/flows.json" }}, {{ unix: run/log.sock }}]
 tenants: {{ default: {{ weight: 1 }} }}
 listeners:
   - name: load
@@ -106,6 +106,7 @@ listeners:
       Stop here.
     reason_header: true
     http: {{ request_id: true }}
+    access_log: {{ unix: /run/cilium/envoy/sockets/access_log.sock }}
 "#
     );
     let config = config(&text);
@@ -126,12 +127,14 @@ listeners:
     let secret = SecretFile { name: "bearer-token".to_owned(), file: directory.path().join("token") };
     assert_eq!(config.secrets, [secret]);
     let file = directory.path().join("flows.json");
-    assert_eq!(config.access_log, [AccessLog::JsonStdout, AccessLog::JsonFile(file)]);
+    let socket = AccessLog::CiliumSocket("run/log.sock".into());
+    assert_eq!(config.access_log, [AccessLog::JsonStdout, AccessLog::JsonFile(file), socket]);
 
     let listener = &config.listeners[0];
     assert_eq!((listener.name.as_str(), listener.direction), ("load", Direction::Egress));
     assert_eq!(listener.additional_addresses, ["[::1]:0".parse().expect("address")]);
     assert!(!listener.transparent && !listener.reuse_port && listener.reason_header && listener.http.request_id);
+    assert_eq!(listener.access_log, Some("/run/cilium/envoy/sockets/access_log.sock".into()));
     assert_eq!(listener.proxy_id, 65535);
     let upstream = "127.0.0.1:8080".parse().expect("address");
     assert_eq!(listener.upstream, Upstream::Fixed(upstream));
@@ -297,11 +300,6 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
             "2:13: identities: ipcache is not implemented in this version; write nphds or a list",
         ),
         (
-            "xds: {}\naccess_log: [{unix: /run/access_log.sock}]",
-            "2:15: access_log[0].unix: the Cilium access-log socket is not implemented in this version; write json: \
-             stdout or json: FILE",
-        ),
-        (
             "xds: {}\ntenants: {gold: {weight: 2}}",
             "2:11: tenants.gold: tenants are not implemented in this version; only default: {weight: 1} is taken, \
              remove the rest",
@@ -320,6 +318,19 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
             "xds: {}\naccess_log: [{json: stdout}, {json: stdout}]",
             "2:37: access_log[1].json: this sink is listed twice; remove one",
         ),
+        (
+            "xds: {}\naccess_log: [{unix: a.sock}, {unix: a.sock}]",
+            "2:37: access_log[1].unix: this sink is listed twice; remove one",
+        ),
+        (
+            "xds: {}\naccess_log: [{unix: a.sock, json: stdout}]",
+            "2:21: access_log[0].unix: two sinks in one entry; give each its own",
+        ),
+        (
+            "xds: {}\naccess_log: [{}]",
+            "2:14: access_log[0]: no sink; write {json: stdout}, {json: FILE} or {unix: SOCKET}",
+        ),
+        ("xds: {}\naccess_log: [{unix: \"\"}]", "2:21: access_log[0].unix: empty; write the path of a Unix socket"),
         (
             "xds: {}\nsecrets: [{name: a, file: token}, {name: a, file: b}]",
             "2:42: secrets[1].name: secret \"a\" is listed twice; remove one",

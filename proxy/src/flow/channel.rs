@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{FlowRecord, Outcome};
+use super::access_log::{AccessLogs, Entry};
+use super::{EntryKind, FlowRecord, Outcome};
 use crate::metrics;
 
 /// How long a reading of the wall clock is extended by the monotonic one.
@@ -27,20 +28,23 @@ pub struct Sequenced {
 
 /// Connects workers to the one consumer of their flow records.
 ///
-/// Each worker's ring holds `capacity` records (raised to 8), of which a quarter is reserved for denials. The
-/// senders come in the order of `workers`; each belongs to one worker thread.
+/// Each worker's ring holds `capacity` records (raised to 8), of which a quarter is reserved for denials; so does another
+/// ring for entries of the access log. The senders come in the order of `workers`; each belongs to one worker thread.
 pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSender>, FlowConsumer) {
     let capacity = capacity.max(8);
     let doorbell = Arc::new(Doorbell::default());
+    let access_logs = AccessLogs::new();
     let mut senders = Vec::with_capacity(workers.len());
-    let mut rings = Vec::with_capacity(workers.len());
+    let (mut rings, mut entries) = (Vec::new(), Vec::new());
     for (index, metrics) in workers.into_iter().enumerate() {
-        let (producer, consumer) = rtrb::RingBuffer::new(capacity);
+        let (records, consumer) = lane(capacity);
         rings.push(consumer);
+        let (log, consumer) = lane(capacity);
+        entries.push(consumer);
         senders.push(FlowSender {
-            ring: RefCell::new(producer),
-            free: Cell::new(capacity),
-            reserve: capacity / 4,
+            records,
+            log,
+            access_logs: access_logs.clone(),
             next_seq: Cell::new(0),
             clock: Cell::new((Instant::now(), SystemTime::now())),
             worker: u16::try_from(index).unwrap_or(u16::MAX),
@@ -48,16 +52,48 @@ pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSende
             metrics,
         });
     }
-    (senders, FlowConsumer { rings, doorbell })
+    (senders, FlowConsumer { rings, entries, access_logs, doorbell })
+}
+
+/// The producing end of one ring.
+struct Lane<T> {
+    ring: RefCell<rtrb::Producer<T>>,
+    /// Free slots at least; refreshed from the consumer's cache line only when it runs low.
+    free: Cell<usize>,
+    /// Slots for denials only.
+    reserve: usize,
+}
+
+fn lane<T>(capacity: usize) -> (Lane<T>, rtrb::Consumer<T>) {
+    let (producer, consumer) = rtrb::RingBuffer::new(capacity);
+    (Lane { ring: RefCell::new(producer), free: Cell::new(capacity), reserve: capacity / 4 }, consumer)
+}
+
+impl<T> Lane<T> {
+    /// Returns whether there was room.
+    fn push(&self, denied: bool, item: T) -> bool {
+        let Ok(mut ring) = self.ring.try_borrow_mut() else {
+            return false;
+        };
+        let needed = if denied { 0 } else { self.reserve };
+        if self.free.get() <= needed {
+            self.free.set(ring.slots());
+            if self.free.get() <= needed {
+                return false;
+            }
+        }
+        let pushed = ring.push(item).is_ok();
+        self.free.set(self.free.get().saturating_sub(1));
+        pushed
+    }
 }
 
 /// A worker's end. It may move to the worker's thread, and then stays there: it is `!Sync`, share it as
 /// `Rc<FlowSender>`.
 pub struct FlowSender {
-    ring: RefCell<rtrb::Producer<Sequenced>>,
-    /// Free slots at least; refreshed from the consumer's cache line only when it runs low.
-    free: Cell<usize>,
-    reserve: usize,
+    records: Lane<Sequenced>,
+    log: Lane<Entry>,
+    access_logs: AccessLogs,
     next_seq: Cell<u64>,
     /// The last reading of the wall clock, and when it was taken.
     clock: Cell<(Instant, SystemTime)>,
@@ -74,11 +110,27 @@ impl FlowSender {
         self.metrics.flow_finished(&record);
         let seq = self.next_seq.get();
         self.next_seq.set(seq.wrapping_add(1));
-        if self.push(outcome, Sequenced { worker: self.worker, seq, record }) {
+        if self.records.push(outcome == Outcome::Denied, Sequenced { worker: self.worker, seq, record }) {
             self.doorbell.ring();
         } else {
             self.metrics.flow_record_lost(outcome);
         }
+    }
+
+    /// Hands an entry of the access log over, or loses and counts it. Never blocks.
+    pub(super) fn log(&self, entry: Entry) {
+        let kind = entry.kind;
+        self.metrics.log_entry_made(kind);
+        if self.log.push(kind == EntryKind::Denied, entry) {
+            self.doorbell.ring();
+        } else {
+            self.metrics.log_entry_lost(kind);
+        }
+    }
+
+    /// The sockets of the access log, for listeners to find theirs.
+    pub(crate) fn access_logs(&self) -> &AccessLogs {
+        &self.access_logs
     }
 
     /// The wall clock at `now`, for [`FlowRecord::time`]. Saves a clock reading per request: the wall clock itself is
@@ -102,22 +154,6 @@ impl FlowSender {
     pub fn metrics(&self) -> &metrics::Worker {
         &self.metrics
     }
-
-    fn push(&self, outcome: Outcome, item: Sequenced) -> bool {
-        let Ok(mut ring) = self.ring.try_borrow_mut() else {
-            return false;
-        };
-        let needed = if outcome == Outcome::Denied { 0 } else { self.reserve };
-        if self.free.get() <= needed {
-            self.free.set(ring.slots());
-            if self.free.get() <= needed {
-                return false;
-            }
-        }
-        let pushed = ring.push(item).is_ok();
-        self.free.set(self.free.get().saturating_sub(1));
-        pushed
-    }
 }
 
 impl fmt::Debug for FlowSender {
@@ -130,21 +166,24 @@ impl fmt::Debug for FlowSender {
 #[derive(Debug)]
 pub struct FlowConsumer {
     rings: Vec<rtrb::Consumer<Sequenced>>,
+    entries: Vec<rtrb::Consumer<Entry>>,
+    access_logs: AccessLogs,
     doorbell: Arc<Doorbell>,
 }
 
 impl FlowConsumer {
     /// Moves what is there, at most `limit` records, to `batch`; every ring gets its turn. Returns how many came.
     pub fn drain(&mut self, batch: &mut Vec<Sequenced>, limit: usize) -> usize {
-        let before = batch.len();
-        let share = (limit / self.rings.len().max(1)).max(1);
-        for ring in &mut self.rings {
-            let count = ring.slots().min(share);
-            if let Ok(chunk) = ring.read_chunk(count) {
-                batch.extend(chunk);
-            }
-        }
-        batch.len() - before
+        drain(&mut self.rings, batch, limit)
+    }
+
+    /// As [`FlowConsumer::drain`], for entries of the access log.
+    pub(super) fn drain_entries(&mut self, batch: &mut Vec<Entry>, limit: usize) -> usize {
+        drain(&mut self.entries, batch, limit)
+    }
+
+    pub(super) fn access_logs(&self) -> AccessLogs {
+        self.access_logs.clone()
     }
 
     pub(super) fn doorbell(&self) -> Arc<Doorbell> {
@@ -154,8 +193,22 @@ impl FlowConsumer {
     /// Sleeps until a record comes or [`Doorbell::stop`] is called; returns at once if either has happened.
     /// To be called from the consumer's own thread, always the same one.
     pub(super) fn sleep(&mut self) {
-        self.doorbell.sleep(|| self.rings.iter().any(|ring| !ring.is_empty()));
+        let waiting =
+            || self.rings.iter().any(|ring| !ring.is_empty()) || self.entries.iter().any(|ring| !ring.is_empty());
+        self.doorbell.sleep(waiting);
     }
+}
+
+fn drain<T>(rings: &mut [rtrb::Consumer<T>], batch: &mut Vec<T>, limit: usize) -> usize {
+    let before = batch.len();
+    let share = (limit / rings.len().max(1)).max(1);
+    for ring in rings {
+        let count = ring.slots().min(share);
+        if let Ok(chunk) = ring.read_chunk(count) {
+            batch.extend(chunk);
+        }
+    }
+    batch.len() - before
 }
 
 /// Wakes the consumer. Costs a producer one fence and one load of a read-mostly cache line, and a system call only

@@ -3,11 +3,13 @@
 //! ```text
 //! worker: OpenFlow ─▶ FlowSender ─ring─▶ flow thread ─▶ FlowLog (last records: /flows, followers)
 //!                                             └───────▶ one thread per sink (JSON lines)
+//!         └──────────── entries ─ring─▶ flow thread ─▶ one thread per socket of the access log
 //! ```
 //! A worker never locks, blocks, waits or writes because of a record. What it cannot hand over at once is lost and
 //! counted: allowed flows first, denials last (a share of the ring is theirs alone). Every record carries its worker
 //! and a number that counts that worker's records including the lost ones, so a gap in the numbers is exactly a loss.
 
+mod access_log;
 mod channel;
 pub mod json;
 mod log;
@@ -16,6 +18,8 @@ mod record;
 mod sink;
 mod thread;
 
+pub use access_log::{AccessLogs, EntryKind, LossCause, SinkSet, SocketCounters};
+pub(crate) use access_log::{Fields, LogTarget};
 pub use channel::{FlowConsumer, FlowSender, Sequenced, channel};
 pub use log::{FlowFilter, FlowLog, FlowReader};
 pub use open::OpenFlow;

@@ -4,7 +4,8 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::{FlowRecord, FlowSender, Outcome};
+use super::access_log::LoggedFlow;
+use super::{Fields, FlowRecord, FlowSender, LogTarget, Outcome};
 use crate::reason::Reason;
 
 /// The record of a request or connection that is still open; hold it where the end is seen (for HTTP, in the
@@ -20,6 +21,8 @@ pub struct OpenFlow {
     sender: Rc<FlowSender>,
     started: Instant,
     if_dropped: (Outcome, Option<Reason>),
+    /// Where somebody wants entries in an access log.
+    log: Option<LoggedFlow>,
 }
 
 impl OpenFlow {
@@ -30,7 +33,32 @@ impl OpenFlow {
 
     /// Starts a flow whose first byte came at `started`.
     pub fn started_at(sender: Rc<FlowSender>, record: FlowRecord, started: Instant) -> Self {
-        Self { record: Some(Box::new(record)), sender, started, if_dropped: (Outcome::Failed, Some(Reason::Dropped)) }
+        let if_dropped = (Outcome::Failed, Some(Reason::Dropped));
+        Self { record: Some(Box::new(record)), sender, started, if_dropped, log: None }
+    }
+
+    /// Has the flow write entries to an access log, too.
+    pub(crate) fn log_to(&mut self, target: LogTarget) {
+        self.log = Some(LoggedFlow::new(target));
+    }
+
+    /// Whether somebody reads entries of this flow: what they need has to be kept.
+    pub(crate) const fn is_logged(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Writes the entry of the request, with why it is `denied` if it is. The first call counts.
+    pub(crate) fn log_request(&self, denied: Option<Reason>, head: Fields) {
+        if let Some(log) = &self.log {
+            log.request(&self.sender, self, denied, Some(head));
+        }
+    }
+
+    /// Writes the entry of the answer, whose head goes out now. The first call counts.
+    pub(crate) fn log_response(&self, status: u16, fill: impl FnOnce(&mut Fields)) {
+        if let Some(log) = &self.log {
+            log.response(&self.sender, self, status, fill);
+        }
     }
 
     /// The record, to fill in what becomes known on the way. Count bytes with [`OpenFlow::add_up`] and
@@ -83,6 +111,9 @@ impl Drop for OpenFlow {
         };
         (record.outcome, record.reason) = self.if_dropped;
         record.duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if let Some(log) = &self.log {
+            log.end(&self.sender, &record);
+        }
         self.sender.send(record);
     }
 }

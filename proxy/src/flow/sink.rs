@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -10,7 +11,6 @@ use std::thread;
 use std::time::Duration;
 
 use super::FlowError;
-use crate::config::AccessLog;
 
 /// Batches waiting for one sink, at most.
 const QUEUE: usize = 64;
@@ -48,20 +48,24 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// Opens the sink and starts its thread, which ends after the last batch once this value is gone, and drops
-    /// `alive` then.
-    pub(super) fn open(config: &AccessLog, alive: SyncSender<()>) -> Result<Self, FlowError> {
-        let (name, target) = match config {
-            AccessLog::JsonStdout => ("stdout".to_owned(), stdout()),
-            AccessLog::JsonFile(path) => {
-                (path.display().to_string(), OpenOptions::new().append(true).create(true).open(path))
-            }
-        };
+    /// A sink that writes to standard output; see [`Sink::start`].
+    pub(super) fn stdout(alive: SyncSender<()>) -> Result<Self, FlowError> {
+        Self::open("stdout".to_owned(), stdout(), alive)
+    }
+
+    /// A sink that appends to the file; see [`Sink::start`].
+    pub(super) fn file(path: &Path, alive: SyncSender<()>) -> Result<Self, FlowError> {
+        let target = OpenOptions::new().append(true).create(true).open(path);
+        Self::open(path.display().to_string(), target, alive)
+    }
+
+    fn open(name: String, target: io::Result<File>, alive: SyncSender<()>) -> Result<Self, FlowError> {
         let target = target.map_err(|error| FlowError::OpenSink { name: name.clone(), error })?;
         Self::start(name, target, alive)
     }
 
-    /// A sink that writes to `target`.
+    /// A sink that writes to `target`. Its thread ends after the last batch once this value is gone, and drops `alive`
+    /// then.
     pub(super) fn start(
         name: String,
         target: impl Write + Send + 'static,

@@ -2,6 +2,7 @@
 //! sinks.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use super::channel::Doorbell;
 use super::sink::{Lines, Sink, SinkCounters};
-use super::{FlowConsumer, FlowLog, Sequenced, json};
+use super::{AccessLogs, FlowConsumer, FlowLog, Sequenced, json};
 use crate::config::AccessLog;
 
 /// Records taken at once, at most.
@@ -34,6 +35,17 @@ pub enum FlowError {
     /// No thread.
     #[error("cannot start a thread for flow records: {0}")]
     Thread(io::Error),
+    /// More sockets than a listener's entries can be told to go to.
+    #[error("access log {path}: there are {most} sockets of access logs already; let listeners share one")]
+    TooManySockets {
+        /// The one too many.
+        path: PathBuf,
+        /// How many there may be.
+        most: usize,
+    },
+    /// Nothing is opened any more.
+    #[error("the process ends")]
+    Ending,
 }
 
 /// Bounds and sinks.
@@ -43,7 +55,7 @@ pub struct FlowSettings {
     pub recent_records: usize,
     /// Memory of the records kept, at most, in bytes.
     pub recent_bytes: usize,
-    /// Where JSON lines go.
+    /// Where JSON lines and entries of the access log go.
     pub sinks: Vec<AccessLog>,
 }
 
@@ -58,6 +70,7 @@ impl Default for FlowSettings {
 pub struct FlowThread {
     log: Arc<FlowLog>,
     sinks: Arc<[Arc<SinkCounters>]>,
+    access_logs: AccessLogs,
     doorbell: Arc<Doorbell>,
     ended: Receiver<()>,
 }
@@ -69,7 +82,15 @@ impl FlowConsumer {
     /// A sink cannot be opened, or the system gives no thread.
     pub fn spawn(self, settings: &FlowSettings) -> Result<FlowThread, FlowError> {
         let (alive, ended) = sync_channel(0);
-        let sinks = settings.sinks.iter().map(|sink| Sink::open(sink, alive.clone())).collect::<Result<Vec<_>, _>>()?;
+        self.access_logs().start(alive.clone());
+        let mut sinks = Vec::new();
+        for sink in &settings.sinks {
+            match sink {
+                AccessLog::CiliumSocket(path) => self.access_logs().open_for_all(path)?,
+                AccessLog::JsonStdout => sinks.push(Sink::stdout(alive.clone())?),
+                AccessLog::JsonFile(path) => sinks.push(Sink::file(path, alive.clone())?),
+            }
+        }
         self.spawn_with(settings, sinks, alive, ended)
     }
 
@@ -84,6 +105,7 @@ impl FlowConsumer {
         let flows = FlowThread {
             log: Arc::clone(&log),
             sinks: sinks.iter().map(Sink::counters).collect(),
+            access_logs: self.access_logs(),
             doorbell: self.doorbell(),
             ended,
         };
@@ -92,7 +114,9 @@ impl FlowConsumer {
             .spawn(move || {
                 // Being as important as a worker is no reason to give up.
                 let _ = rustix::process::setpriority_process(None, NICE);
+                let access_logs = self.access_logs();
                 run(self, &log, &sinks);
+                access_logs.close();
                 drop(sinks);
                 drop(alive);
             })
@@ -112,6 +136,11 @@ impl FlowThread {
         Arc::clone(&self.sinks)
     }
 
+    /// The sockets of the access log.
+    pub fn access_logs(&self) -> AccessLogs {
+        self.access_logs.clone()
+    }
+
     /// Writes out what the workers have sent so far and ends; to be called after the workers are done. Blocks for
     /// `limit` at most. Returns whether everything was written.
     pub fn shutdown(self, limit: Duration) -> bool {
@@ -123,24 +152,29 @@ impl FlowThread {
 fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink]) {
     let doorbell = consumer.doorbell();
     doorbell.attach();
-    let mut batch = Vec::new();
+    let access_logs = consumer.access_logs();
+    let (mut batch, mut entries) = (Vec::new(), Vec::new());
     let mut last_size = 0;
     loop {
         // Read before draining: what was sent before the stop is then still found below.
         let stopping = doorbell.is_stopping();
+        let logged = consumer.drain_entries(&mut entries, 2 * BATCH);
+        if logged > 0 {
+            access_logs.offer(&mut entries);
+        }
         let taken = consumer.drain(&mut batch, BATCH);
-        if taken == 0 {
+        if taken == 0 && logged == 0 {
             if stopping {
                 return;
             }
             consumer.sleep();
             continue;
         }
-        if !sinks.is_empty() {
+        if !sinks.is_empty() && taken > 0 {
             last_size = offer(&batch, sinks, last_size);
         }
         log.append(&mut batch);
-        if taken < BATCH / 2 && !stopping {
+        if taken < BATCH / 2 && logged < BATCH && !stopping {
             thread::park_timeout(GATHER);
         }
     }

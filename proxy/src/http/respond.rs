@@ -1,5 +1,6 @@
 //! Local replies: what a client gets when the proxy answers itself. One table (`reason.rs`) says which status.
 
+use crate::flow::OpenFlow;
 use crate::reason::Reason;
 
 /// `content-type` values that make a request gRPC (the gRPC over HTTP/2 protocol).
@@ -84,6 +85,14 @@ impl LocalReply {
             fields.push(("x-tollgate-reason", reason.code().as_bytes().to_vec()));
         }
         fields
+    }
+
+    /// Writes it to the access log, where the flow has one.
+    pub(crate) fn log(&self, flow: &OpenFlow) {
+        flow.log_response(self.status, |log| {
+            self.fields().iter().for_each(|(name, value)| log.push(name.as_bytes(), value));
+            log.push(b"content-length", self.body.len().to_string().as_bytes());
+        });
     }
 
     /// The reply as HTTP/1.1 bytes. `bodiless` leaves the body out, for HEAD; `close` ends the connection even if the

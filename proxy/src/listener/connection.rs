@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tollgate_policy::{
-    ConnectionVerdict, Direction, EndpointKey, Flow, NearestMiss, Request, RuleRef, SecurityId, ServerName, Verdict,
+    ConnectionVerdict, Direction, EndpointKey, Flow, NearestMiss, REDACTED, Request, RuleRef, SecurityId, ServerName,
+    Verdict,
 };
 
 use crate::config;
 use crate::control::World;
-use crate::flow::{FlowRecord, OpenFlow, Outcome, Protocol};
+use crate::flow::{Fields, FlowRecord, LogTarget, OpenFlow, Outcome, Protocol, SinkSet};
 use crate::reason::Reason;
 use crate::worker::{Signals, Subscription, Worker};
 
@@ -25,6 +26,8 @@ pub(crate) struct ListenerContext {
     pub(crate) index: crate::metrics::ListenerIndex,
     /// What its connections react to.
     pub(crate) signals: Rc<Signals>,
+    /// Sockets that its requests are logged to.
+    pub(crate) access_log: SinkSet,
 }
 
 /// A downstream connection. Policy and identities are read anew for each decision; nothing of them is kept.
@@ -38,6 +41,8 @@ pub(crate) struct Connection {
     pub(crate) subscription: Subscription,
     /// Whose policy is enforced.
     endpoint: EndpointKey,
+    /// Where its flows are logged.
+    log: Option<LogTarget>,
     /// Identities of both ends, valid for the world generation they were looked up in.
     identities: Cell<Option<(u64, Identities)>>,
 }
@@ -76,6 +81,11 @@ impl Connection {
             original_dst,
             subscription: listener.signals.subscribe(),
             endpoint: endpoint.into(),
+            log: (!listener.access_log.is_empty()).then_some(LogTarget {
+                sinks: listener.access_log,
+                endpoint,
+                proxy_id: config.proxy_id,
+            }),
             identities: Cell::new(None),
         }
     }
@@ -173,7 +183,27 @@ impl Connection {
             bytes_up: 0,
             bytes_down: 0,
         };
-        OpenFlow::started_at(Rc::clone(&self.worker.flows), record, started)
+        let mut flow = OpenFlow::started_at(Rc::clone(&self.worker.flows), record, started);
+        if let Some(log) = self.log {
+            flow.log_to(log);
+        }
+        flow
+    }
+
+    /// Fields of a request's head as an access log may show them: without values of fields that may hold a secret.
+    pub(crate) fn loggable(&self, each: impl FnOnce(&mut dyn FnMut(&[u8], &[u8]))) -> Fields {
+        let world = self.worker.world.load();
+        let secret = world.policy.secret_fields(&self.flow(self.identities(&world)));
+        let may_be_secret = |name: &[u8]| {
+            let name = name.to_ascii_lowercase();
+            secret.iter().any(|names| names.binary_search_by(|known| known.as_bytes().cmp(&name)).is_ok())
+        };
+        let mut fields = Fields::default();
+        each(&mut |name, value| {
+            let redacted = !secret.is_empty() && may_be_secret(name);
+            fields.push(name, if redacted { REDACTED } else { value });
+        });
+        fields
     }
 
     /// Whether the flow would come back to one of our own listeners. Behind a wildcard address every destination with the

@@ -206,7 +206,9 @@ impl Serving {
             }
         }
         // Each worker has its own copy of the name: a shared reference count would bounce between their caches.
-        let context = |signals| ListenerContext { name: Arc::from(config.name.as_str()), config, index, signals };
+        let name_of_records = Arc::from(config.name.as_str());
+        let access_log = self.worker.flows.access_logs().of_listener(config.access_log.as_deref());
+        let context = |signals| ListenerContext { name: name_of_records, config, index, signals, access_log };
         let entry = match self.listeners.entry(name) {
             std::collections::hash_map::Entry::Occupied(entry) => {
                 let entry = entry.into_mut();

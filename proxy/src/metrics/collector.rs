@@ -14,9 +14,12 @@ use tollgate_xds::StreamStatus;
 use super::control::UpdateResult;
 use super::worker::{Count, DURATION_BOUNDS_US, DirectionCounters};
 use super::{AcceptErrorKind, ConnectResult, Families, MAX_LISTENERS, process};
+use crate::flow::{AccessLogs, LossCause};
 use crate::reason::Reason;
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+/// In the order of [`crate::flow::EntryKind`].
+const ENTRY_KINDS: [&str; 3] = ["request", "response", "denied"];
 /// In the order of [`crate::flow::Outcome`].
 const OUTCOMES: [&str; 3] = ["forwarded", "denied", "failed"];
 
@@ -29,6 +32,7 @@ impl Collector for Families {
         self.reasons(&mut families)?;
         self.upstreams(&mut families)?;
         self.records(&mut families)?;
+        self.access_logs(&mut families)?;
         self.policy(&mut families)?;
         self.xds(&mut families)?;
         self.process(&mut families)
@@ -162,6 +166,38 @@ impl Families {
             families.counter("tollgate_flow_sink_errors", "Failed writes to a sink; each is tried again")?;
         for sink in sinks.iter() {
             counter(&mut errors, &[("sink", sink.name.as_str())], sink.errors.load(Ordering::Relaxed))?;
+        }
+        Ok(())
+    }
+
+    /// Where nobody logs there is nothing to show.
+    fn access_logs(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
+        let sockets = self.access_logs.get().map(AccessLogs::counters).unwrap_or_default();
+        if sockets.is_empty() {
+            return Ok(());
+        }
+        let mut made =
+            families.counter("tollgate_access_log_entries", "Access log entries made, lost ones included")?;
+        for (index, kind) in ENTRY_KINDS.into_iter().enumerate() {
+            counter(&mut made, &[("type", kind)], self.sum(|worker| worker.log_entries[index].value()))?;
+        }
+        let help = "Access log entries that a worker could not hand over";
+        let mut lost = families.counter("tollgate_access_log_entries_lost", help)?;
+        for (index, kind) in ENTRY_KINDS.into_iter().enumerate() {
+            counter(&mut lost, &[("type", kind)], self.sum(|worker| worker.log_entries_lost[index].value()))?;
+        }
+        let mut written = families.counter("tollgate_access_log_written", "Access log entries sent to a socket")?;
+        for socket in &sockets {
+            let labels = [("socket", socket.path.to_string_lossy())];
+            counter(&mut written, &labels, socket.written.load(Ordering::Relaxed))?;
+        }
+        let help = "Access log entries that did not get to a socket's reader, by cause";
+        let mut lost = families.counter("tollgate_access_log_lost", help)?;
+        for socket in &sockets {
+            for (cause, name) in LossCause::ALL {
+                let labels = [("socket", socket.path.to_string_lossy()), ("cause", name.into())];
+                counter(&mut lost, &labels, socket.lost(cause))?;
+            }
         }
         Ok(())
     }

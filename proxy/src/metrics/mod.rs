@@ -23,7 +23,7 @@ pub use worker::{
     AcceptErrorKind, ConnectResult, HeldConnection, ListenerIndex, MAX_LISTENERS, OpenConnection, Worker,
 };
 
-use crate::flow::SinkCounters;
+use crate::flow::{AccessLogs, SinkCounters};
 use worker::{Counters, LISTENER_SLOTS};
 
 /// All metrics of the process.
@@ -40,6 +40,7 @@ struct Families {
     listeners: Mutex<Vec<(String, Direction)>>,
     control: Arc<Control>,
     sinks: OnceLock<Arc<[Arc<SinkCounters>]>>,
+    access_logs: OnceLock<AccessLogs>,
     streams: OnceLock<tollgate_xds::Status>,
     started: SystemTime,
 }
@@ -54,6 +55,7 @@ impl Metrics {
             listeners: Mutex::default(),
             control: Arc::new(Control::default()),
             sinks: OnceLock::new(),
+            access_logs: OnceLock::new(),
             streams: OnceLock::new(),
             started: SystemTime::now(),
         });
@@ -85,6 +87,11 @@ impl Metrics {
     /// Adds the sinks of flow records to what is scraped; the first call counts.
     pub fn watch_sinks(&self, sinks: Arc<[Arc<SinkCounters>]>) {
         let _ = self.families.sinks.set(sinks);
+    }
+
+    /// Adds the sockets of the access log, also those to come, to what is scraped; the first call counts.
+    pub fn watch_access_logs(&self, access_logs: AccessLogs) {
+        let _ = self.families.access_logs.set(access_logs);
     }
 
     /// Adds the streams of the xDS client to what is scraped; the first call counts.

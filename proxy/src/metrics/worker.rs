@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tollgate_policy::Direction;
 
-use crate::flow::{FlowRecord, Outcome};
+use crate::flow::{EntryKind, FlowRecord, Outcome};
 use crate::reason::Reason;
 
 /// Upper bounds of the request duration histogram, in microseconds; one more bucket is unbounded.
@@ -131,6 +131,9 @@ pub(super) struct Counters {
     /// Finished records, by [`Outcome`], lost ones included.
     pub(super) records: [Count; 3],
     pub(super) records_lost: [Count; 3],
+    /// Entries of the access log, by [`EntryKind`], lost ones included.
+    pub(super) log_entries: [Count; 3],
+    pub(super) log_entries_lost: [Count; 3],
 }
 
 impl Counters {
@@ -148,6 +151,8 @@ impl Counters {
             panics: Count::default(),
             records: Default::default(),
             records_lost: Default::default(),
+            log_entries: Default::default(),
+            log_entries_lost: Default::default(),
         }
     }
 }
@@ -190,6 +195,14 @@ impl Worker {
 
     pub(crate) fn flow_record_lost(&self, outcome: Outcome) {
         self.counters.records_lost[outcome as usize].increment();
+    }
+
+    pub(crate) fn log_entry_made(&self, kind: EntryKind) {
+        self.counters.log_entries[kind as usize].increment();
+    }
+
+    pub(crate) fn log_entry_lost(&self, kind: EntryKind) {
+        self.counters.log_entries_lost[kind as usize].increment();
     }
 
     /// Counts bytes from downstream to upstream.

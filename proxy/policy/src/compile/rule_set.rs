@@ -26,6 +26,8 @@ pub(crate) struct RuleSet {
     has_header_matches: bool,
     /// Lower-case names of the fields that decide or are edited, in order.
     fields: Box<[Box<str>]>,
+    /// Of these the ones that are compared with a secret or get one.
+    secret_fields: Box<[Box<str>]>,
 }
 
 /// Outcome of walking the rules.
@@ -75,7 +77,8 @@ impl RuleSet {
         let alternatives = || rules.iter().filter_map(|rule| rule.http.as_ref()).flatten();
         let has_header_matches = alternatives().any(|alternative| !alternative.matches.is_empty());
         let fields = fields(alternatives());
-        Self { rules, continuations, denied, connections, requests, has_header_matches, fields }
+        let secret_fields = secret_fields(alternatives());
+        Self { rules, continuations, denied, connections, requests, has_header_matches, fields, secret_fields }
     }
 
     pub(crate) fn rule(&self, unit: &Unit) -> &CompiledRule {
@@ -116,6 +119,11 @@ impl RuleSet {
     /// Whether a rule looks at or edits fields of that name (lower case).
     pub(crate) fn reads(&self, field: &str) -> bool {
         self.fields.binary_search_by(|known| (**known).cmp(field)).is_ok()
+    }
+
+    /// Names of fields (lower case, in order) whose values may be secrets.
+    pub(crate) fn secret_fields(&self) -> &[Box<str>] {
+        &self.secret_fields
     }
 
     pub(crate) const fn connections(&self) -> &Index {
@@ -214,6 +222,13 @@ fn fields<'a>(alternatives: impl Iterator<Item = &'a Alternative>) -> Box<[Box<s
         }));
     }
     names.into_iter().filter(|name| !name.starts_with(':')).map(Box::from).collect()
+}
+
+fn secret_fields<'a>(alternatives: impl Iterator<Item = &'a Alternative>) -> Box<[Box<str>]> {
+    let matches = alternatives.flat_map(|alternative| alternative.matches.iter());
+    let names: BTreeSet<&str> =
+        matches.filter(|header_match| header_match.secret.is_some()).map(|header_match| &*header_match.name).collect();
+    names.into_iter().map(Box::from).collect()
 }
 
 fn request_units(rules: &[Arc<CompiledRule>]) -> Vec<(u32, Option<u32>, Vec<&Predicate>)> {

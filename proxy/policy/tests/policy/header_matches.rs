@@ -443,3 +443,21 @@ fn changes_and_entries_of_one_request_are_bounded() {
     };
     assert_eq!(logged.missing.len(), HeaderLog::MAX);
 }
+
+/// Whose values are not to be shown, for the port of the flow alone.
+#[test]
+fn fields_that_meet_a_secret_are_known() {
+    let injected = secret("token", on("Authorization", "", MatchAction::Continue, MismatchAction::Replace));
+    let compared = secret("key", HeaderMatch::new("X-Key", ""));
+    let plain = HeaderMatch::new("x-plain", "1");
+    let world = World::ingress(vec![
+        port(
+            80,
+            vec![rule(vec![http("/a", vec![compared.clone(), injected]), http("/b", vec![compared, plain.clone()])])],
+        ),
+        port(81, vec![rule(vec![http("/", vec![plain])])]),
+    ]);
+    let names = |port| world.0.secret_fields(&flow(1, port)).concat();
+    assert_eq!(names(80), ["authorization".into(), "x-key".into()]);
+    assert!(names(81).is_empty() && names(82).is_empty());
+}

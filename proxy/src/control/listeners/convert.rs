@@ -109,7 +109,6 @@ fn bpf_metadata(metadata: &cilium::BpfMetadata, listener: &mut Listener) -> Resu
         use_nphds: metadata.use_nphds,
         cache_entry_ttl: metadata.cache_entry_ttl.as_ref().and_then(duration),
         original_source_linger: metadata.original_source_so_linger_time.map(|s| Duration::from_secs(s.into())),
-        access_log: None,
     });
     Ok(())
 }
@@ -196,8 +195,8 @@ fn network_filter(field: &str, config: &cilium::NetworkFilter, listener: &mut Li
 
 /// Where the listener's flows are logged; an empty path is none.
 pub(super) fn access_log(path: &str, listener: &mut Listener) {
-    if let (false, Some(agent)) = (path.is_empty(), &mut listener.agent) {
-        agent.access_log = Some(PathBuf::from(path));
+    if !path.is_empty() {
+        listener.access_log = Some(PathBuf::from(path));
     }
 }
 

@@ -191,9 +191,9 @@ fn the_agents_http_listener() {
             use_nphds: false,
             cache_entry_ttl: Some(Duration::from_millis(3)),
             original_source_linger: Some(Duration::ZERO),
-            access_log: Some(PathBuf::from("/run/access_log.sock")),
         })
     );
+    assert_eq!(listener.access_log, Some(PathBuf::from("/run/access_log.sock")));
     assert!(ignored[0].starts_with("filter_chains[1] (TLS is not intercepted"), "{ignored:?}");
     assert!(ignored.iter().any(|name| name.ends_with("stream_idle_timeout")), "{ignored:?}");
 }
@@ -217,7 +217,7 @@ fn without_settings_nothing_is_normalised_and_the_body_is_the_usual_one() {
     assert!(!listener.normalize.path && !listener.normalize.merge_slashes);
     assert_eq!(listener.normalize.escaped_slashes, EscapedSlashes::Keep);
     assert_eq!(listener.denied_body, "Access denied");
-    assert_eq!(listener.agent.unwrap().access_log, None);
+    assert_eq!(listener.access_log, None);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use serde_json::Value;
 
 use super::*;
+use crate::config::AccessLog;
 use crate::flow::{FlowConsumer, FlowRecord, FlowSender, FlowSettings, Outcome, channel};
 use crate::metrics::Worker;
 

@@ -212,6 +212,7 @@ impl Session<'_> {
         }
         // A client that does not read may keep us here to the end of the process.
         flow.if_dropped(Outcome::Denied, Some(reason));
+        reply.log(&flow);
         let sent = writer.write_all(&reply.to_http1(to_head, !keep)).await;
         flow.finish(Outcome::Denied, Some(reason));
         match sent {
@@ -348,6 +349,7 @@ impl Session<'_> {
         if let Some(http) = &mut flow.record_mut().http {
             http.status = reply.status;
         }
+        reply.log(&flow);
         let keep = !reply.close && !close && version == Version::Http11 && body == RequestBody::None;
         let sent = writer.write_all(&reply.to_http1(to_head, !keep)).await;
         flow.finish(Outcome::Failed, Some(reason));

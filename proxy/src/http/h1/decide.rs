@@ -3,14 +3,15 @@
 use std::mem::MaybeUninit;
 use std::time::Instant;
 
-use tollgate_policy::{Permit, Request, SecurityId, Verdict};
+use tollgate_policy::{HeaderEdits, Permit, Request, SecurityId, Verdict};
 
 use super::head::{HeadScanner, MAX_FIELDS};
 use super::request::{FieldStorage, Refusal, RequestBody, RequestHead, Rewritten, Version};
 use super::websocket::WebSocketKey;
 use crate::config::Normalize;
-use crate::flow::{HttpRecord, OpenFlow, Protocol};
+use crate::flow::{Fields, HttpRecord, OpenFlow, Protocol};
 use crate::http::canonical::CanonicalPath;
+use crate::http::request_id::RequestId;
 use crate::http::respond::LocalReply;
 use crate::listener::connection::{Connection, note_admission, note_denial};
 use crate::reason::Reason;
@@ -90,6 +91,8 @@ pub(crate) fn refused(connection: &Connection, refusal: Refusal, started: Instan
     let config = &connection.listener.config;
     let mut flow = connection.open_flow(Protocol::Http11, started);
     flow.record_mut().detail = Some(refusal.detail.as_str().into());
+    // Nothing of the head is known for certain.
+    flow.log_request(Some(refusal.reason), Fields::default());
     tracing::debug!(downstream = %connection.downstream, reason = refusal.reason.code(), detail = refusal.detail, "refused");
     Decision::Reply(Box::new(Reply {
         reply: LocalReply::refusal(refusal.reason, false, &config.denied_body, config.reason_header),
@@ -124,7 +127,14 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
             close,
         }))
     };
+    let write_log = |flow: &OpenFlow, denied, edits: &HeaderEdits, request_id: Option<&RequestId>| {
+        if flow.is_logged() {
+            flow.log_request(denied, connection.loggable(|visit| request.show(edits, request_id, visit)));
+        }
+    };
     if let CanonicalPath::Redirect(location) = &request.path {
+        // No verdict yet: the client is only told to ask in another way.
+        write_log(&flow, None, &HeaderEdits::default(), None);
         return reply(flow, LocalReply::redirect(location.clone(), config.reason_header), Reason::PathRedirect);
     }
     let judged = connection.judge_request(&policy_view(request));
@@ -133,6 +143,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
             note_admission(&mut flow, judged.generation, rule, name);
             flow.record_mut().keep_header_log(log);
             let request_id = request.new_request_id(config.http.request_id, &edits);
+            write_log(&flow, None, &edits, request_id.as_ref());
             Decision::Forward(Box::new(Forward {
                 permit,
                 flow,
@@ -153,6 +164,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
             note_denial(&mut flow, judged.generation, nearest);
             flow.record_mut().keep_header_log(log);
             let reason = Reason::from(reason);
+            write_log(&flow, Some(reason), &HeaderEdits::default(), None);
             let mut local = LocalReply::refusal(reason, request.is_grpc(), &config.denied_body, config.reason_header);
             local.close |= connection.is_refused();
             reply(flow, local, reason)

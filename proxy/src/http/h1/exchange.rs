@@ -19,7 +19,7 @@ use super::chunked::ChunkScanner;
 use super::decide::{Forward, still_allowed};
 use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
 use super::request::{RequestBody, Version};
-use super::response::{MAX_INTERIM, ResponseBody, ResponseError, ResponseHead, with_close};
+use super::response::{MAX_INTERIM, ResponseBody, ResponseError, ResponseHead, each_field, with_close};
 use super::websocket::WebSocketKey;
 use crate::listener::connection::Connection;
 use crate::tcp::{Sender, fill, write_from};
@@ -288,11 +288,16 @@ impl ResponseReceiver<'_> {
                 return Err(ResponseError::UnexpectedUpgrade.into());
             }
             self.progress.status.set(101);
+            self.log(101, &buffer.filled()[..length]);
             writer.write_all(&buffer.filled()[..length]).await.map_err(ExchangeError::Downstream)?;
             buffer.consume(length);
             return Ok(Completed::Tunnel);
         }
         self.forward_final(&head, length, reader, buffer, writer).await
+    }
+
+    fn log(&self, status: u16, head: &[u8]) {
+        self.forward.flow.log_response(status, |log| each_field(head, |name, value| log.push(name, value)));
     }
 
     async fn forward_final(
@@ -318,6 +323,7 @@ impl ResponseReceiver<'_> {
             .advance(&buffer.filled()[length..])
             .map_err(|error| ExchangeError::ResponseBody(error.into()))?;
         self.progress.status.set(head.status);
+        self.log(head.status, &buffer.filled()[..length]);
         if draining && !head.close {
             let edited = with_close(&buffer.filled()[..length]);
             writer.write_all(&edited).await.map_err(ExchangeError::Downstream)?;

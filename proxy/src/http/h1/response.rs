@@ -128,6 +128,16 @@ impl ResponseHead {
     }
 }
 
+/// Visits the fields of a head that [`ResponseHead::parse`] understands.
+pub(crate) fn each_field(head: &[u8], mut visit: impl FnMut(&[u8], &[u8])) {
+    let mut storage = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    if config.parse_response_with_uninit_headers(&mut parsed, head, &mut storage).is_ok() {
+        parsed.headers.iter().for_each(|field| visit(field.name.as_bytes(), field.value));
+    }
+}
+
 /// The head with `connection: close`, for a connection that we are about to end.
 pub(crate) fn with_close(head: &[u8]) -> Vec<u8> {
     let mut storage = [const { MaybeUninit::uninit() }; MAX_FIELDS];

@@ -124,6 +124,30 @@ pub(super) fn apply_edits(headers: &mut HeaderMap, edits: &HeaderEdits) -> Resul
     Ok(())
 }
 
+/// Shows the head that is forwarded with `edits` and `request_id`, pseudo-headers first; nothing of an injected secret.
+pub(super) fn show(
+    head: &RequestHead,
+    edits: &HeaderEdits,
+    request_id: Option<&RequestId>,
+    visit: &mut dyn FnMut(&[u8], &[u8]),
+) {
+    visit(b":method", head.parts.method.as_str().as_bytes());
+    visit(b":authority", head.authority().as_bytes());
+    visit(b":path", head.path().as_bytes());
+    visit(b":scheme", b"http");
+    for (name, value) in &head.parts.headers {
+        if edits.of(name.as_str()).is_none_or(|edit| edit.keep) {
+            visit(name.as_str().as_bytes(), value.as_bytes());
+        }
+    }
+    for edit in edits.iter() {
+        edit.append.iter().for_each(|value| visit(edit.name.as_bytes(), value.shown()));
+    }
+    if let Some(id) = request_id {
+        visit(request_id::NAME.as_bytes(), id.as_bytes());
+    }
+}
+
 /// A new `x-request-id`, where one is `wanted` and neither the client nor `edits` give one. Policy never sees it: no rule
 /// admits what the proxy itself put in.
 pub(super) fn new_request_id(headers: &HeaderMap, edits: &HeaderEdits, wanted: bool) -> Option<RequestId> {

@@ -14,9 +14,9 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tollgate_policy::{HeaderEdits, Permit, SecurityId, Verdict};
 
 use super::connection::Shared;
-use super::request::{Refusal, RequestHead, apply_edits, new_request_id};
+use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show};
 use super::transfer::{TransferError, reset_code, transfer};
-use crate::flow::{HttpRecord, OpenFlow, Outcome, Protocol};
+use crate::flow::{Fields, HttpRecord, OpenFlow, Outcome, Protocol};
 use crate::http::request_id::{self, RequestId};
 use crate::http::respond::LocalReply;
 use crate::listener::connection::{Connection, note_admission, note_denial};
@@ -36,14 +36,23 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         Err(Refusal { reason, detail }) => {
             tracing::debug!(downstream = %connection.downstream, reason = reason.code(), detail, "refused");
             flow.record_mut().detail = Some(detail.into());
+            // Nothing of the head is known for certain.
+            flow.log_request(Some(reason), Fields::default());
             return reply(&mut respond, &reply_to(reason, false), &mut flow, Outcome::Denied, reason);
         }
     };
     let text =
         HttpRecord::new(head.parts.method.as_str().as_bytes(), head.authority().as_bytes(), head.path().as_bytes());
     flow.record_mut().http = Some(text);
-    if let Some(location) = head.redirect {
-        let redirect = LocalReply::redirect(location, config.reason_header);
+    let write_log = |flow: &OpenFlow, denied, edits: &HeaderEdits, request_id: Option<&RequestId>| {
+        if flow.is_logged() {
+            flow.log_request(denied, connection.loggable(|visit| show(&head, edits, request_id, visit)));
+        }
+    };
+    if let Some(location) = &head.redirect {
+        // No verdict yet: the client is only told to ask in another way.
+        write_log(&flow, None, &HeaderEdits::default(), None);
+        let redirect = LocalReply::redirect(location.clone(), config.reason_header);
         return reply(&mut respond, &redirect, &mut flow, Outcome::Denied, Reason::PathRedirect);
     }
     // Each stream waits for changes of its own: the connection's subscription tells one waiter only.
@@ -60,12 +69,14 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
             note_denial(&mut flow, judged.generation, nearest);
             flow.record_mut().keep_header_log(log);
             let reason = Reason::from(reason);
+            write_log(&flow, Some(reason), &HeaderEdits::default(), None);
             reply(&mut respond, &reply_to(reason, head.is_grpc()), &mut flow, Outcome::Denied, reason);
             shared.end_if_refused();
             return;
         }
     };
     let request_id = new_request_id(&head.parts.headers, &edits, config.http.request_id);
+    write_log(&flow, None, &edits, request_id.as_ref());
     let mut exchange =
         Exchange { shared: &shared, head: &head, edits, request_id, changes, generation, flow, respond, body };
     exchange.run(permit, judged.identities.source).await;
@@ -91,6 +102,7 @@ fn reply(respond: &mut SendResponse<Bytes>, reply: &LocalReply, flow: &mut OpenF
     if let Some(http) = &mut flow.record_mut().http {
         http.status = reply.status;
     }
+    reply.log(flow);
     let end = reply.body.is_empty();
     // A client that is gone gets no answer; the record is the same.
     if let Ok(mut stream) = respond.send_response(response, end)
@@ -203,7 +215,8 @@ impl Exchange<'_> {
                 }
             }
         };
-        let answered = answer(response, respond, &status, &down);
+        let flow = &self.flow;
+        let answered = answer(response, respond, flow, &status, &down);
         let broken = tokio::select! {
             biased;
             result = answered => result.err(),
@@ -261,6 +274,7 @@ async fn reset(respond: &mut SendResponse<Bytes>) {
 async fn answer(
     mut response: ResponseFuture,
     respond: &mut SendResponse<Bytes>,
+    flow: &OpenFlow,
     status: &Cell<u16>,
     down: &Cell<u64>,
 ) -> Result<(), Broken> {
@@ -296,6 +310,9 @@ async fn answer(
     };
     let (parts, mut body) = response.into_parts();
     status.set(parts.status.as_u16());
+    flow.log_response(parts.status.as_u16(), |log| {
+        parts.headers.iter().for_each(|(name, value)| log.push(name.as_str().as_bytes(), value.as_bytes()));
+    });
     let end = body.is_end_stream();
     let mut sink = respond.send_response(Response::from_parts(parts, ()), end).map_err(|_| Broken::Downstream)?;
     if end {

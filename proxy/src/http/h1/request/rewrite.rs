@@ -111,6 +111,37 @@ impl<'b> RequestHead<'_, 'b> {
         (wanted && !given()).then(RequestId::random)
     }
 
+    /// Shows the head that is forwarded with `edits` and `request_id`, pseudo-headers as in HTTP/2 first; nothing of an
+    /// injected secret.
+    pub(crate) fn show(
+        &self,
+        edits: &HeaderEdits,
+        request_id: Option<&RequestId>,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) {
+        visit(b":method", self.method);
+        visit(b":authority", self.authority);
+        visit(b":path", self.canonical_path());
+        visit(b":scheme", b"http");
+        for (index, field) in self.forwarded() {
+            match edits.of(field.name) {
+                Some(edit) if !edit.keep => {
+                    if let Some(value) = edit.append.first().filter(|_| self.first(edit) == Some(index)) {
+                        visit(field.name.as_bytes(), value.shown());
+                    }
+                }
+                _ => visit(field.name.as_bytes(), field.value),
+            }
+        }
+        for edit in edits.iter() {
+            let placed = usize::from(!edit.keep && self.first(edit).is_some());
+            edit.append.iter().skip(placed).for_each(|value| visit(edit.name.as_bytes(), value.shown()));
+        }
+        if let Some(id) = request_id {
+            visit(request_id::NAME.as_bytes(), id.as_bytes());
+        }
+    }
+
     /// The fields that are not of this hop, by their index.
     pub(super) fn forwarded(&self) -> impl Iterator<Item = (usize, &Header<'b>)> + Clone {
         self.fields.iter().enumerate().filter(|(index, _)| self.removed >> index & 1 == 0)

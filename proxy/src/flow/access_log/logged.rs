@@ -1,0 +1,104 @@
+//! What the access log knows of a flow that is under way.
+
+use std::cell::{Cell, OnceCell};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::entry::{LoggedRequest, LoggedResponse};
+use super::{Entry, EntryKind, Fields, SinkSet};
+use crate::flow::{FlowRecord, FlowSender, Outcome};
+use crate::reason::Reason;
+
+/// Where the entries of a flow go, and what they say beside its record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogTarget {
+    pub(crate) sinks: SinkSet,
+    /// Whose policy is enforced.
+    pub(crate) endpoint: IpAddr,
+    pub(crate) proxy_id: u16,
+}
+
+/// The entries of one flow: at most one for the request or connection, and one for its answer, in that order.
+#[derive(Debug)]
+pub(in crate::flow) struct LoggedFlow {
+    target: LogTarget,
+    request: OnceCell<Arc<LoggedRequest>>,
+    answered: Cell<bool>,
+}
+
+impl LoggedFlow {
+    pub(in crate::flow) const fn new(target: LogTarget) -> Self {
+        Self { target, request: OnceCell::new(), answered: Cell::new(false) }
+    }
+
+    /// Sends the entry of the request or connection, unless it was sent before.
+    pub(in crate::flow) fn request(
+        &self,
+        sender: &FlowSender,
+        record: &FlowRecord,
+        denied: Option<Reason>,
+        head: Option<Fields>,
+    ) {
+        if self.request.get().is_some() {
+            return;
+        }
+        let request = Arc::new(LoggedRequest {
+            direction: record.direction,
+            endpoint: self.target.endpoint,
+            proxy_id: self.target.proxy_id,
+            source: record.source,
+            destination: record.destination,
+            downstream: record.downstream,
+            original_dst: record.original_dst,
+            protocol: record.protocol,
+            rule: record.rule.or_else(|| Some(record.nearest_miss.as_ref()?.rule)),
+            reason: denied,
+            head,
+            header_log: record.header_log.clone(),
+        });
+        let kind = if denied.is_some() { EntryKind::Denied } else { EntryKind::Request };
+        self.send(sender, kind, record.time, Arc::clone(self.request.get_or_init(|| request)), None);
+    }
+
+    /// Sends the entry of the answer whose head goes out now, once.
+    pub(in crate::flow) fn response(
+        &self,
+        sender: &FlowSender,
+        record: &FlowRecord,
+        status: u16,
+        fill: impl FnOnce(&mut Fields),
+    ) {
+        if self.answered.replace(true) {
+            return;
+        }
+        self.request(sender, record, None, Some(Fields::default()));
+        let Some(request) = self.request.get() else { return };
+        let mut fields = Fields::default();
+        fill(&mut fields);
+        let response = Some(Arc::new(LoggedResponse { status, fields }));
+        let now = sender.wall_clock(Instant::now());
+        self.send(sender, EntryKind::Response, now, Arc::clone(request), response);
+    }
+
+    /// Sends what is missing when the flow ends: a connection that passes as bytes has no entry, unless it is refused.
+    pub(in crate::flow) fn end(&self, sender: &FlowSender, record: &FlowRecord) {
+        // A client that went away before it said anything was refused nothing.
+        let denied =
+            record.reason.filter(|reason| record.outcome == Outcome::Denied && *reason != Reason::DownstreamReset);
+        if denied.is_some() || record.http.is_some() {
+            self.request(sender, record, denied, None);
+        }
+    }
+
+    fn send(
+        &self,
+        sender: &FlowSender,
+        kind: EntryKind,
+        time: SystemTime,
+        request: Arc<LoggedRequest>,
+        response: Option<Arc<LoggedResponse>>,
+    ) {
+        sender.log(Entry { sinks: self.target.sinks, kind, time, request, response });
+    }
+}
