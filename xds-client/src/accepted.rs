@@ -99,7 +99,6 @@ impl Accepted {
 
     /// The difference that an incremental response makes: `removed` go first, then `resources` come in their order. With
     /// `replaces_all` nothing stays that is not among them.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the incremental variant is not spoken yet"))]
     pub(crate) fn differs_by_increment<M: Message + Default>(
         &self,
         type_url: &str,

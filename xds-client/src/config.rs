@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::Backoff;
+use crate::{Backoff, Mode};
 
 /// Everything that a [`crate::Client`] needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct ClientConfig {
     pub node: Node,
     /// Where the control plane listens.
     pub address: Address,
-    /// Which variant of the protocol to speak.
+    /// Which variant of the protocol to speak, or to begin with.
     pub mode: Mode,
     /// Pacing of reconnects.
     pub backoff: Backoff,
@@ -32,13 +32,17 @@ impl ClientConfig {
     /// Default of [`Self::handshake_timeout`].
     pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
+    pub(crate) const fn is_fixed(&self) -> bool {
+        matches!(self.mode, Mode::Fixed(_))
+    }
+
     /// A configuration with every bound at its default.
     #[must_use]
     pub fn new(node: Node, address: Address) -> Self {
         Self {
             node,
             address,
-            mode: Mode::Auto,
+            mode: Mode::default(),
             backoff: Backoff::default(),
             handshake_timeout: Self::HANDSHAKE_TIMEOUT,
             max_message_bytes: Self::MAX_MESSAGE_BYTES,
@@ -76,26 +80,4 @@ impl fmt::Display for Address {
             Self::Tcp(authority) => write!(f, "http://{authority}"),
         }
     }
-}
-
-/// Variants of the protocol (`--envoy-xds-mode` of a Cilium agent).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// Find out. Today the same as [`Mode::Split`].
-    #[default]
-    Auto,
-    /// One state-of-the-world stream per type.
-    Split,
-    /// One aggregated state-of-the-world stream.
-    Ads,
-    /// One incremental stream per type.
-    DeltaSplit,
-}
-
-/// Why a client cannot be built.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ConfigError {
-    /// The mode is known, but this version cannot speak it.
-    #[error("xDS mode {0:?} is not supported yet; use `auto` or `split`")]
-    UnsupportedMode(Mode),
 }

@@ -12,7 +12,7 @@ use prost::Message;
 
 use crate::Resource;
 use crate::accepted::{Accepted, Difference, Wanted};
-use crate::wire::RawAny;
+use crate::wire::{RawAny, RawResource};
 
 /// Takes the accepted states of one resource type.
 pub trait Handler: Send + 'static {
@@ -105,6 +105,13 @@ pub(crate) struct Arrival {
 pub(crate) enum Incoming {
     /// State of the world.
     State(Vec<RawAny>),
+    /// Differences.
+    Increment {
+        resources: Vec<RawResource>,
+        removed: Vec<String>,
+        /// Nothing else is there any more.
+        replaces_all: bool,
+    },
     /// Nothing came, but less is wanted.
     Less,
 }
@@ -128,6 +135,12 @@ pub(crate) struct Changed {
     pub(crate) removed: usize,
 }
 
+impl Changed {
+    pub(crate) const fn is_none(self) -> bool {
+        self.changed == 0 && self.removed == 0
+    }
+}
+
 impl<H: Handler> ErasedHandler for H {
     fn apply<'a>(
         &'a mut self,
@@ -140,6 +153,9 @@ impl<H: Handler> ErasedHandler for H {
             let Arrival { version, first_on_stream, incoming } = arrival;
             let difference: Difference<H::Resource> = match incoming {
                 Incoming::State(resources) => accepted.differs_from_state(type_url, &resources, wanted, H::name)?,
+                Incoming::Increment { resources, removed, replaces_all } => {
+                    accepted.differs_by_increment(type_url, resources, &removed, replaces_all, wanted)?
+                }
                 Incoming::Less => match wanted.map(|wanted| accepted.without_unwanted(wanted)) {
                     Some(less) if !less.is_none() => less,
                     _ => return Ok(Changed { changed: 0, removed: 0 }),

@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 
 use tokio::sync::watch;
 
-use crate::accepted::Wanted;
-
 /// Everything, or the names of the moment.
 #[derive(Clone, Debug)]
 pub(crate) enum Interest {
@@ -22,6 +20,14 @@ impl Interest {
         }
     }
 
+    /// Whether anything is wanted at the moment.
+    pub(crate) fn is_wanted(&self) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(names) => !names.borrow().is_empty(),
+        }
+    }
+
     /// Waits until other names are wanted. Never returns where everything is, or where nobody can change them any more.
     pub(crate) async fn changed(&mut self) {
         if let Self::Named(names) = self
@@ -31,9 +37,4 @@ impl Interest {
         }
         std::future::pending().await
     }
-}
-
-/// The form in which `names` are compared with.
-pub(crate) const fn wanted(names: &Option<BTreeSet<String>>) -> Wanted<'_> {
-    names.as_ref()
 }

@@ -7,9 +7,10 @@
 //! - A lost stream, a silent peer or a refused call never clears anything; reconnecting never ends.
 //! - Every new stream starts from nothing (empty version, empty nonce), so that the peer sends everything again.
 //!
-//! Layers, from the wire inwards: [`Transport`] carries undecoded messages of one call; a session per type builds
-//! requests and tracks what was accepted; [`Handler`] is typed and belongs to the user. Only the transport does IO, so
-//! that the protocol is tested against a scripted peer with a paused clock.
+//! Layers, from the wire inwards: [`Transport`] carries undecoded messages of one call; a stream shares it among the types
+//! on it; a session per type builds requests and tracks what was accepted on the stream; a lane per type, which outlives
+//! streams, finds what a response changes and gives it to its typed [`Handler`]. Above them one conductor chooses the
+//! [`Variant`]. Only the transport does IO, so that the protocol is tested against a scripted peer with a paused clock.
 
 mod accepted;
 mod backoff;
@@ -17,16 +18,19 @@ mod client;
 mod config;
 mod handler;
 mod interest;
+mod lane;
 mod resource;
 mod service;
 mod session;
 mod status;
+mod stream;
 mod transport;
+mod variant;
 mod wire;
 
 pub use backoff::Backoff;
 pub use client::Client;
-pub use config::{Address, ClientConfig, ConfigError, Mode, Node};
+pub use config::{Address, ClientConfig, Node};
 pub use handler::{Handler, Rejection, State, Update};
 pub use resource::Resource;
 pub use service::{
@@ -35,3 +39,4 @@ pub use service::{
 };
 pub use status::{Status, StreamStatus};
 pub use transport::{Call, GrpcTransport, Transport, TransportError};
+pub use variant::{Mode, Variant};

@@ -11,6 +11,14 @@ pub struct Service {
     pub incremental: &'static str,
 }
 
+impl Service {
+    /// Full name of the message.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.type_url.rsplit('/').next().unwrap_or(self.type_url)
+    }
+}
+
 /// NPDS: one `cilium.NetworkPolicy` per local endpoint.
 pub const NETWORK_POLICY: Service = Service {
     type_url: "type.googleapis.com/cilium.NetworkPolicy",

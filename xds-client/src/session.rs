@@ -1,11 +1,22 @@
-//! The requests of one type on one state-of-the-world stream. Pure: knows what was accepted, does no IO.
+//! The requests of one type on one stream. Pure: knows what was accepted, does no IO.
+//!
+//! A session lives as long as its stream: versions and nonces of an earlier stream mean nothing to a control plane that
+//! may have restarted.
 
+mod incremental;
+mod state_of_the_world;
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::Node as WireNode;
 use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
-use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
 use envoy_types::pb::google::rpc::Status as ErrorDetail;
+use prost::Message as _;
 
-use crate::{Node, Rejection};
+use self::incremental::Incremental;
+use self::state_of_the_world::StateOfTheWorld;
+use crate::{Node, Rejection, Service, Variant};
 
 /// gRPC code of a refused update: `INVALID_ARGUMENT`.
 const INVALID_ARGUMENT: i32 = 3;
@@ -13,60 +24,74 @@ const INVALID_ARGUMENT: i32 = 3;
 /// Longest `error_detail` that is sent. Agents log it and hand it on to the user, and an excerpt names the place.
 const MAX_ERROR_DETAIL_BYTES: usize = 4096;
 
-/// Acknowledgement state of one type. Lives as long as its stream: versions of an earlier stream mean nothing to a
-/// control plane that may have restarted.
+/// The type's side of one stream: what the next request says.
 #[derive(Debug)]
 pub(crate) struct Session {
-    type_url: &'static str,
-    accepted: Option<String>,
-    /// Of the last response that was answered.
-    nonce: String,
+    protocol: Protocol,
+    accepted: bool,
+    refused: bool,
+    accepted_after_refusal: bool,
+}
+
+#[derive(Debug)]
+enum Protocol {
+    StateOfTheWorld(StateOfTheWorld),
+    Incremental(Incremental),
 }
 
 impl Session {
-    pub(crate) const fn new(type_url: &'static str) -> Self {
-        Self { type_url, accepted: None, nonce: String::new() }
+    pub(crate) fn new(variant: Variant, service: &Service) -> Self {
+        let protocol = match variant {
+            Variant::Split | Variant::Ads => Protocol::StateOfTheWorld(StateOfTheWorld::new(service.type_url)),
+            Variant::DeltaSplit => Protocol::Incremental(Incremental::new(service.type_url)),
+        };
+        Self { protocol, accepted: false, refused: false, accepted_after_refusal: false }
     }
 
     /// Whether a response was accepted on this stream.
     pub(crate) const fn has_accepted(&self) -> bool {
-        self.accepted.is_some()
+        self.accepted
     }
 
-    /// Version of the last response that was accepted on this stream; empty before.
-    pub(crate) fn accepted_version(&self) -> &str {
-        self.accepted.as_deref().unwrap_or_default()
+    /// Whether a response was refused on this stream.
+    pub(crate) const fn has_refused(&self) -> bool {
+        self.refused
     }
 
-    /// The first request: who we are, what is wanted (no names: everything), nothing known.
-    pub(crate) fn subscribe(&self, node: &Node, names: Vec<String>) -> DiscoveryRequest {
-        DiscoveryRequest { node: Some(wire_node(node)), ..self.request(names) }
+    /// Whether a response was accepted after another was refused.
+    pub(crate) const fn has_accepted_after_refusal(&self) -> bool {
+        self.accepted_after_refusal
     }
 
-    /// Accepts the response with this version.
-    pub(crate) fn acknowledge(&mut self, version: String, nonce: String, names: Vec<String>) -> DiscoveryRequest {
-        self.accepted = Some(version);
-        self.nonce = nonce;
-        self.request(names)
+    /// The next request accepts the response with this version and nonce.
+    pub(crate) fn accept(&mut self, version: String, nonce: String) {
+        self.accepted = true;
+        self.accepted_after_refusal |= self.refused;
+        match &mut self.protocol {
+            Protocol::StateOfTheWorld(session) => session.accept(version, nonce),
+            Protocol::Incremental(session) => session.accept(nonce),
+        }
     }
 
-    /// Refuses the response with this nonce; the version stays the last accepted one.
-    pub(crate) fn refuse(&mut self, nonce: String, rejection: &Rejection, names: Vec<String>) -> DiscoveryRequest {
-        self.nonce = nonce;
+    /// The next request refuses the response with this nonce; the version stays the last accepted one.
+    pub(crate) fn refuse(&mut self, nonce: String, rejection: &Rejection) {
+        self.refused = true;
         let mut message = rejection.to_string();
         message.truncate(message.floor_char_boundary(MAX_ERROR_DETAIL_BYTES));
-        let error_detail = ErrorDetail { code: INVALID_ARGUMENT, message, details: Vec::new() };
-        DiscoveryRequest { error_detail: Some(error_detail), ..self.request(names) }
+        let detail = ErrorDetail { code: INVALID_ARGUMENT, message, details: Vec::new() };
+        match &mut self.protocol {
+            Protocol::StateOfTheWorld(session) => session.refuse(nonce, detail),
+            Protocol::Incremental(session) => session.refuse(nonce, detail),
+        }
     }
 
-    /// Wants other names, and says nothing else new.
-    pub(crate) fn request(&self, resource_names: Vec<String>) -> DiscoveryRequest {
-        DiscoveryRequest {
-            version_info: self.accepted.clone().unwrap_or_default(),
-            type_url: self.type_url.to_owned(),
-            response_nonce: self.nonce.clone(),
-            resource_names,
-            ..DiscoveryRequest::default()
+    /// The next request: the answer that is due, if any, and the names wanted now (`None`: everything). The first one of
+    /// a stream says who we are: `node`.
+    pub(crate) fn request(&mut self, node: Option<&Node>, names: Option<&BTreeSet<String>>) -> Bytes {
+        let node = node.map(wire_node);
+        match &mut self.protocol {
+            Protocol::StateOfTheWorld(session) => session.request(node, names).encode_to_vec().into(),
+            Protocol::Incremental(session) => session.request(node, names).encode_to_vec().into(),
         }
     }
 }

@@ -1,20 +1,27 @@
 //! What each stream is doing, for status pages and metrics.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
+
+use crate::Variant;
 
 /// State of one type's stream. Counters run from the start of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamStatus {
     /// Resource type.
     pub type_url: &'static str,
+    /// Whether any resource of this type is wanted: without, there is no stream, and nothing is wrong.
+    pub wanted: bool,
     /// A stream is open and the peer speaks HTTP/2.
     pub connected: bool,
     /// When `connected` last changed.
     pub since: SystemTime,
     /// How many resources are in force.
     pub resources: usize,
+    /// In which variant the last response was accepted.
+    pub mode: Option<Variant>,
     /// Last accepted version, also of an earlier stream.
     pub version: Option<String>,
     /// When it was accepted.
@@ -37,9 +44,11 @@ impl StreamStatus {
     fn new(type_url: &'static str) -> Self {
         Self {
             type_url,
+            wanted: true,
             connected: false,
             since: SystemTime::now(),
             resources: 0,
+            mode: None,
             version: None,
             accepted_at: None,
             responses: 0,
@@ -63,11 +72,18 @@ impl StreamStatus {
 #[derive(Clone, Debug)]
 pub struct Status {
     streams: Vec<watch::Receiver<StreamStatus>>,
+    spoken: watch::Receiver<Option<Variant>>,
 }
 
 impl Status {
-    pub(crate) fn new(streams: Vec<watch::Receiver<StreamStatus>>) -> Self {
-        Self { streams }
+    pub(crate) fn new(streams: Vec<watch::Receiver<StreamStatus>>, spoken: watch::Receiver<Option<Variant>>) -> Self {
+        Self { streams, spoken }
+    }
+
+    /// The variant that the control plane served last; `None` before any response came.
+    #[must_use]
+    pub fn mode(&self) -> Option<Variant> {
+        *self.spoken.borrow()
     }
 
     /// A copy of every stream's state, in the order of subscription.
@@ -94,21 +110,22 @@ impl Status {
 #[derive(Debug)]
 pub(crate) struct StreamStatusWriter {
     state: watch::Sender<StreamStatus>,
-    opened_before: bool,
+    opened_before: AtomicBool,
 }
 
 impl StreamStatusWriter {
     pub(crate) fn new(type_url: &'static str) -> Self {
-        Self { state: watch::Sender::new(StreamStatus::new(type_url)), opened_before: false }
+        Self { state: watch::Sender::new(StreamStatus::new(type_url)), opened_before: AtomicBool::new(false) }
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<StreamStatus> {
         self.state.subscribe()
     }
 
-    pub(crate) fn opened(&mut self) {
-        let reconnect = std::mem::replace(&mut self.opened_before, true);
+    pub(crate) fn opened(&self) {
+        let reconnect = self.opened_before.swap(true, Ordering::Relaxed);
         self.state.send_modify(|state| {
+            state.wanted = true;
             state.set_connected(true);
             state.reconnects += u64::from(reconnect);
         });
@@ -121,8 +138,14 @@ impl StreamStatusWriter {
         });
     }
 
-    pub(crate) fn accepted(&self, version: &str, resources: usize) {
+    /// How many resources are in force after some were taken away.
+    pub(crate) fn holds(&self, resources: usize) {
+        self.state.send_if_modified(|state| std::mem::replace(&mut state.resources, resources) != resources);
+    }
+
+    pub(crate) fn accepted(&self, version: &str, resources: usize, variant: Variant) {
         self.state.send_modify(|state| {
+            state.mode = Some(variant);
             state.resources = resources;
             state.acks += 1;
             state.version = Some(version.to_owned());
@@ -138,11 +161,11 @@ impl StreamStatusWriter {
         });
     }
 
-    /// There is no stream because nothing is wanted.
-    pub(crate) fn not_wanted(&self) {
+    /// Something is wanted again on a stream that is open; or nothing is, which counts as having none.
+    pub(crate) fn set_wanted(&self, wanted: bool) {
         self.state.send_modify(|state| {
-            state.set_connected(false);
-            state.resources = 0;
+            state.wanted = wanted;
+            state.set_connected(wanted);
             state.last_error = None;
         });
     }

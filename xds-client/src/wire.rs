@@ -38,7 +38,6 @@ pub(crate) struct RawResponse {
 }
 
 /// `envoy.service.discovery.v3.DeltaDiscoveryResponse`.
-#[cfg_attr(not(test), expect(dead_code, reason = "the incremental variant is not spoken yet"))]
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct RawDeltaResponse {
     #[prost(string, tag = "1")]

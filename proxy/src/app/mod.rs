@@ -228,8 +228,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
     let (report, clusters) = (Report::default(), Clusters::default());
     match &config.policy_source {
         PolicySource::Xds { address, mode } => {
-            let client =
-                control::xds::client(&config.node, address, *mode, &config.identities, &control).context("xds")?;
+            let client = control::xds::client(&config.node, address, *mode, &config.identities, &control);
             let client = match config.dynamic_listeners {
                 true => client.subscribe(tollgate_xds::CLUSTER, clusters.handler()).subscribe(
                     tollgate_xds::LISTENER,

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tollgate_policy::{Conflict, EndpointPolicy, Quarantine};
-use tollgate_xds::Status;
+use tollgate_xds::{Status, Variant};
 
 use super::Request;
 use super::listeners::Listeners;
@@ -174,8 +174,11 @@ fn streams(status: &Status) -> Value {
         .map(|stream| {
             json!({
                 "type_url": stream.type_url,
+                "wanted": stream.wanted,
                 "connected": stream.connected,
                 "since_ms": age_ms(stream.since),
+                "mode": stream.mode.map(Variant::as_str),
+                "resources": stream.resources,
                 "version": stream.version,
                 "accepted_age_ms": stream.accepted_at.map(age_ms),
                 "responses": stream.responses,

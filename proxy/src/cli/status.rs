@@ -66,7 +66,8 @@ fn findings(status: &Map<String, Value>) -> Vec<String> {
         findings.push(format!("listener not served as the control plane asks: {}", inline(item)));
     }
     for stream in list(status.get("xds")) {
-        if stream.get("connected") == Some(&Value::Bool(false)) {
+        let says = |member: &str, value: bool| stream.get(member) == Some(&Value::Bool(value));
+        if says("connected", false) && !says("wanted", false) {
             let member = |name: &str| stream.get(name).map(inline).unwrap_or_default();
             findings.push(format!("control plane not connected: {}: {}", member("type_url"), member("last_error")));
         }
@@ -200,7 +201,10 @@ mod tests {
                 "missing_secrets": [{ "name": "token", "reason": "is not delivered" }],
             },
             "listeners_not_served": [{ "name": "lb", "reason": "no cleartext" }],
-            "xds": [{ "type_url": "t", "connected": false, "last_error": "refused by peer" }],
+            "xds": [
+                { "type_url": "t", "wanted": true, "connected": false, "last_error": "refused by peer" },
+                { "type_url": "u", "wanted": false, "connected": false, "last_error": null },
+            ],
         }));
         assert_eq!(
             findings(&status),

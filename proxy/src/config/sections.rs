@@ -83,12 +83,7 @@ fn xds(field: &Field<'_>) -> Option<PolicySource> {
         ("ads", XdsMode::Ads),
         ("delta-split", XdsMode::DeltaSplit),
     ];
-    let mode = section.read("mode", XdsMode::Auto, |value| match scalar::word(value, &modes)? {
-        XdsMode::Ads | XdsMode::DeltaSplit => {
-            Err(format!("\"{}\" is not implemented in this version; use auto or split", scalar::text(value)?))
-        }
-        mode => Ok(mode),
-    });
+    let mode = section.read("mode", XdsMode::Auto, |value| scalar::word(value, &modes));
     section.refuse("tls", "TLS to the control plane is not implemented in this version; use a Unix socket");
     section.finish(&["tls"]);
     Some(PolicySource::Xds { address, mode })

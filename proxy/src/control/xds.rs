@@ -6,23 +6,20 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tollgate_policy::SecurityId;
 use tollgate_proto::cilium;
-use tollgate_xds::{Address, Client, ClientConfig, ConfigError, Handler, Mode, Rejection, Resource, State, Update};
+use tollgate_xds::{Address, Client, ClientConfig, Handler, Mode, Rejection, Resource, State, Update, Variant};
 
 use super::{Control, Received};
 use crate::config::{Identities, ListenAddress, Node, XdsMode};
 use crate::identity::IdentityTable;
 
 /// A client subscribed to what this configuration takes from the control plane.
-///
-/// # Errors
-/// The mode is not one that this version speaks.
 pub fn client(
     node: &Node,
     address: &ListenAddress,
     mode: XdsMode,
     identities: &Identities,
     control: &Arc<Control>,
-) -> Result<Client, ConfigError> {
+) -> Client {
     let node = tollgate_xds::Node {
         id: node.id.clone(),
         cluster: node.cluster.clone(),
@@ -35,20 +32,20 @@ pub fn client(
     };
     let mut config = ClientConfig::new(node, address);
     config.mode = match mode {
-        XdsMode::Auto => Mode::Auto,
-        XdsMode::Split => Mode::Split,
-        XdsMode::Ads => Mode::Ads,
-        XdsMode::DeltaSplit => Mode::DeltaSplit,
+        XdsMode::Auto => Mode::Auto(Variant::Split),
+        XdsMode::Split => Mode::Fixed(Variant::Split),
+        XdsMode::Ads => Mode::Fixed(Variant::Ads),
+        XdsMode::DeltaSplit => Mode::Fixed(Variant::DeltaSplit),
     };
     let client =
-        Client::new(config)?.subscribe(tollgate_xds::NETWORK_POLICY, PolicyHandler { control: Arc::clone(control) });
-    Ok(match identities {
+        Client::new(config).subscribe(tollgate_xds::NETWORK_POLICY, PolicyHandler { control: Arc::clone(control) });
+    match identities {
         Identities::Nphds => client.subscribe(
             tollgate_xds::NETWORK_POLICY_HOSTS,
             HostsHandler { control: Arc::clone(control), hosts: State::default() },
         ),
         Identities::Static(_) => client,
-    })
+    }
 }
 
 /// Enforces each state of NetworkPolicy. It rejects nothing: what decodes is acknowledged, what cannot be enforced as

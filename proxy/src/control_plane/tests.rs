@@ -162,7 +162,7 @@ async fn tell_the_whole_story(address: ListenAddress) {
         None => Address::Tcp(address.clone()),
     };
     let config = ClientConfig::new(node, reached);
-    let client = Client::new(config).unwrap().subscribe(tollgate_xds::NETWORK_POLICY, Superstitious);
+    let client = Client::new(config).subscribe(tollgate_xds::NETWORK_POLICY, Superstitious);
     let client = tasks.spawn(client.run());
 
     assert_eq!(

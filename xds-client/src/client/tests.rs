@@ -1,5 +1,9 @@
 //! The protocol against a scripted peer, with a paused clock.
 
+mod aggregated;
+mod incremental;
+mod modes;
+mod pacing;
 mod protocol;
 mod reconnect;
 mod scripted;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::scripted::{GREETING, Greeting, World, any, config, greetings, handler, start, transport};
-use crate::{Client, ConfigError, Mode, NETWORK_POLICY, Rejection};
+use crate::{Client, NETWORK_POLICY, Rejection};
 
 fn ack(version: &str) -> DiscoveryRequest {
     DiscoveryRequest {
@@ -209,7 +209,7 @@ async fn subscriptions_do_not_wait_for_each_other() {
     let (transport, mut peer) = transport();
     let (first, mut first_updates) = handler();
     let (second, mut second_updates) = handler();
-    let client = Client::with_transport(config(), transport).unwrap();
+    let client = Client::with_transport(config(), transport);
     let client = client.subscribe(GREETING, first).subscribe(NETWORK_POLICY, second);
     let status = client.status();
     let _running = tokio::spawn(client.run());
@@ -234,7 +234,7 @@ async fn names_may_change_while_the_stream_lives_and_none_is_no_stream() {
     let (handler, mut updates) = handler();
     let (names, watched) = watch::channel(BTreeSet::new());
     let named = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
-    let client = Client::with_transport(config(), transport).unwrap().subscribe_named(GREETING, handler, watched);
+    let client = Client::with_transport(config(), transport).subscribe_named(GREETING, handler, watched);
     let status = client.status();
     let _running = tokio::spawn(client.run());
     peer.assert_quiet(Duration::from_secs(3600)).await;
@@ -280,12 +280,4 @@ async fn dropping_the_client_ends_its_streams() {
     world.running.abort();
     stream.closed().await;
     assert!(world.running.await.unwrap_err().is_cancelled());
-}
-
-#[test]
-fn a_mode_that_is_not_spoken_yet_is_refused_by_name() {
-    for mode in [Mode::Ads, Mode::DeltaSplit] {
-        let config = crate::ClientConfig { mode, ..config() };
-        assert_eq!(Client::new(config).err(), Some(ConfigError::UnsupportedMode(mode)));
-    }
 }

@@ -2,15 +2,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::scripted::{GREETING, config, greetings, no_connection, start};
-use crate::{Backoff, ClientConfig, TransportError};
+use super::scripted::{GREETING, config, greetings, no_connection, start, start_with};
+use crate::{Backoff, ClientConfig, Mode, TransportError, Variant};
 
-fn unimplemented() -> TransportError {
+pub(super) fn unimplemented() -> TransportError {
     TransportError::Unimplemented { message: "unknown service test.Greetings".into() }
 }
 
 /// Asserts that `waited` lies between half and all of the backoff's ceiling for this attempt.
-fn assert_paced(waited: Duration, attempt: u32) {
+pub(super) fn assert_paced(waited: Duration, attempt: u32) {
     let backoff = Backoff::default();
     // Paused time advances in whole milliseconds.
     let bounds = backoff.delay(attempt, 0.0)..=backoff.delay(attempt, 1.0) + Duration::from_millis(1);
@@ -146,7 +146,7 @@ async fn streams_that_open_and_end_empty_are_paced_ever_more_slowly() {
 
 #[tokio::test(start_paused = true)]
 async fn a_method_that_is_not_served_is_probed_until_it_is() {
-    let mut world = start();
+    let mut world = start_with(Mode::Fixed(Variant::Split));
     for _ in 0..10 {
         world.peer.accept().await.end(unimplemented()).await;
     }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource as Wrapper,
+};
 use envoy_types::pb::google::protobuf::Any;
 use futures_util::StreamExt as _;
 use prost::Message;
@@ -13,7 +15,8 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    Address, Call, Client, ClientConfig, Handler, Node, Rejection, Service, Status, Transport, TransportError, Update,
+    Address, Call, Client, ClientConfig, Handler, Mode, Node, Rejection, Service, Status, Transport, TransportError,
+    Update,
 };
 
 pub(super) const GREETING: Service = Service {
@@ -93,7 +96,7 @@ pub(super) struct Peer(mpsc::Receiver<Opening>);
 /// An attempt to open a call; silent until decided, given up when dropped by the client.
 pub(super) struct Opening {
     pub(super) path: &'static str,
-    pub(super) first: DiscoveryRequest,
+    first: Bytes,
     pub(super) at: Instant,
     decision: oneshot::Sender<Result<Call, TransportError>>,
 }
@@ -101,7 +104,6 @@ pub(super) struct Opening {
 impl Transport for Scripted {
     async fn open(&self, path: &'static str, first: Bytes) -> Result<Call, TransportError> {
         let (decision, decided) = oneshot::channel();
-        let first = DiscoveryRequest::decode(first).unwrap();
         self.0.send(Opening { path, first, at: Instant::now(), decision }).await.unwrap();
         decided.await.unwrap()
     }
@@ -117,7 +119,9 @@ impl Opening {
         let (to_client, responses) = mpsc::channel(16);
         let call = Call { requests, responses: ReceiverStream::new(responses).boxed() };
         assert!(self.decision.send(Ok(call)).is_ok());
-        Conversation { first: self.first, from_client, to_client }
+        // An incremental request is no such message; tests of it read `first_delta`.
+        let first = DiscoveryRequest::decode(self.first.clone()).unwrap_or_default();
+        Conversation { first, first_bytes: self.first, from_client, to_client }
     }
 }
 
@@ -151,6 +155,7 @@ pub(super) fn no_connection() -> TransportError {
 /// An open call, seen from the peer.
 pub(super) struct Conversation {
     pub(super) first: DiscoveryRequest,
+    first_bytes: Bytes,
     from_client: mpsc::Receiver<Bytes>,
     to_client: mpsc::Sender<Result<Bytes, TransportError>>,
 }
@@ -166,6 +171,14 @@ impl Conversation {
 
     pub(super) async fn end(self, error: TransportError) {
         self.to_client.send(Err(error)).await.unwrap();
+    }
+
+    pub(super) fn first_delta(&self) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest::decode(self.first_bytes.clone()).unwrap()
+    }
+
+    pub(super) async fn delta_request(&mut self) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest::decode(self.from_client.recv().await.unwrap()).unwrap()
     }
 
     pub(super) async fn request(&mut self) -> DiscoveryRequest {
@@ -190,6 +203,24 @@ pub(super) fn greetings(version: &str, texts: &[&str]) -> DiscoveryResponse {
         type_url: GREETING.type_url.into(),
         resources,
         ..DiscoveryResponse::default()
+    }
+}
+
+/// An incremental response; its nonce is the version.
+pub(super) fn increment(version: &str, changed: &[(&str, &str)], removed: &[&str]) -> DeltaDiscoveryResponse {
+    let wrap = |(name, text): &(&str, &str)| Wrapper {
+        name: (*name).to_owned(),
+        version: version.into(),
+        resource: Some(any(&Greeting { text: (*text).to_owned() }.encode_to_vec())),
+        ..Wrapper::default()
+    };
+    DeltaDiscoveryResponse {
+        system_version_info: version.into(),
+        nonce: version.into(),
+        type_url: GREETING.type_url.into(),
+        resources: changed.iter().map(wrap).collect(),
+        removed_resources: removed.iter().map(|&name| name.to_owned()).collect(),
+        ..DeltaDiscoveryResponse::default()
     }
 }
 
@@ -221,9 +252,13 @@ pub(super) fn transport() -> (Scripted, Peer) {
 }
 
 pub(super) fn start() -> World {
+    start_with(Mode::default())
+}
+
+pub(super) fn start_with(mode: Mode) -> World {
     let (transport, peer) = transport();
     let (handler, updates) = handler();
-    let client = Client::with_transport(config(), transport).unwrap().subscribe(GREETING, handler);
+    let client = Client::with_transport(ClientConfig { mode, ..config() }, transport).subscribe(GREETING, handler);
     let status = client.status();
     World { peer, updates, status, running: tokio::spawn(client.run()) }
 }

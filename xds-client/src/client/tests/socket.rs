@@ -157,7 +157,7 @@ impl World {
 
     fn connect(&mut self, config: ClientConfig) -> (Status, watch::Receiver<(String, usize)>) {
         let (latest, seen) = watch::channel(Default::default());
-        let client = Client::new(config).unwrap().subscribe(NETWORK_POLICY, Latest(latest));
+        let client = Client::new(config).subscribe(NETWORK_POLICY, Latest(latest));
         let status = client.status();
         self.tasks.spawn(client.run());
         (status, seen)

@@ -1,0 +1,104 @@
+//! One incremental stream per type.
+
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use prost::Message as _;
+
+use super::scripted::{Conversation, GREETING, World, increment, start_with};
+use crate::{Mode, Rejection, Update, Variant};
+
+fn start() -> World {
+    start_with(Mode::Fixed(Variant::DeltaSplit))
+}
+
+fn answer(nonce: &str) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: GREETING.type_url.into(),
+        response_nonce: nonce.into(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+async fn push(stream: &Conversation, response: &DeltaDiscoveryResponse) {
+    stream.push_bytes(response.encode_to_vec()).await;
+}
+
+/// Pushes a response that is accepted, and returns what it changed.
+async fn exchange(
+    world: &mut World,
+    stream: &mut Conversation,
+    response: &DeltaDiscoveryResponse,
+) -> (Vec<String>, Vec<String>, bool) {
+    push(stream, response).await;
+    let Update { changed, removed, first_on_stream, .. } = world.updates.accept().await;
+    assert_eq!(stream.delta_request().await, answer(&response.nonce));
+    (
+        changed.into_iter().map(|resource| format!("{}={}", resource.name, resource.message.text)).collect(),
+        removed,
+        first_on_stream,
+    )
+}
+
+fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn differences_are_applied_and_a_new_stream_replaces_all() {
+    let mut world = start();
+    let opening = world.peer.opening().await;
+    assert_eq!(opening.path, GREETING.incremental);
+    let mut stream = opening.accept();
+    let mut first = stream.first_delta();
+    assert_eq!(first.node.take().unwrap().id, "host~127.0.0.1~no-id~localdomain");
+    assert_eq!(first, answer(""), "everything is wanted and nothing known");
+
+    let all = increment("1", &[("a", "1"), ("b", "1")], &[]);
+    assert_eq!(exchange(&mut world, &mut stream, &all).await, (strings(&["a=1", "b=1"]), vec![], true));
+    let some = increment("2", &[("b", "2")], &["a", "never known"]);
+    assert_eq!(exchange(&mut world, &mut stream, &some).await, (strings(&["b=2"]), strings(&["a"]), false));
+    drop(stream);
+
+    let mut stream = world.peer.accept().await;
+    assert!(stream.first_delta().node.is_some() && stream.first_delta().initial_resource_versions.is_empty());
+    world.updates.assert_none();
+    let all = increment("1", &[("c", "1")], &[]);
+    assert_eq!(exchange(&mut world, &mut stream, &all).await, (strings(&["c=1"]), strings(&["b"]), true));
+    assert_eq!(world.status.mode(), Some(Variant::DeltaSplit));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_response_at_a_time_is_applied_and_each_is_answered() {
+    let mut world = start();
+    let mut stream = world.peer.accept().await;
+    for version in ["1", "2", "3"] {
+        push(&stream, &increment(version, &[(version, "x")], &[])).await;
+    }
+    for version in ["1", "2", "3"] {
+        assert_eq!(world.updates.accept().await.changed[0].name, version);
+        assert_eq!(stream.delta_request().await, answer(version));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_after_a_refusal_takes_nothing_away_and_is_followed_by_a_fresh_start() {
+    let mut world = start();
+    let mut stream = world.peer.accept().await;
+    exchange(&mut world, &mut stream, &increment("1", &[("a", "1"), ("b", "1")], &[])).await;
+    drop(stream);
+
+    let mut stream = world.peer.accept().await;
+    push(&stream, &increment("1", &[("a", "2"), ("b", "1")], &[])).await;
+    world.updates.next().await.decide(Err(Rejection::new("bad")));
+    let nack = stream.delta_request().await;
+    assert_eq!((nack.response_nonce.as_str(), nack.error_detail.unwrap().message.as_str()), ("1", "bad"));
+    // The peer corrects only what was wrong.
+    push(&stream, &increment("2", &[("a", "3")], &[])).await;
+    let update = world.updates.accept().await;
+    assert_eq!((update.changed[0].message.text.as_str(), update.removed.len(), update.first_on_stream), ("3", 0, true));
+    stream.closed().await;
+
+    let mut stream = world.peer.accept().await;
+    let all = increment("2", &[("a", "3")], &[]);
+    assert_eq!(exchange(&mut world, &mut stream, &all).await, (vec![], strings(&["b"]), true));
+    exchange(&mut world, &mut stream, &increment("3", &[], &[])).await;
+}
