@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod app;
+mod bootstrap;
 mod cilium_policy;
 pub mod cli;
 pub mod config;

@@ -8,6 +8,7 @@ mod views;
 mod workers;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::{self, AdminState, Surface};
-use crate::config::{Config, Identities, ListenAddress, PolicySource};
+use crate::config::{Bootstrap, Config, Identities, ListenAddress, PolicySource};
 use crate::control::directory::Directory;
 use crate::control::listeners::{Clusters, ListenerHandler, Report};
 use crate::control::secrets::SecretFiles;
@@ -143,6 +144,9 @@ impl Process {
         let phase = watch::Sender::new(Phase::Serve);
         let (ended, workers_ended) = mpsc::channel(1);
         let workers = start_workers(&config, received, senders, &store, &phase, &ended)?;
+        if let Some(Bootstrap { ignored, .. }) = &config.bootstrap {
+            tracing::info!(settings = ignored.join(", "), "settings of the bootstrap without effect");
+        }
         tracing::info!(workers = config.workers, listeners = config.listeners.len(), "serving");
         Ok(Self {
             signals,
@@ -228,11 +232,12 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
     let (report, clusters) = (Report::default(), Clusters::default());
     match &config.policy_source {
         PolicySource::Xds { address, mode } => {
-            let client = control::xds::client(&config.node, address, *mode, &config.identities, &control);
+            let first = config.bootstrap.as_ref().map(|bootstrap| bootstrap.mode);
+            let client = control::xds::client(&config.node, address, *mode, first, &config.identities, &control);
             let client = match config.dynamic_listeners {
                 true => client.subscribe(tollgate_xds::CLUSTER, clusters.handler()).subscribe(
                     tollgate_xds::LISTENER,
-                    ListenerHandler::new(Arc::clone(&side.listeners), report.clone()),
+                    ListenerHandler::new(Arc::clone(&side.listeners), report.clone(), config.upstream),
                 ),
                 false => client,
             };
@@ -264,13 +269,16 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         actions: Box::new(ProcessActions { requests: side.requests, set_log_level: side.set_log_level }),
         followers: AdminState::follower_slots(),
     });
-    let surfaces = [
+    let tcp = |addresses: &[SocketAddr]| addresses.iter().copied().map(ListenAddress::Tcp).collect();
+    let surfaces: [(_, _, Vec<_>); 3] = [
         ("admin", Surface::Admin, config.admin.clone()),
-        ("metrics", Surface::Metrics, config.metrics.map(ListenAddress::Tcp)),
-        ("health", Surface::Health, config.health.map(ListenAddress::Tcp)),
+        ("metrics", Surface::Metrics, tcp(&config.metrics)),
+        ("health", Surface::Health, tcp(&config.health)),
     ];
-    for (name, surface, address) in surfaces {
-        let Some(address) = address else { continue };
+    for (name, surface, address) in surfaces
+        .into_iter()
+        .flat_map(|(name, surface, addresses)| addresses.into_iter().map(move |address| (name, surface, address)))
+    {
         let socket = admin::bind(&address).context(name)?;
         tasks.spawn(admin::serve(socket, surface, Arc::clone(&state)));
     }

@@ -81,6 +81,9 @@ impl Views for ProcessViews {
         status.insert("listeners_not_served".into(), inactive.collect());
         let ignored = ignored.into_iter().map(|(name, settings)| json!({ "name": name, "settings": settings }));
         status.insert("listener_settings_without_effect".into(), ignored.collect());
+        if let Some(bootstrap) = &self.config.bootstrap {
+            status.insert("bootstrap_settings_without_effect".into(), json!(bootstrap.ignored));
+        }
         status.insert("limits".into(), json!({ "connections": self.config.max_connections }));
         status.insert("draining".into(), json!(self.readiness.waiting_for().iter().any(|what| what == "draining")));
         status

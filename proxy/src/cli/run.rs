@@ -17,7 +17,7 @@ Example:
 Exit codes: 0 ended after a drain, or the configuration is right (--check); 2 bad input; 3 the proxy cannot start or \
 failed while running.")]
 pub(super) struct Args {
-    /// Configuration file (Tollgate YAML); relative paths in it are relative to the working directory
+    /// Configuration file: Tollgate YAML, or the Envoy bootstrap that Cilium's chart writes (JSON or YAML); relative paths in it are relative to the working directory
     #[arg(short, long, value_name = "FILE")]
     config: PathBuf,
     /// Only check the configuration, and list every mistake in it

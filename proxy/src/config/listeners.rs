@@ -17,7 +17,7 @@ const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::ne
 /// A held connection costs a slot; Cilium's own restore phase is shorter for pods that matter.
 const POLICY_WAIT: Duration = Duration::from_secs(5);
 /// As Cilium configures Envoy (`envoy.connectTimeoutSeconds`).
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Long enough for a request head over a bad link, short enough that slow senders do not collect.
 const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Body of Envoy's local 403 as Cilium sets it.

@@ -7,30 +7,22 @@ use super::document::{self, Node, Value};
 use super::error::{ConfigError, ConfigErrors};
 use super::listeners::{self, Bound};
 use super::read::{Field, Mistakes, Section};
-use super::{Config, ListenAddress, scalar, sections};
+use super::{Config, ListenAddress, UpstreamDefaults, scalar, sections};
+use crate::bootstrap;
 
 /// Under the 30 s that Kubernetes gives a pod to end.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// As Cilium's agent configures Envoy (`proxy-max-active-downstream-connections`).
-const MAX_CONNECTIONS: usize = 50_000;
+pub(crate) const MAX_CONNECTIONS: usize = 50_000;
 /// In the working directory, so that two proxies of two users do not compete.
 const ADMIN_SOCKET: &str = "run/admin.sock";
-/// Top-level keys that only an Envoy bootstrap has, in both spellings.
-const ENVOY_KEYS: [&str; 6] = [
-    "static_resources",
-    "staticResources",
-    "dynamic_resources",
-    "dynamicResources",
-    "overload_manager",
-    "overloadManager",
-];
 
 /// The admin address of a configuration that does not name one, and of a command that is not told one.
 pub fn default_admin() -> ListenAddress {
     ListenAddress::Unix(ADMIN_SOCKET.into())
 }
 
-/// Reads and checks a Tollgate configuration file (YAML, hence also JSON). Relative paths in it are relative to the
+/// Reads and checks a configuration file: ours or the bootstrap that Cilium's chart writes for Envoy (YAML, hence also JSON). Relative paths in it are relative to the
 /// working directory.
 ///
 /// # Errors
@@ -56,7 +48,10 @@ pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
         ConfigErrors::one(path, place, format!("not valid YAML: {}", error.message))
     })?;
     let mistakes = Mistakes::default();
-    let config = read(&root, &mistakes);
+    let config = match bootstrap::is_bootstrap(&root) {
+        true => bootstrap::read(&root, &mistakes),
+        false => read(&root, &mistakes),
+    };
     let mistakes = mistakes.into_sorted();
     match config {
         Some(config) if mistakes.is_empty() => Ok(config),
@@ -83,14 +78,6 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
     };
     let whole = Field { node: root, path: String::new(), mistakes };
     let mut top = whole.section("keys such as listeners and policies")?;
-    if ENVOY_KEYS.iter().any(|key| top.has(key)) {
-        top.refuse_whole(
-            "this is an Envoy bootstrap, which this version does not read; write node, xds and listeners as in \
-             deploy/examples/tollgate.yaml",
-        );
-        return None;
-    }
-
     let mut bound = Bound::default();
     let listeners = listeners::listeners(&mut top, &mut bound, mistakes);
     let dynamic_listeners = listeners::come_from_xds(&mut top);
@@ -125,14 +112,16 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
     Some(Config {
         node,
         workers,
-        admin: admin.value,
-        metrics: metrics.value,
-        health: health.value,
+        admin: admin.value.into_iter().collect(),
+        metrics: metrics.value.into_iter().collect(),
+        health: health.value.into_iter().collect(),
         policy_source: policy_source?,
         identities,
         secrets,
         listeners,
         dynamic_listeners,
+        upstream: UpstreamDefaults::default(),
+        bootstrap: None,
         access_log,
         drain_timeout,
         max_connections,
@@ -166,7 +155,7 @@ fn endpoint<T>(
     endpoint
 }
 
-fn cores() -> usize {
+pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 

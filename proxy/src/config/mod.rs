@@ -9,7 +9,7 @@ mod dump;
 mod error;
 mod listeners;
 mod load;
-mod read;
+pub(crate) mod read;
 mod scalar;
 mod sections;
 #[cfg(test)]
@@ -17,9 +17,10 @@ mod tests;
 
 pub use dump::{listener as listener_to_json, to_json};
 pub use error::{ConfigError, ConfigErrors};
+pub(crate) use load::{DRAIN_TIMEOUT, MAX_CONNECTIONS, cores};
 pub use load::{default_admin, load, parse};
 pub use scalar::ParseAddressError;
-pub(crate) use sections::io_reason;
+pub(crate) use sections::{io_reason, node_id};
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -35,12 +36,12 @@ pub struct Config {
     pub node: Node,
     /// Number of worker threads.
     pub workers: usize,
-    /// Admin endpoint.
-    pub admin: Option<ListenAddress>,
-    /// Prometheus scrape endpoint.
-    pub metrics: Option<SocketAddr>,
-    /// Health probe endpoint.
-    pub health: Option<SocketAddr>,
+    /// Admin endpoints.
+    pub admin: Vec<ListenAddress>,
+    /// Prometheus scrape endpoints.
+    pub metrics: Vec<SocketAddr>,
+    /// Health probe endpoints.
+    pub health: Vec<SocketAddr>,
     /// Where policy comes from.
     pub policy_source: PolicySource,
     /// Where peer identities come from.
@@ -51,6 +52,10 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Whether the xDS control plane says where to listen, too.
     pub dynamic_listeners: bool,
+    /// What listeners of the control plane do not say themselves.
+    pub upstream: UpstreamDefaults,
+    /// What came with an Envoy bootstrap; `None` for a file of ours.
+    pub bootstrap: Option<Bootstrap>,
     /// Sinks of flow records.
     pub access_log: Vec<AccessLog>,
     /// Time given to connections on shutdown before they are cut.
@@ -66,6 +71,37 @@ pub struct Node {
     pub id: String,
     /// Cluster name.
     pub cluster: String,
+}
+
+impl Default for Node {
+    /// As Cilium's agent expects its proxy.
+    fn default() -> Self {
+        Self { id: sections::NODE_ID.to_owned(), cluster: "ingress-cluster".to_owned() }
+    }
+}
+
+/// Time-outs of upstream connections of listeners that the control plane asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpstreamDefaults {
+    /// Time to establish one.
+    pub connect_timeout: Duration,
+    /// How long one may be without an exchange.
+    pub idle_timeout: Option<Duration>,
+}
+
+impl Default for UpstreamDefaults {
+    fn default() -> Self {
+        Self { connect_timeout: listeners::CONNECT_TIMEOUT, idle_timeout: None }
+    }
+}
+
+/// What an Envoy bootstrap says beyond what a configuration of ours can.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bootstrap {
+    /// How it says to speak to the control plane.
+    pub mode: XdsMode,
+    /// Its settings without effect, by path.
+    pub ignored: Vec<String>,
 }
 
 /// A stream socket address of ours or of a peer.

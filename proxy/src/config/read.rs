@@ -9,18 +9,18 @@ use super::document::{Entry, Node, Place, Value};
 
 /// Mistakes noted so far.
 #[derive(Debug, Default)]
-pub(super) struct Mistakes(RefCell<Vec<Mistake>>);
+pub(crate) struct Mistakes(RefCell<Vec<Mistake>>);
 
 /// One mistake, not yet tied to a file.
 #[derive(Debug)]
-pub(super) struct Mistake {
+pub(crate) struct Mistake {
     pub(super) place: Place,
     pub(super) field: String,
     pub(super) message: String,
 }
 
 impl Mistakes {
-    pub(super) fn note(&self, place: Place, field: impl Into<String>, message: impl Into<String>) {
+    pub(crate) fn note(&self, place: Place, field: impl Into<String>, message: impl Into<String>) {
         self.0.borrow_mut().push(Mistake { place, field: field.into(), message: message.into() });
     }
 

@@ -15,12 +15,12 @@ use super::{AccessLog, Identities, ListenAddress, Node, PolicySource, SecretFile
 /// Where Cilium's agent listens for its proxy.
 const XDS_SOCKET: &str = "/var/run/cilium/envoy/sockets/xds.sock";
 /// The literal that Cilium's agent gives its proxy.
-const NODE_ID: &str = "host~127.0.0.1~no-id~localdomain";
+pub(super) const NODE_ID: &str = "host~127.0.0.1~no-id~localdomain";
 const IDENTITIES_EXAMPLE: &str = "nphds, or a list such as [{identity: 32226, addresses: [10.244.1.17]}]";
 
 /// `node: {id, cluster}`.
 pub(super) fn node(top: &mut Section<'_>) -> Node {
-    let mut node = Node { id: NODE_ID.to_owned(), cluster: "ingress-cluster".to_owned() };
+    let mut node = Node::default();
     if let Some(mut section) = top.field("node").and_then(|field| field.section("{id: \"…\", cluster: …}")) {
         node.id = section.read("id", node.id, node_id);
         node.cluster = section.read("cluster", node.cluster, |value| match scalar::text(value)? {
@@ -34,7 +34,7 @@ pub(super) fn node(top: &mut Section<'_>) -> Node {
 
 /// The agent takes the node's address from the second part (`spec/cilium-agent.md` section 1) and drops streams whose
 /// id has another shape.
-fn node_id(value: &Value) -> Result<String, String> {
+pub(crate) fn node_id(value: &Value) -> Result<String, String> {
     let text = scalar::text(value)?;
     let parts: Vec<&str> = text.split('~').collect();
     if parts.len() != 4 {

@@ -36,8 +36,8 @@ fn a_policy_source_alone_gives_every_default() {
     assert_eq!(config.node.id, "host~127.0.0.1~no-id~localdomain");
     assert_eq!(config.node.cluster, "ingress-cluster");
     assert_eq!(config.workers, std::thread::available_parallelism().expect("cores").get());
-    assert_eq!(config.admin, Some(ListenAddress::Unix("run/admin.sock".into())));
-    assert_eq!((config.metrics, config.health), (None, None));
+    assert_eq!(config.admin, [ListenAddress::Unix("run/admin.sock".into())]);
+    assert!(config.metrics.is_empty() && config.health.is_empty());
     assert_eq!(
         config.policy_source,
         PolicySource::Xds {
@@ -114,9 +114,9 @@ listeners:
     assert_eq!(config.node.cluster, "edge");
     assert_eq!((config.workers, config.max_connections), (3, 10));
     assert_eq!(config.drain_timeout, Duration::from_millis(500));
-    assert_eq!(config.admin, Some("127.0.0.1:9901".parse().expect("address")));
-    assert_eq!(config.metrics, Some("[::1]:9964".parse().expect("address")));
-    assert_eq!(config.health, Some("127.0.0.1:9878".parse().expect("address")));
+    assert_eq!(config.admin, ["127.0.0.1:9901".parse().expect("address")]);
+    assert_eq!(config.metrics, ["[::1]:9964".parse().expect("address")]);
+    assert_eq!(config.health, ["127.0.0.1:9878".parse().expect("address")]);
     assert_eq!(config.policy_source, PolicySource::Directory(directory.path().to_owned()));
     let Identities::Static(identities) = &config.identities else {
         panic!("a list, not {:?}", config.identities);
@@ -154,7 +154,7 @@ fn json_is_read_and_none_turns_admin_off() {
         "{\n\t\"xds\": {\"address\": \"http://127.0.0.1:18000\", \"mode\": \"split\"},\n\t\
          \"admin\": {\"address\": \"none\"}}",
     );
-    assert_eq!(config.admin, None);
+    assert_eq!(config.admin, []);
     assert_eq!(
         config.policy_source,
         PolicySource::Xds { address: "127.0.0.1:18000".parse().expect("address"), mode: XdsMode::Split }
@@ -200,11 +200,6 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
             "",
             "1:1: no policy source; add xds: {address: \"unix:/var/run/cilium/envoy/sockets/xds.sock\"} or policies: \
              {directory: ./policies}",
-        ),
-        (
-            "node: {id: envoy}\nstatic_resources: {}\ndynamicResources: {}",
-            "1:1: this is an Envoy bootstrap, which this version does not read; write node, xds and listeners as in \
-             deploy/examples/tollgate.yaml",
         ),
         // Values.
         ("xds: {}\nworkers: 0", "2:10: workers: not a whole number from 1 to 1024"),

@@ -12,11 +12,13 @@ use super::{Control, Received};
 use crate::config::{Identities, ListenAddress, Node, XdsMode};
 use crate::identity::IdentityTable;
 
-/// A client subscribed to what this configuration takes from the control plane.
+/// A client subscribed to what this configuration takes from the control plane. Where the mode is to be found out, it
+/// begins with `first`.
 pub fn client(
     node: &Node,
     address: &ListenAddress,
     mode: XdsMode,
+    first: Option<XdsMode>,
     identities: &Identities,
     control: &Arc<Control>,
 ) -> Client {
@@ -31,11 +33,14 @@ pub fn client(
         ListenAddress::Unix(path) => Address::Unix(path.clone()),
     };
     let mut config = ClientConfig::new(node, address);
+    let variant = |mode| match mode {
+        XdsMode::Auto | XdsMode::Split => Variant::Split,
+        XdsMode::Ads => Variant::Ads,
+        XdsMode::DeltaSplit => Variant::DeltaSplit,
+    };
     config.mode = match mode {
-        XdsMode::Auto => Mode::Auto(Variant::Split),
-        XdsMode::Split => Mode::Fixed(Variant::Split),
-        XdsMode::Ads => Mode::Fixed(Variant::Ads),
-        XdsMode::DeltaSplit => Mode::Fixed(Variant::DeltaSplit),
+        XdsMode::Auto => Mode::Auto(variant(first.unwrap_or(mode))),
+        mode => Mode::Fixed(variant(mode)),
     };
     let client =
         Client::new(config).subscribe(tollgate_xds::NETWORK_POLICY, PolicyHandler { control: Arc::clone(control) });

@@ -17,7 +17,7 @@ use tollgate_proto::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProx
 use tollgate_proto::google::protobuf::Any;
 
 use super::http_manager;
-use crate::config::{Agent, Listener, OriginalSource};
+use crate::config::{Agent, Listener, OriginalSource, UpstreamDefaults};
 
 /// Longest name: it is a metric label and a log field.
 const MAX_NAME: usize = 256;
@@ -47,11 +47,11 @@ pub struct Active {
     pub ignored: Vec<String>,
 }
 
-/// Reads a listener.
+/// Reads a listener; `defaults` are what it does not say itself.
 ///
 /// # Errors
 /// It asks for something that this version does not do.
-pub fn convert(message: &wire::Listener) -> Result<Active, Inactive> {
+pub fn convert(message: &wire::Listener, defaults: &UpstreamDefaults) -> Result<Active, Inactive> {
     if message.name.is_empty() || message.name.len() > MAX_NAME {
         return Err(Inactive::new("name", format!("has {} bytes; 1 to {MAX_NAME} are possible", message.name.len())));
     }
@@ -63,6 +63,7 @@ pub fn convert(message: &wire::Listener) -> Result<Active, Inactive> {
         address: socket_address("address", message.address.as_ref())?,
         additional_addresses: additional_addresses(&message.additional_addresses)?,
         reuse_port: message.enable_reuse_port.is_none_or(|enabled| enabled.value),
+        connect_timeout: defaults.connect_timeout,
         ..Listener::new(direction, true)
     };
     bpf_metadata(&metadata, &mut listener)?;

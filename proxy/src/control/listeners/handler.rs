@@ -6,6 +6,7 @@ use tollgate_proto::envoy::config::listener::v3::Listener;
 use tollgate_xds::{Handler, Rejection, State, Update};
 
 use super::{Report, Reported, Serve, Unserved, convert};
+use crate::config::UpstreamDefaults;
 
 /// Serves the listeners of each state. One that asks for something that is not implemented is listed, and acknowledged: a
 /// NACK would hold up every pod of the node. Only one whose socket cannot be opened is rejected, since the agent then tries
@@ -14,13 +15,14 @@ use super::{Report, Reported, Serve, Unserved, convert};
 pub struct ListenerHandler<S> {
     serve: Arc<S>,
     report: Report,
+    defaults: UpstreamDefaults,
     state: State<Listener>,
 }
 
 impl<S: Serve> ListenerHandler<S> {
-    /// Hands what can be served to `serve`, and tells `report` about the rest.
-    pub fn new(serve: Arc<S>, report: Report) -> Self {
-        Self { serve, report, state: State::default() }
+    /// Hands what can be served to `serve`, and tells `report` about the rest. `defaults` are what listeners do not say.
+    pub fn new(serve: Arc<S>, report: Report, defaults: UpstreamDefaults) -> Self {
+        Self { serve, report, defaults, state: State::default() }
     }
 }
 
@@ -36,7 +38,7 @@ impl<S: Serve> Handler for ListenerHandler<S> {
         let mut listeners = Vec::new();
         let mut reported = Reported::default();
         for (name, message) in next.iter() {
-            match convert(message) {
+            match convert(message, &self.defaults) {
                 Ok(active) => {
                     if !active.ignored.is_empty() {
                         reported.ignored.insert(name.to_owned(), active.ignored);

@@ -21,7 +21,9 @@ use tollgate_proto::google::protobuf::{Any, BoolValue, Duration as WireDuration,
 use tollgate_xds::{Handler, Resource, Update};
 
 use super::*;
-use crate::config::{Agent, EscapedSlashes, OriginalSource, Upstream};
+use crate::config::{Agent, EscapedSlashes, OriginalSource, Upstream, UpstreamDefaults};
+
+const DEFAULTS: UpstreamDefaults = UpstreamDefaults { connect_timeout: Duration::from_secs(7), idle_timeout: None };
 
 fn any<M: Message + Name>(message: &M) -> Any {
     Any { type_url: format!("type.googleapis.com/{}", M::full_name()), value: message.encode_to_vec() }
@@ -172,13 +174,13 @@ fn tls_listener() -> Listener {
 
 #[test]
 fn the_agents_http_listener() {
-    let Active { listener, ignored } = convert(&http_listener()).unwrap();
+    let Active { listener, ignored } = convert(&http_listener(), &DEFAULTS).unwrap();
     assert_eq!(listener.name, "cilium-http-egress");
     let addresses: Vec<SocketAddr> = listener.addresses().collect();
     assert_eq!(addresses, ["127.0.0.1:12345".parse().unwrap(), "[::1]:12345".parse().unwrap()]);
     assert_eq!((listener.direction, listener.proxy_id), (Direction::Egress, 12345));
     assert!(listener.transparent && !listener.reuse_port);
-    assert_eq!(listener.upstream, Upstream::OriginalDst);
+    assert_eq!((listener.upstream, listener.connect_timeout), (Upstream::OriginalDst, DEFAULTS.connect_timeout));
     assert_eq!(listener.original_source, OriginalSource::RemoteDestinations);
     assert_eq!(listener.denied_body, "No.");
     assert!(listener.normalize.path && listener.normalize.merge_slashes);
@@ -200,7 +202,7 @@ fn the_agents_http_listener() {
 
 #[test]
 fn the_agents_tls_listener() {
-    let Active { listener, .. } = convert(&tls_listener()).unwrap();
+    let Active { listener, .. } = convert(&tls_listener(), &DEFAULTS).unwrap();
     assert_eq!((listener.direction, listener.original_source), (Direction::Ingress, OriginalSource::Never));
     assert!(listener.reuse_port, "unless it is switched off");
     assert_eq!(listener.additional_addresses, []);
@@ -213,7 +215,7 @@ fn without_settings_nothing_is_normalised_and_the_body_is_the_usual_one() {
     bare.merge_slashes = false;
     bare.path_with_escaped_slashes_action = 0;
     bare.http_filters[0] = http_filter("cilium.l7policy", &cilium::L7Policy::default());
-    let Active { listener, .. } = convert(&with_manager(&bare)).unwrap();
+    let Active { listener, .. } = convert(&with_manager(&bare), &DEFAULTS).unwrap();
     assert!(!listener.normalize.path && !listener.normalize.merge_slashes);
     assert_eq!(listener.normalize.escaped_slashes, EscapedSlashes::Keep);
     assert_eq!(listener.denied_body, "Access denied");
@@ -263,7 +265,7 @@ fn what_is_not_implemented_is_not_served_and_the_reason_says_what() {
     for (reason, change) in changes {
         let mut listener = http_listener();
         change(&mut listener);
-        assert_eq!(convert(&listener).unwrap_err().to_string(), reason);
+        assert_eq!(convert(&listener, &DEFAULTS).unwrap_err().to_string(), reason);
     }
 }
 
@@ -316,7 +318,7 @@ fn what_would_change_requests_is_not_served() {
     for (reason, change) in changes {
         let mut manager = manager();
         change(&mut manager);
-        let got = convert(&with_manager(&manager)).unwrap_err().to_string();
+        let got = convert(&with_manager(&manager), &DEFAULTS).unwrap_err().to_string();
         assert_eq!(got, format!("filter_chains[0].filters[1].{reason}"));
     }
 }
@@ -351,7 +353,7 @@ fn update(changed: Vec<Listener>, removed: &[&str]) -> Update<Listener> {
 #[tokio::test]
 async fn what_cannot_be_served_is_acknowledged_and_listed() {
     let (asked, report) = (Arc::new(Asked::default()), Report::default());
-    let mut handler = ListenerHandler::new(Arc::clone(&asked), report.clone());
+    let mut handler = ListenerHandler::new(Arc::clone(&asked), report.clone(), DEFAULTS);
     let odd = Listener { listener_filters: Vec::new(), ..named("odd") };
     assert_eq!(handler.apply(update(vec![named("good"), odd], &[])).await, Ok(()));
     assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good"]);
@@ -365,7 +367,7 @@ async fn what_cannot_be_served_is_acknowledged_and_listed() {
 #[tokio::test]
 async fn a_socket_that_cannot_be_opened_is_rejected_and_the_next_update_begins_from_what_was_accepted() {
     let (asked, report) = (Arc::new(Asked::default()), Report::default());
-    let mut handler = ListenerHandler::new(Arc::clone(&asked), report.clone());
+    let mut handler = ListenerHandler::new(Arc::clone(&asked), report.clone(), DEFAULTS);
     assert_eq!(handler.apply(update(vec![named("good")], &[])).await, Ok(()));
     let rejection = handler.apply(update(vec![named("taken"), named("more")], &[])).await.unwrap_err();
     assert_eq!(rejection.to_string(), "Listener taken: Address already in use");
