@@ -6,22 +6,42 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tollgate_net::{Mark, NetError, UpstreamOptions};
+use tollgate_net::{Mark, NetError, Operation, UpstreamOptions};
 use tollgate_policy::{Direction, Permit, SecurityId};
 
-use crate::config::{OriginalSource, Upstream};
+use crate::config::{Listener, OriginalSource, Upstream};
+use crate::flow::FlowRecord;
 use crate::listener::connection::Connection;
 use crate::metrics::ConnectResult;
 use crate::reason::Reason;
 
-/// Connects to where `connection` was going. The permit shows that policy was asked.
+/// Between which addresses an upstream connection runs, as records tell it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UpstreamPath {
+    /// What was connected to.
+    address: SocketAddr,
+    /// The client's address with another port, where the client's own port could not be had.
+    changed_source: Option<SocketAddr>,
+}
+
+impl UpstreamPath {
+    /// Notes it in a record.
+    pub(crate) fn note(self, record: &mut FlowRecord) {
+        record.upstream = Some(self.address);
+        record.upstream_source = self.changed_source;
+    }
+}
+
+/// Connects to where `connection` was going. The permit shows that policy was asked. Where the system refuses the mark or
+/// the client's address, nothing is connected: the flow would pass for somebody else's.
 pub(crate) async fn open(
     connection: &Connection,
     _permit: &Permit,
     source: SecurityId,
-) -> Result<(TcpStream, SocketAddr), Reason> {
+) -> Result<(TcpStream, UpstreamPath), Reason> {
     let config = &connection.listener.config;
     let destination = match config.upstream {
         Upstream::OriginalDst => connection.original_dst,
@@ -32,18 +52,28 @@ pub(crate) async fn open(
         transparent: config.transparent,
         mark: config.transparent.then(|| Mark::upstream(ingress, source.0)),
         source: source_address(connection, destination),
+        reset_on_close: resets_on_close(config),
     };
     let metrics = connection.worker.flows.metrics();
     match tokio::time::timeout(config.connect_timeout, tollgate_net::connect(destination, &options)).await {
         Ok(Ok(upstream)) => {
             metrics.upstream_connect(ConnectResult::Connected);
+            if config.transparent {
+                metrics.upstream_permitted(true);
+            }
+            let mut changed_source = None;
             if upstream.source_port_changed {
                 metrics.upstream_source_port_changed();
+                changed_source = upstream.stream.local_addr().ok();
             }
-            Ok((upstream.stream, destination))
+            Ok((upstream.stream, UpstreamPath { address: destination, changed_source }))
         }
         Ok(Err(error)) => {
-            metrics.upstream_connect(result_of(&error));
+            let result = result_of(&error);
+            if result == ConnectResult::NotPermitted && metrics.upstream_permitted(false) {
+                tracing::error!(upstream = %destination, %error, "no upstream can be connected as configured");
+            }
+            metrics.upstream_connect(result);
             tracing::debug!(upstream = %destination, %error, "upstream connect failed");
             Err(Reason::UpstreamConnect)
         }
@@ -74,11 +104,55 @@ fn source_address(connection: &Connection, destination: SocketAddr) -> Option<So
     (wanted && source.is_ipv4() == destination.is_ipv4() && source.ip() != destination.ip()).then_some(source)
 }
 
+/// Whether an agent wants connections from the client's port to end with a reset (a linger time of zero,
+/// `spec/cilium-agent.md` section 2.7). With any other time the close would stop the worker for as long, so that it is taken for
+/// no linger: the system sends what is left, and nobody waits.
+fn resets_on_close(config: &Listener) -> bool {
+    config.agent.as_ref().is_some_and(|agent| agent.original_source_linger == Some(Duration::ZERO))
+}
+
 fn result_of(error: &NetError) -> ConnectResult {
+    if let NetError::Connect { operation: Operation::Mark | Operation::Transparent, .. } = error {
+        return ConnectResult::NotPermitted;
+    }
     match error.io_error().map(io::Error::kind) {
         Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) => ConnectResult::Refused,
         Some(io::ErrorKind::TimedOut) => ConnectResult::Timeout,
         Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => ConnectResult::Unreachable,
         _ => ConnectResult::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Agent;
+
+    #[test]
+    fn only_a_linger_of_zero_is_taken() {
+        let listener = |original_source_linger| Listener {
+            agent: Some(Agent { original_source_linger, ..Agent::default() }),
+            ..Listener::new(Direction::Egress, true)
+        };
+        assert!(resets_on_close(&listener(Some(Duration::ZERO))));
+        assert!(!resets_on_close(&listener(Some(Duration::from_secs(1)))));
+        assert!(!resets_on_close(&listener(None)));
+        assert!(!resets_on_close(&Listener::new(Direction::Egress, true)));
+    }
+
+    #[test]
+    fn a_mark_that_is_refused_is_told_from_an_upstream_that_is_not_there() {
+        let result = |operation, code| {
+            let error = io::Error::from_raw_os_error(code);
+            let destination = SocketAddr::from(([192, 0, 2, 1], 80));
+            result_of(&NetError::Connect { destination, source_address: None, operation, error })
+        };
+        const EPERM: i32 = 1;
+        const ECONNREFUSED: i32 = 111;
+        assert_eq!(result(Operation::Mark, EPERM), ConnectResult::NotPermitted);
+        assert_eq!(result(Operation::Transparent, EPERM), ConnectResult::NotPermitted);
+        // A firewall's answer.
+        assert_eq!(result(Operation::Connect, EPERM), ConnectResult::Failed);
+        assert_eq!(result(Operation::Connect, ECONNREFUSED), ConnectResult::Refused);
     }
 }

@@ -38,6 +38,8 @@ pub struct Steered {
     proxy: Option<Process>,
     admin: Admin,
     world: World,
+    /// Identity of the pod `sleep`.
+    sleep: u32,
 }
 
 impl Steered {
@@ -49,7 +51,7 @@ impl Steered {
         let world = World::new().unwrap_or_else(|error| panic!("{error}"));
         world.redirect_up(&[HTTP_PORT, HTTP2_PORT, TCP_PORT], LISTENER_PORT).unwrap();
         fs::create_dir_all(world.directory().join("policies")).unwrap();
-        Self { proxy: None, admin: Admin::at(world.directory().join("admin.sock")), world }
+        Self { proxy: None, admin: Admin::at(world.directory().join("admin.sock")), world, sleep: SLEEP }
     }
 
     /// Builds everything, with these policies and one listener that has `keys`; returns when the proxy is ready.
@@ -91,7 +93,7 @@ impl Steered {
              {source}\n\
              identities:\n{}\n{}\n{}\n\
              listeners:\n{listeners}\n",
-            identity(self.addresses("sleep"), SLEEP),
+            identity(self.addresses("sleep"), self.sleep),
             identity(self.addresses("helloworld"), HELLOWORLD),
             identity(self.node_addresses(), HOST),
             admin = self.path("admin.sock").display(),
@@ -101,6 +103,11 @@ impl Steered {
         let mut command = self.world.command(binary());
         command.args(["run", "--log-level", "info", "-c"]).arg(file);
         command
+    }
+
+    /// Gives the pod `sleep` another identity than [`SLEEP`], for proxies to come.
+    pub fn set_sleep(&mut self, identity: u32) {
+        self.sleep = identity;
     }
 
     /// Starts the proxy, and returns when it is ready.

@@ -249,6 +249,52 @@ fn packets_carry_the_marks_of_the_datapath() {
     }
 }
 
+/// Only 24 bits of an identity are in a mark, and in an order of their own (`spec/cilium-agent.md` section 5.3).
+#[test]
+fn marks_carry_identities_of_every_size() {
+    if !inside("marks_carry_identities_of_every_size") {
+        return;
+    }
+    let mut steered = Steered::without_proxy();
+    let servers = steered.sockets("helloworld", TCP_PORT);
+    let _upstreams = servers.map(|server| steered.serve("helloworld", server, tell_peer));
+    // (identity, mark on ingress, mark on egress)
+    let marks = [
+        (12001, 0x2EE1_0A00, 0x2EE1_0B00),
+        (0x00AB_CDEF, 0xCDEF_0AAB, 0xCDEF_0BAB),
+        (0x00FF_0000, 0x0000_0AFF, 0x0000_0BFF),
+        (0x0100_0001, 0x0001_0A00, 0x0001_0B00),
+        (0xFFFF_FFFF, 0xFFFF_0AFF, 0xFFFF_0BFF),
+    ];
+    for (identity, ingress_mark, egress_mark) in marks {
+        steered.set_sleep(identity);
+        for (direction, mark) in [("ingress", ingress_mark), ("egress", egress_mark)] {
+            let is_ingress = direction == "ingress";
+            let ports = if is_ingress {
+                json!([{"port": TCP_PORT, "rules": [{"remotePolicies": [identity]}]}])
+            } else {
+                json!([tcp_port(TCP_PORT)])
+            };
+            let (pod, field) =
+                if is_ingress { ("helloworld", "ingressPerPortPolicies") } else { ("sleep", "egressPerPortPolicies") };
+            steered.write_policies(&[policy(&steered, pod, "7", field, ports)]);
+            steered.start_proxy(&steered.directory_source(), &listener(&format!("direction: {direction}")));
+            let upstream = Mark::upstream(is_ingress, identity);
+            assert_eq!(upstream.raw(), mark, "{identity:#x} {direction}");
+            for server in servers {
+                let counters = MarkCounters::start(&steered, server, upstream, Mark::listener(is_ingress));
+                let mut client = steered.connect("sleep", server);
+                told(&mut client);
+                client.finish_sending();
+                client.read_to_end();
+                assert_eq!(record_of(&steered, client.local().port())["source"]["identity"], identity);
+                counters.expect_only_marked();
+            }
+            steered.kill_proxy();
+        }
+    }
+}
+
 #[test]
 fn the_server_sees_the_client_or_the_node_as_configured() {
     if !inside("the_server_sees_the_client_or_the_node_as_configured") {
@@ -327,6 +373,14 @@ fn a_source_port_that_is_taken_becomes_another_port() {
         assert_eq!(seen.ip(), first.local().ip());
         assert_ne!(seen.port(), first.local().port());
         assert_eq!(changed(), before + 1.0);
+        drop((first, second));
+        let told_of: Vec<_> = until("both records", || {
+            let flows = steered.admin().flows();
+            let of_both = flows.into_iter().filter(|flow| flow["IP"]["source"] == client.ip().to_string());
+            Some(of_both.map(|flow| flow["upstream_source"].clone()).collect())
+                .filter(|flows: &Vec<_>| flows.len() == 2)
+        });
+        assert!(told_of.contains(&Value::Null) && told_of.contains(&json!(seen)), "{told_of:?}");
     }
 }
 

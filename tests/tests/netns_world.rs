@@ -186,7 +186,12 @@ async fn relay_hello(
     assert_eq!((accepted.downstream, accepted.original_dst), (from, to));
 
     let source = Some(accepted.downstream);
-    let options = UpstreamOptions { transparent: true, mark: Some(Mark::upstream(false, 12001)), source };
+    let options = UpstreamOptions {
+        transparent: true,
+        mark: Some(Mark::upstream(false, 12001)),
+        source,
+        ..UpstreamOptions::default()
+    };
     let upstream = connect(accepted.original_dst, &options).await.unwrap();
     let (mut at_server, seen) = server.accept().unwrap();
     assert_eq!(seen.ip(), from.ip(), "the server sees the client's address");

@@ -25,6 +25,9 @@ pub struct UpstreamOptions {
     pub mark: Option<Mark>,
     /// Local address to connect from; port 0: any port of that address. `None`: the kernel chooses both.
     pub source: Option<SocketAddr>,
+    /// Whether a connection from the very port of `source` ends with a reset (`SO_LINGER` with zero time), so that the host
+    /// does not remember it and the client can use its port again at once. What the upstream has not taken yet is lost then.
+    pub reset_on_close: bool,
 }
 
 /// A connected upstream socket.
@@ -85,6 +88,9 @@ async fn connect_from(
             // The port is then chosen at connect, unique per destination: else one client address would run out of
             // ports after about 28,000 connections to all upstreams together.
             set_bind_address_no_port(&socket).map_err(|e| (Operation::Option("IP_BIND_ADDRESS_NO_PORT"), e))?;
+        }
+        if options.reset_on_close && source.port() != 0 {
+            socket.set_linger(Some(Duration::ZERO)).map_err(|e| (Operation::Option("SO_LINGER"), e))?;
         }
         socket.bind(&source.into()).map_err(|e| (Operation::Bind, e))?;
     }

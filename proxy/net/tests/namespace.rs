@@ -65,7 +65,12 @@ fn upstream_connects_from_the_client_address_with_the_mark() {
             let listener = tokio::net::TcpListener::from_std(listen(listening, &options).unwrap()).unwrap();
             let destination = listener.local_addr().unwrap();
             let mark = Mark::upstream(false, 12001);
-            let mut options = UpstreamOptions { transparent: true, mark: Some(mark), source: Some(client) };
+            let mut options = UpstreamOptions {
+                transparent: true,
+                mark: Some(mark),
+                source: Some(client),
+                ..UpstreamOptions::default()
+            };
 
             let upstream = connect(destination, &options).await.unwrap();
 
@@ -79,6 +84,31 @@ fn upstream_connects_from_the_client_address_with_the_mark() {
             options.transparent = false;
             let text = connect(destination, &options).await.unwrap_err().to_string();
             assert!(text.contains("this host has no such address"), "{text}");
+        }
+    });
+}
+
+/// Only a connection from the client's own port ends with a reset, and only where that is asked for.
+#[test]
+fn the_clients_port_can_be_left_with_a_reset() {
+    if !inside_namespace("the_clients_port_can_be_left_with_a_reset", ROUTES_BY_MARK) {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let options = ListenOptions { mark: Some(Mark::listener(false)), ..ListenOptions::default() };
+        let listening = listen("127.0.0.1:0".parse().unwrap(), &options).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listening).unwrap();
+        let destination = listener.local_addr().unwrap();
+        for (reset_on_close, port, expected) in [(true, 4711, true), (false, 4712, false), (true, 0, false)] {
+            let source = Some(SocketAddr::new("203.0.113.7".parse().unwrap(), port));
+            let mark = Some(Mark::upstream(false, 12001));
+            let options = UpstreamOptions { transparent: true, mark, source, reset_on_close };
+            let upstream = connect(destination, &options).await.unwrap();
+            let (mut stream, _) = listener.accept().await.unwrap();
+            drop(upstream);
+            let end = tokio::io::AsyncReadExt::read(&mut stream, &mut [0]).await;
+            assert_eq!(end.is_err(), expected, "{reset_on_close} {port}: {end:?}");
         }
     });
 }

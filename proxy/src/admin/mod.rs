@@ -123,6 +123,15 @@ pub struct AdminState {
 }
 
 impl AdminState {
+    /// What keeps the process from being ready; empty when it is.
+    fn waiting_for(&self) -> Vec<String> {
+        let mut waiting = self.readiness.waiting_for();
+        if self.metrics.upstreams_are_refused() {
+            waiting.push("the privilege to mark upstream sockets (CAP_NET_ADMIN)".to_owned());
+        }
+        waiting
+    }
+
     /// The slots for [`AdminState::followers`].
     pub fn follower_slots() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(MAX_FOLLOWERS))

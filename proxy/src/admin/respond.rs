@@ -147,7 +147,7 @@ fn unknown(path: &str, surface: Surface) -> Response<Body> {
 }
 
 fn readiness(state: &AdminState) -> (StatusCode, String) {
-    match state.readiness.waiting_for().as_slice() {
+    match state.waiting_for().as_slice() {
         [] => (StatusCode::OK, "LIVE\n".to_owned()),
         waiting => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", waiting.join(", "))),
     }
@@ -155,7 +155,7 @@ fn readiness(state: &AdminState) -> (StatusCode, String) {
 
 /// Envoy's member names, as Cilium's agent reads them.
 fn server_info(state: &AdminState) -> Value {
-    let waiting = state.readiness.waiting_for();
+    let waiting = state.waiting_for();
     let phase = match waiting.as_slice() {
         [] => "LIVE",
         waiting if waiting.iter().any(|what| what == "draining") => "DRAINING",
@@ -175,8 +175,8 @@ fn status(state: &AdminState) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "node": { "id": state.node.id, "cluster": state.node.cluster },
         "uptime_seconds": state.started.elapsed().as_secs(),
-        "ready": state.readiness.is_ready(),
-        "waiting_for": state.readiness.waiting_for(),
+        "ready": state.waiting_for().is_empty(),
+        "waiting_for": state.waiting_for(),
         "connections_open": state.metrics.connections_open(),
         "flow_records_lost": { "forwarded": forwarded, "denied": denied, "failed": failed },
     });

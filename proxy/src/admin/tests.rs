@@ -144,6 +144,20 @@ async fn readiness_names_what_is_awaited() {
     }
 }
 
+/// What is not marked would go out under another identity, so nothing does; then nobody should send us more.
+#[tokio::test]
+async fn without_the_privilege_to_mark_nobody_is_ready() {
+    let world = World::new(Surface::Admin);
+    let worker = world.sender.metrics();
+    assert!(worker.upstream_permitted(false) && !worker.upstream_permitted(false), "news only once");
+    let why = "not ready: the privilege to mark upstream sockets (CAP_NET_ADMIN)\n";
+    assert_eq!(world.ask("/ready", &[]).await, (503, why.into()));
+    let status = world.get_json("/status").await;
+    assert_eq!((&status["ready"], status["waiting_for"].as_array().unwrap().len()), (&json!(false), 1));
+    worker.upstream_permitted(true);
+    assert_eq!(world.ask("/ready", &[]).await, (200, "LIVE\n".into()));
+}
+
 #[tokio::test]
 async fn views_are_shown() {
     let world = World::new(Surface::Admin);

@@ -229,7 +229,8 @@ pub struct Agent {
     pub use_nphds: bool,
     /// How long a looked up identity may be used.
     pub cache_entry_ttl: Option<Duration>,
-    /// `SO_LINGER` of upstream sockets that are bound to the client's address and port.
+    /// `SO_LINGER` of upstream sockets that are bound to the client's address and port. Only zero, which resets, is done:
+    /// any other time would stop the worker that closes.
     pub original_source_linger: Option<Duration>,
 }
 

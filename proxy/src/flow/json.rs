@@ -56,6 +56,11 @@ pub fn write_line(out: &mut Vec<u8>, item: &Sequenced) {
         socket_address(out, upstream);
         out.push(b'"');
     }
+    if let Some(source) = record.upstream_source {
+        out.extend_from_slice(b",\"upstream_source\":\"");
+        socket_address(out, source);
+        out.push(b'"');
+    }
     field(out, b",\"bytes_up\":", record.bytes_up);
     field(out, b",\"bytes_down\":", record.bytes_down);
     field(out, b",\"duration_us\":", record.duration_us);

@@ -92,6 +92,8 @@ pub struct FlowRecord {
     pub original_dst: SocketAddr,
     /// Address actually connected to, when there was one.
     pub upstream: Option<SocketAddr>,
+    /// Address it was connected from, when that is the client's with another port, because the client's was taken.
+    pub upstream_source: Option<SocketAddr>,
     /// Source identity.
     pub source: SecurityId,
     /// Destination identity; 0 for ingress, as on the Cilium access log.
@@ -152,6 +154,7 @@ impl FlowRecord {
             downstream: SocketAddr::from(([10, 244, 1, 17], 40000)),
             original_dst: SocketAddr::from(([10, 244, 2, 232], 5000)),
             upstream: None,
+            upstream_source: None,
             source: SecurityId::WORLD,
             destination: SecurityId(0),
             protocol: Protocol::Tcp,

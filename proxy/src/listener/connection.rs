@@ -165,6 +165,7 @@ impl Connection {
             downstream: self.downstream,
             original_dst: self.original_dst,
             upstream: None,
+            upstream_source: None,
             source: identities.source,
             destination: match direction {
                 Direction::Ingress => SecurityId(0),

@@ -11,6 +11,7 @@ mod process;
 mod worker;
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -107,6 +108,12 @@ impl Metrics {
     /// Lost flow records by [`crate::flow::Outcome`].
     pub fn flow_records_lost(&self) -> [u64; 3] {
         std::array::from_fn(|outcome| self.families.sum(|worker| worker.records_lost[outcome].value()))
+    }
+
+    /// Whether a worker's upstream sockets are refused the mark or the foreign address that they need: then nothing gets
+    /// through.
+    pub fn upstreams_are_refused(&self) -> bool {
+        self.families.workers.iter().any(|worker| worker.upstreams_refused.load(Ordering::Relaxed))
     }
 
     /// One scrape.

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tollgate_policy::Direction;
 
@@ -60,17 +60,20 @@ pub enum ConnectResult {
     Timeout,
     /// No route to it.
     Unreachable,
-    /// Anything else: out of ports, no permission, …
+    /// The system refused the mark or the foreign address that the socket needs.
+    NotPermitted,
+    /// Anything else: out of ports, …
     Failed,
 }
 
 impl ConnectResult {
-    pub(super) const ALL: [(Self, &'static str); 6] = [
+    pub(super) const ALL: [(Self, &'static str); 7] = [
         (Self::Connected, "connected"),
         (Self::Reused, "reused"),
         (Self::Refused, "refused"),
         (Self::Timeout, "timeout"),
         (Self::Unreachable, "unreachable"),
+        (Self::NotPermitted, "not_permitted"),
         (Self::Failed, "failed"),
     ];
 }
@@ -123,6 +126,8 @@ pub(super) struct Counters {
     pub(super) refusals: [Count; Reason::ALL.len()],
     pub(super) failures: [Count; Reason::ALL.len()],
     pub(super) upstream_connects: [Count; ConnectResult::ALL.len()],
+    /// The last upstream socket that needed a privilege did not get it.
+    pub(super) upstreams_refused: AtomicBool,
     pub(super) accept_errors: [Count; AcceptErrorKind::ALL.len()],
     pub(super) source_port_changed: Count,
     pub(super) held: Count,
@@ -144,6 +149,7 @@ impl Counters {
             refusals: std::array::from_fn(|_| Count::default()),
             failures: std::array::from_fn(|_| Count::default()),
             upstream_connects: Default::default(),
+            upstreams_refused: AtomicBool::new(false),
             accept_errors: Default::default(),
             source_port_changed: Count::default(),
             held: Count::default(),
@@ -234,6 +240,20 @@ impl Worker {
     /// Counts the end of a search for an upstream connection.
     pub fn upstream_connect(&self, result: ConnectResult) {
         self.counters.upstream_connects[result as usize].increment();
+    }
+
+    /// Notes whether an upstream socket that needed a privilege got it. Returns whether that is news.
+    pub fn upstream_permitted(&self, permitted: bool) -> bool {
+        // Written only when it changes, since others read it.
+        let news = permitted == self.upstreams_are_refused();
+        if news {
+            self.counters.upstreams_refused.store(!permitted, Ordering::Relaxed);
+        }
+        news
+    }
+
+    fn upstreams_are_refused(&self) -> bool {
+        self.counters.upstreams_refused.load(Ordering::Relaxed)
     }
 
     /// Counts an upstream connection that kept the client's address but not its port.

@@ -28,7 +28,7 @@ pub(crate) async fn relay(
     let (rule, name, permit) = admitted.verdict;
     let mut flow = connection.open_flow(Protocol::Tcp, Instant::now());
     note_admission(&mut flow, admitted.generation, rule, name);
-    let (mut stream, address) = match upstream::open(connection, &permit, admitted.identities.source).await {
+    let (mut stream, path) = match upstream::open(connection, &permit, admitted.identities.source).await {
         Ok(opened) => opened,
         Err(reason) => {
             tollgate_net::reset(downstream);
@@ -36,7 +36,7 @@ pub(crate) async fn relay(
             return;
         }
     };
-    flow.record_mut().upstream = Some(address);
+    path.note(flow.record_mut());
     let counts = Counts::default();
     let ended = {
         let pumps = pump_both(&mut downstream, buffer, &mut stream, Buffer::new(&connection.worker.buffers), &counts);

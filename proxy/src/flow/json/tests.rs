@@ -115,13 +115,14 @@ fn a_forwarded_connection_names_its_rule_and_upstream() {
     record.downstream = "[::ffff:10.0.0.1]:1".parse().unwrap();
     record.original_dst = "[fd00::2]:443".parse().unwrap();
     record.upstream = Some(record.original_dst);
+    record.upstream_source = Some("[fd00::1]:2".parse().unwrap());
     record.rule = Some(RULE);
     record.bytes_up = u64::MAX;
     let json = parse(&Sequenced { worker: 0, seq: 0, record: Box::new(record) });
     assert_eq!(json["verdict"], "FORWARDED");
     assert_eq!(json["Type"], "L3_L4");
     assert_eq!(json["IP"], serde_json::json!({"source": "10.0.0.1", "destination": "fd00::2", "ipVersion": "IPv6"}));
-    assert_eq!(json["upstream"], "[fd00::2]:443");
+    assert_eq!((&json["upstream"], &json["upstream_source"]), (&"[fd00::2]:443".into(), &"[fd00::1]:2".into()));
     assert_eq!(json["policy"]["rule"], "69 ingress_per_port_policies[0].rules[1]");
     assert_eq!(json["bytes_up"], u64::MAX);
     assert_eq!(json["l7"], Value::Null);

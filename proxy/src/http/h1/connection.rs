@@ -1,6 +1,5 @@
 //! An HTTP/1 connection: request after request through decision, exchange and record.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -258,7 +257,7 @@ impl Session<'_> {
                 Err(reason) => return self.fail(forward, reason, reader, writer).await,
             },
         };
-        forward.flow.record_mut().upstream = Some(paired.address);
+        paired.path.note(forward.flow.record_mut());
         forward.flow.if_dropped(Outcome::Failed, Some(Reason::Draining));
         let progress = Progress::default();
         let downstream = Downstream { reader, writer, buffer: &mut self.buffer };
@@ -371,17 +370,11 @@ async fn open_upstream(
     head: &[u8],
 ) -> Result<Paired, Reason> {
     let generation = connection.world_generation();
-    let (stream, address): (TcpStream, SocketAddr) = upstream::open(connection, permit, forward.source).await?;
+    let (stream, path) = upstream::open(connection, permit, forward.source).await?;
     if connection.world_generation() != generation && !still_allowed(connection, head) {
         return Err(Reason::Revoked);
     }
-    Ok(Paired {
-        stream,
-        address,
-        source: forward.source,
-        buffer: Buffer::new(&connection.worker.buffers),
-        reused: false,
-    })
+    Ok(Paired { stream, path, source: forward.source, buffer: Buffer::new(&connection.worker.buffers), reused: false })
 }
 
 fn note_progress(flow: &mut OpenFlow, progress: &Progress) {

@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::task::Poll;
 
 use bytes::Buf;
@@ -23,6 +22,7 @@ use super::response::{MAX_INTERIM, ResponseBody, ResponseError, ResponseHead, ea
 use super::websocket::WebSocketKey;
 use crate::listener::connection::Connection;
 use crate::tcp::{Sender, fill, write_from};
+use crate::upstream::UpstreamPath;
 
 /// Bytes read ahead of the response, at most: the next requests of a pipelining client.
 const PIPELINED: usize = 16 * 1024;
@@ -31,7 +31,7 @@ const PIPELINED: usize = 16 * 1024;
 #[derive(Debug)]
 pub(crate) struct Paired {
     pub(crate) stream: TcpStream,
-    pub(crate) address: SocketAddr,
+    pub(crate) path: UpstreamPath,
     /// Identity that the socket's mark carries.
     pub(crate) source: SecurityId,
     /// Bytes received and not yet forwarded.

@@ -160,7 +160,7 @@ impl Exchange<'_> {
             self.shared.end_if_refused();
             return self.fail(Outcome::Denied, Reason::Revoked);
         }
-        self.flow.record_mut().upstream = Some(turn.address());
+        turn.path().note(self.flow.record_mut());
         let mut request = http::Request::new(());
         *request.method_mut() = self.head.parts.method.clone();
         *request.uri_mut() = self.head.parts.uri.clone();

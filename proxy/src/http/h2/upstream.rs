@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -17,6 +16,7 @@ use super::connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_SEND_BUFFER, STR
 use super::driver::{Outbound, UpstreamSocket, drive};
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
+use crate::upstream::UpstreamPath;
 use crate::worker::PanicCount;
 
 /// Opens the connection when the first stream needs it, and again if it has ended or the client's identity has changed.
@@ -34,7 +34,7 @@ pub(super) struct UpstreamSlot {
 #[derive(Debug)]
 struct UpstreamConnection {
     sender: SendRequest<Bytes>,
-    address: SocketAddr,
+    path: UpstreamPath,
     source: SecurityId,
     outbound: Rc<Outbound>,
     /// Streams open now.
@@ -112,7 +112,7 @@ impl UpstreamSlot {
         permit: &Permit,
         source: SecurityId,
     ) -> Result<UpstreamConnection, Reason> {
-        let (stream, address) = crate::upstream::open(connection, permit, source).await?;
+        let (stream, path) = crate::upstream::open(connection, permit, source).await?;
         let outbound = Rc::new(Outbound::default());
         let mut builder = h2::client::Builder::new();
         builder
@@ -134,7 +134,7 @@ impl UpstreamSlot {
             let _guards = guards;
             driven.await;
         });
-        Ok(UpstreamConnection { sender, address, source, outbound, streams: Cell::default(), _in_use: in_use })
+        Ok(UpstreamConnection { sender, path, source, outbound, streams: Cell::default(), _in_use: in_use })
     }
 }
 
@@ -148,8 +148,8 @@ impl UpstreamConnection {
 
 impl Turn {
     /// Where the connection goes.
-    pub(super) fn address(&self) -> SocketAddr {
-        self.connection.address
+    pub(super) fn path(&self) -> UpstreamPath {
+        self.connection.path
     }
 
     /// Sends the request.
