@@ -1,6 +1,12 @@
 //! The process log: events on standard error, as text for people or JSON lines for collectors.
 
+use std::fs::OpenOptions;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
 use clap::ValueEnum;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
@@ -18,6 +24,14 @@ pub enum LogError {
         filter: String,
         /// What the parser objects to.
         reason: String,
+    },
+    /// The file cannot be opened.
+    #[error("cannot open {} for appending: {error}; check that its directory exists and is writable", path.display())]
+    File {
+        /// As given.
+        path: PathBuf,
+        /// What the system said. Part of the text, so not a source, which would be printed again.
+        error: io::Error,
     },
     /// The process logs already, or no more.
     #[error("the log cannot be set: {0}")]
@@ -48,13 +62,21 @@ impl LogLevel {
     }
 }
 
-/// Begins to log events that pass `filter`; once per process.
+/// Begins to log events that pass `filter` to standard error, or appends them to `file`; once per process.
 ///
 /// # Errors
-/// The filter is not understood, or the process logs already.
-pub fn start(filter: &str, format: LogFormat) -> Result<LogLevel, LogError> {
+/// The filter is not understood, the file cannot be opened, or the process logs already.
+pub fn start(filter: &str, format: LogFormat, file: Option<&Path>) -> Result<LogLevel, LogError> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
-    let events = fmt::layer().with_writer(std::io::stderr);
+    let writer = match file {
+        None => BoxMakeWriter::new(io::stderr),
+        Some(path) => {
+            let opened = OpenOptions::new().create(true).append(true).open(path);
+            let opened = opened.map_err(|error| LogError::File { path: path.to_owned(), error })?;
+            BoxMakeWriter::new(Mutex::new(opened))
+        }
+    };
+    let events = fmt::layer().with_writer(writer);
     let events = match format {
         LogFormat::Text => events.with_ansi(false).boxed(),
         LogFormat::Json => events.json().flatten_event(true).boxed(),

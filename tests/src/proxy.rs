@@ -183,7 +183,10 @@ impl Deref for Proxy {
 }
 
 /// The binary that cargo built with these suites.
-pub(crate) fn binary() -> PathBuf {
+///
+/// # Panics
+/// When this is no test binary of cargo's.
+pub fn binary() -> PathBuf {
     // Test binaries are in `deps` next to it.
     let this = std::env::current_exe().unwrap();
     this.ancestors().nth(2).unwrap().join("tollgate-under-test")

@@ -5,6 +5,7 @@
 //! `tollgate: error: ` and names what is wrong, where, and what to do.
 
 mod admin_client;
+mod as_envoy;
 mod check;
 mod demo;
 mod explain;
@@ -83,6 +84,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    AsEnvoy(as_envoy::Args),
     #[command(subcommand)]
     Policy(Policy),
     Status(status::Args),
@@ -107,12 +109,17 @@ enum Policy {
 
 /// Runs the command that the process arguments name.
 pub fn main() -> ExitCode {
+    if let Some(arguments) = as_envoy::arguments() {
+        return finish(as_envoy::main(arguments));
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
     let outcome = match cli.command {
         Command::Run(args) => run::run(args),
+        // `as_envoy::arguments` has taken it.
+        Command::AsEnvoy(_) => as_envoy::main(Vec::new()),
         Command::Policy(Policy::Check(args)) => check::run(&args),
         Command::Policy(Policy::Explain(args)) => explain::run(&args),
         Command::Status(args) => status::run(&args),
@@ -122,6 +129,11 @@ pub fn main() -> ExitCode {
         Command::DemoHelloworld(args) => demo::serve_helloworld(&args),
         Command::Version => print(&format!("tollgate {}\n", env!("CARGO_PKG_VERSION"))).map(|_| Exit::Fine),
     };
+    finish(outcome)
+}
+
+/// Says why a command failed, if it did.
+fn finish(outcome: Result<Exit, Failure>) -> ExitCode {
     let exit = outcome.unwrap_or_else(|failure| {
         for line in failure.message.lines() {
             complain(line);

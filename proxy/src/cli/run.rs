@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::{Exit, Failure, print};
-use crate::logging::{self, LogFormat};
+use crate::config::Config;
+use crate::logging::{self, LogFormat, LogLevel};
 use crate::{app, config};
 
 /// Run the proxy
@@ -39,7 +40,12 @@ pub(super) fn run(args: Args) -> Result<Exit, Failure> {
         print(&format!("{}: the configuration is right\n", args.config.display()))?;
         return Ok(Exit::Fine);
     }
-    let log_level = logging::start(&args.log_level, args.log_format).map_err(bad_level)?;
+    let log_level = logging::start(&args.log_level, args.log_format, None).map_err(bad_level)?;
+    serve(config, log_level)
+}
+
+/// Runs the proxy until it is told to end.
+pub(super) fn serve(config: Config, log_level: LogLevel) -> Result<Exit, Failure> {
     let set_log_level = Box::new(move |level: &str| log_level.set(level).map_err(|error| error.to_string()));
     app::run(config, set_log_level).map_err(|error| Failure::cannot_tell(format_args!("{error:#}")))?;
     Ok(Exit::Fine)

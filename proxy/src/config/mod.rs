@@ -20,7 +20,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub(crate) use load::{DRAIN_TIMEOUT, MAX_CONNECTIONS, cores};
 pub use load::{default_admin, load, parse};
 pub use scalar::ParseAddressError;
-pub(crate) use sections::{io_reason, node_id};
+pub(crate) use sections::{check_node_id, io_reason, node_id};
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

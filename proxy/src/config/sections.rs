@@ -36,6 +36,11 @@ pub(super) fn node(top: &mut Section<'_>) -> Node {
 /// id has another shape.
 pub(crate) fn node_id(value: &Value) -> Result<String, String> {
     let text = scalar::text(value)?;
+    check_node_id(text).map(|()| text.to_owned())
+}
+
+/// As [`node_id`], for a text from elsewhere.
+pub(crate) fn check_node_id(text: &str) -> Result<(), String> {
     let parts: Vec<&str> = text.split('~').collect();
     if parts.len() != 4 {
         return Err(format!(
@@ -44,7 +49,7 @@ pub(crate) fn node_id(value: &Value) -> Result<String, String> {
         ));
     }
     match parts[1].parse::<IpAddr>() {
-        Ok(_) => Ok(text.to_owned()),
+        Ok(_) => Ok(()),
         Err(_) => Err(format!("second part \"{}\" is not an IP address; write it like {NODE_ID}", parts[1])),
     }
 }
