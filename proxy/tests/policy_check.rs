@@ -288,6 +288,16 @@ fn secrets_that_will_be_there_are_not_missing() {
     let file = write(&directory, "a.yaml", rule.bad);
     assert!(!rules(&json(&["--secret", "shop/token", text(&file)]).1).contains("missing-secret"));
     assert!(rules(&json(&["--secret", "other", text(&file)]).1).contains("missing-secret"));
+    let config =
+        write(&directory, "tollgate.yml", "secrets: [{ name: shop/token, file: /nonexistent/on/this/machine }]\n");
+    assert!(!rules(&json(&["--config", text(&config), text(&file)]).1).contains("missing-secret"));
+    let other = write(&directory, "other.yml", "secrets: [{ name: other, file: run/other }]\n");
+    assert!(rules(&json(&["--config", text(&other), text(&file)]).1).contains("missing-secret"));
+    let wrong = write(&directory, "wrong.yml", "secrets: [{ file: run/other }]\n");
+    let output = check(&["--config", text(&wrong), text(&file)]);
+    assert_eq!(output.status.code(), Some(2));
+    let expected = format!("tollgate: error: {}:1:11: secrets[0]: no name; ", text(&wrong));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with(&expected), "{output:?}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! show. That a rule never decides is said when another rule provably decides everything first; that a pattern misses or
 //! catches a value is said with a value that was tried.
 
+mod cells;
 mod cover;
 mod finding;
 mod host;

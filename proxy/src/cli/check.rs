@@ -16,7 +16,7 @@ use self::input::{Input, Located, Origin, Source};
 use self::rules::Rule;
 use super::{Exit, Failure, print};
 use crate::cilium_policy::KnownIdentities;
-use crate::policy_file;
+use crate::{config, policy_file};
 
 /// Find mistakes in policy files before they are deployed
 ///
@@ -43,6 +43,9 @@ pub(super) struct Args {
     /// SDS name of a secret that will be there; may be repeated
     #[arg(long = "secret", value_name = "NAME")]
     secrets: Vec<String>,
+    /// Configuration of the proxy, whose `secrets:` will be there
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Judge each file on its own
     #[arg(long)]
     apart: bool,
@@ -124,8 +127,12 @@ impl Checked {
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let known = args.identities.as_deref().map(KnownIdentities::read).transpose().map_err(Failure::bad_input)?;
+    let mut secrets = args.secrets.clone();
+    if let Some(config) = &args.config {
+        secrets.extend(config::secret_names(config).map_err(Failure::bad_input)?);
+    }
     let files = policy_file::expand(&args.files).map_err(Failure::bad_input)?;
-    let checked = check(files, known.as_ref(), args);
+    let checked = check(files, known.as_ref(), &secrets, args.apart);
     let fail_on = Severity::from(args.fail_on);
     match args.output {
         Form::Text => print(&report::text(&checked))?,
@@ -135,13 +142,13 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     Ok(checked.exit(fail_on))
 }
 
-fn check(files: Vec<PathBuf>, known: Option<&KnownIdentities>, args: &Args) -> Checked {
+fn check(files: Vec<PathBuf>, known: Option<&KnownIdentities>, secrets: &[String], apart: bool) -> Checked {
     let inputs: Vec<Input> = files.iter().map(|file| Input::read(file)).collect();
     let mut checked = Checked { files, ..Checked::default() };
     let mut sets: Vec<Input> = Vec::new();
     for input in inputs {
         match sets.first_mut() {
-            Some(together) if !args.apart => together.join(input),
+            Some(together) if !apart => together.join(input),
             _ => sets.push(input),
         }
     }
@@ -153,8 +160,8 @@ fn check(files: Vec<PathBuf>, known: Option<&KnownIdentities>, args: &Args) -> C
         checked.findings.append(&mut set.findings);
         // What a translation makes has numbers of its own, which mean nothing next to those of other policies.
         let (made, written) = set.sources.into_iter().partition(|source| matches!(source.origin, Origin::Parts(_)));
-        lint_set(written, &args.secrets, &mut checked.findings);
-        lint_set(made, &args.secrets, &mut checked.findings);
+        lint_set(written, secrets, &mut checked.findings);
+        lint_set(made, secrets, &mut checked.findings);
     }
     checked.findings.sort_by(|a, b| (&a.at.file, a.at.line).cmp(&(&b.at.file, b.at.line)));
     let mut seen = std::collections::HashSet::new();

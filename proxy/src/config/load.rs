@@ -28,14 +28,21 @@ pub fn default_admin() -> ListenAddress {
 /// # Errors
 /// Every mistake in the file, each with its place and remedy.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    parse(&read_text(path)?, path)
+}
+
+/// The text of a configuration file.
+///
+/// # Errors
+/// It cannot be read, or is no text.
+pub(super) fn read_text(path: &Path) -> Result<String, ConfigErrors> {
+    std::fs::read_to_string(path).map_err(|error| {
         let message = match error.kind() {
             std::io::ErrorKind::InvalidData => "not UTF-8 text; this is no configuration file".to_owned(),
             _ => format!("cannot read: {}; name a configuration file", sections::io_reason(&error)),
         };
         ConfigErrors::one(path, None, message)
-    })?;
-    parse(&text, path)
+    })
 }
 
 /// Reads and checks the text of a configuration file; `path` names it in errors.

@@ -11,6 +11,7 @@ mod listeners;
 mod load;
 pub(crate) mod read;
 mod scalar;
+mod secret_names;
 mod sections;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub(crate) use load::{DRAIN_TIMEOUT, MAX_CONNECTIONS, cores};
 pub use load::{default_admin, load, parse};
 pub use scalar::ParseAddressError;
+pub use secret_names::secret_names;
 pub(crate) use sections::{check_node_id, io_reason, node_id};
 
 use std::net::{IpAddr, SocketAddr};

@@ -2,11 +2,12 @@
 //!
 //! Follows what compilation does to ports: every entry is split where another one begins or ends, and the wildcard's
 //! rules are added to each part. A rule is said to be shadowed when in each of its parts one other rule, which no pass
-//! rule skips, holds whenever it does.
+//! rule skips, holds whenever it does; or when it can be taken apart (see [`cells`]) so that this is so of each piece.
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
 
+use super::cells::{self, Cell};
 use super::cover::{covers_peer, covers_request};
 use super::finding::{Element, Finding, Lint};
 use super::probe::Probes;
@@ -15,6 +16,10 @@ use crate::model::{HttpRule, PortPolicy, PortRule, Protocol, RuleVerdict};
 
 /// Comparisons of two rules, per direction of a policy.
 const BUDGET: usize = 10_000_000;
+
+/// Comparisons of a rule with a piece of another one, per direction of a policy. What is not shown within them is not
+/// claimed.
+const CELL_BUDGET: usize = 1_000_000;
 
 /// A rule, or one of its HTTP alternatives.
 #[derive(Clone, Copy)]
@@ -74,28 +79,48 @@ pub(super) fn check(
         findings.push(Finding::new(Lint::NotCompared, direction.clone(), what, instead));
         return;
     }
-    let mut covered: Vec<Option<usize>> = Vec::with_capacity(units.len());
-    for number in 0..units.len() {
-        covered.push(covering(&units, number, &parts, probes));
-    }
+    let covered = covered(&units, &parts, probes);
     let mut number = 0;
     while number < units.len() {
         let rule = units[number];
         let alternatives = units[number..].iter().take_while(|unit| unit.same_rule(&rule)).count();
         let range = number..number + alternatives;
         // A rule goes as a whole only if others, not its own alternatives, cover all of it.
-        let by_others = covered[range.clone()].iter().map(|by| by.filter(|by| !units[*by].same_rule(&rule)));
-        match by_others.collect::<Option<Vec<usize>>>().as_deref() {
-            Some([first, ..]) => {
-                findings.push(describe(direction, &Unit { alternative: None, ..rule }, &units[*first]))
-            }
-            _ => {
-                let each = range.clone().filter_map(|unit| Some((&units[unit], &units[covered[unit]?])));
-                findings.extend(each.map(|(unit, by)| describe(direction, unit, by)));
+        let by_others = covered[range.clone()].iter().map(|by| match by.iter().any(|by| units[*by].same_rule(&rule)) {
+            true => &[][..],
+            false => by,
+        });
+        let by_others: Vec<&[usize]> = by_others.collect();
+        if by_others.iter().all(|by| !by.is_empty()) {
+            describe(direction, &Unit { alternative: None, ..rule }, &together(&units, by_others.concat()), findings);
+        } else {
+            for unit in range.clone().filter(|unit| !covered[*unit].is_empty()) {
+                describe(direction, &units[unit], &together(&units, covered[unit].clone()), findings);
             }
         }
         number = range.end;
     }
+}
+
+/// Units without repetition, in their order.
+fn together<'a>(units: &'a [Unit<'a>], mut numbers: Vec<usize>) -> Vec<&'a Unit<'a>> {
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers.into_iter().map(|number| &units[number]).collect()
+}
+
+/// For each unit those that make it pointless, one alone where there is one; none when it is not.
+fn covered(units: &[Unit<'_>], parts: &[Vec<usize>], probes: &mut Probes) -> Vec<Vec<usize>> {
+    let alone: Vec<Vec<usize>> =
+        (0..units.len()).map(|number| covering(units, number, parts, probes).unwrap_or_default()).collect();
+    let mut covered = alone.clone();
+    let mut left = CELL_BUDGET;
+    for number in (0..units.len()).filter(|number| alone[*number].is_empty()) {
+        // Only what decides something itself: two rules would otherwise be said to go because of each other.
+        let decides = |other: usize| alone[other].is_empty();
+        covered[number] = covering_together(units, number, parts, &decides, probes, &mut left).unwrap_or_default();
+    }
+    covered
 }
 
 fn units<'a>(entries: &'a [PortPolicy], bad: &BadRules, everything: &'a PortRule) -> Vec<Unit<'a>> {
@@ -141,22 +166,66 @@ fn parts(entries: &[PortPolicy], units: &[Unit<'_>]) -> Vec<Vec<usize>> {
     parts.into_iter().filter(|part| !part.is_empty()).collect()
 }
 
-/// A unit that makes this one pointless in every part; the first in order, so that the answer is always the same.
-fn covering(units: &[Unit<'_>], number: usize, parts: &[Vec<usize>], probes: &mut Probes) -> Option<usize> {
-    let mut by = None;
+/// In every part the first unit that makes this one pointless there; so that the answer is always the same, in their order.
+fn covering(units: &[Unit<'_>], number: usize, parts: &[Vec<usize>], probes: &mut Probes) -> Option<Vec<usize>> {
+    let mut by = Vec::new();
     for part in parts.iter().filter(|part| part.contains(&number)) {
-        let passes: Vec<&Unit<'_>> =
-            part.iter().map(|unit| &units[*unit]).filter(|u| matches!(u.rule.verdict, RuleVerdict::Pass(_))).collect();
-        let found = part.iter().copied().find(|other| covers(&units[*other], &units[number], &passes, probes))?;
-        by = Some(by.map_or(found, |before: usize| before.min(found)));
+        let passes = passes(units, part);
+        by.push(part.iter().copied().find(|other| covers(&units[*other], &units[number], &passes, probes))?);
     }
-    by
+    Some(by)
+}
+
+/// Units that make this one pointless in every part, each a piece of it.
+fn covering_together(
+    units: &[Unit<'_>],
+    number: usize,
+    parts: &[Vec<usize>],
+    decides: &dyn Fn(usize) -> bool,
+    probes: &mut Probes,
+    left: &mut usize,
+) -> Option<Vec<usize>> {
+    let unit = &units[number];
+    let cells = cells::of(unit.rule, unit.http(), probes);
+    let mut by = Vec::new();
+    for part in parts.iter().filter(|part| part.contains(&number)) {
+        *left = left.checked_sub(cells.len().saturating_mul(part.len()))?;
+        let passes = passes(units, part);
+        for cell in &cells {
+            let mut others = part.iter().copied().filter(|other| decides(*other));
+            by.push(others.find(|other| covers_cell(&units[*other], unit, cell, &passes, probes))?);
+        }
+    }
+    Some(by)
+}
+
+fn passes<'a>(units: &'a [Unit<'a>], part: &[usize]) -> Vec<&'a Unit<'a>> {
+    let units = part.iter().map(|unit| &units[*unit]);
+    units.filter(|unit| matches!(unit.rule.verdict, RuleVerdict::Pass(_))).collect()
 }
 
 /// Whether `unit` decides whatever `other` could, and does so first.
 fn covers(unit: &Unit<'_>, other: &Unit<'_>, passes: &[&Unit<'_>], probes: &mut Probes) -> bool {
-    if unit.position() == other.position() {
+    let Some(equal_rank) = precedes(unit, other, passes) else {
         return false;
+    };
+    // Of two that say the same the later one is superfluous.
+    covers_all(unit, other, probes)
+        && (!equal_rank || unit.position() < other.position() || !covers_all(other, unit, probes))
+}
+
+/// Whether `unit` decides whatever this piece of `other` could, and does so first. Of equal rank only one that stands before
+/// it counts, so that no two go because of each other.
+fn covers_cell(unit: &Unit<'_>, other: &Unit<'_>, cell: &Cell, passes: &[&Unit<'_>], probes: &mut Probes) -> bool {
+    precedes(unit, other, passes).is_some_and(|equal_rank| !equal_rank || unit.position() < other.position())
+        && covers_peer(unit.rule, &cell.rule, &cell.rule.remotes, probes)
+        && covers_request(unit.http(), cell.http.as_ref(), probes)
+}
+
+/// Whether `unit` comes to decide no later than `other` wherever both match, and if so whether they are of equal rank.
+fn precedes(unit: &Unit<'_>, other: &Unit<'_>, passes: &[&Unit<'_>]) -> Option<bool> {
+    if unit.position() == other.position() {
+        return None;
     }
     let equal_rank = unit.order() == other.order() && unit.rule.verdict == other.rule.verdict;
     let decides_first = match unit.rule.verdict {
@@ -165,20 +234,17 @@ fn covers(unit: &Unit<'_>, other: &Unit<'_>, passes: &[&Unit<'_>], probes: &mut 
         }
         _ => unit.order() < other.order(),
     };
-    if !(decides_first || equal_rank) || skipped(unit, other, passes) || !covers_all(unit, other, probes) {
-        return false;
+    if !(decides_first || equal_rank) || skipped(unit, other, passes) {
+        return None;
     }
     // Where nobody reads server names, an allow that asks for one admits nothing, and any other such rule refuses.
     let (mine, theirs) = (unit.rule.verdict, other.rule.verdict);
     if mine == RuleVerdict::Allow && theirs != RuleVerdict::Allow && !unit.rule.server_names.is_empty() {
-        return false;
+        return None;
     }
     // Header matches of a rule are carried out although an equal one decides, too.
-    if equal_rank && other.http().is_some_and(|http| !http.header_matches.is_empty()) {
-        return false;
-    }
-    // Of two that say the same the later one is superfluous.
-    !equal_rank || unit.position() < other.position() || !covers_all(other, unit, probes)
+    let carried_out = equal_rank && other.http().is_some_and(|http| !http.header_matches.is_empty());
+    (!carried_out).then_some(equal_rank)
 }
 
 fn covers_all(unit: &Unit<'_>, other: &Unit<'_>, probes: &mut Probes) -> bool {
@@ -195,7 +261,11 @@ fn skipped(unit: &Unit<'_>, other: &Unit<'_>, passes: &[&Unit<'_>]) -> bool {
     })
 }
 
-fn describe(direction: &Element, unit: &Unit<'_>, by: &Unit<'_>) -> Finding {
+/// Most rules that a finding names.
+const NAMED: usize = 4;
+
+fn describe(direction: &Element, unit: &Unit<'_>, by: &[&Unit<'_>], findings: &mut Vec<Finding>) {
+    let Some(first) = by.first() else { return };
     let element = |unit: &Unit<'_>| {
         let entry = direction.entry(unit.entry);
         match (unit.index, unit.alternative) {
@@ -204,24 +274,46 @@ fn describe(direction: &Element, unit: &Unit<'_>, by: &Unit<'_>) -> Finding {
             (None, _) => entry,
         }
     };
-    let same_verdict = unit.rule.verdict == by.rule.verdict;
-    let lint = match (same_verdict, unit.rule.http.is_some() && by.http().is_none()) {
+    let same_verdict = by.iter().all(|by| by.rule.verdict == unit.rule.verdict);
+    let lint = match (same_verdict, unit.rule.http.is_some() && by.iter().all(|by| by.http().is_none())) {
         (true, true) => Lint::HttpRuleWithoutEffect,
         (true, false) => Lint::RedundantRule,
         (false, _) => Lint::ShadowedRule,
     };
-    let name = if by.rule.name.is_empty() { String::new() } else { format!(" ({:?})", by.rule.name) };
-    let does = match by.rule.verdict {
-        RuleVerdict::Allow => "allows",
-        RuleVerdict::Deny => "denies",
-        RuleVerdict::Pass(_) => "passes over",
+    let does = match (by, by.iter().all(|by| by.rule.verdict == first.rule.verdict)) {
+        (_, false) => "decide",
+        ([_], true) => match first.rule.verdict {
+            RuleVerdict::Allow => "allows",
+            RuleVerdict::Deny => "denies",
+            RuleVerdict::Pass(_) => "passes over",
+        },
+        (_, true) => match first.rule.verdict {
+            RuleVerdict::Allow => "allow",
+            RuleVerdict::Deny => "deny",
+            RuleVerdict::Pass(_) => "pass over",
+        },
     };
-    let what = format!("{}{name} {does} everything that this one matches", element(by).path);
-    let instead = match lint {
-        Lint::HttpRuleWithoutEffect => "narrow the other rule to other peers or ports, or leave these HTTP rules out",
-        Lint::RedundantRule => "leave one of the two out",
+    let named = |by: &Unit<'_>| {
+        let name = if by.rule.name.is_empty() { String::new() } else { format!(" ({:?})", by.rule.name) };
+        format!("{}{name}", element(by).path)
+    };
+    let what = match by {
+        [by] => format!("{} {does} everything that this one matches", named(by)),
+        _ => {
+            let names: Vec<String> = by.iter().take(NAMED).map(|by| named(by)).collect();
+            let more = by.len().checked_sub(NAMED).filter(|more| *more > 0);
+            let more = more.map(|more| format!(" and {more} more")).unwrap_or_default();
+            format!("{}{more} together {does} everything that this one matches", names.join(", "))
+        }
+    };
+    let instead = match (lint, by) {
+        (Lint::HttpRuleWithoutEffect, _) => {
+            "narrow the other rule to other peers or ports, or leave these HTTP rules out"
+        }
+        (Lint::RedundantRule, [_]) => "leave one of the two out",
+        (Lint::RedundantRule, _) => "leave this one out, or the others",
         _ => "raise its precedence above the other's, narrow the other rule, or leave this one out",
     };
     let finding = Finding::new(lint, element(unit), what, instead.to_owned());
-    Finding { because_of: Some(element(by)), ..finding }
+    findings.push(Finding { because_of: Some(element(first)), ..finding });
 }

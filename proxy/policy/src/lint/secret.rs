@@ -17,8 +17,9 @@ pub(super) fn check(entry_element: &Element, entry: &PortPolicy, secrets: &[Stri
                 findings.push(Finding::new(
                     Lint::MissingSecret,
                     element.field(&format!("header_matches[{number}]")),
-                    format!("`{}` is compared with the secret {secret:?}, which is not known here", matched.name),
-                    "deliver the secret, or give an inline value for the time without it".to_owned(),
+                    format!("`{}` is compared with the secret {secret:?}, which nothing delivers as far as is known here", matched.name),
+                    "list it under `secrets:` of the proxy's configuration, or give an inline value for the time without it"
+                        .to_owned(),
                 ));
             }
         }

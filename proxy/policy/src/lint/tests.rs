@@ -206,6 +206,71 @@ fn a_rule_is_shadowed_only_where_all_of_its_ports_are() {
     assert_eq!(found(vec![allow(0, 0), deny(1, 65535)]), []);
 }
 
+/// What the second of two lists of rules on a port is said to be because of the first.
+fn last_of(rules: Vec<PortRule>) -> Option<(Lint, String)> {
+    let last = format!("ingress_per_port_policies[0].rules[{}]", rules.len() - 1);
+    let found = lint(&[policy(vec![on_port(80, rules)])], &[]);
+    let reach = [Lint::RedundantRule, Lint::ShadowedRule, Lint::HttpRuleWithoutEffect];
+    found.into_iter().find(|f| f.element.path == last && reach.contains(&f.lint)).map(|f| (f.lint, f.what))
+}
+
+#[test]
+fn several_rules_together_leave_nothing_to_decide() {
+    let of = |precedence, verdict, remotes: &[u32], http: Option<HttpRule>| PortRule {
+        precedence,
+        verdict,
+        remotes: remotes.to_vec(),
+        http: http.map(|http| vec![http]),
+        ..PortRule::default()
+    };
+    let (allow, deny) = (RuleVerdict::Allow, RuleVerdict::Deny);
+    let method = |pattern| Some(http(&[(":method", regex(pattern))]));
+    let at = |indexes: &[usize]| {
+        let paths: Vec<String> =
+            indexes.iter().map(|index| format!("ingress_per_port_policies[0].rules[{index}]")).collect();
+        paths.join(", ")
+    };
+    // Peers one by one.
+    let (one, other, both) = (of(2, deny, &[7], None), of(2, deny, &[8], None), of(1, allow, &[7, 8], None));
+    let what = format!("{} together deny everything that this one matches", at(&[0, 1]));
+    assert_eq!(last_of(vec![one.clone(), other.clone(), both.clone()]), Some((Lint::ShadowedRule, what)));
+    assert_eq!(last_of(vec![one.clone(), both]), None);
+    assert_eq!(last_of(vec![one.clone(), other.clone(), of(1, allow, &[], None)]), None, "anybody is more than these");
+    // The other way round in part.
+    let mixed = vec![one.clone(), of(2, allow, &[8], None), of(1, allow, &[7, 8], None)];
+    assert!(matches!(last_of(mixed), Some((Lint::ShadowedRule, what)) if what.contains("together decide")));
+    // Values one by one, and both at once.
+    let values = |last| vec![of(1, allow, &[7], method("GET")), of(1, allow, &[7], method("PUT")), last];
+    assert_eq!(last_of(values(of(0, allow, &[7], method("GET|PUT")))).map(|f| f.0), Some(Lint::RedundantRule));
+    assert_eq!(last_of(values(of(0, allow, &[7], method("GET|PUT|POST")))), None);
+    assert_eq!(last_of(values(of(0, allow, &[7, 8], method("GET|PUT")))), None);
+    let four = [(7, "GET"), (7, "PUT"), (8, "GET"), (8, "PUT")];
+    let mut rules: Vec<PortRule> = four.iter().map(|(peer, name)| of(1, allow, &[*peer], method(name))).collect();
+    rules.push(of(0, allow, &[7, 8], method("GET|PUT")));
+    assert_eq!(last_of(rules.clone()).map(|f| f.0), Some(Lint::RedundantRule));
+    rules.remove(2);
+    assert_eq!(last_of(rules), None);
+    let wider = |name| of(0, allow, &[7, 9], method(name));
+    let equal_rank = vec![wider("GET"), wider("PUT"), of(0, allow, &[7], method("GET|PUT"))];
+    assert_eq!(last_of(equal_rank).map(|f| f.0), Some(Lint::RedundantRule));
+    // Not because of what goes itself: the first two are said by the third.
+    let third_says_all = vec![of(0, allow, &[7], None), of(0, allow, &[8], None), of(0, allow, &[7, 8], None)];
+    assert_eq!(last_of(third_says_all), None);
+    // A pass rule between them keeps it.
+    let mut with_pass = vec![one, other, of(1, allow, &[7, 8], None)];
+    with_pass.insert(0, of(3, RuleVerdict::Pass(2), &[7], None));
+    assert_eq!(last_of(with_pass), None);
+}
+
+#[test]
+fn a_list_too_long_to_take_apart_is_left_alone() {
+    let peers: Vec<u32> = (1..=100).collect();
+    let mut rules: Vec<PortRule> =
+        peers.iter().map(|peer| PortRule { remotes: vec![*peer], ..PortRule::default() }).collect();
+    rules.push(PortRule { remotes: peers, verdict: RuleVerdict::Deny, ..PortRule::default() });
+    assert_eq!(last_of(rules), None);
+}
+
 #[test]
 fn nothing_is_said_about_order_where_the_order_is_not_known() {
     let deny = PortRule { precedence: 5, verdict: RuleVerdict::Deny, proxy_id: 70_000, ..PortRule::default() };
