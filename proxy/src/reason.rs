@@ -61,6 +61,11 @@ reasons! {
     Quarantined => "quarantined", 403, 7, false;
     /// The peer's identity cannot be looked up.
     IdentityUnknown => "identity_unknown", 403, 7, true;
+    /// The address of an end carries another identity than the connection, tunnel or exchange was admitted with, and what is
+    /// under way cannot go on as somebody else's.
+    IdentityChanged => "identity_changed", 403, 7, true;
+    /// The local address belongs to another endpoint than when the connection was accepted.
+    EndpointChanged => "endpoint_changed", 403, 7, true;
     /// Policy changed and no longer allows this tunnel, stream or connection.
     Revoked => "revoked", 403, 7, true;
     /// The flow would reach one of our own listeners or carries our own mark.

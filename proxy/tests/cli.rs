@@ -616,7 +616,10 @@ fn a_running_proxy_answers_and_ends_on_sigterm() {
     assert_eq!(status["listeners"][0]["name"], "load");
     assert_eq!(status["limits"]["connections"], 7);
     let text = stdout(&tollgate(&["status", "--admin", &admin]));
-    assert!(text.contains("\n! not ready: waits for first policy\n"), "{text}");
+    assert!(
+        text.contains("\n! not ready: waits for first policy, identities: no NetworkPolicyHosts has come"),
+        "{text}"
+    );
 
     let output = tollgate(&["flows", "--admin", &admin]);
     assert_eq!((code(&output), stdout(&output).as_str()), (0, ""));

@@ -25,7 +25,7 @@ pub struct Options {
     pub top: String,
     /// Of both listeners: `ingress`, where the site's address is the endpoint, or `egress`, where the client's is.
     pub direction: &'static str,
-    /// The list of identities.
+    /// The section `identities`.
     pub identities: String,
     /// Worker threads.
     pub workers: usize,

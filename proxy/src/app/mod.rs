@@ -19,13 +19,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::{self, AdminState, Surface};
-use crate::config::{Bootstrap, Config, Identities, ListenAddress, PolicySource};
+use crate::config::{Bootstrap, Config, ListenAddress, PolicySource};
 use crate::control::directory::Directory;
 use crate::control::listeners::{Clusters, ListenerHandler, Report};
 use crate::control::secrets::SecretFiles;
 use crate::control::{self, Control, WorldStore};
 use crate::flow::{self, FlowLog, FlowSettings, FlowThread};
-use crate::identity::IdentityTable;
 use crate::listener::serving::Command;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
@@ -128,7 +127,8 @@ impl Process {
         metrics.watch_sinks(flows.sinks());
         metrics.watch_access_logs(flows.access_logs());
 
-        let store = Arc::new(WorldStore::new(static_identities(&config.identities)?));
+        let sources = control::identities::sources(&config.identities).context("identities")?;
+        let store = Arc::new(WorldStore::new(sources));
         let (requests, incoming) = mpsc::channel(4);
         let side = ControlSide {
             readiness: readiness.clone(),
@@ -208,16 +208,6 @@ fn drain(readiness: &Readiness, phase: &watch::Sender<Phase>) {
     }
 }
 
-fn static_identities(identities: &Identities) -> anyhow::Result<IdentityTable> {
-    let entries: Vec<_> = match identities {
-        Identities::Static(list) => {
-            list.iter().flat_map(|entry| entry.addresses.iter().map(|net| (*net, entry.identity))).collect()
-        }
-        Identities::Nphds => Vec::new(),
-    };
-    IdentityTable::new(entries).context("identities")
-}
-
 /// Starts the endpoints and the source of policy on the control runtime.
 fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<()>> {
     let first_policy = side.readiness.pending("first policy");
@@ -228,12 +218,13 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         control.replace_secrets(files.current().clone());
         tasks.spawn(Arc::clone(&control).follow_secrets(files));
     }
+    tasks.spawn(Arc::clone(&control).follow_identity_maps(side.readiness.clone()));
     let mut streams = None;
     let (report, clusters) = (Report::default(), Clusters::default());
     match &config.policy_source {
         PolicySource::Xds { address, mode } => {
             let first = config.bootstrap.as_ref().map(|bootstrap| bootstrap.mode);
-            let client = control::xds::client(&config.node, address, *mode, first, &config.identities, &control);
+            let client = control::xds::client(&config.node, address, *mode, first, &config.identities.source, &control);
             let client = match config.dynamic_listeners {
                 true => client.subscribe(tollgate_xds::CLUSTER, clusters.handler()).subscribe(
                     tollgate_xds::LISTENER,

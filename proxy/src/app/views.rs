@@ -12,10 +12,11 @@ use tollgate_xds::{Status, Variant};
 use super::Request;
 use super::listeners::Listeners;
 use crate::admin::{Actions, BoundListener, Views};
-use crate::config::{Config, Normalize, PolicySource};
+use crate::config::{Config, Identities, Normalize, PolicySource};
 use crate::control::Control;
 use crate::control::listeners::{Clusters, Report, Reported};
 use crate::explanation::{self, Asked, Enforced, Explained};
+use crate::identity::Sources;
 use crate::policy_file::FilePlace;
 use crate::readiness::Readiness;
 
@@ -70,6 +71,7 @@ impl Views for ProcessViews {
                 "missing_secrets": missing_secrets,
             }),
         );
+        status.insert("identities".into(), identities(&world.identities));
         status.insert("xds".into(), self.streams.as_ref().map_or(Value::Null, streams));
         let listeners = self.listeners.in_service().into_iter().map(|open| {
             let addresses: Vec<_> = open.bound().collect();
@@ -168,6 +170,24 @@ fn conflict_json(conflict: &Conflict, places: &HashMap<String, FilePlace>) -> Va
         entry["files"] = files.into();
     }
     entry
+}
+
+fn identities(sources: &Sources) -> Value {
+    let settings = sources.settings();
+    let source = match &settings.source {
+        Identities::Static(_) => "list",
+        Identities::Nphds => "nphds",
+        Identities::Ipcache(_) => "ipcache",
+    };
+    let maps: Vec<_> = sources.maps().iter().flat_map(|maps| maps.views()).collect();
+    let maps: Vec<_> = maps
+        .iter()
+        .map(|map| match &map.state {
+            Ok(id) => json!({ "name": map.name, "id": id }),
+            Err(reason) => json!({ "name": map.name, "problem": reason }),
+        })
+        .collect();
+    json!({ "source": source, "mode": settings.mode.as_str(), "maps": maps, "problem": sources.waits_for() })
 }
 
 fn streams(status: &Status) -> Value {

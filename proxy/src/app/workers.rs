@@ -13,6 +13,7 @@ use tokio::task::LocalSet;
 use crate::control::WorldStore;
 use crate::flow::FlowSender;
 use crate::http::BufferPool;
+use crate::identity::sweep;
 use crate::listener::serving::{CUT, Command, Serving};
 use crate::worker::{ConnectionSlots, State, Worker};
 
@@ -62,10 +63,12 @@ async fn serve(seed: Seed) {
         buffers: Rc::new(BufferPool::default()),
         own_addresses: RefCell::default(),
         slots,
+        peers: Rc::default(),
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),
     });
+    tokio::task::spawn_local(sweep::run(Rc::clone(&worker)));
     let mut serving = Serving::new(Rc::clone(&worker));
     let mut generation = worker.world.subscribe();
     loop {
@@ -97,6 +100,7 @@ async fn serve(seed: Seed) {
                     serving.obey(command).await;
                 }
             }
+            () = worker.peers.changed() => serving.peers_changed(),
             () = worker.all_closed.notified() => {}
         }
     }

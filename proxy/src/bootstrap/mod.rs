@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::config::document::{Node as Document, Value};
 use crate::config::read::Mistakes;
-use crate::config::{self, Bootstrap, Config, Identities, Node, PolicySource, XdsMode};
+use crate::config::{self, Bootstrap, Config, Identities, IdentitySettings, Node, PolicySource, XdsMode};
 use control_plane::ControlPlane;
 use endpoints::Endpoints;
 use object::{Field, Notes, Object};
@@ -74,7 +74,7 @@ pub(crate) fn read(document: &Document, mistakes: &Mistakes) -> Option<Config> {
         metrics: endpoints.metrics,
         health: endpoints.health,
         policy_source: PolicySource::Xds { address, mode: XdsMode::Auto },
-        identities: Identities::Nphds,
+        identities: IdentitySettings::new(Identities::Nphds),
         dynamic_listeners: true,
         upstream,
         max_connections: max_connections.unwrap_or(config::MAX_CONNECTIONS),

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    AccessLog, Agent, Config, EscapedSlashes, Identities, Listener, OriginalSource, PolicySource, Upstream, XdsMode,
+    AccessLog, Agent, Config, EscapedSlashes, Identities, IdentitySettings, Listener, OriginalSource, PolicySource,
+    Upstream, XdsMode,
 };
 
 /// Every key with the value in force, for `/config_dump`.
@@ -15,16 +16,6 @@ pub fn to_json(config: &Config) -> Value {
             (json!({ "address": address.to_string(), "mode": xds_mode(*mode) }), Value::Null)
         }
         PolicySource::Directory(path) => (Value::Null, json!({ "directory": path })),
-    };
-    let identities = match &config.identities {
-        Identities::Nphds => json!("nphds"),
-        Identities::Static(list) => list
-            .iter()
-            .map(|entry| {
-                let addresses: Vec<_> = entry.addresses.iter().map(ToString::to_string).collect();
-                json!({ "identity": entry.identity.0, "addresses": addresses })
-            })
-            .collect(),
     };
     let access_log: Vec<_> = config
         .access_log
@@ -45,7 +36,7 @@ pub fn to_json(config: &Config) -> Value {
         "health": address(config.health.first()),
         "xds": xds,
         "policies": policies,
-        "identities": identities,
+        "identities": identities(&config.identities),
         "secrets": config.secrets.iter().map(|s| json!({ "name": s.name, "file": s.file })).collect::<Vec<_>>(),
         "access_log": access_log,
         "listeners": match config.dynamic_listeners {
@@ -108,6 +99,28 @@ fn agent(agent: &Agent) -> Value {
         "cache_entry_ttl": agent.cache_entry_ttl.map(duration),
         "original_source_linger": agent.original_source_linger.map(duration),
     })
+}
+
+fn identities(settings: &IdentitySettings) -> Value {
+    if let Identities::Static(list) = &settings.source {
+        return list
+            .iter()
+            .map(|entry| {
+                let addresses: Vec<_> = entry.addresses.iter().map(ToString::to_string).collect();
+                json!({ "identity": entry.identity.0, "addresses": addresses })
+            })
+            .collect();
+    }
+    let (ipcache, nphds) = match &settings.source {
+        Identities::Ipcache(path) => (Some(path), None),
+        Identities::Nphds | Identities::Static(_) => (None, Some(true)),
+    };
+    let mut section = json!({ "mode": settings.mode.as_str(), "ttl": duration(settings.ttl) });
+    let optional = [("ipcache", json!(ipcache)), ("nphds", json!(nphds)), ("conntrack", json!(settings.conntrack))];
+    for (key, value) in optional.into_iter().filter(|(_, value)| !value.is_null()) {
+        section[key] = value;
+    }
+    section
 }
 
 fn address(address: Option<&impl ToString>) -> Value {

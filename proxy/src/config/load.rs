@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::document::{self, Node, Value};
 use super::error::{ConfigError, ConfigErrors};
+use super::identities;
 use super::listeners::{self, Bound};
 use super::read::{Field, Mistakes, Section};
 use super::{Config, ListenAddress, UpstreamDefaults, scalar, sections};
@@ -109,7 +110,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
     let node = sections::node(&mut top);
     let workers = top.read("workers", cores(), |value| count(value, 1024));
     let policy_source = sections::policy_source(&mut top);
-    let identities = sections::identities(&mut top);
+    let identities = identities::identities(&mut top);
     let secrets = sections::secrets(&mut top);
     let access_log = sections::access_log(&mut top);
     let drain_timeout = top.read("drain_timeout", DRAIN_TIMEOUT, scalar::duration);

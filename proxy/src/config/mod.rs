@@ -1,12 +1,13 @@
 //! Configuration: every key of `tollgate.yaml` as a plain value, checked before anything starts.
 //!
 //! [`load`] reads the file into a tree with places (`document`), walks it with typed readers (`read`, `scalar`,
-//! `sections`, `listeners`), and collects every mistake before it fails. The types below are what the rest of the
+//! `sections`, `identities`, `listeners`), and collects every mistake before it fails. The types below are what the rest of the
 //! process sees: resolved, with defaults filled in.
 
 pub(crate) mod document;
 mod dump;
 mod error;
+mod identities;
 mod listeners;
 mod load;
 pub(crate) mod read;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use dump::{listener as listener_to_json, to_json};
 pub use error::{ConfigError, ConfigErrors};
+pub use identities::{Identities, IdentityMode, IdentitySettings, StaticIdentity};
 pub(crate) use load::{DRAIN_TIMEOUT, MAX_CONNECTIONS, cores};
 pub use load::{default_admin, load, parse};
 pub use scalar::ParseAddressError;
@@ -28,8 +30,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
-use tollgate_policy::{Direction, SecurityId};
+use tollgate_policy::Direction;
 
 /// The whole configuration, resolved: defaults filled in, every value checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,8 +47,8 @@ pub struct Config {
     pub health: Vec<SocketAddr>,
     /// Where policy comes from.
     pub policy_source: PolicySource,
-    /// Where peer identities come from.
-    pub identities: Identities,
+    /// Where peer identities come from, and whose word counts.
+    pub identities: IdentitySettings,
     /// Secrets out of files.
     pub secrets: Vec<SecretFile>,
     /// Sockets that accept redirected connections.
@@ -140,24 +141,6 @@ pub enum XdsMode {
     Ads,
     /// One incremental stream per type.
     DeltaSplit,
-}
-
-/// Where peer identities come from.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Identities {
-    /// A fixed list; longest prefix wins.
-    Static(Vec<StaticIdentity>),
-    /// `cilium.NetworkPolicyHosts` over xDS.
-    Nphds,
-}
-
-/// One identity with its addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StaticIdentity {
-    /// The identity.
-    pub identity: SecurityId,
-    /// Addresses or prefixes that carry it.
-    pub addresses: Vec<IpNet>,
 }
 
 /// A secret that policies name, and the file that holds its value.

@@ -1,22 +1,17 @@
-//! The sections beside `listeners`: node, policy source, identities, access log, tenants.
+//! The sections beside `listeners` and `identities`: node, policy source, access log, tenants.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
-use tollgate_policy::SecurityId;
-
-use super::document::{Place, Value};
+use super::document::Value;
 use super::read::{Field, Section};
 use super::scalar;
-use super::{AccessLog, Identities, ListenAddress, Node, PolicySource, SecretFile, StaticIdentity, XdsMode};
+use super::{AccessLog, ListenAddress, Node, PolicySource, SecretFile, XdsMode};
 
 /// Where Cilium's agent listens for its proxy.
 const XDS_SOCKET: &str = "/var/run/cilium/envoy/sockets/xds.sock";
 /// The literal that Cilium's agent gives its proxy.
 pub(super) const NODE_ID: &str = "host~127.0.0.1~no-id~localdomain";
-const IDENTITIES_EXAMPLE: &str = "nphds, or a list such as [{identity: 32226, addresses: [10.244.1.17]}]";
 
 /// `node: {id, cluster}`.
 pub(super) fn node(top: &mut Section<'_>) -> Node {
@@ -134,7 +129,7 @@ fn policies(field: &Field<'_>) -> Option<PolicySource> {
     directory.map(PolicySource::Directory)
 }
 
-fn no_directory(path: &Path) -> Option<String> {
+pub(super) fn no_directory(path: &Path) -> Option<String> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => None,
         Ok(_) => Some(format!("{} is not a directory; name the directory that holds the policy files", path.display())),
@@ -151,72 +146,6 @@ pub(crate) fn io_reason(error: &std::io::Error) -> String {
     let text = error.to_string();
     let end = text.find(" (os error").unwrap_or(text.len());
     text[..end].to_lowercase()
-}
-
-/// `identities: nphds` or a list. Follows the policy source when absent: with xds its `NetworkPolicyHosts`, otherwise
-/// nothing, so that every peer is the world.
-pub(super) fn identities(top: &mut Section<'_>) -> Identities {
-    let with_xds = top.has("xds");
-    let default = if with_xds { Identities::Nphds } else { Identities::Static(Vec::new()) };
-    let Some(field) = top.field("identities") else {
-        return default;
-    };
-    match &field.node.value {
-        Value::Text(word) if word == "nphds" => {
-            if !with_xds {
-                field.refuse("nphds comes over xds, which is not configured; add xds or list the identities here");
-            }
-            Identities::Nphds
-        }
-        Value::Map(entries) if entries.iter().any(|entry| entry.key == "ipcache") => {
-            field.refuse("ipcache is not implemented in this version; write nphds or a list");
-            default
-        }
-        Value::List(_) => Identities::Static(static_identities(&field)),
-        other => {
-            field.refuse(format!("{} where identities belong; write {IDENTITIES_EXAMPLE}", other.kind()));
-            default
-        }
-    }
-}
-
-fn static_identities(field: &Field<'_>) -> Vec<StaticIdentity> {
-    let mut owners: HashMap<IpNet, (SecurityId, Place)> = HashMap::new();
-    let mut identities = Vec::new();
-    for item in field.list(IDENTITIES_EXAMPLE).unwrap_or_default() {
-        let Some(mut section) = item.section("{identity: 32226, addresses: [10.244.1.17]}") else {
-            continue;
-        };
-        let identity = match section.field("identity") {
-            // 0 means "any" in policies, so no peer may carry it.
-            Some(field) => field.read(|value| scalar::integer(value, 1, u32::MAX.into())),
-            None => {
-                section.refuse_whole("no identity; add identity: NUMBER");
-                None
-            }
-        };
-        let addresses = section.field("addresses");
-        if addresses.is_none() {
-            section.refuse_whole("no addresses; add addresses: [IP or prefix, …]");
-        }
-        let identity = SecurityId(identity.and_then(|number| u32::try_from(number).ok()).unwrap_or_default());
-        let mut prefixes = Vec::new();
-        for address in addresses.and_then(|field| field.list("[10.244.1.17, \"fd00::/64\"]")).unwrap_or_default() {
-            let Some(prefix) = address.read(scalar::prefix) else {
-                continue;
-            };
-            match owners.insert(prefix, (identity, address.node.place)) {
-                Some((owner, place)) if owner != identity => address.refuse(format!(
-                    "{prefix} belongs to identity {owner} already (line {}); give it to one of them",
-                    place.line
-                )),
-                _ => prefixes.push(prefix),
-            }
-        }
-        section.finish(&[]);
-        identities.push(StaticIdentity { identity, addresses: prefixes });
-    }
-    identities
 }
 
 /// `secrets: [{name: bearer-token, file: run/secrets/bearer-token}]`.

@@ -1,13 +1,13 @@
 //! Configuration files in, values or exact error lines out.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tollgate_policy::{Direction, SecurityId};
 
 use super::{
-    AccessLog, Config, EscapedSlashes, HttpSettings, Identities, ListenAddress, OriginalSource, PolicySource,
-    SecretFile, Upstream, XdsMode, load, parse,
+    AccessLog, Config, EscapedSlashes, HttpSettings, Identities, IdentityMode, IdentitySettings, ListenAddress,
+    OriginalSource, PolicySource, SecretFile, Upstream, XdsMode, load, parse,
 };
 
 const FILE: &str = "tollgate.yaml";
@@ -45,7 +45,7 @@ fn a_policy_source_alone_gives_every_default() {
             mode: XdsMode::Auto,
         }
     );
-    assert_eq!(config.identities, Identities::Nphds);
+    assert_eq!(config.identities, IdentitySettings::new(Identities::Nphds));
     assert_eq!(config.access_log, []);
     assert_eq!(config.drain_timeout, Duration::from_secs(20));
     assert_eq!(config.max_connections, 50_000);
@@ -118,7 +118,7 @@ listeners:
     assert_eq!(config.metrics, ["[::1]:9964".parse().expect("address")]);
     assert_eq!(config.health, ["127.0.0.1:9878".parse().expect("address")]);
     assert_eq!(config.policy_source, PolicySource::Directory(directory.path().to_owned()));
-    let Identities::Static(identities) = &config.identities else {
+    let Identities::Static(identities) = &config.identities.source else {
         panic!("a list, not {:?}", config.identities);
     };
     assert_eq!(identities[0].identity, SecurityId(32226));
@@ -291,8 +291,8 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
             "2:14: listeners[0].tls: TLS is not implemented in this version; remove it",
         ),
         (
-            "xds: {}\nidentities: { ipcache: /sys/fs/bpf/tc }",
-            "2:13: identities: ipcache is not implemented in this version; write nphds or a list",
+            "xds: {}\nidentities: { ipcache: /sys }",
+            "2:24: identities.ipcache: /sys is a directory; write the path of a pinned map, or bpf_root",
         ),
         (
             "xds: {}\ntenants: {gold: {weight: 2}}",
@@ -345,6 +345,84 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
         ),
     ] {
         assert_eq!(errors(text), [expected], "{text}");
+    }
+}
+
+#[test]
+fn identities_come_from_maps() {
+    let identities = |text: &str| config(&format!("xds: {{}}\nidentities: {text}")).identities;
+    let named = identities("{ ipcache: /sys/fs/bpf/tc/globals/cilium_ipcache_v2 }");
+    let path = PathBuf::from("/sys/fs/bpf/tc/globals/cilium_ipcache_v2");
+    assert_eq!(named, IdentitySettings::new(Identities::Ipcache(path)));
+    assert_eq!((named.mode, named.ttl, named.conntrack), (IdentityMode::Compat, Duration::from_millis(3), None));
+
+    let globals = || Some(PathBuf::from("/sys/tc/globals"));
+    let below = identities("{ bpf_root: /sys }");
+    assert_eq!(below, IdentitySettings::of_bpf_root(Path::new("/sys"), "cilium_ipcache_v2"));
+    assert_eq!(below.conntrack, globals());
+    let all = identities("{ bpf_root: /sys, ipcache_name: other, conntrack: false, mode: strict, ttl: 0s }");
+    assert_eq!(all.source, Identities::Ipcache("/sys/tc/globals/other".into()));
+    assert_eq!((all.conntrack, all.mode, all.ttl), (None, IdentityMode::Strict, Duration::ZERO));
+    let hosts = identities("{ nphds: true, bpf_root: /sys, mode: fresh }");
+    assert_eq!((hosts.source, hosts.conntrack, hosts.mode), (Identities::Nphds, globals(), IdentityMode::Fresh));
+    let both = identities("{ ipcache: /sys/fs/x, conntrack: /sys/fs }");
+    assert_eq!((both.source, both.conntrack), (Identities::Ipcache("/sys/fs/x".into()), Some("/sys/fs".into())));
+
+    for (text, expected) in [
+        (
+            "{}",
+            "2:13: identities: no source of identities; write {bpf_root: /sys/fs/bpf, ipcache_name: cilium_ipcache_v2}",
+        ),
+        ("{ mode: lax, nphds: true }", "2:21: identities.mode: \"lax\" is none of compat, fresh, strict"),
+        (
+            "{ bpf_root: /none }",
+            "2:25: identities.bpf_root: cannot open directory /none: no such file or directory; create it (paths are \
+             relative to the working directory)",
+        ),
+        (
+            "{ ipcache_name: x }",
+            "2:29: identities.ipcache_name: a name below bpf_root, which is not there; add bpf_root: /sys/fs/bpf or \
+             write ipcache: PATH",
+        ),
+        (
+            "{ bpf_root: /sys, ipcache_name: a/b }",
+            "2:45: identities.ipcache_name: \"a/b\" is no file name; write one below bpf_root/tc/globals, such as \
+             cilium_ipcache_v2",
+        ),
+        (
+            "{ ipcache: cilium_ipcache_v2 }",
+            "2:24: identities.ipcache: \"cilium_ipcache_v2\" has no directory; write \
+             /sys/fs/bpf/tc/globals/cilium_ipcache_v2",
+        ),
+        (
+            "{ ipcache: /sys/a, nphds: true }",
+            "2:39: identities.nphds: addresses have exactly one source; remove nphds or the ipcache",
+        ),
+        (
+            "{ ipcache: /sys/a, conntrack: true }",
+            "2:43: identities.conntrack: the conntrack maps are below bpf_root, which is not there; add bpf_root: \
+             /sys/fs/bpf",
+        ),
+        (
+            "{ bpf_root: /sys, ipcache: /sys/a, ipcache_name: b }",
+            "2:40: identities.ipcache: the ipcache is named twice; remove ipcache or ipcache_name",
+        ),
+        ("{ bpf_root: /sys, ttl: 3 }", "2:36: identities.ttl: 3 has no unit; write 3s or 3ms"),
+        ("{ bpf_root: /sys, conntrak: true }", "2:31: identities.conntrak: unknown key; did you mean \"conntrack\"?"),
+    ] {
+        let found = errors(&format!("xds: {{}}\nidentities: {text}"));
+        assert!(found.iter().any(|line| line == expected), "{text}\n{expected}\n{found:#?}");
+    }
+}
+
+/// What was read is shown as it would be written.
+#[test]
+fn a_dump_of_maps_reads_back() {
+    for text in ["{ bpf_root: /sys, mode: strict }", "{ nphds: true, bpf_root: /sys }", "{ ipcache: /sys/a, ttl: 1s }"]
+    {
+        let config = config(&format!("xds: {{}}\nidentities: {text}"));
+        let dump = super::to_json(&config)["identities"].to_string();
+        assert_eq!(self::config(&format!("xds: {{}}\nidentities: {dump}")).identities, config.identities, "{dump}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The control side: turns what control planes send into the one immutable value that workers decide by.
 
 pub mod directory;
+pub mod identities;
 pub mod listeners;
 mod policies;
 pub mod secrets;
@@ -10,4 +11,4 @@ pub mod xds;
 
 pub(crate) use policies::set_unknown_fields_aside;
 pub use policies::{CompilingFailed, Control, Received, RefusedResource};
-pub use world::{World, WorldStore};
+pub use world::{Owner, World, WorldStore};

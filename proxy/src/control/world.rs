@@ -6,9 +6,9 @@ use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
-use tollgate_policy::{EndpointKey, Secrets, SecurityId, Snapshot};
+use tollgate_policy::{EndpointKey, Secrets, Snapshot};
 
-use crate::identity::IdentityTable;
+use crate::identity::{IdentityTable, Sources};
 
 /// Policies, identities and secrets of one moment.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ pub struct World {
     pub has_policy: bool,
     /// Compiled policies.
     pub policy: Arc<Snapshot>,
-    /// Identities of peers.
-    pub identities: Arc<IdentityTable>,
+    /// Where the identities of peers come from.
+    pub identities: Arc<Sources>,
     /// What policies name and others deliver.
     pub secrets: Arc<Secrets>,
 }
@@ -39,10 +39,26 @@ impl World {
         names.into_iter().filter_map(|name| Some((name, self.secrets.problem(name)?))).collect()
     }
 
-    /// Identity of the peer at `address`.
-    pub fn identity(&self, address: IpAddr) -> SecurityId {
-        self.identities.lookup(address)
+    /// Whom the address belongs to: endpoint ids of the policies in force for it. `None` when none is.
+    pub fn owner(&self, endpoint: &EndpointKey) -> Option<Owner> {
+        let mut ids = self.policy.endpoint(endpoint).map(|policy| policy.endpoint_id());
+        let first = ids.next()?;
+        Some(
+            ids.fold(Owner { first, others: 0 }, |owner, id| Owner {
+                others: owner.others.rotate_left(7) ^ id,
+                ..owner
+            }),
+        )
     }
+}
+
+/// Whom an address belongs to at some time. Equal as long as it is the same endpoint, or the same endpoints where several
+/// claim it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    first: u64,
+    /// What is left of the other ids, of which there are hardly ever any.
+    others: u64,
 }
 
 /// Holds the current [`World`]. Reading is one atomic load; publishing is done by the control side only.
@@ -55,8 +71,8 @@ pub struct WorldStore {
 }
 
 impl WorldStore {
-    /// A store with no policy yet, and the identities that configuration gives.
-    pub fn new(identities: IdentityTable) -> Self {
+    /// A store with no policy yet, and these sources of identities.
+    pub fn new(identities: Sources) -> Self {
         let world = World {
             generation: 0,
             published: None,
@@ -79,9 +95,14 @@ impl WorldStore {
         self.publish(|world| World { has_policy: true, policy: Arc::new(policy), ..world })
     }
 
-    /// Replaces the identities; see [`WorldStore::publish_policy`].
-    pub fn publish_identities(&self, identities: IdentityTable) -> u64 {
-        self.publish(|world| World { identities: Arc::new(identities), ..world })
+    /// Replaces the table of identities; see [`WorldStore::publish_policy`].
+    pub fn publish_identities(&self, table: IdentityTable) -> u64 {
+        self.publish(|world| World { identities: Arc::new(world.identities.with_table(table)), ..world })
+    }
+
+    /// Replaces the sources of identities; see [`WorldStore::publish_policy`].
+    pub fn publish_sources(&self, sources: Sources) -> u64 {
+        self.publish(|world| World { identities: Arc::new(sources), ..world })
     }
 
     /// Replaces the secrets; see [`WorldStore::publish_policy`]. No policy is compiled again.

@@ -49,7 +49,7 @@ pub fn client(
             tollgate_xds::NETWORK_POLICY_HOSTS,
             HostsHandler { control: Arc::clone(control), hosts: State::default() },
         ),
-        Identities::Static(_) => client,
+        Identities::Static(_) | Identities::Ipcache(_) => client,
     }
 }
 
@@ -67,6 +67,9 @@ impl Handler for PolicyHandler {
     }
 
     async fn apply(&mut self, update: Update<Self::Resource>) -> Result<(), Rejection> {
+        if update.first_on_stream {
+            self.control.reopen_identity_maps();
+        }
         let Update { changed, removed, .. } = update;
         let received =
             |Resource { name, message: policy, partly_read }| Received { name, policy, partly_read, place: None };

@@ -1,21 +1,18 @@
-//! One downstream connection: who it is, and what policy says about it at this moment.
+//! One downstream connection: what it is, for as long as it lives. What policy says about it is in `judge`.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tollgate_policy::{
-    ConnectionVerdict, Direction, EndpointKey, Flow, NearestMiss, REDACTED, Request, RuleRef, SecurityId, ServerName,
-    Verdict,
-};
+use tollgate_policy::{Direction, EndpointKey, REDACTED, SecurityId};
 
+use super::identities::{Barred, Ends, Identities, Remembered};
+use super::judge::ANYBODY;
 use crate::config;
 use crate::control::World;
 use crate::flow::{Fields, FlowRecord, LogTarget, OpenFlow, Outcome, Protocol, SinkSet};
-use crate::reason::Reason;
-use crate::worker::{Signals, Subscription, Worker};
+use crate::worker::{Signals, State, Subscription, Worker};
 
 /// A listener as a worker sees it.
 #[derive(Debug)]
@@ -38,28 +35,12 @@ pub(crate) struct Connection {
     pub(crate) downstream: SocketAddr,
     pub(crate) original_dst: SocketAddr,
     /// For the connection's own task. A task that serves a part of it, an HTTP/2 stream, needs one of its own.
-    pub(crate) subscription: Subscription,
+    subscription: Subscription,
     /// Whose policy is enforced.
     endpoint: EndpointKey,
     /// Where its flows are logged.
     log: Option<LogTarget>,
-    /// Identities of both ends, valid for the world generation they were looked up in.
-    identities: Cell<Option<(u64, Identities)>>,
-}
-
-/// Identities of the two ends of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Identities {
-    pub(crate) source: SecurityId,
-    pub(crate) destination: SecurityId,
-}
-
-/// A decision with what a flow record needs to say about it.
-#[derive(Debug)]
-pub(crate) struct Judged<V> {
-    pub(crate) verdict: V,
-    pub(crate) generation: u64,
-    pub(crate) identities: Identities,
+    remembered: Remembered,
 }
 
 impl Connection {
@@ -86,77 +67,61 @@ impl Connection {
                 endpoint,
                 proxy_id: config.proxy_id,
             }),
-            identities: Cell::new(None),
+            remembered: Remembered::default(),
         }
     }
 
-    /// Generation of the newest world: whether time has passed it by since a decision.
-    pub(crate) fn world_generation(&self) -> u64 {
-        self.worker.world.load().generation
+    /// A number that is another once anything has changed that decisions about this connection depend on: the world, or
+    /// what an end's address carries.
+    pub(crate) fn moment(&self) -> (u64, u64) {
+        self.moment_in(&self.worker.world.load())
     }
 
-    /// Looks both ends up again whenever the world has changed: an address may have changed hands.
-    fn identities(&self, world: &World) -> Identities {
-        if let Some((generation, identities)) = self.identities.get()
-            && generation == world.generation
-        {
-            return identities;
-        }
-        let identities = Identities {
-            source: world.identity(self.downstream.ip()),
-            destination: world.identity(self.original_dst.ip()),
-        };
-        self.identities.set(Some((world.generation, identities)));
-        identities
+    pub(super) fn moment_in(&self, world: &World) -> (u64, u64) {
+        (world.generation, self.remembered.epoch())
     }
 
-    fn flow(&self, identities: Identities) -> Flow<'_> {
-        let direction = self.listener.config.direction;
-        Flow {
-            direction,
+    /// Waits until something has changed that decisions about this connection depend on, or the process is to end. For the
+    /// connection's own task.
+    pub(crate) async fn changed(&self) -> State {
+        self.changed_since(&self.subscription).await
+    }
+
+    /// A subscription for a task that serves a part of the connection.
+    pub(crate) fn subscribe(&self) -> Subscription {
+        self.listener.signals.subscribe_for(self.remembered.epoch())
+    }
+
+    /// As [`Connection::changed`], for the task whose subscription it is.
+    pub(crate) async fn changed_since(&self, subscription: &Subscription) -> State {
+        subscription.changed_for(|| self.remembered.epoch()).await
+    }
+
+    /// Who is at both ends now.
+    ///
+    /// # Errors
+    /// That cannot be told, or it ends the connection.
+    pub(super) fn identities(&self, world: &World) -> Result<Identities, Barred> {
+        self.remembered.identities(&Ends {
+            worker: &self.worker,
+            world,
+            direction: self.listener.config.direction,
+            downstream: self.downstream,
+            original_dst: self.original_dst,
             endpoint: &self.endpoint,
-            remote: match direction {
-                Direction::Ingress => identities.source,
-                Direction::Egress => identities.destination,
-            },
-            port: self.original_dst.port(),
-            proxy_id: self.listener.config.proxy_id,
-            // TLS is not inspected.
-            server_name: ServerName::Unknown,
-        }
+        })
     }
 
-    /// Judges the connection by the newest policy.
-    pub(crate) fn judge(&self) -> Judged<ConnectionVerdict> {
-        let world = self.worker.world.load();
-        let identities = self.identities(&world);
-        let verdict = world.policy.evaluate_connection(&self.flow(identities));
-        Judged { verdict, generation: world.policy.generation(), identities }
-    }
-
-    /// Judges one request by the newest policy.
-    pub(crate) fn judge_request(&self, request: &Request<'_>) -> Judged<Verdict> {
-        let world = self.worker.world.load();
-        let identities = self.identities(&world);
-        let verdict = world.policy.evaluate_request(&self.flow(identities), request, &world.secrets);
-        Judged { verdict, generation: world.policy.generation(), identities }
-    }
-
-    /// Whether a rule that requests of this connection are judged by reads header fields of that name (lower case).
-    pub(crate) fn rules_read(&self, field: &str) -> bool {
-        let world = self.worker.world.load();
-        world.policy.reads_field(&self.flow(self.identities(&world)), field)
-    }
-
-    /// Whether the connection itself would be refused by now, not only a request on it: then it ends with the refusal.
-    pub(crate) fn is_refused(&self) -> bool {
-        matches!(self.judge().verdict, ConnectionVerdict::Deny { .. })
+    /// Whose policy is enforced.
+    pub(super) fn endpoint(&self) -> &EndpointKey {
+        &self.endpoint
     }
 
     /// A record that begins now, with what is known about every flow of this connection.
     pub(crate) fn open_flow(&self, protocol: Protocol, started: Instant) -> OpenFlow {
-        let identities = self.identities(&self.worker.world.load());
         let direction = self.listener.config.direction;
+        // For what is refused without being judged; a decision notes those that it was taken by.
+        let identities = self.identities(&self.worker.world.load()).ok();
         let record = FlowRecord {
             time: self.worker.flows.wall_clock(started),
             duration_us: 0,
@@ -166,11 +131,8 @@ impl Connection {
             original_dst: self.original_dst,
             upstream: None,
             upstream_source: None,
-            source: identities.source,
-            destination: match direction {
-                Direction::Ingress => SecurityId(0),
-                Direction::Egress => identities.destination,
-            },
+            source: identities.map_or(SecurityId(0), |identities| identities.source),
+            destination: identities.map_or(SecurityId(0), |identities| identities.destination),
             protocol,
             http: None,
             outcome: Outcome::Failed,
@@ -194,7 +156,7 @@ impl Connection {
     /// Fields of a request's head as an access log may show them: without values of fields that may hold a secret.
     pub(crate) fn loggable(&self, each: impl FnOnce(&mut dyn FnMut(&[u8], &[u8]))) -> Fields {
         let world = self.worker.world.load();
-        let secret = world.policy.secret_fields(&self.flow(self.identities(&world)));
+        let secret = world.policy.secret_fields(&self.flow(ANYBODY));
         let may_be_secret = |name: &[u8]| {
             let name = name.to_ascii_lowercase();
             secret.iter().any(|names| names.binary_search_by(|known| known.as_bytes().cmp(&name)).is_ok())
@@ -217,24 +179,4 @@ impl Connection {
         self.listener.config.upstream == config::Upstream::OriginalDst
             && self.worker.own_addresses.borrow().iter().any(own)
     }
-}
-
-/// Notes a denial in a record.
-pub(crate) fn note_denial(flow: &mut OpenFlow, generation: u64, nearest: Option<Box<NearestMiss>>) {
-    let record = flow.record_mut();
-    record.generation = generation;
-    record.nearest_miss = nearest;
-}
-
-/// Notes an admission in a record.
-pub(crate) fn note_admission(flow: &mut OpenFlow, generation: u64, rule: RuleRef, name: Option<Arc<str>>) {
-    let record = flow.record_mut();
-    record.generation = generation;
-    record.rule = Some(rule);
-    record.rule_name = name;
-}
-
-/// The reason code of a policy denial, told apart from "no policy set was ever received".
-pub(crate) fn denial_reason(reason: tollgate_policy::DenyReason, has_policy: bool) -> Reason {
-    if has_policy { reason.into() } else { Reason::PolicyPending }
 }

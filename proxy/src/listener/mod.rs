@@ -2,5 +2,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod connection;
+mod identities;
+pub(crate) mod judge;
 mod serve;
 pub(crate) mod serving;

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 use tollgate_net::Accepted;
-use tollgate_policy::{ConnectionVerdict, DenyReason};
 
-use super::connection::{Connection, Judged, ListenerContext, denial_reason, note_denial};
+use super::connection::{Connection, ListenerContext};
+use super::judge::{Basis, Denied, Judged, Passage};
 use crate::detect::{Detected, PREFACE, detect};
 use crate::flow::{Outcome, Protocol};
 use crate::http::{Buffer, h1, h2};
@@ -21,31 +21,22 @@ const MAX_HELD: usize = 1024;
 /// Serves `stream` until one side or policy ends it.
 pub(crate) async fn serve(connection: Rc<Connection>, stream: TcpStream) {
     if connection.is_loop() {
-        return refuse(&connection, stream, Reason::Loop, None);
+        return refuse(&connection, stream, Reason::Loop);
     }
-    let judged = judge_when_known(&connection).await;
+    let Judged { verdict, by } = judge_when_known(&connection).await;
     let buffer = Buffer::new(&connection.worker.buffers);
-    match judged.verdict {
-        ConnectionVerdict::Deny { reason, nearest } => {
-            let has_policy = connection.worker.world.load().has_policy;
-            let reason = denial_reason(reason, has_policy);
-            refuse(&connection, stream, reason, Some((judged.generation, nearest)));
-        }
-        ConnectionVerdict::AllowTcp { rule, name, permit } => {
-            let admitted =
-                Judged { verdict: (rule, name, permit), generation: judged.generation, identities: judged.identities };
-            tcp::relay(&connection, stream, buffer, admitted).await;
-        }
-        ConnectionVerdict::InspectHttp => serve_http(&connection, stream, buffer).await,
+    match verdict {
+        Err(denied) => refuse_judged(&connection, stream, denied, by),
+        Ok(Passage::Tcp(admitted)) => tcp::relay(&connection, stream, buffer, admitted, by).await,
+        Ok(Passage::Http) => serve_http(&connection, stream, buffer).await,
     }
 }
 
-/// Judges the connection; if its endpoint has no policy yet, waits for one, but not longer than `policy_wait`.
-async fn judge_when_known(connection: &Connection) -> Judged<ConnectionVerdict> {
+/// Judges the connection; if its endpoint has no policy yet, or identities cannot be looked up yet, waits for that, but not
+/// longer than `policy_wait`.
+async fn judge_when_known(connection: &Connection) -> Judged<Passage> {
     let worker = &connection.worker;
-    let unknown = |judged: &Judged<ConnectionVerdict>| {
-        matches!(judged.verdict, ConnectionVerdict::Deny { reason: DenyReason::NoPolicy, .. })
-    };
+    let unknown = |judged: &Judged<Passage>| judged.verdict.as_ref().is_err_and(Denied::is_pending);
     let judged = connection.judge();
     if !unknown(&judged) || worker.held.get() >= MAX_HELD {
         return judged;
@@ -58,7 +49,7 @@ async fn judge_when_known(connection: &Connection) -> Judged<ConnectionVerdict> 
         if !unknown(&judged) {
             break judged;
         }
-        match tokio::time::timeout_at(deadline, connection.subscription.changed()).await {
+        match tokio::time::timeout_at(deadline, connection.changed()).await {
             Ok(state) if !state.draining => {}
             _ => break connection.judge(),
         }
@@ -67,17 +58,18 @@ async fn judge_when_known(connection: &Connection) -> Judged<ConnectionVerdict> 
     judged
 }
 
-/// Resets a connection that is refused before any of its bytes count, and records why.
-fn refuse(
-    connection: &Connection,
-    stream: TcpStream,
-    reason: Reason,
-    denial: Option<(u64, Option<Box<tollgate_policy::NearestMiss>>)>,
-) {
+/// Resets a connection that is refused without asking policy, and records why.
+fn refuse(connection: &Connection, stream: TcpStream, reason: Reason) {
+    let flow = connection.open_flow(Protocol::Tcp, Instant::now());
+    tollgate_net::reset(stream);
+    flow.finish(Outcome::Denied, Some(reason));
+}
+
+/// The same for one that was judged.
+fn refuse_judged(connection: &Connection, stream: TcpStream, denied: Denied, by: Basis) {
     let mut flow = connection.open_flow(Protocol::Tcp, Instant::now());
-    if let Some((generation, nearest)) = denial {
-        note_denial(&mut flow, generation, nearest);
-    }
+    by.note(&mut flow);
+    let reason = denied.note(&mut flow);
     tollgate_net::reset(stream);
     flow.finish(Outcome::Denied, Some(reason));
 }
@@ -89,7 +81,7 @@ async fn serve_http(connection: &Rc<Connection>, mut stream: TcpStream, mut buff
         match detect(buffer.filled()) {
             Detected::Http1 => return h1::serve(connection, stream, buffer).await,
             Detected::Http2 => return h2::serve(connection, stream, buffer).await,
-            Detected::Unknown => return refuse(connection, stream, Reason::ProtocolUnknown, None),
+            Detected::Unknown => return refuse(connection, stream, Reason::ProtocolUnknown),
             Detected::Undecided => {}
         }
         if !buffer.is_empty() && deadline.is_none() {
@@ -107,18 +99,18 @@ async fn serve_http(connection: &Rc<Connection>, mut stream: TcpStream, mut buff
                 Ok(1..) => {}
                 // A connection that ends before it says anything is no request.
                 _ if buffer.is_empty() => return,
-                _ => return refuse(connection, stream, Reason::DownstreamReset, None),
+                _ => return refuse(connection, stream, Reason::DownstreamReset),
             },
-            state = connection.subscription.changed() => {
+            state = connection.changed() => {
                 if state.draining && buffer.is_empty() {
                     return;
                 }
-                let judged = connection.judge();
-                if let ConnectionVerdict::Deny { nearest, .. } = judged.verdict {
-                    return refuse(connection, stream, Reason::Revoked, Some((judged.generation, nearest)));
+                let Judged { verdict, by } = connection.judge();
+                if let Err(denied) = verdict {
+                    return refuse_judged(connection, stream, denied.into_revocation(), by);
                 }
             }
-            () = timed_out => return refuse(connection, stream, Reason::DownstreamTimeout, None),
+            () = timed_out => return refuse(connection, stream, Reason::DownstreamTimeout),
         }
     }
 }
@@ -126,5 +118,5 @@ async fn serve_http(connection: &Rc<Connection>, mut stream: TcpStream, mut buff
 /// Resets a connection for which the process has no room.
 pub(super) fn refuse_over_limit(worker: &Rc<Worker>, listener: &Rc<ListenerContext>, accepted: Accepted) {
     let connection = Connection::new(worker, listener, accepted.downstream, accepted.original_dst);
-    refuse(&connection, accepted.stream, Reason::ConnectionLimit, None);
+    refuse(&connection, accepted.stream, Reason::ConnectionLimit);
 }

@@ -181,6 +181,11 @@ impl Serving {
         self.listeners.values().chain(&self.replaced).for_each(|entry| entry.served.follow(process));
     }
 
+    /// Wakes the connections whose peers' addresses carry other identities than before.
+    pub(crate) fn peers_changed(&self) {
+        self.listeners.values().chain(&self.replaced).for_each(|entry| entry.served.signals.peers_changed());
+    }
+
     /// Carries out a command. When it returns, new connections are accepted as it says.
     pub(crate) async fn obey(&mut self, command: Command) {
         match command {

@@ -13,7 +13,7 @@ use tollgate_xds::StreamStatus;
 
 use super::control::UpdateResult;
 use super::worker::{Count, DURATION_BOUNDS_US, DirectionCounters};
-use super::{AcceptErrorKind, ConnectResult, Families, MAX_LISTENERS, process};
+use super::{AcceptErrorKind, ConnectResult, Families, IdentityMap, LookupResult, MAX_LISTENERS, process};
 use crate::flow::{AccessLogs, LossCause};
 use crate::reason::Reason;
 
@@ -31,6 +31,7 @@ impl Collector for Families {
         self.durations(&mut families)?;
         self.reasons(&mut families)?;
         self.upstreams(&mut families)?;
+        self.identities(&mut families)?;
         self.records(&mut families)?;
         self.access_logs(&mut families)?;
         self.policy(&mut families)?;
@@ -138,6 +139,23 @@ impl Families {
         let help = "Upstream connections that kept the client's address but not its port";
         let mut changed = families.counter("tollgate_upstream_source_port_changed", help)?;
         total(&mut changed, self.sum(|worker| worker.source_port_changed.value()))
+    }
+
+    fn identities(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
+        let help = "Lookups of identities in maps of the datapath, by result";
+        let mut lookups = families.counter("tollgate_identity_lookups", help)?;
+        for (map, name) in IdentityMap::ALL {
+            for (result, result_name) in LookupResult::ALL {
+                let value = self.sum(|worker| worker.identity_lookups[map as usize][result as usize].value());
+                counter(&mut lookups, &[("map", name), ("result", result_name)], value)?;
+            }
+        }
+        let help = "Open connections of which an end was found to carry another identity than before";
+        let mut changes = families.counter("tollgate_identity_changes", help)?;
+        total(&mut changes, self.sum(|worker| worker.identity_changes.value()))?;
+        let help = "Accepted connections for which conntrack and the address named different identities";
+        let mut disagreements = families.counter("tollgate_identity_disagreements", help)?;
+        total(&mut disagreements, self.sum(|worker| worker.identity_disagreements.value()))
     }
 
     fn records(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {

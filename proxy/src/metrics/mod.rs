@@ -21,7 +21,8 @@ use tollgate_policy::Direction;
 pub use control::{Control, PolicyGauges, UpdateResult};
 pub use exposition::Format;
 pub use worker::{
-    AcceptErrorKind, ConnectResult, HeldConnection, ListenerIndex, MAX_LISTENERS, OpenConnection, Worker,
+    AcceptErrorKind, ConnectResult, HeldConnection, IdentityMap, ListenerIndex, LookupResult, MAX_LISTENERS,
+    OpenConnection, Worker,
 };
 
 use crate::flow::{AccessLogs, SinkCounters};

@@ -78,6 +78,43 @@ impl ConnectResult {
     ];
 }
 
+/// A map that identities are looked up in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdentityMap {
+    /// By address.
+    Ipcache,
+    /// By connection.
+    Conntrack,
+}
+
+impl IdentityMap {
+    pub(super) const ALL: [(Self, &'static str); 2] = [(Self::Ipcache, "ipcache"), (Self::Conntrack, "conntrack")];
+}
+
+/// What a lookup found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupResult {
+    /// An identity.
+    Found,
+    /// No entry.
+    NoEntry,
+    /// Nothing: the map cannot be read.
+    Error,
+}
+
+impl LookupResult {
+    pub(super) const ALL: [(Self, &'static str); 3] =
+        [(Self::Found, "found"), (Self::NoEntry, "no_entry"), (Self::Error, "error")];
+
+    pub(crate) fn of<I, E>(answer: &Result<Option<I>, E>) -> Self {
+        match answer {
+            Ok(Some(_)) => Self::Found,
+            Ok(None) => Self::NoEntry,
+            Err(_) => Self::Error,
+        }
+    }
+}
+
 /// A counter with one writer: an add is a load and a store, no locked instruction.
 #[derive(Debug, Default)]
 pub(super) struct Count(AtomicU64);
@@ -130,6 +167,10 @@ pub(super) struct Counters {
     pub(super) upstreams_refused: AtomicBool,
     pub(super) accept_errors: [Count; AcceptErrorKind::ALL.len()],
     pub(super) source_port_changed: Count,
+    /// By [`IdentityMap`] and [`LookupResult`].
+    pub(super) identity_lookups: [[Count; LookupResult::ALL.len()]; IdentityMap::ALL.len()],
+    pub(super) identity_changes: Count,
+    pub(super) identity_disagreements: Count,
     pub(super) held: Count,
     pub(super) released: Count,
     pub(super) panics: Count,
@@ -152,6 +193,9 @@ impl Counters {
             upstreams_refused: AtomicBool::new(false),
             accept_errors: Default::default(),
             source_port_changed: Count::default(),
+            identity_lookups: Default::default(),
+            identity_changes: Count::default(),
+            identity_disagreements: Count::default(),
             held: Count::default(),
             released: Count::default(),
             panics: Count::default(),
@@ -259,6 +303,21 @@ impl Worker {
     /// Counts an upstream connection that kept the client's address but not its port.
     pub fn upstream_source_port_changed(&self) {
         self.counters.source_port_changed.increment();
+    }
+
+    /// Counts a lookup in a map of the datapath.
+    pub fn identity_lookup(&self, map: IdentityMap, result: LookupResult) {
+        self.counters.identity_lookups[map as usize][result as usize].increment();
+    }
+
+    /// Counts an open connection of which an end is found to carry another identity than before.
+    pub fn identity_changed(&self) {
+        self.counters.identity_changes.increment();
+    }
+
+    /// Counts a connection for which conntrack and the address named different identities at accept.
+    pub fn identity_disagreement(&self) {
+        self.counters.identity_disagreements.increment();
     }
 
     /// Counts a failed `accept`.

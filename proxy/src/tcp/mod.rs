@@ -3,18 +3,18 @@
 mod pump;
 mod sender;
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::net::TcpStream;
-use tollgate_policy::{ConnectionVerdict, Permit, RuleRef};
+use tollgate_policy::SecurityId;
 
 pub(crate) use pump::{Counts, Ended, fill, pump_both};
 pub(crate) use sender::{Sender, Unwritten, write_from};
 
 use crate::flow::{OpenFlow, Outcome, Protocol};
 use crate::http::Buffer;
-use crate::listener::connection::{Connection, Judged, note_admission};
+use crate::listener::connection::Connection;
+use crate::listener::judge::{Admitted, Basis};
 use crate::reason::Reason;
 use crate::upstream;
 
@@ -23,12 +23,13 @@ pub(crate) async fn relay(
     connection: &Connection,
     mut downstream: TcpStream,
     buffer: Buffer,
-    admitted: Judged<(RuleRef, Option<Arc<str>>, Permit)>,
+    mut admitted: Admitted,
+    by: Basis,
 ) {
-    let (rule, name, permit) = admitted.verdict;
     let mut flow = connection.open_flow(Protocol::Tcp, Instant::now());
-    note_admission(&mut flow, admitted.generation, rule, name);
-    let (mut stream, path) = match upstream::open(connection, &permit, admitted.identities.source).await {
+    by.note(&mut flow);
+    admitted.note(&mut flow);
+    let (mut stream, path) = match upstream::open(connection, &admitted.permit, admitted.source).await {
         Ok(opened) => opened,
         Err(reason) => {
             tollgate_net::reset(downstream);
@@ -43,22 +44,21 @@ pub(crate) async fn relay(
         tokio::select! {
             biased;
             // First, because connecting took time: not a byte may pass under a policy that is gone.
-            ended = withdrawn(connection) => ended,
+            ended = withdrawn(connection, admitted.source) => ended,
             ended = pumps => ended,
         }
     };
     finish(flow, ended, &counts, &downstream, &stream);
 }
 
-/// Waits until the connection may no longer pass as bytes, or the process ends. A port that gained HTTP rules counts: its bytes would not be
-/// inspected.
-async fn withdrawn(connection: &Connection) -> Ended {
+/// Waits until the connection may no longer pass as bytes, or the process ends.
+async fn withdrawn(connection: &Connection, source: SecurityId) -> Ended {
     loop {
-        if connection.subscription.changed().await.stopping {
+        if connection.changed().await.stopping {
             return Ended::Stopped;
         }
-        if !matches!(connection.judge().verdict, ConnectionVerdict::AllowTcp { .. }) {
-            return Ended::Revoked;
+        if let Err(reason) = connection.still_passes(source) {
+            return Ended::Revoked(reason);
         }
     }
 }
@@ -69,7 +69,7 @@ pub(crate) fn finish(mut flow: OpenFlow, ended: Ended, counts: &Counts, downstre
     flow.add_down(counts.down.get());
     let (outcome, reason) = match ended {
         Ended::Both => (Outcome::Forwarded, None),
-        Ended::Revoked => (Outcome::Denied, Some(Reason::Revoked)),
+        Ended::Revoked(reason) => (Outcome::Denied, Some(reason)),
         Ended::Stopped => (Outcome::Failed, Some(Reason::Draining)),
         Ended::DownstreamReset => (Outcome::Forwarded, Some(Reason::DownstreamReset)),
         Ended::UpstreamReset => (Outcome::Forwarded, Some(Reason::UpstreamReset)),

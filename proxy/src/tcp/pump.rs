@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use super::sender::{Sender, Unwritten, write_from};
 use crate::http::Buffer;
+use crate::reason::Reason;
 
 /// Most bytes held per direction: one read, written before the next.
 const WINDOW: usize = 16 * 1024;
@@ -31,8 +32,8 @@ pub(crate) enum Ended {
     DownstreamReset,
     /// The upstream reset, or could not be written to.
     UpstreamReset,
-    /// Policy no longer allows it.
-    Revoked,
+    /// It may no longer go on, for this reason.
+    Revoked(Reason),
     /// The process ends.
     Stopped,
 }

@@ -16,6 +16,7 @@ pub(crate) use signals::{Signals, State, Subscription};
 use crate::control::WorldStore;
 use crate::flow::FlowSender;
 use crate::http::BufferPool;
+use crate::identity::Peers;
 use crate::metrics::Worker as Metrics;
 
 /// What every connection of a worker shares.
@@ -27,6 +28,8 @@ pub(crate) struct Worker {
     /// Addresses of our own listeners: a flow that would reach one of them is a loop.
     pub(crate) own_addresses: RefCell<Vec<SocketAddr>>,
     pub(crate) slots: ConnectionSlots,
+    /// What the ipcache says about the addresses of its connections.
+    pub(crate) peers: Rc<Peers>,
     /// Connections held for a policy now.
     pub(crate) held: Cell<usize>,
     /// Connections of this worker open now.

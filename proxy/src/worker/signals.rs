@@ -35,9 +35,17 @@ impl Signals {
 
     /// Changes the state and wakes every connection that waits for a change.
     pub(crate) fn set(&self, state: State) {
-        if self.state.replace(state) == state {
-            return;
+        if self.state.replace(state) != state {
+            self.wake();
         }
+    }
+
+    /// Wakes every connection that waits for a change, so that it looks whether one of its peers is concerned.
+    pub(crate) fn peers_changed(&self) {
+        self.wake();
+    }
+
+    fn wake(&self) {
         let wakers: Vec<Waker> = self.waiting.borrow_mut().iter_mut().filter_map(|(_, slot)| slot.take()).collect();
         for waker in wakers {
             waker.wake();
@@ -46,8 +54,14 @@ impl Signals {
 
     /// A place for one task to wait in.
     pub(crate) fn subscribe(self: &Rc<Self>) -> Subscription {
+        self.subscribe_for(0)
+    }
+
+    /// The same for a task that also waits for changes of its peers; see [`Subscription::changed_for`].
+    pub(crate) fn subscribe_for(self: &Rc<Self>, own_peers: u64) -> Subscription {
         let slot = self.waiting.borrow_mut().insert(None);
-        Subscription { signals: Rc::clone(self), slot, seen: Cell::new(self.state.get()) }
+        let (seen, own_peers) = (Cell::new(self.state.get()), Cell::new(own_peers));
+        Subscription { signals: Rc::clone(self), slot, seen, own_peers }
     }
 }
 
@@ -57,21 +71,24 @@ pub(crate) struct Subscription {
     signals: Rc<Signals>,
     slot: usize,
     seen: Cell<State>,
+    /// The number that stands for the identities of this task's peers, as last seen.
+    own_peers: Cell<u64>,
 }
 
 impl Subscription {
-    /// The present state, which then counts as seen.
-    pub(crate) fn see(&self) -> State {
-        let state = self.signals.state();
-        self.seen.set(state);
-        state
-    }
-
     /// Waits until the state differs from the one last seen, and returns it.
     pub(crate) async fn changed(&self) -> State {
+        self.changed_for(|| 0).await
+    }
+
+    /// The same for a task that also depends on the identities of its peers: `own_peers` is a number that differs whenever
+    /// one of these has changed. A change of other peers does not end the wait.
+    pub(crate) async fn changed_for(&self, own_peers: impl Fn() -> u64) -> State {
         poll_fn(|context| {
-            if self.signals.state() != self.seen.get() {
-                return Poll::Ready(self.see());
+            let (state, own_peers) = (self.signals.state(), own_peers());
+            let seen = (self.seen.replace(state), self.own_peers.replace(own_peers));
+            if seen != (state, own_peers) {
+                return Poll::Ready(state);
             }
             if let Some(slot) = self.signals.waiting.borrow_mut().get_mut(self.slot)
                 && !slot.as_ref().is_some_and(|waker| waker.will_wake(context.waker()))
@@ -111,5 +128,24 @@ mod tests {
         let last = State { generation: 2, draining: true, stopping: true };
         signals.set(last);
         assert_eq!(b.changed().await, last);
+    }
+
+    #[tokio::test]
+    async fn a_change_of_peers_concerns_those_who_have_them() {
+        let signals = Rc::new(Signals::default());
+        let (own, other) = (Cell::new(5), Cell::new(7));
+        let (a, b) = (signals.subscribe_for(5), signals.subscribe_for(7));
+        let mut wait_a = polled(a.changed_for(|| own.get()));
+        let mut wait_b = polled(b.changed_for(|| other.get()));
+        assert!(!wait_a() && !wait_b());
+        own.set(6);
+        signals.peers_changed();
+        assert!(wait_a() && !wait_b());
+    }
+
+    /// Polls a future by hand; true once it is done.
+    fn polled<'f>(future: impl Future<Output = State> + 'f) -> impl FnMut() -> bool + 'f {
+        let mut future = Box::pin(future);
+        move || future.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop())).is_ready()
     }
 }

@@ -10,6 +10,7 @@ mod h2_limits;
 mod header_matches;
 mod http1;
 mod http2;
+mod identity;
 mod malformed;
 mod policy_check;
 mod policy_life;

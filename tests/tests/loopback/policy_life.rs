@@ -350,6 +350,9 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::DenyRule, "tcp", "what_policy_denies_is_reset"),
     (Reason::Quarantined, "tcp", "what_policy_denies_is_reset"),
     (Reason::MatchBudget, "policy_life", "a_value_that_takes_too_much_work_is_refused"),
+    (Reason::IdentityUnknown, "identity", "who_cannot_be_looked_up_is_refused"),
+    (Reason::IdentityChanged, "identity", "what_was_admitted_for_one_identity_does_not_go_on_for_another"),
+    (Reason::EndpointChanged, "identity", "a_connection_ends_when_the_local_address_belongs_to_another_endpoint"),
     (Reason::Revoked, "tcp", "a_port_that_gains_rules_ends_uninspected_connections"),
     (Reason::MalformedRequest, "malformed", "each_refusal_names_its_reason"),
     (Reason::AmbiguousPath, "malformed", "each_refusal_names_its_reason"),
@@ -373,7 +376,6 @@ const REACHED: &[(Reason, &str, &str)] = &[
 
 /// Reasons that no test here can reach, and why.
 const ELSEWHERE: &[(Reason, &str)] = &[
-    (Reason::IdentityUnknown, "nothing looks identities up in a way that can fail yet"),
     (Reason::Loop, "needs an original destination, so a transparent listener; the configuration refuses it otherwise"),
     (Reason::Internal, "a defect of ours, if there were one"),
     (Reason::Dropped, "flow/channel/tests.rs: a record whose task ended without a word"),
@@ -383,6 +385,7 @@ const ELSEWHERE: &[(Reason, &str)] = &[
 fn every_reason_is_reached() {
     let sources = BTreeMap::from([
         ("http1", include_str!("http1.rs")),
+        ("identity", include_str!("identity.rs")),
         ("malformed", include_str!("malformed.rs")),
         ("policy_life", include_str!("policy_life.rs")),
         ("tcp", include_str!("tcp.rs")),

@@ -12,7 +12,7 @@ use crate::app::workers::{self, Phase, Seed};
 use crate::config::Upstream;
 use crate::control::WorldStore;
 use crate::flow;
-use crate::identity::IdentityTable;
+use crate::identity::{IdentityTable, Sources};
 use crate::worker::ConnectionSlots;
 
 /// Far longer than anything takes.
@@ -31,7 +31,7 @@ fn world(drain_timeout: Duration) -> World {
     const WORKERS: usize = 2;
     let (metrics, counters) = Metrics::new(WORKERS);
     let (senders, records) = flow::channel(counters, 64);
-    let store = Arc::new(WorldStore::new(IdentityTable::new([]).unwrap()));
+    let store = Arc::new(WorldStore::new(Sources::of_table(IdentityTable::default())));
     let policy = cilium::NetworkPolicy {
         endpoint_ips: vec!["127.0.0.1".into()],
         endpoint_id: 1,

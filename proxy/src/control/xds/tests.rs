@@ -30,7 +30,7 @@ fn host_map() {
         (12, &["192.168.0.0", "192.168.0.2", "126.0.0.2", "128.0.0.0", "::", "f00d::", "beef:0:0:2::"]),
     ] {
         for address in addresses {
-            assert_eq!(table.lookup(address.parse().unwrap()), SecurityId(identity), "{name}: {address}");
+            assert_eq!(table.lookup(address.parse().unwrap()), Some(SecurityId(identity)), "{name}: {address}");
         }
     }
 }
@@ -70,7 +70,7 @@ fn host_maps_with_duplicates() {
         (&[(11, &["::1/128", "f00f::/65", "::1"])], "::1"),
     ];
     for (state, address) in within {
-        assert_eq!(table(state).unwrap().lookup(address.parse().unwrap()), SecurityId(11), "{name}");
+        assert_eq!(table(state).unwrap().lookup(address.parse().unwrap()), Some(SecurityId(11)), "{name}");
     }
     let name = "HostMapTest.HostMapDuplicateEntry2";
     let across: [(State, &str); 2] = [

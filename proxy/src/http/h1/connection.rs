@@ -10,7 +10,7 @@ use tollgate_policy::Permit;
 use super::body::{Cursor, Relay};
 use super::buffer::Buffer;
 use super::chunked::ChunkScanner;
-use super::decide::{Decision, Forward, Reply, decide, refused, still_allowed};
+use super::decide::{Decision, Forward, Reply, decide, refused, still_admitted};
 use super::exchange::{self, Completed, Downstream, ExchangeError, Paired, Progress};
 use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
 use super::request::{Refusal, RequestBody, Version};
@@ -160,7 +160,8 @@ impl Session<'_> {
         }
     }
 
-    /// Waits between requests. False when the connection ends: the client closed it, its upstream did, or we drain.
+    /// Waits between requests. False when the connection ends: the client closed it, its upstream did, an end is no longer
+    /// who it was, or we drain.
     async fn wait_for_bytes(&mut self, reader: &mut ReadHalf<'_>) -> bool {
         loop {
             if self.connection.listener.signals.state().draining {
@@ -183,7 +184,9 @@ impl Session<'_> {
                         return false;
                     }
                 }
-                _ = self.connection.subscription.changed() => {}
+                _ = self.connection.changed() => if self.connection.is_over() {
+                    return false;
+                },
             }
         }
     }
@@ -251,10 +254,10 @@ impl Session<'_> {
             Some(paired) => paired,
             None => match open_upstream(self.connection, &forward.permit, &forward, head.filled()).await {
                 Ok(paired) => paired,
-                Err(Reason::Revoked) => {
-                    return self.exchange_failed(forward, &ExchangeError::Revoked, false, reader, writer).await;
+                Err(NotOpened::Revoked(reason)) => {
+                    return self.exchange_failed(forward, &ExchangeError::Revoked(reason), false, reader, writer).await;
                 }
-                Err(reason) => return self.fail(forward, reason, reader, writer).await,
+                Err(NotOpened::Failed(reason)) => return self.fail(forward, reason, reader, writer).await,
             },
         };
         paired.path.note(forward.flow.record_mut());
@@ -312,7 +315,7 @@ impl Session<'_> {
             ExchangeError::NoResponse => (Outcome::Failed, Reason::UpstreamReset),
             ExchangeError::Response(_) => (Outcome::Failed, Reason::UpstreamMalformed),
             ExchangeError::ResponseBody(_) => (Outcome::Failed, Reason::UpstreamTruncated),
-            ExchangeError::Revoked => (Outcome::Denied, Reason::Revoked),
+            ExchangeError::Revoked(reason) => (Outcome::Denied, *reason),
             ExchangeError::Stopped => (Outcome::Failed, Reason::Draining),
         };
         let gone = matches!(error, ExchangeError::Downstream(_));
@@ -361,18 +364,26 @@ impl Session<'_> {
     }
 }
 
-/// Connects the upstream of this connection's first request, or of the first after its last upstream ended. Policy may
-/// have changed by then, and nothing was sent yet: the request of `head` is judged again in that case.
+/// Why a request has no upstream.
+enum NotOpened {
+    /// It could not be reached.
+    Failed(Reason),
+    /// The request may no longer go on.
+    Revoked(Reason),
+}
+
+/// Connects the upstream of this connection's first request, or of the first after its last upstream ended. Policy or
+/// identities may have changed by then, and nothing was sent yet: the request of `head` is judged again in that case.
 async fn open_upstream(
     connection: &Connection,
     permit: &Permit,
     forward: &Forward,
     head: &[u8],
-) -> Result<Paired, Reason> {
-    let generation = connection.world_generation();
-    let (stream, path) = upstream::open(connection, permit, forward.source).await?;
-    if connection.world_generation() != generation && !still_allowed(connection, head) {
-        return Err(Reason::Revoked);
+) -> Result<Paired, NotOpened> {
+    let opened = upstream::open(connection, permit, forward.source).await;
+    let (stream, path) = opened.map_err(NotOpened::Failed)?;
+    if connection.moment() != forward.moment {
+        still_admitted(connection, head, forward.source).map_err(NotOpened::Revoked)?;
     }
     Ok(Paired { stream, path, source: forward.source, buffer: Buffer::new(&connection.worker.buffers), reused: false })
 }
@@ -398,11 +409,11 @@ async fn serve_tunnel(
     let counts = Counts::default();
     let withdrawn = async {
         loop {
-            if connection.subscription.changed().await.stopping {
+            if connection.changed().await.stopping {
                 return Ended::Stopped;
             }
-            if !still_allowed(connection, head.filled()) {
-                return Ended::Revoked;
+            if let Err(reason) = still_admitted(connection, head.filled(), paired.source) {
+                return Ended::Revoked(reason);
             }
         }
     };

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 use std::time::Instant;
 
-use tollgate_policy::{HeaderEdits, Permit, Request, SecurityId, Verdict};
+use tollgate_policy::{HeaderEdits, Permit, Request, SecurityId};
 
 use super::head::{HeadScanner, MAX_FIELDS};
 use super::request::{FieldStorage, Refusal, RequestBody, RequestHead, Rewritten, Version};
@@ -13,7 +13,8 @@ use crate::flow::{Fields, HttpRecord, OpenFlow, Protocol};
 use crate::http::canonical::CanonicalPath;
 use crate::http::request_id::RequestId;
 use crate::http::respond::LocalReply;
-use crate::listener::connection::{Connection, note_admission, note_denial};
+use crate::listener::connection::Connection;
+use crate::listener::judge::Admitted;
 use crate::reason::Reason;
 
 /// What is to be done with a request.
@@ -44,7 +45,10 @@ pub(crate) struct Forward {
     pub(crate) last: bool,
     pub(crate) close: bool,
     pub(crate) grpc: bool,
+    /// Whom it was admitted for.
     pub(crate) source: SecurityId,
+    /// The moment that it was judged in; see [`Connection::moment`].
+    pub(crate) moment: (u64, u64),
 }
 
 /// A request that is answered here.
@@ -138,10 +142,11 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         return reply(flow, LocalReply::redirect(location.clone(), config.reason_header), Reason::PathRedirect);
     }
     let judged = connection.judge_request(&policy_view(request));
+    judged.by.note(&mut flow);
     match judged.verdict {
-        Verdict::Allow { rule, name, permit, edits, log } => {
-            note_admission(&mut flow, judged.generation, rule, name);
-            flow.record_mut().keep_header_log(log);
+        Ok(mut admitted) => {
+            admitted.note(&mut flow);
+            let Admitted { permit, edits, source, .. } = admitted;
             let request_id = request.new_request_id(config.http.request_id, &edits);
             write_log(&flow, None, &edits, request_id.as_ref());
             Decision::Forward(Box::new(Forward {
@@ -157,13 +162,12 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
                 last: request.last,
                 close: request.close,
                 grpc: request.is_grpc(),
-                source: judged.identities.source,
+                source,
+                moment: judged.by.moment,
             }))
         }
-        Verdict::Deny { reason, nearest, log } => {
-            note_denial(&mut flow, judged.generation, nearest);
-            flow.record_mut().keep_header_log(log);
-            let reason = Reason::from(reason);
+        Err(denied) => {
+            let reason = denied.note(&mut flow);
             write_log(&flow, Some(reason), &HeaderEdits::default(), None);
             let mut local = LocalReply::refusal(reason, request.is_grpc(), &config.denied_body, config.reason_header);
             local.close |= connection.is_refused();
@@ -180,13 +184,14 @@ fn trailers(connection: &Connection, request: &RequestHead<'_, '_>) -> Vec<Vec<u
     names
 }
 
-/// Whether the request of `head`, as it was received, would be admitted now; for exchanges that outlive the policy that admitted them.
-pub(crate) fn still_allowed(connection: &Connection, head: &[u8]) -> bool {
+/// Whether the request of `head`, as it was received and admitted for `source`, may go on, for exchanges that outlive what
+/// admitted them; if not, why.
+pub(crate) fn still_admitted(connection: &Connection, head: &[u8], source: SecurityId) -> Result<(), Reason> {
     let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-    let Ok(request) = RequestHead::parse(head, &mut storage, &connection.listener.config.normalize) else {
-        return false;
-    };
-    matches!(connection.judge_request(&policy_view(&request)).verdict, Verdict::Allow { .. })
+    match RequestHead::parse(head, &mut storage, &connection.listener.config.normalize) {
+        Ok(request) => connection.still_admits(&policy_view(&request), source),
+        Err(_) => Err(Reason::Revoked),
+    }
 }
 
 /// What policy judges of a request.

@@ -15,12 +15,13 @@ use tollgate_policy::SecurityId;
 use super::body::{BodyError, Cursor, Relay};
 use super::buffer::Buffer;
 use super::chunked::ChunkScanner;
-use super::decide::{Forward, still_allowed};
+use super::decide::{Forward, still_admitted};
 use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
 use super::request::{RequestBody, Version};
 use super::response::{MAX_INTERIM, ResponseBody, ResponseError, ResponseHead, each_field, with_close};
 use super::websocket::WebSocketKey;
 use crate::listener::connection::Connection;
+use crate::reason::Reason;
 use crate::tcp::{Sender, fill, write_from};
 use crate::upstream::UpstreamPath;
 
@@ -74,9 +75,9 @@ pub(crate) enum ExchangeError {
     /// The upstream ended in the middle of the response.
     #[error("response body: {0}")]
     ResponseBody(BodyError),
-    /// Policy changed and no longer allows the request.
-    #[error("policy no longer allows the request")]
-    Revoked,
+    /// The request may no longer go on, for this reason.
+    #[error("the request may no longer go on: {}", .0.code())]
+    Revoked(Reason),
     /// The process ends.
     #[error("the process ends")]
     Stopped,
@@ -134,11 +135,11 @@ pub(crate) async fn run(
     };
     let withdrawn = async {
         loop {
-            if connection.subscription.changed().await.stopping {
+            if connection.changed().await.stopping {
                 return ExchangeError::Stopped;
             }
-            if !still_allowed(connection, head) {
-                return ExchangeError::Revoked;
+            if let Err(reason) = still_admitted(connection, head, forward.source) {
+                return ExchangeError::Revoked(reason);
             }
         }
     };
@@ -315,7 +316,6 @@ impl ResponseReceiver<'_> {
             ResponseBody::UntilClose => Cursor::UntilClose,
         };
         let mut relay = Relay { cursor, trailers: None, count: &self.progress.down, needs_sender: false };
-        // Not `subscription.see()`: that would hide a change of policy from the task that judges again.
         let draining = self.connection.listener.signals.state().draining;
         // What came with the head goes out with it.
         let body = relay

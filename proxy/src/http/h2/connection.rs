@@ -84,7 +84,9 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
                 }
                 None => return,
             },
-            _ = connection.subscription.changed() => {}
+            _ = connection.changed() => if connection.is_over() {
+                shared.goaway.notify_one();
+            },
             () = shared.goaway.notified(), if !ending => {
                 ending = true;
                 server.graceful_shutdown();

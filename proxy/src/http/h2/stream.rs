@@ -11,7 +11,7 @@ use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use tollgate_policy::{HeaderEdits, Permit, SecurityId, Verdict};
+use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
 use super::connection::Shared;
 use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show};
@@ -19,7 +19,7 @@ use super::transfer::{TransferError, reset_code, transfer};
 use crate::flow::{Fields, HttpRecord, OpenFlow, Outcome, Protocol};
 use crate::http::request_id::{self, RequestId};
 use crate::http::respond::LocalReply;
-use crate::listener::connection::{Connection, note_admission, note_denial};
+use crate::listener::judge::Admitted;
 use crate::reason::Reason;
 use crate::worker::{PanicCount, Subscription};
 
@@ -56,19 +56,16 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         return reply(&mut respond, &redirect, &mut flow, Outcome::Denied, Reason::PathRedirect);
     }
     // Each stream waits for changes of its own: the connection's subscription tells one waiter only.
-    let changes = connection.listener.signals.subscribe();
-    let generation = connection.world_generation();
     let judged = connection.judge_request(&head.policy_view());
-    let (permit, edits) = match judged.verdict {
-        Verdict::Allow { rule, name, permit, edits, log } => {
-            note_admission(&mut flow, judged.generation, rule, name);
-            flow.record_mut().keep_header_log(log);
-            (permit, edits)
+    let (changes, moment) = (connection.subscribe(), judged.by.moment);
+    judged.by.note(&mut flow);
+    let Admitted { permit, edits, source, .. } = match judged.verdict {
+        Ok(mut admitted) => {
+            admitted.note(&mut flow);
+            admitted
         }
-        Verdict::Deny { reason, nearest, log } => {
-            note_denial(&mut flow, judged.generation, nearest);
-            flow.record_mut().keep_header_log(log);
-            let reason = Reason::from(reason);
+        Err(denied) => {
+            let reason = denied.note(&mut flow);
             write_log(&flow, Some(reason), &HeaderEdits::default(), None);
             reply(&mut respond, &reply_to(reason, head.is_grpc()), &mut flow, Outcome::Denied, reason);
             shared.end_if_refused();
@@ -78,13 +75,8 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
     let request_id = new_request_id(&head.parts.headers, &edits, config.http.request_id);
     write_log(&flow, None, &edits, request_id.as_ref());
     let mut exchange =
-        Exchange { shared: &shared, head: &head, edits, request_id, changes, generation, flow, respond, body };
-    exchange.run(permit, judged.identities.source).await;
-}
-
-/// Whether the request would be admitted now.
-fn still_allowed(connection: &Connection, head: &RequestHead) -> bool {
-    matches!(connection.judge_request(&head.policy_view()).verdict, Verdict::Allow { .. })
+        Exchange { shared: &shared, head: &head, edits, request_id, changes, moment, source, flow, respond, body };
+    exchange.run(permit).await;
 }
 
 /// Sends an answer of our own and says so in the record, which leaves when the stream's task ends.
@@ -123,8 +115,10 @@ struct Exchange<'a> {
     /// To be added to it.
     request_id: Option<RequestId>,
     changes: Subscription,
-    /// The world that the request was judged in.
-    generation: u64,
+    /// The moment that the request was judged in; see [`Connection::moment`].
+    moment: (u64, u64),
+    /// Whom it was admitted for.
+    source: SecurityId,
     flow: OpenFlow,
     respond: SendResponse<Bytes>,
     body: RecvStream,
@@ -136,29 +130,31 @@ enum Broken {
     Downstream,
     /// The upstream reset the stream or went away.
     Upstream(h2::Reason),
-    /// Policy no longer allows it.
-    Revoked,
+    /// It may no longer go on, for this reason.
+    Revoked(Reason),
 }
 
 impl Exchange<'_> {
-    async fn run(&mut self, permit: Permit, source: SecurityId) {
+    async fn run(&mut self, permit: Permit) {
         let connection = &self.shared.connection;
         self.flow.if_dropped(Outcome::Failed, Some(Reason::DownstreamReset));
         let opened = tokio::select! {
             biased;
-            opened = self.shared.upstream.turn(connection, &permit, source) => opened,
+            opened = self.shared.upstream.turn(connection, &permit, self.source) => opened,
             // Connecting and waiting for a turn take time; a request that nobody waits for must not wait here.
             () = reset(&mut self.respond) => return self.finish(Some(Broken::Downstream), false),
-            broken = revoked(self.shared, self.head, &self.changes) => return self.finish(Some(broken), false),
+            broken = revoked(self.shared, self.head, self.source, &self.changes) => return self.finish(Some(broken), false),
         };
         let mut turn = match opened {
             Ok(turn) => turn,
             Err(reason) => return self.fail(Outcome::Failed, reason),
         };
-        // The world may have changed in this very moment, and nothing was sent yet.
-        if connection.world_generation() != self.generation && !still_allowed(connection, self.head) {
+        // World or identities may have changed in this very moment, and nothing was sent yet.
+        if connection.moment() != self.moment
+            && let Err(reason) = connection.still_admits(&self.head.policy_view(), self.source)
+        {
             self.shared.end_if_refused();
-            return self.fail(Outcome::Denied, Reason::Revoked);
+            return self.fail(Outcome::Denied, reason);
         }
         turn.path().note(self.flow.record_mut());
         let mut request = http::Request::new(());
@@ -182,7 +178,7 @@ impl Exchange<'_> {
             // No effect on a stream that was reset already.
             upstream_body.send_reset(h2::Reason::CANCEL);
             turn.abandon();
-            if matches!(broken, Broken::Revoked) {
+            if matches!(broken, Broken::Revoked(_)) {
                 turn.revoke();
             }
         }
@@ -221,7 +217,7 @@ impl Exchange<'_> {
             biased;
             result = answered => result.err(),
             broken = request => Some(broken),
-            broken = revoked(self.shared, self.head, &self.changes) => Some(broken),
+            broken = revoked(self.shared, self.head, self.source, &self.changes) => Some(broken),
         };
         self.flow.add_up(up.get());
         self.flow.add_down(down.get());
@@ -237,7 +233,7 @@ impl Exchange<'_> {
             Broken::Downstream => (Outcome::Failed, Reason::DownstreamReset, h2::Reason::CANCEL),
             Broken::Upstream(code) if started => (Outcome::Failed, Reason::UpstreamTruncated, code),
             Broken::Upstream(code) => (Outcome::Failed, Reason::UpstreamReset, code),
-            Broken::Revoked => (Outcome::Denied, Reason::Revoked, h2::Reason::CANCEL),
+            Broken::Revoked(reason) => (Outcome::Denied, reason, h2::Reason::CANCEL),
         };
         if started || reason == Reason::DownstreamReset {
             self.respond.send_reset(code);
@@ -254,13 +250,14 @@ impl Exchange<'_> {
     }
 }
 
-/// Waits until policy no longer allows the request.
-async fn revoked(shared: &Shared, head: &RequestHead, changes: &Subscription) -> Broken {
+/// Waits until the request may no longer go on.
+async fn revoked(shared: &Shared, head: &RequestHead, source: SecurityId, changes: &Subscription) -> Broken {
+    let connection = &shared.connection;
     loop {
-        changes.changed().await;
-        if !still_allowed(&shared.connection, head) {
+        connection.changed_since(changes).await;
+        if let Err(reason) = connection.still_admits(&head.policy_view(), source) {
             shared.end_if_refused();
-            return Broken::Revoked;
+            return Broken::Revoked(reason);
         }
     }
 }

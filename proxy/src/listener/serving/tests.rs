@@ -7,7 +7,7 @@ use super::*;
 use crate::control::WorldStore;
 use crate::flow;
 use crate::http::BufferPool;
-use crate::identity::IdentityTable;
+use crate::identity::{IdentityTable, Sources};
 use crate::metrics::Metrics;
 use crate::worker::ConnectionSlots;
 
@@ -18,11 +18,12 @@ fn serving() -> (Serving, ListenerIndex) {
     let (metrics, counters) = Metrics::new(1);
     let (senders, _) = flow::channel(counters, 1);
     let worker = Worker {
-        world: Arc::new(WorldStore::new(IdentityTable::new([]).unwrap())),
+        world: Arc::new(WorldStore::new(Sources::of_table(IdentityTable::default()))),
         flows: Rc::new(senders.into_iter().next().unwrap()),
         buffers: Rc::new(BufferPool::default()),
         own_addresses: RefCell::default(),
         slots: ConnectionSlots::new(1),
+        peers: Rc::default(),
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),

@@ -1,0 +1,123 @@
+//! Keeps the datapath's maps open: which ones, and which file a pin is, can change while the process runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::Control;
+use crate::config::{Identities, IdentitySettings};
+use crate::identity::{DuplicatePrefix, IdentityTable, MapState, Maps, Sources};
+use crate::readiness::{Pending, Readiness};
+
+/// How often the pins are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long maps whose pin is gone are still read. An agent that restarts may take one away for a moment; one that is gone
+/// for good leaves maps behind that nobody writes to.
+const ORPHANED: Duration = Duration::from_secs(5);
+
+/// The sources of `settings`, before anything else is known.
+///
+/// # Errors
+/// The listed identities contradict each other.
+pub fn sources(settings: &IdentitySettings) -> Result<Sources, DuplicatePrefix> {
+    let table = match &settings.source {
+        Identities::Static(list) => {
+            let entries = list.iter().flat_map(|entry| entry.addresses.iter().map(|net| (*net, entry.identity)));
+            Some(Arc::new(IdentityTable::new(entries)?))
+        }
+        Identities::Nphds | Identities::Ipcache(_) => None,
+    };
+    Ok(Sources::new(settings, table))
+}
+
+impl Control {
+    /// Opens the maps anew and looks identities up in them from now on. For a new stream of policies: whoever sends them may
+    /// have made new maps, and these policies are about the identities in those.
+    pub fn reopen_identity_maps(&self) {
+        let sources = self.store().load().identities.reopened();
+        if let Some(sources) = sources {
+            self.replace_sources(sources);
+        }
+    }
+
+    /// Looks identities up where `settings` say from now on; a table that came over xDS is kept. Does nothing when that is
+    /// how it is already.
+    ///
+    /// # Errors
+    /// The listed identities contradict each other; nothing changes then.
+    pub fn configure_identities(&self, settings: &IdentitySettings) -> Result<(), DuplicatePrefix> {
+        let current = Arc::clone(&self.store().load().identities);
+        if current.settings() == settings {
+            return Ok(());
+        }
+        let sources = match &settings.source {
+            Identities::Static(_) => sources(settings)?,
+            Identities::Nphds | Identities::Ipcache(_) => Sources::new(settings, current.hosts()),
+        };
+        self.replace_sources(sources);
+        Ok(())
+    }
+
+    fn replace_sources(&self, sources: Sources) {
+        if let Some(maps) = sources.maps() {
+            for view in maps.views() {
+                tracing::info!(map = %view, "identity map");
+            }
+        }
+        self.store().publish_sources(sources);
+    }
+
+    /// Looks at the pins, and opens maps anew when they are other files or could not be opened before. Never returns.
+    ///
+    /// The process is not ready while identities cannot be looked up: all it could do is refuse.
+    pub async fn follow_identity_maps(self: Arc<Self>, readiness: Readiness) {
+        let mut worlds = self.store().subscribe();
+        let mut orphaned_since = None;
+        let mut blocked: Option<(String, Pending)> = None;
+        loop {
+            worlds.borrow_and_update();
+            let identities = Arc::clone(&self.store().load().identities);
+            if let Some(maps) = identities.maps() {
+                self.follow_pins(&identities, maps, &mut orphaned_since);
+            }
+            let waits_for = self.store().load().identities.waits_for();
+            if blocked.as_ref().map(|(what, _)| what) != waits_for.as_ref() {
+                if let Some(what) = &waits_for {
+                    tracing::warn!(reason = what, "identities cannot be looked up; connections are refused");
+                }
+                blocked = waits_for.map(|what| (what.clone(), readiness.pending(what)));
+            }
+            // Without maps there is nothing to look at again: an idle process stays idle.
+            let look = async {
+                match identities.maps() {
+                    Some(_) => sleep(LOOK).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = look => {}
+                changed = worlds.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Opens the maps anew when that is due and makes a difference.
+    fn follow_pins(&self, identities: &Sources, maps: &Maps, orphaned_since: &mut Option<Instant>) {
+        let state = maps.state();
+        if state != MapState::Orphaned {
+            *orphaned_since = None;
+        }
+        let due = match state {
+            MapState::Current => false,
+            MapState::Stale => true,
+            MapState::Orphaned => orphaned_since.get_or_insert_with(Instant::now).elapsed() >= ORPHANED,
+        };
+        if due
+            && let Some(sources) = identities.reopened()
+            && (maps.has_failed() || sources.maps().is_some_and(|opened| opened.views() != maps.views()))
+        {
+            self.replace_sources(sources);
+        }
+    }
+}
