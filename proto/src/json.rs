@@ -57,6 +57,14 @@ pub enum JsonError {
         /// Key of the first one.
         other: String,
     },
+    /// Two fields are given of which a message can have one.
+    #[error("{path}: excludes `{other}` next to it; keep one of them")]
+    Choice {
+        /// Where the second one stands.
+        path: String,
+        /// Key of the first one.
+        other: String,
+    },
     /// A value does not fit its field.
     #[error("{path}: {reason}; write {expected}")]
     Value {

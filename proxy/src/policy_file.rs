@@ -270,7 +270,10 @@ pub(crate) fn items(text: &str, path: &Path) -> Result<Vec<Item>, PolicyFileErro
 /// The field that an error is about; empty for the whole resource.
 pub(crate) fn path_of(error: &JsonError) -> &str {
     match error {
-        JsonError::UnknownField { path, .. } | JsonError::Twice { path, .. } | JsonError::Value { path, .. } => path,
+        JsonError::UnknownField { path, .. }
+        | JsonError::Twice { path, .. }
+        | JsonError::Choice { path, .. }
+        | JsonError::Value { path, .. } => path,
         _ => "",
     }
 }

@@ -38,6 +38,7 @@ pub(super) fn check(message: &MessageDescriptor, value: &mut Value, trail: &mut 
     };
     let mut checked = Map::with_capacity(object.len());
     let mut seen: Vec<(u32, String)> = Vec::with_capacity(object.len());
+    let mut chosen: Vec<(String, String)> = Vec::new();
     for (key, mut value) in std::mem::take(object) {
         if mistakes.len() >= MAX_MISTAKES {
             return;
@@ -48,6 +49,17 @@ pub(super) fn check(message: &MessageDescriptor, value: &mut Value, trail: &mut 
             Some(field) => match seen.iter().find(|(number, _)| *number == field.number()) {
                 Some((_, other)) => mistakes.push(JsonError::Twice { path: join(trail), other: other.clone() }),
                 None => {
+                    // A null is as if the field was not there.
+                    if let Some(choice) = field.containing_oneof().filter(|_| !value.is_null()) {
+                        match chosen.iter().find(|(name, _)| name == choice.name()) {
+                            Some((_, other)) => {
+                                mistakes.push(JsonError::Choice { path: join(trail), other: other.clone() });
+                                trail.pop();
+                                continue;
+                            }
+                            None => chosen.push((choice.name().to_owned(), key.clone())),
+                        }
+                    }
                     check_field(&field, &mut value, trail, mistakes);
                     seen.push((field.number(), key));
                     checked.insert(field.json_name().to_owned(), value);

@@ -165,7 +165,7 @@ fn nothing_is_given_twice() {
         (r#"{"endpointId": 1, "endpointId": 2}"#, "key `endpointId` stands twice in one object at line 1"),
         (
             r#"{"ingressPerPortPolicies": [{"rules": [{"deny": false, "passPrecedence": 0}]}]}"#,
-            "multiple fields provided for oneof 'verdict'",
+            "ingressPerPortPolicies[0].rules[0].passPrecedence: excludes `deny` next to it; keep one of them",
         ),
     ];
     for (text, expected) in cases {
@@ -198,6 +198,9 @@ fn a_value_that_does_not_fit_is_named() {
         let message = message_of(error);
         assert!(message.contains(remedy), "{text}: {message}");
     }
+    assert!(
+        refused(r#"{"endpointId": "many"}"#).starts_with("endpointId: \"many\" does not fit; write a whole number")
+    );
 }
 
 #[test]

@@ -28,12 +28,25 @@ pub(super) fn read(
             return None; // what was put there instead does not fit either
         }
         let expected = spelling::expected_at(descriptor, &path);
-        mistakes.push(JsonError::Value { path: shown.clone(), reason: error.to_string(), expected });
+        let reason = match at(&value, &path) {
+            Some(found @ (Value::String(_) | Value::Number(_) | Value::Bool(_))) => format!("{found} does not fit"),
+            _ => error.to_string(),
+        };
+        mistakes.push(JsonError::Value { path: shown.clone(), reason, expected });
         if mistakes.len() >= MAX_MISTAKES || !take_out(descriptor, &mut value, &path) {
             return None;
         }
         before = Some(shown);
     }
+}
+
+/// What stands at `path`.
+fn at<'a>(value: &'a Value, path: &Path) -> Option<&'a Value> {
+    path.iter().try_fold(value, |around, segment| match segment {
+        Segment::Map { key } => around.get(key.as_str()),
+        Segment::Seq { index } => around.get(*index),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    })
 }
 
 /// Removes the field at `path`; an element of a list becomes an empty one, so that those behind it keep their indexes.

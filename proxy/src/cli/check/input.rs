@@ -142,8 +142,9 @@ impl Input {
         let items = match policy_file::items(text, path) {
             Ok(items) => items,
             Err(error) => {
-                let instead = "JSON in a file named *.json, YAML in any other";
-                return self.refuse(path, error.place.line, FileRule::InvalidSyntax, error.message, instead);
+                let general = "JSON in a file named *.json, YAML in any other";
+                let (what, instead) = error.message.split_once("; ").unwrap_or((&error.message, general));
+                return self.refuse(path, error.place.line, FileRule::InvalidSyntax, what.to_owned(), instead);
             }
         };
         let file = Rc::new(File { path: path.to_owned(), places: Places::of(text) });

@@ -12,7 +12,7 @@ fn refused_by_the_filter() {
     let both = json!({"deny": true, "precedence": 1000, "pass_precedence": 100, "remote_policies": [43]});
     let resource = super::policy(&json!([{"port": 80, "rules": [both]}]), &json!([]));
     let error = tollgate_proto::json::network_policy_from_value(resource).unwrap_err().to_string();
-    assert!(error.contains("fields provided for oneof 'verdict'"), "{error}");
+    assert!(error.contains("pass_precedence: excludes `deny` next to it"), "{error}");
 
     let wide_open = json!({"port": 81});
     let denied = &["in 43,44,50,51 80 /", "in 50,51 80 /inconsistent-inherited-pass"];
