@@ -1,6 +1,7 @@
 //! What the fuzz targets do with their input. Each is a plain function, so that an input can be replayed without a fuzzer.
 //!
-//! All of them end in the same question: does the compiled engine say what the reference says?
+//! All of them end in the same question: does the compiled engine say what the reference says? Where a budget refuses, it may
+//! deny more, and never allow more.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ use tollgate_policy::{
 };
 use tollgate_proto::cilium;
 
+use self::generate::heavy;
 use self::generate::{Choices, Question, Response};
 
 /// Longest value or name that is matched: a longer one finds nothing that this does not, and takes longer.
@@ -62,6 +64,16 @@ pub fn differential(input: &[u8]) {
     for _ in 0..4 {
         let question = Question::choose(&mut choices);
         agree(&snapshot, &reference, &question.flow, &question.request());
+    }
+}
+
+/// Decisions that generate policies and questions which take more work than a value may cause.
+pub fn budget(input: &[u8]) {
+    let mut choices = Choices::new(input);
+    let (snapshot, reference) = heavy::world(&mut choices);
+    let question = heavy::question(&mut choices);
+    if let Some(mistake) = heavy::mistake(&snapshot, &reference, &question) {
+        panic!("{mistake}\nfor {:?}", question.flow);
     }
 }
 

@@ -24,6 +24,11 @@ fn differential() {
 }
 
 #[test]
+fn budget() {
+    replay("budget", tollgate_fuzz::budget);
+}
+
+#[test]
 fn server_name() {
     replay("server_name", tollgate_fuzz::server_name);
 }

@@ -11,6 +11,7 @@ mod regex_set;
 pub(crate) mod rule;
 mod rule_set;
 pub(crate) mod server_name;
+mod undecided;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

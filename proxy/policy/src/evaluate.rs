@@ -159,6 +159,10 @@ impl EndpointPolicy {
                 let nearest = explain::quarantined(self.endpoint_id(), subject.flow.direction, finding);
                 Outcome::Deny(DenyReason::Quarantined, Some(Box::new(nearest)))
             }
+            Walk::OverBudget(unit) => {
+                let nearest = explain::over_budget(self, rules, unit, subject);
+                Outcome::Deny(DenyReason::MatchBudget, Some(Box::new(nearest)))
+            }
             Walk::Undecided => {
                 let (reason, nearest) = explain::undecided(self, rules, subject, failures);
                 Outcome::Deny(reason, nearest.map(Box::new))

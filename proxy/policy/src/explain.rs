@@ -90,6 +90,8 @@ pub enum RuleOutcome {
     NotApplicable,
     /// It would have applied, but it is quarantined.
     Quarantined,
+    /// Finding out whether it applies takes too much work.
+    Undecided,
     /// A pass rule skipped it.
     Skipped,
     /// An earlier rule had decided already.
@@ -105,6 +107,7 @@ impl fmt::Display for RuleOutcome {
             Self::Passed => "passed on",
             Self::NotApplicable => "does not apply",
             Self::Quarantined => "quarantined",
+            Self::Undecided => "takes too much work to decide",
             Self::Skipped => "skipped by a pass rule",
             Self::NotReached => "not reached",
             Self::AlsoAdmitted => "admits, too",
@@ -168,7 +171,13 @@ fn explain_rules(
     for (unit, number) in index.units().iter().zip(0..) {
         let rule = rules.rule(unit);
         let matches = matches_of(rule.matches(unit.http_rule), number, ran);
-        let outcome = match Failed::of(index, unit, |p| decisions[p as usize]) {
+        let open = unit.predicates.iter().any(|p| decisions[*p as usize].is_none());
+        let outcome = match Failed::of(index, unit, |p| decisions[p as usize] != Some(false)) {
+            Failed::None if open && !decided && unit.rule >= resume => {
+                // What may deny or pass refuses.
+                decided = rule.verdict != RuleVerdict::Allow;
+                RuleOutcome::Undecided
+            }
             Failed::Quarantined => RuleOutcome::Quarantined,
             Failed::Some => RuleOutcome::NotApplicable,
             Failed::None if matches.iter().any(|ran| !ran.matched) => RuleOutcome::NotApplicable,
@@ -190,7 +199,7 @@ fn explain_rules(
                 Predicate::Never { reason, .. } => (reason.clone(), true),
                 other => (other.to_string().into(), false),
             };
-            let matched = decisions[*number as usize];
+            let matched = decisions[*number as usize] == Some(true);
             PredicateExplanation { field: predicate.field(), expected, matched, quarantined }
         });
         explained.push(RuleExplanation {
@@ -263,6 +272,27 @@ pub(crate) fn quarantined(endpoint_id: u64, direction: Direction, finding: &Find
         field: finding.element.clone(),
         expected: format!("{ENFORCED_AS_WRITTEN}{}", finding.reason).into(),
         matched: Vec::new(),
+    }
+}
+
+/// The rule of which it takes too much work to find out if it applies.
+#[cold]
+pub(crate) fn over_budget(policy: &EndpointPolicy, rules: &RuleSet, unit: &Unit, subject: Subject<'_>) -> NearestMiss {
+    let index = index_for(rules, subject);
+    let decisions = index.decisions_on(&unit.predicates, subject);
+    let predicates = || unit.predicates.iter().map(|p| index.predicate(*p)).zip(decisions.iter().copied());
+    // Where a second attempt comes to an end, the states that it built were there.
+    let open = predicates().find(|(_, holds)| holds.is_none()).or_else(|| predicates().next_back());
+    let (field, expected) = open.map_or_else(
+        || ("verdict".into(), "known".into()),
+        |(p, _)| (p.field(), format!("comparable, within the work that one value may cause, with {p}").into()),
+    );
+    NearestMiss {
+        rule: policy.rule_ref(rules, unit, subject.flow.direction),
+        name: rules.rule(unit).name.clone(),
+        field,
+        expected,
+        matched: predicates().filter(|(_, holds)| *holds == Some(true)).map(|(p, _)| p.field()).collect(),
     }
 }
 

@@ -86,7 +86,7 @@ impl<'a> Trial<'a> {
         let matches = comparison.found && (expected.is_empty() || comparison.is_equal());
         let edits_more = match matches {
             true => header_match.on_match == MatchAction::Delete,
-            false => changes(header_match.on_mismatch),
+            false => header_match.on_mismatch.edits(),
         };
         if edits_more && self.edits.is_full() {
             return Err(Why::TooManyEdits);
@@ -162,11 +162,6 @@ impl<'a> Trial<'a> {
         });
         joined
     }
-}
-
-/// Whether a mismatch with this action changes the request.
-pub(crate) const fn changes(action: MismatchAction) -> bool {
-    matches!(action, MismatchAction::Add | MismatchAction::Delete | MismatchAction::Replace)
 }
 
 /// Compares the instances of a field, one value with a bare comma between them, with what is expected. Copies nothing,

@@ -195,6 +195,11 @@ impl HeaderMatch {
             on_mismatch: MismatchAction::default(),
         }
     }
+
+    /// Whether it may change the request.
+    pub(crate) const fn edits(&self) -> bool {
+        matches!(self.on_match, MatchAction::Delete) || self.on_mismatch.edits()
+    }
 }
 
 /// What happens when a field is as a [`HeaderMatch`] expects.
@@ -227,6 +232,13 @@ pub enum MismatchAction {
     Replace,
     /// An enum value that this version does not know.
     Unknown(i32),
+}
+
+impl MismatchAction {
+    /// Whether it changes the request.
+    pub(crate) const fn edits(self) -> bool {
+        matches!(self, Self::Add | Self::Delete | Self::Replace)
+    }
 }
 
 /// Which part of a header value a [`ValueMatch::Text`] compares.

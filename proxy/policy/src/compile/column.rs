@@ -25,6 +25,8 @@ pub(super) struct Column {
     regexes: Option<RegexSet>,
     /// For each expression of `regexes` its test.
     regex_tests: Vec<u32>,
+    /// `(predicate, expression)` in order: which predicates rest on which expressions.
+    askers: Box<[(u32, u32)]>,
     effects: Vec<Effect>,
     /// Predicates that hold when there is a value, unless a test says otherwise.
     present: Vec<u32>,
@@ -156,6 +158,7 @@ impl ColumnBuilder {
         column.suffixes = (!suffixes.is_empty()).then(|| AffixSet::suffixes(suffixes));
         if !self.expressions.is_empty() {
             column.regexes = Some(RegexSet::new(&self.expressions)?);
+            column.askers = column.askers();
         }
         if !self.missing_as_empty.is_empty() {
             let mut on_empty = vec![0; bits::words(predicates)];
@@ -170,8 +173,32 @@ impl ColumnBuilder {
 }
 
 impl Column {
-    /// Sets the bits of the predicates that hold for `value` (`None`: the header is absent). `false` when about some of
-    /// them nothing is known, so that they do not hold.
+    fn askers(&self) -> Box<[(u32, u32)]> {
+        let effects = self.regex_tests.iter().map(|test| &self.effects[*test as usize]).zip(0..);
+        let asking = effects.flat_map(|(effect, i)| effect.hold.iter().chain(&effect.fail).map(move |p| (*p, i)));
+        let mut askers: Vec<_> = asking.collect();
+        askers.sort_unstable();
+        askers.into()
+    }
+
+    /// Predicates that rest on expressions, those expressions with each; in order.
+    pub(super) fn asking(&self) -> &[(u32, u32)] {
+        &self.askers
+    }
+
+    /// The expressions that this predicate rests on.
+    pub(super) fn expressions_of(&self, predicate: u32) -> impl Iterator<Item = u32> {
+        let first = self.askers.partition_point(|(asking, _)| *asking < predicate);
+        self.askers[first..].iter().take_while(move |(asking, _)| *asking == predicate).map(|(_, i)| *i)
+    }
+
+    /// Whether one expression matches `value`; as [`RegexSet::matches`].
+    pub(super) fn matches(&self, expression: u32, value: &[u8], left: &mut usize) -> Option<bool> {
+        self.regexes.as_ref()?.matches(expression as usize, value, left)
+    }
+
+    /// Sets the bits of the predicates that hold for `value` (`None`: the header is absent). `false` when about those that
+    /// rest on expressions nothing is known: their bits are set only where another test says so.
     #[must_use]
     pub(super) fn decide(&self, value: Option<&[u8]>, matched: &mut [u64]) -> bool {
         let Some(value) = value else {

@@ -78,14 +78,13 @@ impl Neighbours {
     }
 }
 
-/// What holds of one flow or request, and what therefore applies.
+/// What is known to hold of one flow or request, and what therefore applies.
 pub(crate) struct Decided<'a> {
     pub(super) index: &'a Index,
     pub(super) neighbours: &'a Neighbours,
     pub(super) subject: Subject<'a>,
     pub(super) matched: &'a [u64],
     pub(super) applicable: &'a [u64],
-    pub(super) complete: bool,
 }
 
 impl<'a> Decided<'a> {
@@ -95,11 +94,6 @@ impl<'a> Decided<'a> {
 
     pub(crate) const fn subject(&self) -> Subject<'a> {
         self.subject
-    }
-
-    /// Whether it is known of every predicate if it holds; otherwise deciding would have taken too much work.
-    pub(crate) const fn is_complete(&self) -> bool {
-        self.complete
     }
 
     pub(crate) fn unit(&self, number: u32) -> &'a Unit {

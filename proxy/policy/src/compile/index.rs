@@ -12,6 +12,7 @@ use super::bits;
 use super::column::{Column, ColumnBuilder, Lowerings};
 use super::decided::{Decided, Neighbours};
 use super::server_name;
+use super::undecided::{Candidates, Undecided};
 use crate::model::{HeaderMatcher, ValueMatch};
 use crate::{Flow, Request, ServerName};
 
@@ -92,7 +93,7 @@ pub(crate) struct Unit {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Source {
+pub(super) enum Source {
     ServerName,
     Method,
     Scheme,
@@ -115,6 +116,21 @@ impl Source {
             ":path" => Some(Self::Path),
             _ => None,
         }
+    }
+
+    /// What it holds of `subject`, in one piece and as it is compared.
+    pub(super) fn copy(&self, subject: Subject<'_>) -> Vec<u8> {
+        let mut copy = Vec::new();
+        match (self, subject.flow.server_name, subject.request) {
+            (Self::ServerName, ServerName::Name(name), _) => copy.extend(name.to_ascii_lowercase().bytes()),
+            (Self::Field(name), _, Some(request)) => {
+                let mut first = true;
+                request.headers.each(name, &mut |value| join(&mut copy, &mut first, value));
+            }
+            (_, _, Some(request)) => copy.extend(self.value(request).unwrap_or_default()),
+            _ => {}
+        }
+        copy
     }
 
     /// The value of a pseudo-header.
@@ -242,21 +258,32 @@ impl Index {
         &self.predicates[number as usize]
     }
 
-    /// Gives `walk` the set of units whose predicates all hold. Allocates nothing up to 32,768 predicates and units.
-    /// `None` for the set when about some predicate nothing is known.
-    pub(crate) fn applicable<R>(&self, subject: Subject<'_>, walk: impl FnOnce(Option<&[u64]>) -> R) -> R {
-        self.evaluate(subject, |_, applicable, complete| walk(complete.then_some(applicable)))
-    }
-
-    /// As [`Self::applicable`], with all that explaining needs.
-    pub(crate) fn inspect<R>(&self, subject: Subject<'_>, look: impl FnOnce(&Decided<'_>) -> R) -> R {
-        self.evaluate(subject, |matched, applicable, complete| {
-            look(&Decided { index: self, neighbours: &self.neighbours, subject, matched, applicable, complete })
+    /// Gives `walk` the units whose predicates all hold. Allocates nothing up to 32,768 predicates and units, as long as no
+    /// value takes too much work.
+    pub(crate) fn candidates<R>(&self, subject: Subject<'_>, walk: impl FnOnce(&mut Candidates<'_>) -> R) -> R {
+        self.evaluate(subject, |matched, units, given_up| {
+            let undecided = match given_up.is_empty() {
+                true => None,
+                false => Some(Undecided::new(self, subject, matched, units, given_up)),
+            };
+            walk(&mut Candidates { units, undecided })
         })
     }
 
-    /// Gives `walk` the predicates that hold, the units that apply, and whether that is all that there is to know.
-    fn evaluate<R>(&self, subject: Subject<'_>, walk: impl FnOnce(&[u64], &[u64], bool) -> R) -> R {
+    /// As [`Self::candidates`], with all that explaining needs. What takes too much work does not hold here.
+    pub(crate) fn inspect<R>(&self, subject: Subject<'_>, look: impl FnOnce(&Decided<'_>) -> R) -> R {
+        self.evaluate(subject, |matched, applicable, given_up| {
+            if !given_up.is_empty() {
+                let mut undecided = Undecided::new(self, subject, matched, applicable, given_up);
+                undecided.settle(applicable);
+            }
+            look(&Decided { index: self, neighbours: &self.neighbours, subject, matched, applicable })
+        })
+    }
+
+    /// Gives `walk` the predicates that hold, the units that apply, and the columns that gave up: nothing is known of what
+    /// rests on their expressions.
+    fn evaluate<R>(&self, subject: Subject<'_>, walk: impl FnOnce(&mut [u64], &mut [u64], Vec<u32>) -> R) -> R {
         let words = bits::words(self.predicates.len().max(self.units.len()));
         // Zeroing is the cost of a large set, so a small one gets a small one.
         match words {
@@ -271,9 +298,9 @@ impl Index {
         &self,
         subject: Subject<'_>,
         (matched, units): (&mut [u64], &mut [u64]),
-        walk: impl FnOnce(&[u64], &[u64], bool) -> R,
+        walk: impl FnOnce(&mut [u64], &mut [u64], Vec<u32>) -> R,
     ) -> R {
-        let complete = self.decide(subject, matched);
+        let given_up = self.decide(subject, matched);
         self.unconditional.iter().for_each(|unit| bits::insert(units, *unit));
         bits::for_each(matched, |predicate| {
             for &unit in &self.visits[predicate as usize] {
@@ -283,15 +310,26 @@ impl Index {
                 }
             }
         });
-        walk(matched, units, complete)
+        walk(matched, units, given_up)
     }
 
-    /// For each predicate whether it holds.
-    pub(crate) fn decisions(&self, subject: Subject<'_>) -> Vec<bool> {
-        let mut matched = vec![0; bits::words(self.predicates.len())];
-        // What is not known counts as not holding, here as there.
-        let _complete = self.decide(subject, &mut matched);
-        (0..self.predicates.len() as u32).map(|p| self.holds(p, subject, &matched)).collect()
+    /// For each predicate whether it holds; `None` where finding out takes too much work.
+    pub(crate) fn decisions(&self, subject: Subject<'_>) -> Vec<Option<bool>> {
+        let all: Vec<u32> = (0..self.predicates.len() as u32).collect();
+        self.decisions_on(&all, subject)
+    }
+
+    /// The same for some predicates.
+    pub(crate) fn decisions_on(&self, predicates: &[u32], subject: Subject<'_>) -> Vec<Option<bool>> {
+        self.evaluate(subject, |matched, units, given_up| {
+            let mut undecided = Undecided::new(self, subject, matched, units, given_up);
+            predicates.iter().map(|p| undecided.holds(*p)).collect()
+        })
+    }
+
+    pub(super) fn column(&self, number: u32) -> (&Source, &Column) {
+        let (source, column) = &self.columns[number as usize];
+        (source, column)
     }
 
     pub(super) fn holds(&self, predicate: u32, subject: Subject<'_>, matched: &[u64]) -> bool {
@@ -302,8 +340,8 @@ impl Index {
         }
     }
 
-    /// `false` when about some predicates nothing is known, so that they do not hold.
-    fn decide(&self, subject: Subject<'_>, matched: &mut [u64]) -> bool {
+    /// The columns whose expressions take too much work together, so that nothing is known of them; nearly always none.
+    fn decide(&self, subject: Subject<'_>, matched: &mut [u64]) -> Vec<u32> {
         if !self.remotes.is_empty()
             && let Some(predicates) = self.remotes.get(&subject.flow.remote.0)
         {
@@ -317,11 +355,13 @@ impl Index {
         if subject.flow.server_name == ServerName::Unknown {
             self.unless_server_name_known.iter().for_each(|p| bits::insert(matched, *p));
         }
-        let mut complete = true;
-        for (source, column) in &self.columns {
-            complete &= decide_column(source, column, subject, matched);
+        let mut given_up = Vec::new();
+        for ((source, column), number) in self.columns.iter().zip(0..) {
+            if !decide_column(source, column, subject, matched) {
+                given_up.push(number);
+            }
         }
-        complete
+        given_up
     }
 }
 
@@ -401,17 +441,18 @@ fn decide_field(name: &str, column: &Column, request: &Request<'_>, matched: &mu
             complete
         }
         _ => {
-            // Several instances are one value with a bare comma between them.
             let mut joined = Vec::new();
             let mut first = true;
-            request.headers.each(name, &mut |value| {
-                if !first {
-                    joined.push(b',');
-                }
-                first = false;
-                joined.extend_from_slice(value);
-            });
+            request.headers.each(name, &mut |value| join(&mut joined, &mut first, value));
             column.decide(Some(&joined), matched)
         }
     }
+}
+
+/// Several instances are one value with a bare comma between them.
+fn join(joined: &mut Vec<u8>, first: &mut bool, value: &[u8]) {
+    if !std::mem::take(first) {
+        joined.push(b',');
+    }
+    joined.extend_from_slice(value);
 }

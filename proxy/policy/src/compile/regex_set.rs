@@ -8,11 +8,12 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
+use regex_automata::hybrid::LazyStateID;
 use regex_automata::hybrid::dfa::{Cache, DFA};
 use regex_automata::nfa::thompson::{Compiler, Config, NFA, WhichCaptures};
 use regex_automata::util::pool::Pool;
 use regex_automata::util::start;
-use regex_automata::{Anchored, MatchKind};
+use regex_automata::{Anchored, MatchKind, PatternID};
 use regex_syntax::hir::{Class, Hir, HirKind};
 
 /// Bytes of automaton that one expression may need before it is quarantined.
@@ -38,10 +39,20 @@ type NewCache = Box<dyn Fn() -> Cache + Send + Sync + std::panic::UnwindSafe + s
 pub(super) struct RegexSet {
     dfa: DFA,
     caches: Pool<Cache, NewCache>,
-    /// Of a cache, in bytes.
-    capacity: usize,
+    /// Bytes of states that a cache has room for.
+    room: usize,
     /// Bytes of states that one value may build.
     work: usize,
+}
+
+/// Where a walk through the automaton ended.
+enum Walked {
+    /// In this state.
+    At(LazyStateID),
+    /// Where nothing can match any more.
+    Nowhere,
+    /// Before the end of the value: more would take too much work.
+    TooFar,
 }
 
 impl RegexSet {
@@ -52,12 +63,19 @@ impl RegexSet {
     pub(super) fn new(patterns: &[Arc<Hir>]) -> Result<Self, String> {
         let nfa = automaton(patterns, SET_SIZE_LIMIT)?;
         let size = nfa.memory_usage();
+        // What a cache holds besides states: two sets of the automaton's states, and where each expression starts.
+        let empty = nfa.states().len() * 16 + nfa.pattern_len() * 24;
         let capacity = CACHE_CAPACITY + CACHE_PER_BYTE * size;
-        let config = DFA::config().match_kind(MatchKind::All).cache_capacity(capacity).skip_cache_capacity_check(true);
+        let config = DFA::config()
+            .match_kind(MatchKind::All)
+            .starts_for_each_pattern(true)
+            .cache_capacity(capacity)
+            .skip_cache_capacity_check(true);
         let dfa = DFA::builder().configure(config).build_from_nfa(nfa).map_err(|error| error.to_string())?;
         let for_cache = dfa.clone();
         let caches: Pool<Cache, NewCache> = Pool::new(Box::new(move || for_cache.create_cache()));
-        Ok(Self { dfa, caches, capacity, work: WORK + size / WORK_PART })
+        let room = capacity.saturating_sub(empty);
+        Ok(Self { dfa, caches, room, work: WORK + size / WORK_PART })
     }
 
     /// Calls `found` with the number of each expression that matches all of `value`. `false` when finishing the search
@@ -65,44 +83,78 @@ impl RegexSet {
     #[must_use]
     pub(super) fn each_match(&self, value: &[u8], mut found: impl FnMut(usize)) -> bool {
         let mut cache = self.caches.get();
-        let limit = self.built(&cache) + self.work;
-        let start = start::Config::new().anchored(Anchored::Yes);
-        let Ok(mut state) = self.dfa.start_state(&mut cache, &start) else {
-            return false;
-        };
-        for stretch in value.chunks(STRIDE) {
-            for &byte in stretch {
-                let Ok(next) = self.dfa.next_state(&mut cache, state, byte) else {
-                    return false;
-                };
-                state = next;
-                if state.is_tagged() {
-                    if state.is_dead() {
-                        return true;
-                    }
-                    if state.is_quit() {
-                        return false;
-                    }
+        let most = self.built(&cache) + self.work;
+        match self.walk(&mut cache, Anchored::Yes, value, |built, _| built > most) {
+            Walked::TooFar => return false,
+            Walked::Nowhere => {}
+            Walked::At(end) if !end.is_match() => {}
+            Walked::At(end) => {
+                for i in 0..self.dfa.match_len(&cache, end) {
+                    found(self.dfa.match_pattern(&cache, end, i).as_usize());
                 }
-            }
-            if self.built(&cache) > limit {
-                return false;
-            }
-        }
-        let Ok(end) = self.dfa.next_eoi_state(&mut cache, state) else {
-            return false;
-        };
-        if end.is_match() {
-            for i in 0..self.dfa.match_len(&cache, end) {
-                found(self.dfa.match_pattern(&cache, end, i).as_usize());
             }
         }
         true
     }
 
+    /// Whether one of the expressions, by its number, matches all of `value`, whatever the others would take. `None` when
+    /// finding out takes more work than is `left`, or than one expression may cause. Takes what it needs from `left`:
+    /// bytes of states and of the value.
+    #[cold]
+    pub(super) fn matches(&self, expression: usize, value: &[u8], left: &mut usize) -> Option<bool> {
+        let mut cache = self.caches.get();
+        let before = self.built(&cache);
+        let most = WORK.min(*left);
+        let mut bytes = STRIDE;
+        let walked = self.walk(&mut cache, Anchored::Pattern(PatternID::must(expression)), value, |built, walked| {
+            bytes = walked + STRIDE;
+            built.saturating_sub(before) + walked > most
+        });
+        *left = left.saturating_sub(self.built(&cache).saturating_sub(before) + bytes);
+        match walked {
+            Walked::At(end) => Some(end.is_match()),
+            Walked::Nowhere => Some(false),
+            Walked::TooFar => None,
+        }
+    }
+
+    /// Walks through all of `value`, and its end, until `too_far` says so of the bytes of states built in the cache so far
+    /// and the bytes of the value behind. It is asked after each stretch and at the end.
+    #[inline]
+    fn walk(
+        &self,
+        cache: &mut Cache,
+        anchored: Anchored,
+        value: &[u8],
+        mut too_far: impl FnMut(usize, usize) -> bool,
+    ) -> Walked {
+        let start = start::Config::new().anchored(anchored);
+        let Ok(mut state) = self.dfa.start_state(cache, &start) else { return Walked::TooFar };
+        let mut walked = 0;
+        for stretch in value.chunks(STRIDE) {
+            for &byte in stretch {
+                let Ok(next) = self.dfa.next_state(cache, state, byte) else { return Walked::TooFar };
+                state = next;
+                if state.is_tagged() {
+                    if state.is_dead() {
+                        return Walked::Nowhere;
+                    }
+                    if state.is_quit() {
+                        return Walked::TooFar;
+                    }
+                }
+            }
+            walked += stretch.len();
+            if too_far(self.built(cache), walked) {
+                return Walked::TooFar;
+            }
+        }
+        self.dfa.next_eoi_state(cache, state).map_or(Walked::TooFar, Walked::At)
+    }
+
     /// Bytes of states that were built in the cache so far, those included that it has let go of.
     fn built(&self, cache: &Cache) -> usize {
-        cache.clear_count().saturating_mul(self.capacity).saturating_add(cache.memory_usage())
+        cache.clear_count().saturating_mul(self.room).saturating_add(cache.memory_usage())
     }
 }
 
@@ -153,4 +205,63 @@ fn automaton(patterns: &[impl Borrow<Hir>], limit: usize) -> Result<NFA, String>
         Some(_) => format!("needs an automaton of more than {limit} bytes"),
         None => error.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::re2::{Pattern, parse};
+
+    fn set(patterns: impl Iterator<Item = String>) -> RegexSet {
+        let read = |pattern: String| match parse(&pattern) {
+            Ok(Pattern::Expression(hir)) => Arc::new(hir),
+            other => panic!("{pattern}: {other:?}"),
+        };
+        RegexSet::new(&patterns.map(read).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn found(set: &RegexSet, value: &str) -> Option<Vec<usize>> {
+        let mut found = Vec::new();
+        set.each_match(value.as_bytes(), |i| found.push(i)).then_some(found)
+    }
+
+    /// An emptied cache is no work that the value has caused.
+    #[test]
+    fn no_value_pays_for_an_emptied_cache() {
+        let set = set((0..4000).map(|i| format!("/api/v1/service-number-{i}/[a-z]+/x")));
+        let mut emptied = 0;
+        for i in 0..40_000 {
+            let service = i * 7919 % 4000;
+            let rest = (0..8).map(|k| char::from(b'a' + ((i >> k) * 31 % 26) as u8)).collect::<String>();
+            let value = format!("/api/v1/service-number-{service}/{rest}/x");
+            assert_eq!(found(&set, &value), Some(vec![service]), "{value}, {emptied} times emptied");
+            emptied = set.caches.get().clear_count();
+        }
+        assert!(emptied > 0, "the cache was never full");
+    }
+
+    #[test]
+    fn one_expression_at_a_time() {
+        let set = set([".*a.{300}b", "[-ab]*", "c.*"].map(str::to_owned).into_iter());
+        let mut state = 1_u32;
+        let byte = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            char::from(b"-ab"[(state >> 24) as usize % 3])
+        };
+        let value: String = (0..60_000).map(byte).collect();
+        let value = value.as_bytes();
+        assert!(!set.each_match(value, |_| {}));
+        let mut left = 10 * WORK;
+        assert_eq!(set.matches(1, value, &mut left), Some(true));
+        assert_eq!(set.matches(2, value, &mut left), Some(false));
+        let light = 10 * WORK - left;
+        assert!((60_000..200_000).contains(&light), "{light}");
+        let before = left;
+        assert_eq!(set.matches(0, value, &mut left), None);
+        assert!((WORK..2 * WORK).contains(&(before - left)), "{} bytes", before - left);
+        // What is left bounds it, too.
+        left = 1000;
+        assert_eq!(set.matches(1, value, &mut left), None);
+        assert_eq!(left, 0);
+    }
 }

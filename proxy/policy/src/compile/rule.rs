@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::column::Lowerings;
 use super::index::Predicate;
 use super::server_name;
-use crate::header_match::changes;
 use crate::model::{
     HeaderMatch, HeaderMatcher, HttpRule, MatchAction, MismatchAction, PortRule, RuleVerdict, Unsupported,
 };
@@ -288,8 +287,7 @@ fn check_match(header_match: &HeaderMatch) -> Result<(), (&'static str, String)>
     if let MismatchAction::Unknown(action) = header_match.on_mismatch {
         return Err(("mismatch_action", unknown(action)));
     }
-    let edits = header_match.on_match == MatchAction::Delete || changes(header_match.on_mismatch);
-    if edits && (name.starts_with(':') || FIXED.contains(&name)) {
+    if header_match.edits() && (name.starts_with(':') || FIXED.contains(&name)) {
         return Err(("name", format!("{name} frames or routes the message, so no rule may change it")));
     }
     match value_problem(header_match.value.as_bytes()) {

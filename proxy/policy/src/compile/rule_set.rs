@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::bits;
 use super::index::{Index, Predicate, Subject, Unit};
 use super::rule::{Alternative, CompiledRule, Finding, Findings};
 use crate::header_match::Trial;
-use crate::model::RuleVerdict;
+use crate::model::{HeaderMatch, RuleVerdict};
 use crate::{Flow, ServerName};
 
 /// Rules of one port range, with the indexes that find the deciding one.
@@ -39,6 +38,8 @@ pub(crate) enum Walk<'a> {
     Deny(&'a Unit),
     /// None decides, which refuses.
     Undecided,
+    /// Whether this one decides takes too much work to find out, which refuses.
+    OverBudget(&'a Unit),
     /// The range denies everything, for this reason.
     Contradiction(&'a Finding),
 }
@@ -155,12 +156,12 @@ impl RuleSet {
             return Walk::Contradiction(finding);
         }
         let index = self.requests();
-        index.applicable(subject, |applicable| {
-            // An allow that is known may stand behind a deny that is not, or an edit: so nothing decides.
-            let Some(applicable) = applicable else { return Walk::Undecided };
+        index.candidates(subject, |candidates| {
             let mut from = 0;
             let mut admitted: Option<&Unit> = None;
-            while let Some(number) = bits::first_from(applicable, from) {
+            // The first allow that may apply, and is not known to.
+            let mut doubt: Option<&Unit> = None;
+            while let Some((number, known)) = candidates.first_from(from) {
                 let unit = &index.units()[number as usize];
                 let rule = self.rule(unit);
                 if admitted.is_some_and(|first| rule.precedence < self.rule(first).precedence) {
@@ -169,20 +170,27 @@ impl RuleSet {
                 from = number + 1;
                 match self.effect(unit, subject.flow) {
                     RuleVerdict::Allow => {
-                        if trial.run(number, rule.matches(unit.http_rule)) {
-                            admitted = admitted.or(Some(unit));
+                        let matches = rule.matches(unit.http_rule);
+                        // What the one in doubt admits, rules of lower precedence do not edit.
+                        let before = doubt.filter(|doubt| rule.precedence < self.rule(doubt).precedence);
+                        let in_doubt = if known { before } else { Some(unit) };
+                        if let Some(unit) = in_doubt.filter(|_| matches.iter().any(HeaderMatch::edits)) {
+                            return Walk::OverBudget(unit);
+                        }
+                        match known {
+                            false => doubt = doubt.or(Some(unit)),
+                            true if trial.run(number, matches) => admitted = admitted.or(Some(unit)),
+                            true => {}
                         }
                     }
                     // Rules of one precedence stand in the order deny, allow, pass.
                     _ if admitted.is_some() => break,
-                    RuleVerdict::Deny => return Walk::Deny(unit),
-                    RuleVerdict::Pass(_) => {
-                        let next = self.continuation(unit);
-                        from = index.units().partition_point(|unit| unit.rule < next) as u32;
-                    }
+                    _ if !known => return Walk::OverBudget(unit),
+                    RuleVerdict::Deny => return doubt.map_or(Walk::Deny(unit), Walk::OverBudget),
+                    RuleVerdict::Pass(_) => from = self.behind(index, unit),
                 }
             }
-            admitted.map_or(Walk::Undecided, Walk::Allow)
+            admitted.map_or_else(|| doubt.map_or(Walk::Undecided, Walk::OverBudget), Walk::Allow)
         })
     }
 
@@ -191,23 +199,31 @@ impl RuleSet {
         if let Some(finding) = &self.denied {
             return Walk::Contradiction(finding);
         }
-        index.applicable(subject, |applicable| {
-            // An allow that is known may stand behind a deny that is not, or an edit: so nothing decides.
-            let Some(applicable) = applicable else { return Walk::Undecided };
+        index.candidates(subject, |candidates| {
             let mut from = 0;
-            while let Some(number) = bits::first_from(applicable, from) {
+            // The first allow that may apply, and is not known to. It admits nothing; what another one behind it admits is
+            // right in either case.
+            let mut doubt: Option<&Unit> = None;
+            while let Some((number, known)) = candidates.first_from(from) {
                 let unit = &index.units()[number as usize];
+                from = number + 1;
                 match self.effect(unit, subject.flow) {
-                    RuleVerdict::Allow => return Walk::Allow(unit),
-                    RuleVerdict::Deny => return Walk::Deny(unit),
-                    RuleVerdict::Pass(_) => {
-                        let next = self.continuation(unit);
-                        from = index.units().partition_point(|unit| unit.rule < next) as u32;
-                    }
+                    RuleVerdict::Allow if known => return Walk::Allow(unit),
+                    RuleVerdict::Allow => doubt = doubt.or(Some(unit)),
+                    // It may deny, or skip what denies.
+                    _ if !known => return Walk::OverBudget(unit),
+                    RuleVerdict::Deny => return doubt.map_or(Walk::Deny(unit), Walk::OverBudget),
+                    RuleVerdict::Pass(_) => from = self.behind(index, unit),
                 }
             }
-            Walk::Undecided
+            doubt.map_or(Walk::Undecided, Walk::OverBudget)
         })
+    }
+
+    /// The unit at which the walk goes on when this one passes.
+    fn behind(&self, index: &Index, unit: &Unit) -> u32 {
+        let next = self.continuation(unit);
+        index.units().partition_point(|unit| unit.rule < next) as u32
     }
 }
 

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::ops::ControlFlow;
 
-use super::{Failed, index_for};
+use super::{Failed, index_for, over_budget};
 use crate::compile::decided::Decided;
 use crate::compile::index::{Subject, Unit};
 use crate::compile::{RuleSet, Walk};
@@ -28,6 +28,9 @@ pub(crate) fn undecided(
     let connection = Subject { request: None, ..subject };
     let admitting = match rules.walk_connection(connection) {
         Walk::Allow(unit) if subject.request.is_some() => Some(unit.rule),
+        Walk::OverBudget(unit) => {
+            return (DenyReason::MatchBudget, Some(over_budget(policy, rules, unit, connection)));
+        }
         _ => None,
     };
     let Some(admitting) = admitting else {
@@ -183,11 +186,7 @@ impl<'a> Search<'a> {
 
     fn conclude(self, policy: &EndpointPolicy, none_admits: DenyReason) -> (DenyReason, Option<NearestMiss>) {
         let quarantined = self.found_quarantined();
-        let reason = match self.decided.is_complete() {
-            false => DenyReason::MatchBudget,
-            true if quarantined => DenyReason::Quarantined,
-            true => none_admits,
-        };
+        let reason = if quarantined { DenyReason::Quarantined } else { none_admits };
         let Some((nearness, number)) = &self.best else { return (reason, None) };
         (reason, Some(self.describe(policy, *number, nearness.reached)))
     }

@@ -156,16 +156,18 @@ impl Effects {
         };
         let empty = HeaderLog::default();
         let log = log.unwrap_or(&empty);
-        let fields = |edits: &HeaderEdits| -> BTreeMap<String, Vec<Vec<u8>>> {
-            let after = edits.iter().map(|edit| {
-                let kept = if edit.keep { received(&edit.name, request) } else { Vec::new() };
-                let appended = edit.append.iter().map(|value| value.as_bytes().to_vec());
-                (edit.name.to_string(), kept.into_iter().chain(appended).collect())
-            });
-            after.collect()
-        };
         same(&self.missing, &log.missing)
             && same(&self.rejected, &log.rejected)
-            && edits.is_none_or(|edits| fields(edits) == self.fields)
+            && edits.is_none_or(|edits| self.agree_on_fields(request, edits))
+    }
+
+    /// Whether the compiled form leaves the same fields.
+    pub fn agree_on_fields(&self, request: &Request<'_>, edits: &HeaderEdits) -> bool {
+        let after = edits.iter().map(|edit| {
+            let kept = if edit.keep { received(&edit.name, request) } else { Vec::new() };
+            let appended = edit.append.iter().map(|value| value.as_bytes().to_vec());
+            (edit.name.to_string(), kept.into_iter().chain(appended).collect())
+        });
+        after.collect::<BTreeMap<String, Vec<Vec<u8>>>>() == self.fields
     }
 }

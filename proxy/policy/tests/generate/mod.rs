@@ -4,6 +4,8 @@
 //! Bytes that have run out choose the first, simplest alternative of everything, so that a shorter input is a simpler
 //! case.
 
+pub(crate) mod heavy;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use tollgate_policy::model::{
@@ -282,7 +284,8 @@ fn expression(choices: &mut Choices<'_>) -> String {
 }
 
 /// Header fields in the order received.
-pub(crate) struct Fields(Vec<(&'static str, &'static [u8])>);
+#[derive(Clone)]
+pub(crate) struct Fields(pub(crate) Vec<(&'static str, &'static [u8])>);
 
 impl Headers for Fields {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
@@ -297,8 +300,8 @@ pub(crate) struct Question {
     method: &'static [u8],
     scheme: &'static [u8],
     authority: &'static [u8],
-    path: &'static [u8],
-    headers: Fields,
+    pub(crate) path: &'static [u8],
+    pub(crate) headers: Fields,
 }
 
 impl Question {

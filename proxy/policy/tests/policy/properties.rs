@@ -6,10 +6,13 @@
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::strategy::ValueTree;
-use tollgate_policy::model::{MatchAction, MismatchAction, NetworkPolicy, PortPolicy, PortRule, RuleVerdict};
-use tollgate_policy::reference::Judgement;
-use tollgate_policy::{DenyReason, Verdict};
+use tollgate_policy::model::{
+    HeaderMatcher, MatchAction, MismatchAction, NetworkPolicy, PortPolicy, PortRule, RuleVerdict, ValueMatch,
+};
+use tollgate_policy::reference::{Judgement, Reference};
+use tollgate_policy::{DenyReason, Snapshot, Verdict};
 
+use crate::generate::heavy;
 use crate::generate::{Choices, Question, Response, difference, entries, history, rule, secrets, worlds};
 use crate::support::{ENDPOINT, policy};
 
@@ -139,6 +142,94 @@ proptest! {
         let questions = questions(&asked);
         prop_assert_eq!(outcomes(&entries, &questions), outcomes(&shuffled, &questions));
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { max_shrink_iters: 50, ..config(250) })]
+
+    /// In particular no deny in force is dodged by a value that takes too much work.
+    #[test]
+    fn a_budget_only_ever_refuses(world in bytes(120), asked in bytes(60)) {
+        let (snapshot, reference) = heavy::world(&mut Choices::new(&world));
+        let mut choices = Choices::new(&asked);
+        for _ in 0..3 {
+            let question = heavy::question(&mut choices);
+            prop_assert_eq!(heavy::mistake(&snapshot, &reference, &question), None, "{:?}", question.flow);
+        }
+    }
+
+    #[test]
+    fn heavy_expressions_for_others_change_nothing(world in bytes(200), added in bytes(30), asked in bytes(60)) {
+        let mut entries = entries(&mut Choices::new(&world));
+        let mut choices = Choices::new(&added);
+        // Ports whose rules were all for other peers are ports with rules, and an entry without rules allows everything.
+        for entry in entries.iter_mut().filter(|entry| !entry.rules.is_empty()) {
+            // No pass: of another tier, it may contradict what is there.
+            let added = PortRule { verdict: RuleVerdict::Allow, ..for_nobody(&mut choices) };
+            let at = choices.below(entry.rules.len() + 1);
+            entry.rules.insert(at, added);
+        }
+        let (snapshot, reference) = heavy::world_of(entries);
+        let mut choices = Choices::new(&asked);
+        for _ in 0..3 {
+            let question = heavy::question(&mut choices);
+            let (flow, request) = (&question.flow, &question.request());
+            let differs = difference(&snapshot, &reference, flow, request);
+            prop_assert_eq!(differs, None, "{:?}", flow);
+            let verdict = snapshot.evaluate_request(flow, request, &secrets());
+            let refused = matches!(verdict, Verdict::Deny { reason: DenyReason::MatchBudget, .. });
+            prop_assert!(!refused, "{:?}: {:?}", flow, verdict);
+        }
+    }
+}
+
+/// A rule for a peer that nobody is, with heavy expressions on everything.
+fn for_nobody(choices: &mut Choices<'_>) -> PortRule {
+    let mut rule = rule(choices);
+    rule.remotes = vec![4711];
+    rule.unsupported.clear();
+    rule.server_names = heavy::heavy_names();
+    for http_rule in rule.http.iter_mut().flatten() {
+        http_rule.unsupported.clear();
+        http_rule.header_matches.clear();
+        let heavy = |name| HeaderMatcher::new(name, ValueMatch::Regex(heavy::EXPRESSIONS[0].into()));
+        http_rule.headers = vec![heavy(":path"), heavy("x")];
+    }
+    rule
+}
+
+/// What the budget had to do with the answer to a question.
+fn doubt(snapshot: &Snapshot, reference: &Reference, question: &Question) -> &'static str {
+    let expected = reference.request(&question.flow, &question.request(), &secrets()).0;
+    match (snapshot.evaluate_request(&question.flow, &question.request(), &secrets()), expected) {
+        (Verdict::Allow { rule, .. }, Judgement::Allow(expected)) if rule == expected => "allowed",
+        (Verdict::Allow { .. }, _) => "allowed behind a doubt",
+        (Verdict::Deny { reason: DenyReason::MatchBudget, .. }, Judgement::Allow(_)) => "refused by the budget alone",
+        (Verdict::Deny { reason: DenyReason::MatchBudget, .. }, _) => "refused by the budget, too",
+        (Verdict::Deny { .. }, _) => "denied",
+    }
+}
+
+/// Heavy worlds that never exceed a budget would prove nothing.
+#[test]
+fn heavy_worlds_give_every_outcome() {
+    let mut random = proptest::test_runner::TestRunner::deterministic();
+    let mut seen = std::collections::BTreeMap::new();
+    for _ in 0..250 {
+        let mut next = |most| bytes(most).new_tree(&mut random).unwrap().current();
+        let (world, asked) = (next(120), next(60));
+        let (snapshot, reference) = heavy::world(&mut Choices::new(&world));
+        let mut choices = Choices::new(&asked);
+        for _ in 0..3 {
+            let question = heavy::question(&mut choices);
+            *seen.entry(doubt(&snapshot, &reference, &question)).or_insert(0) += 1;
+        }
+    }
+    let all =
+        ["allowed", "allowed behind a doubt", "denied", "refused by the budget alone", "refused by the budget, too"];
+    let often: Vec<&str> = seen.iter().filter(|(_, count)| **count >= 3).map(|(outcome, _)| *outcome).collect();
+    assert_eq!(often, all, "{seen:?}");
+    println!("{seen:?}");
 }
 
 fn shuffle<T>(list: &mut [T], choices: &mut Choices<'_>) {
