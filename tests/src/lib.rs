@@ -7,6 +7,7 @@
 
 pub mod access_log;
 pub mod admin;
+pub mod agent;
 pub mod bpf;
 pub mod control_plane;
 pub mod http2;
