@@ -29,6 +29,8 @@ pub struct Options {
     pub identities: String,
     /// Worker threads.
     pub workers: usize,
+    /// The xDS mode.
+    pub mode: &'static str,
 }
 
 impl Default for Options {
@@ -39,6 +41,7 @@ impl Default for Options {
             direction: "ingress",
             identities: "[]".into(),
             workers: 1,
+            mode: "split",
         }
     }
 }
@@ -98,12 +101,12 @@ impl Proxy {
     pub fn attached(site: &Site, upstream: SocketAddr, options: &Options, control: &Path) -> Self {
         let admin = site.path("admin.sock");
         let (http, tcp) = (site.at(HTTP_PORT), site.at(TCP_PORT));
-        let Options { listener, top, direction, identities, workers } = options;
+        let Options { listener, top, direction, identities, workers, mode } = options;
         let common = format!("direction: {direction}, transparent: false, upstream: \"{upstream}\", {listener}");
         let configuration = format!(
             "workers: {workers}\n\
              admin: {{ address: \"unix:{admin}\" }}\n\
-             xds: {{ address: \"unix:{control}\", mode: split }}\n\
+             xds: {{ address: \"unix:{control}\", mode: {mode} }}\n\
              identities: {identities}\n\
              listeners:\n\
              - {{ name: http, address: \"{http}\", {common} }}\n\

@@ -59,9 +59,17 @@ impl ControlPlane {
     /// # Errors
     /// The process cannot be started.
     pub fn start(python: &Path) -> anyhow::Result<Self> {
+        Self::script(python, "control_plane.py")
+    }
+
+    /// Starts another script that is driven in the same way.
+    ///
+    /// # Errors
+    /// The process cannot be started.
+    pub fn script(python: &Path, name: &str) -> anyhow::Result<Self> {
         let proto = fs::canonicalize(Path::new(CRATE).join("../proto"))?;
         let mut child = Command::new(python)
-            .arg(Path::new(CRATE).join("python/control_plane.py"))
+            .arg(Path::new(SCRIPTS).join(name))
             .args([proto.join("proto"), proto.join("stubs")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

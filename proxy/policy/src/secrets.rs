@@ -39,6 +39,14 @@ impl Secrets {
         };
     }
 
+    /// These, and of `others` those whose names are not among these.
+    #[must_use]
+    pub fn or(&self, others: &Self) -> Self {
+        let mut both = others.0.clone();
+        both.extend(self.0.iter().map(|(name, delivered)| (name.clone(), delivered.clone())));
+        Self(both)
+    }
+
     /// Why nothing can be compared with the secret, when that is so.
     pub fn problem(&self, name: &str) -> Option<&'static str> {
         match self.0.get(name) {
@@ -100,6 +108,20 @@ mod tests {
             assert_eq!(secrets.problem("s"), problem, "{value:?}");
             assert_eq!(secrets.value("s").is_err(), problem.is_some(), "{value:?}");
         }
+    }
+
+    #[test]
+    fn the_first_source_of_a_name_counts_also_when_it_is_unusable() {
+        let (mut first, mut others) = (Secrets::default(), Secrets::default());
+        first.insert("both", b"first");
+        first.insert("unusable", b"");
+        others.insert("both", b"other");
+        others.insert("unusable", b"other");
+        others.insert("other", b"other");
+        let both = first.or(&others);
+        assert_eq!(both.value("both"), Ok(Some(&b"first"[..])));
+        assert_eq!(both.value("unusable"), Err("is empty"));
+        assert_eq!(both.value("other"), Ok(Some(&b"other"[..])));
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Snapshot {
     conflicts: Arc<BTreeMap<EndpointKey, Conflict>>,
     endpoint_count: usize,
     quarantined_count: usize,
+    /// How many policies name each secret.
+    secrets: Arc<BTreeMap<Box<str>, usize>>,
 }
 
 /// The compiled policy of one endpoint.
@@ -140,8 +142,7 @@ impl Snapshot {
 
     /// Names of the secrets that rules compare with or inject, in order.
     pub fn secret_names(&self) -> BTreeSet<&str> {
-        let sides = self.endpoints().flat_map(|policy| [&policy.ingress, &policy.egress]);
-        sides.flat_map(|side| &side.compiled.secrets).map(|name| &**name).collect()
+        self.secrets.keys().map(|name| &**name).collect()
     }
 
     /// How many elements are not enforced as written.
@@ -182,6 +183,11 @@ impl EndpointPolicy {
             let findings = &self.side(direction).compiled.findings;
             findings.iter().map(move |finding| Quarantine::new(self, direction, finding))
         })
+    }
+
+    /// Names of the secrets that its rules need; twice when both directions do.
+    fn secrets(&self) -> impl Iterator<Item = &Box<str>> {
+        self.ingress.compiled.secrets.iter().chain(&self.egress.compiled.secrets)
     }
 
     fn quarantined_count(&self) -> usize {

@@ -215,7 +215,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
     let mut tasks = JoinSet::new();
     if !config.secrets.is_empty() {
         let files = SecretFiles::open(&config.secrets).context("secrets")?;
-        control.replace_secrets(files.current().clone());
+        control.take_secrets_from(&files);
         tasks.spawn(Arc::clone(&control).follow_secrets(files));
     }
     tasks.spawn(Arc::clone(&control).follow_identity_maps(side.readiness.clone()));

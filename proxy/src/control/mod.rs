@@ -4,6 +4,8 @@ pub mod directory;
 pub mod identities;
 pub mod listeners;
 mod policies;
+mod sds;
+mod secret_sources;
 pub mod secrets;
 mod watch;
 mod world;

@@ -9,12 +9,12 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use tollgate_policy::model::Unsupported;
-use tollgate_policy::{NetworkPolicy, PortRule, Secrets, Snapshot};
+use tollgate_policy::{NetworkPolicy, PortRule, Snapshot};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
 use super::directory::{Directory, PolicySet};
-use super::secrets::SecretFiles;
+use super::secret_sources::SecretSources;
 use crate::identity::IdentityTable;
 use crate::metrics::{Control as Metrics, PolicyGauges, UpdateResult};
 use crate::policy_file::FilePlace;
@@ -27,6 +27,7 @@ pub struct Control {
     store: Arc<WorldStore>,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
+    pub(super) secrets: SecretSources,
     /// One update at a time: each builds on the one before.
     updating: tokio::sync::Mutex<()>,
 }
@@ -136,7 +137,8 @@ impl Control {
     /// `first_policy` is released when the first policy set is in force.
     pub fn new(store: Arc<WorldStore>, metrics: Arc<Metrics>, first_policy: Pending) -> Self {
         let state = State { first_policy: Some(first_policy), ..State::default() };
-        Self { store, metrics, state: Mutex::new(state), updating: tokio::sync::Mutex::new(()) }
+        let (state, secrets, updating) = (Mutex::new(state), SecretSources::default(), tokio::sync::Mutex::new(()));
+        Self { store, metrics, state, secrets, updating }
     }
 
     /// The world in force.
@@ -245,6 +247,7 @@ impl Control {
             self.warn_of(judged, &snapshot);
         }
         self.store.publish_policy(snapshot);
+        self.secrets.look(&self.store.load().policy);
         self.warn_of_missing_secrets();
         self.metrics.policy_in_force(gauges, SystemTime::now());
         self.metrics.policy_update(UpdateResult::Accepted);
@@ -297,22 +300,8 @@ impl Control {
         }
     }
 
-    /// Compares and injects these secrets from now on.
-    pub fn replace_secrets(&self, secrets: Secrets) {
-        self.store.publish_secrets(secrets);
-        self.warn_of_missing_secrets();
-    }
-
-    /// Takes over what the files hold, now and whenever they change. Never returns.
-    pub async fn follow_secrets(self: Arc<Self>, mut files: SecretFiles) {
-        loop {
-            let secrets = files.changed().await.clone();
-            tracing::info!("a secret has changed");
-            self.replace_secrets(secrets);
-        }
-    }
-
-    fn warn_of_missing_secrets(&self) {
+    /// Says which secrets rules wait for, unless that was said before.
+    pub(super) fn warn_of_missing_secrets(&self) {
         let world = self.store.load();
         let missing = world.missing_secrets().into_iter().map(|(name, reason)| format!("secret {name:?} {reason}"));
         let news = self.lock().warned_of_secrets.keep("", missing.collect());

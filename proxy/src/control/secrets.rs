@@ -1,6 +1,6 @@
 //! Secrets out of files, read again whenever they change.
 //!
-//! One of several sources to come: whatever delivers secrets publishes a whole table, as sources of identities do.
+//! One of two sources; the other is the control plane.
 
 #[cfg(test)]
 mod tests;
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Largest secret, in bytes: what fits into a request head with much else.
-const MAX_SECRET: usize = 16 * 1024;
+pub(super) const MAX_SECRET: usize = 16 * 1024;
 
 /// Files with secrets, and the directories that hold them.
 #[derive(Debug)]
@@ -87,6 +87,11 @@ impl SecretFiles {
         };
         opened.current = opened.read(Duration::ZERO);
         Ok(opened)
+    }
+
+    /// Names of the secrets that have a file, whether it is there or not.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|secret| secret.name.as_str())
     }
 
     /// What the files held when they were last looked at.

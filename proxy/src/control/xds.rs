@@ -1,4 +1,4 @@
-//! The xDS side of control: what the streams of NetworkPolicy and NetworkPolicyHosts do with an update.
+//! The xDS side of control: what is subscribed to, and what NetworkPolicy and NetworkPolicyHosts do with an update.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use tollgate_policy::SecurityId;
 use tollgate_proto::cilium;
 use tollgate_xds::{Address, Client, ClientConfig, Handler, Mode, Rejection, Resource, State, Update, Variant};
 
+use super::sds::SecretHandler;
 use super::{Control, Received};
 use crate::config::{Identities, ListenAddress, Node, XdsMode};
 use crate::identity::IdentityTable;
@@ -44,6 +45,8 @@ pub fn client(
     };
     let client =
         Client::new(config).subscribe(tollgate_xds::NETWORK_POLICY, PolicyHandler { control: Arc::clone(control) });
+    let secrets = SecretHandler::new(Arc::clone(control));
+    let client = client.subscribe_named(tollgate_xds::SECRET, secrets, control.wanted_secrets());
     match identities {
         Identities::Nphds => client.subscribe(
             tollgate_xds::NETWORK_POLICY_HOSTS,

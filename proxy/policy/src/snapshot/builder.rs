@@ -78,6 +78,7 @@ impl SnapshotBuilder {
         }
         if !gone.is_empty() || !come.is_empty() {
             next.exchange(&gone, &come);
+            next.count_secrets(&gone, &come);
             next.note_conflicts(&gone, &come);
         }
         let mut edits = Edits::default();
@@ -180,6 +181,22 @@ impl Snapshot {
             |claimant| stays(&claimant.policy),
             |a, b| (a.hash, &a.policy.resource).cmp(&(b.hash, &b.policy.resource)),
         );
+    }
+
+    /// Keeps count of who names which secret.
+    fn count_secrets(&mut self, gone: &[Arc<EndpointPolicy>], come: &[Arc<EndpointPolicy>]) {
+        for name in come.iter().flat_map(|policy| policy.secrets()) {
+            *Arc::make_mut(&mut self.secrets).entry(name.clone()).or_default() += 1;
+        }
+        for name in gone.iter().flat_map(|policy| policy.secrets()) {
+            let secrets = Arc::make_mut(&mut self.secrets);
+            if let Some(count) = secrets.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    secrets.remove(name);
+                }
+            }
+        }
     }
 
     /// Finds out again who shares a key, for every key that changed hands.
