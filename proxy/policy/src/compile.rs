@@ -3,6 +3,7 @@
 //! Nothing here fails: what cannot be honoured becomes a [`Finding`](rule::Finding) and its most restrictive reading.
 
 mod affix;
+mod automata;
 mod bits;
 mod column;
 pub(crate) mod decided;

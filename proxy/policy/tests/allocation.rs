@@ -195,6 +195,26 @@ fn many_policies_of_one_endpoint_id_cost_what_others_do() {
     is_linear(|count| allocated_by(policies(count)), 500);
 }
 
+#[test]
+fn ports_share_the_automata_of_the_wildcard() {
+    let regex = |i| HeaderMatcher::new(":path", ValueMatch::Regex(format!("/api/v1/service{i}/[a-z]+/.*").into()));
+    let http = || (0..100).map(|i| HttpRule { headers: vec![regex(i)], ..HttpRule::default() }).collect();
+    let wildcard =
+        || PortPolicy { rules: vec![PortRule { http: Some(http()), ..PortRule::default() }], ..PortPolicy::default() };
+    let port = |port| PortPolicy {
+        port,
+        rules: vec![PortRule { remotes: vec![port], ..PortRule::default() }],
+        ..PortPolicy::default()
+    };
+    let with = |ports: u32| {
+        let ingress = (1..=ports).map(port).chain([wildcard()]).collect();
+        allocated_by([NetworkPolicy { ingress, ..no_rules(1, "10.0.0.1") }])
+    };
+    let (one, ten) = (with(1), with(10));
+    println!("{one} bytes for one port, {ten} for ten");
+    assert!(ten < 2 * one, "{one} bytes for one port, {ten} for ten");
+}
+
 struct Fields<'a>(&'a [(&'a str, &'a str)]);
 
 impl tollgate_policy::Headers for Fields<'_> {

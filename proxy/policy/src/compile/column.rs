@@ -6,6 +6,7 @@ use std::sync::Arc;
 use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, Hir, Repetition};
 
 use super::affix::AffixSet;
+use super::automata::Automata;
 use super::bits;
 use super::regex_set::{RegexSet, check_size};
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
@@ -22,7 +23,7 @@ pub(super) struct Column {
     prefixes: Option<AffixSet>,
     suffixes: Option<AffixSet>,
     ranges: Vec<(i64, i64, u32)>,
-    regexes: Option<RegexSet>,
+    regexes: Option<Arc<RegexSet>>,
     /// For each expression of `regexes` its test.
     regex_tests: Vec<u32>,
     /// `(predicate, expression)` in order: which predicates rest on which expressions.
@@ -137,7 +138,7 @@ impl ColumnBuilder {
 
     /// # Errors
     /// Text saying why the expressions cannot be combined.
-    pub(super) fn build(self, predicates: usize) -> Result<Column, String> {
+    pub(super) fn build(self, predicates: usize, automata: &mut Automata) -> Result<Column, String> {
         let mut column = self.column;
         let mut literals = Vec::new();
         let (mut prefixes, mut suffixes) = (Vec::new(), Vec::new());
@@ -157,7 +158,7 @@ impl ColumnBuilder {
         column.prefixes = (!prefixes.is_empty()).then(|| AffixSet::prefixes(prefixes));
         column.suffixes = (!suffixes.is_empty()).then(|| AffixSet::suffixes(suffixes));
         if !self.expressions.is_empty() {
-            column.regexes = Some(RegexSet::new(&self.expressions)?);
+            column.regexes = Some(automata.of(&self.expressions)?);
             column.askers = column.askers();
         }
         if !self.missing_as_empty.is_empty() {
@@ -259,7 +260,11 @@ fn integer(value: &[u8]) -> Option<i64> {
 
 /// What values are tested for, in the form in which it is tested; equal ones are read once.
 #[derive(Debug, Default)]
-pub(crate) struct Lowerings(HashMap<ValueMatch, Result<Arc<Lowered>, Arc<str>>>);
+pub(crate) struct Lowerings {
+    values: HashMap<ValueMatch, Result<Arc<Lowered>, Arc<str>>>,
+    /// What the expressions among them were combined to.
+    pub(super) automata: Automata,
+}
 
 impl Lowerings {
     /// Reads `value`.
@@ -267,11 +272,11 @@ impl Lowerings {
     /// # Errors
     /// Text that names what is wrong with it.
     pub(super) fn lower(&mut self, value: &ValueMatch) -> Result<Arc<Lowered>, Arc<str>> {
-        if let Some(known) = self.0.get(value) {
+        if let Some(known) = self.values.get(value) {
             return known.clone();
         }
         let lowered = lower(value).map(Arc::new).map_err(Arc::from);
-        self.0.insert(value.clone(), lowered.clone());
+        self.values.insert(value.clone(), lowered.clone());
         lowered
     }
 }

@@ -245,7 +245,7 @@ impl Index {
             columns[*column].1.add(*number, matcher, &*lowerings.lower(&matcher.value)?);
         }
         for (source, builder) in columns {
-            self.columns.push((source, builder.build(self.predicates.len())?));
+            self.columns.push((source, builder.build(self.predicates.len(), &mut lowerings.automata)?));
         }
         Ok(())
     }

@@ -43,6 +43,8 @@ pub(super) struct RegexSet {
     room: usize,
     /// Bytes of states that one value may build.
     work: usize,
+    /// Bytes of the automaton.
+    size: usize,
 }
 
 /// Where a walk through the automaton ended.
@@ -75,7 +77,12 @@ impl RegexSet {
         let for_cache = dfa.clone();
         let caches: Pool<Cache, NewCache> = Pool::new(Box::new(move || for_cache.create_cache()));
         let room = capacity.saturating_sub(empty);
-        Ok(Self { dfa, caches, room, work: WORK + size / WORK_PART })
+        Ok(Self { dfa, caches, room, work: WORK + size / WORK_PART, size })
+    }
+
+    /// Bytes that the automaton needs.
+    pub(super) const fn size(&self) -> usize {
+        self.size
     }
 
     /// Calls `found` with the number of each expression that matches all of `value`. `false` when finishing the search
