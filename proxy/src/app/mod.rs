@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use crate::admin::{self, AdminState, Surface};
 use crate::config::{Bootstrap, Config, ListenAddress, PolicySource};
 use crate::control::directory::Directory;
+use crate::control::identities::AgentIdentities;
 use crate::control::listeners::{Clusters, ListenerHandler, Report};
 use crate::control::secrets::SecretFiles;
 use crate::control::{self, Control, WorldStore};
@@ -228,7 +229,8 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
             let client = match config.dynamic_listeners {
                 true => client.subscribe(tollgate_xds::CLUSTER, clusters.handler()).subscribe(
                     tollgate_xds::LISTENER,
-                    ListenerHandler::new(Arc::clone(&side.listeners), report.clone(), config.upstream),
+                    ListenerHandler::new(Arc::clone(&side.listeners), report.clone(), config.upstream)
+                        .with_identities(AgentIdentities::new(&control, &config.identities.source)),
                 ),
                 false => client,
             };

@@ -178,6 +178,7 @@ fn identities(sources: &Sources) -> Value {
         Identities::Static(_) => "list",
         Identities::Nphds => "nphds",
         Identities::Ipcache(_) => "ipcache",
+        Identities::Agent => "agent",
     };
     let maps: Vec<_> = sources.maps().iter().flat_map(|maps| maps.views()).collect();
     let maps: Vec<_> = maps

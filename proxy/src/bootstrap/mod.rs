@@ -74,7 +74,7 @@ pub(crate) fn read(document: &Document, mistakes: &Mistakes) -> Option<Config> {
         metrics: endpoints.metrics,
         health: endpoints.health,
         policy_source: PolicySource::Xds { address, mode: XdsMode::Auto },
-        identities: IdentitySettings::new(Identities::Nphds),
+        identities: IdentitySettings::new(Identities::Agent),
         dynamic_listeners: true,
         upstream,
         max_connections: max_connections.unwrap_or(config::MAX_CONNECTIONS),

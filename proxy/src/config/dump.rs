@@ -111,9 +111,12 @@ fn identities(settings: &IdentitySettings) -> Value {
             })
             .collect();
     }
+    if settings.source == Identities::Agent {
+        return json!("agent");
+    }
     let (ipcache, nphds) = match &settings.source {
         Identities::Ipcache(path) => (Some(path), None),
-        Identities::Nphds | Identities::Static(_) => (None, Some(true)),
+        Identities::Nphds | Identities::Agent | Identities::Static(_) => (None, Some(true)),
     };
     let mut section = json!({ "mode": settings.mode.as_str(), "ttl": duration(settings.ttl) });
     let optional = [("ipcache", json!(ipcache)), ("nphds", json!(nphds)), ("conntrack", json!(settings.conntrack))];

@@ -12,7 +12,8 @@ use super::read::{Field, Section};
 use super::scalar;
 use super::sections::no_directory;
 
-const EXAMPLE: &str = "nphds, {bpf_root: /sys/fs/bpf}, or a list such as [{identity: 32226, addresses: [10.244.1.17]}]";
+const EXAMPLE: &str =
+    "nphds, agent, {bpf_root: /sys/fs/bpf}, or a list such as [{identity: 32226, addresses: [10.244.1.17]}]";
 const MAPPING_EXAMPLE: &str = "{bpf_root: /sys/fs/bpf, ipcache_name: cilium_ipcache_v2}";
 /// What today's agents call it.
 const IPCACHE_NAME: &str = "cilium_ipcache_v2";
@@ -44,6 +45,8 @@ pub enum Identities {
     Nphds,
     /// The datapath's ipcache, pinned at this path.
     Ipcache(PathBuf),
+    /// The maps that the agent names with its listeners, once it has named them.
+    Agent,
 }
 
 /// Whose word counts when conntrack and the address disagree at accept, and what happens when an address changes hands
@@ -87,7 +90,7 @@ impl IdentitySettings {
         Self { source, conntrack: None, mode: IdentityMode::Compat, ttl: TTL }
     }
 
-    /// The maps below a BPF file system, as a `cilium.BpfMetadata` names them: its ipcache, and conntrack.
+    /// The maps below a BPF file system: this ipcache, and conntrack.
     pub fn of_bpf_root(root: &Path, ipcache_name: &str) -> Self {
         let globals = root.join(GLOBALS);
         let source = Identities::Ipcache(globals.join(ipcache_name));
@@ -95,11 +98,15 @@ impl IdentitySettings {
     }
 }
 
-/// `identities: nphds`, a mapping, or a list. Follows the policy source when absent: with xds its `NetworkPolicyHosts`,
-/// otherwise nothing, so that every peer is the world.
-pub(super) fn identities(top: &mut Section<'_>) -> IdentitySettings {
+/// `identities: nphds`, `agent`, a mapping, or a list. Without it: what an agent says with its listeners, where those come
+/// from one; with xds its `NetworkPolicyHosts`; otherwise nothing, so that every peer is the world.
+pub(super) fn identities(top: &mut Section<'_>, dynamic_listeners: bool) -> IdentitySettings {
     let with_xds = top.has("xds");
-    let default = IdentitySettings::new(if with_xds { Identities::Nphds } else { Identities::Static(Vec::new()) });
+    let default = IdentitySettings::new(match (dynamic_listeners, with_xds) {
+        (true, _) => Identities::Agent,
+        (false, true) => Identities::Nphds,
+        (false, false) => Identities::Static(Vec::new()),
+    });
     let Some(field) = top.field("identities") else {
         return default;
     };
@@ -107,6 +114,12 @@ pub(super) fn identities(top: &mut Section<'_>) -> IdentitySettings {
         Value::Text(word) if word == "nphds" => {
             refuse_without_xds(&field, with_xds);
             IdentitySettings::new(Identities::Nphds)
+        }
+        Value::Text(word) if word == "agent" => {
+            if !dynamic_listeners {
+                field.refuse("an agent names its maps with its listeners; write listeners: xds, or name the maps here");
+            }
+            IdentitySettings::new(Identities::Agent)
         }
         Value::Map(_) => from_mapping(&field, with_xds).unwrap_or(default),
         Value::List(_) => IdentitySettings::new(Identities::Static(static_identities(&field))),

@@ -110,7 +110,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
     let node = sections::node(&mut top);
     let workers = top.read("workers", cores(), |value| count(value, 1024));
     let policy_source = sections::policy_source(&mut top);
-    let identities = identities::identities(&mut top);
+    let identities = identities::identities(&mut top, dynamic_listeners);
     let secrets = sections::secrets(&mut top);
     let access_log = sections::access_log(&mut top);
     let drain_timeout = top.read("drain_timeout", DRAIN_TIMEOUT, scalar::duration);

@@ -173,7 +173,8 @@ fn listeners_can_come_from_the_control_plane() {
     let config = config("xds: {}\nlisteners: xds");
     assert!(config.dynamic_listeners && config.listeners.is_empty());
     let dump = super::to_json(&config);
-    assert_eq!(dump["listeners"], "xds");
+    assert_eq!((&dump["listeners"], &dump["identities"]), (&"xds".into(), &"agent".into()));
+    assert_eq!(config.identities.source, Identities::Agent);
 }
 
 #[test]
@@ -372,6 +373,10 @@ fn identities_come_from_maps() {
         (
             "{}",
             "2:13: identities: no source of identities; write {bpf_root: /sys/fs/bpf, ipcache_name: cilium_ipcache_v2}",
+        ),
+        (
+            "agent",
+            "2:13: identities: an agent names its maps with its listeners; write listeners: xds, or name the maps here",
         ),
         ("{ mode: lax, nphds: true }", "2:21: identities.mode: \"lax\" is none of compat, fresh, strict"),
         (

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::Control;
-use crate::config::{Identities, IdentitySettings};
+use crate::config::{Agent, Identities, IdentitySettings, Listener};
 use crate::identity::{DuplicatePrefix, IdentityTable, MapState, Maps, Sources};
 use crate::readiness::{Pending, Readiness};
 
@@ -15,6 +15,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long maps whose pin is gone are still read. An agent that restarts may take one away for a moment; one that is gone
 /// for good leaves maps behind that nobody writes to.
 const ORPHANED: Duration = Duration::from_secs(5);
+
+/// What an agent means by a map without a name (`spec/cilium-agent.md` section 2.3).
+const OLD_IPCACHE_NAME: &str = "cilium_ipcache";
 
 /// The sources of `settings`, before anything else is known.
 ///
@@ -26,9 +29,49 @@ pub fn sources(settings: &IdentitySettings) -> Result<Sources, DuplicatePrefix> 
             let entries = list.iter().flat_map(|entry| entry.addresses.iter().map(|net| (*net, entry.identity)));
             Some(Arc::new(IdentityTable::new(entries)?))
         }
-        Identities::Nphds | Identities::Ipcache(_) => None,
+        Identities::Nphds | Identities::Ipcache(_) | Identities::Agent => None,
     };
     Ok(Sources::new(settings, table))
+}
+
+/// What an agent's listener says about identities; `None` when it says nothing.
+///
+/// # Errors
+/// It cannot be done.
+pub(super) fn of_agent(agent: &Agent) -> Result<Option<IdentitySettings>, &'static str> {
+    if agent.use_nphds {
+        return Err("use_nphds: identities over xDS have to be configured, with identities: nphds");
+    }
+    let Some(root) = &agent.bpf_root else { return Ok(None) };
+    let name = agent.ipcache_name.as_deref().unwrap_or(OLD_IPCACHE_NAME);
+    let mut settings = IdentitySettings::of_bpf_root(root, name);
+    settings.ttl = agent.cache_entry_ttl.unwrap_or(settings.ttl);
+    Ok(Some(settings))
+}
+
+/// Takes the maps that an agent names with its listeners. Maps are the process's, not a listener's: where listeners differ the
+/// first by name counts.
+#[derive(Clone, Debug)]
+pub struct AgentIdentities(Arc<Control>);
+
+impl AgentIdentities {
+    /// Tells `control`. `None` where the configuration says where identities come from.
+    pub fn new(control: &Arc<Control>, source: &Identities) -> Option<Self> {
+        matches!(source, Identities::Agent).then(|| Self(Arc::clone(control)))
+    }
+
+    /// Looks identities up where the listeners say, before any of them is served. Returns the names of listeners whose
+    /// settings have no effect.
+    pub(super) fn adopt(&self, listeners: &[Listener]) -> Vec<String> {
+        let said = |listener: &Listener| of_agent(listener.agent.as_ref()?).ok()?;
+        let Some(adopted) = listeners.iter().find_map(said) else { return Vec::new() };
+        if let Err(error) = self.0.configure_identities(&adopted) {
+            // Only a list can contradict itself.
+            tracing::error!(%error, "cannot look identities up as the agent says");
+        }
+        let differs = |listener: &&Listener| said(listener).is_some_and(|other| other != adopted);
+        listeners.iter().filter(differs).map(|listener| listener.name.clone()).collect()
+    }
 }
 
 impl Control {
@@ -53,7 +96,7 @@ impl Control {
         }
         let sources = match &settings.source {
             Identities::Static(_) => sources(settings)?,
-            Identities::Nphds | Identities::Ipcache(_) => Sources::new(settings, current.hosts()),
+            Identities::Nphds | Identities::Ipcache(_) | Identities::Agent => Sources::new(settings, current.hosts()),
         };
         self.replace_sources(sources);
         Ok(())

@@ -52,7 +52,7 @@ pub fn client(
             tollgate_xds::NETWORK_POLICY_HOSTS,
             HostsHandler { control: Arc::clone(control), hosts: State::default() },
         ),
-        Identities::Static(_) | Identities::Ipcache(_) => client,
+        Identities::Static(_) | Identities::Ipcache(_) | Identities::Agent => client,
     }
 }
 

@@ -51,7 +51,7 @@ impl Maps {
     pub fn open(settings: &IdentitySettings) -> Option<Self> {
         let ipcache = match &settings.source {
             Identities::Ipcache(path) => Some(Ipcache::open(path)),
-            Identities::Static(_) | Identities::Nphds => None,
+            Identities::Static(_) | Identities::Nphds | Identities::Agent => None,
         };
         let conntrack = settings.conntrack.as_deref().map(|directory: &Path| {
             let v4 = Conntrack::open_v4(&directory.join("cilium_ct4_global"));

@@ -21,6 +21,9 @@ pub enum Unavailable {
     /// The first state of NetworkPolicyHosts has not come yet.
     #[error("no NetworkPolicyHosts has come from the control plane yet")]
     Hosts,
+    /// The agent has not named its maps yet.
+    #[error("no listener of the control plane has named the maps of identities yet")]
+    Agent,
     /// The ipcache.
     #[error("the ipcache cannot be read")]
     Ipcache,
@@ -98,13 +101,14 @@ impl Sources {
     /// # Errors
     /// The source cannot be asked.
     pub fn address(&self, address: IpAddr) -> Answer {
-        match (self.ipcache(), &self.table) {
-            (Some(maps), _) => match maps.address(address) {
+        match (&self.settings.source, self.ipcache(), &self.table) {
+            (Identities::Agent, ..) => Err(Unavailable::Agent),
+            (_, Some(maps), _) => match maps.address(address) {
                 Ok(identity) => Ok(identity.and_then(known)),
                 Err(_) => Err(Unavailable::Ipcache),
             },
-            (None, Some(table)) => Ok(table.lookup(address)),
-            (None, None) => Err(Unavailable::Hosts),
+            (_, None, Some(table)) => Ok(table.lookup(address)),
+            (_, None, None) => Err(Unavailable::Hosts),
         }
     }
 
@@ -133,10 +137,12 @@ impl Sources {
         answer
     }
 
-    /// What has to come before identities can be looked up, for readiness: `None` when they can.
+    /// What has to come before identities can be looked up, for readiness: `None` when they can, or when nobody asks. An agent
+    /// names its maps with its first listener, and has none while no policy needs one.
     pub fn waits_for(&self) -> Option<String> {
         let problems = self.maps.iter().flat_map(|maps| maps.problems());
-        let hosts = (self.table.is_none() && self.ipcache().is_none()).then(|| Unavailable::Hosts.to_string());
+        let awaits_hosts = self.settings.source == Identities::Nphds && self.table.is_none();
+        let hosts = awaits_hosts.then(|| Unavailable::Hosts.to_string());
         let all: Vec<String> = problems.chain(hosts).collect();
         (!all.is_empty()).then(|| format!("identities: {}", all.join("; ")))
     }

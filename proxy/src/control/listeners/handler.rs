@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tollgate_proto::envoy::config::listener::v3::Listener;
 use tollgate_xds::{Handler, Rejection, State, Update};
 
+use super::super::identities::{self, AgentIdentities};
 use super::{Report, Reported, Serve, Unserved, convert};
 use crate::config::UpstreamDefaults;
 
@@ -16,13 +17,20 @@ pub struct ListenerHandler<S> {
     serve: Arc<S>,
     report: Report,
     defaults: UpstreamDefaults,
+    identities: Option<AgentIdentities>,
     state: State<Listener>,
 }
 
 impl<S: Serve> ListenerHandler<S> {
     /// Hands what can be served to `serve`, and tells `report` about the rest. `defaults` are what listeners do not say.
     pub fn new(serve: Arc<S>, report: Report, defaults: UpstreamDefaults) -> Self {
-        Self { serve, report, defaults, state: State::default() }
+        Self { serve, report, defaults, identities: None, state: State::default() }
+    }
+
+    /// Has what the listeners say about identities count, too.
+    #[must_use]
+    pub fn with_identities(self, identities: Option<AgentIdentities>) -> Self {
+        Self { identities, ..self }
     }
 }
 
@@ -40,6 +48,11 @@ impl<S: Serve> Handler for ListenerHandler<S> {
         for (name, message) in next.iter() {
             match convert(message, &self.defaults) {
                 Ok(active) => {
+                    let refused = |agent| identities::of_agent(agent).err().filter(|_| self.identities.is_some());
+                    if let Some(reason) = active.listener.agent.as_ref().and_then(refused) {
+                        reported.inactive.insert(name.to_owned(), format!("cilium.bpf_metadata.{reason}"));
+                        continue;
+                    }
                     if !active.ignored.is_empty() {
                         reported.ignored.insert(name.to_owned(), active.ignored);
                     }
@@ -47,6 +60,10 @@ impl<S: Serve> Handler for ListenerHandler<S> {
                 }
                 Err(inactive) => drop(reported.inactive.insert(name.to_owned(), inactive.to_string())),
             }
+        }
+        for name in self.identities.iter().flat_map(|identities| identities.adopt(&listeners)) {
+            let other = "cilium.bpf_metadata (another listener's maps of identities are in force)".to_owned();
+            reported.ignored.entry(name).or_default().push(other);
         }
         let unserved = self.serve.serve(&listeners).await;
         reported.inactive.extend(unserved.iter().map(|Unserved { name, reason }| (name.clone(), reason.clone())));

@@ -1,5 +1,5 @@
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,7 +21,12 @@ use tollgate_proto::google::protobuf::{Any, BoolValue, Duration as WireDuration,
 use tollgate_xds::{Handler, Resource, Update};
 
 use super::*;
-use crate::config::{Agent, EscapedSlashes, OriginalSource, Upstream, UpstreamDefaults};
+use crate::config::{Agent, EscapedSlashes, Identities, IdentitySettings, OriginalSource, Upstream, UpstreamDefaults};
+use crate::control::identities::{self, AgentIdentities};
+use crate::control::{Control, WorldStore};
+use crate::identity::Unavailable;
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
 
 const DEFAULTS: UpstreamDefaults = UpstreamDefaults { connect_timeout: Duration::from_secs(7), idle_timeout: None };
 
@@ -375,4 +380,48 @@ async fn a_socket_that_cannot_be_opened_is_rejected_and_the_next_update_begins_f
     assert_eq!(report.read().inactive["taken"], "Address already in use");
     assert_eq!(handler.apply(update(vec![named("other")], &[])).await, Ok(()));
     assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good", "other"]);
+}
+
+/// Maps are the process's: the first listener by name counts, and one that names others is served all the same.
+#[tokio::test]
+async fn the_agent_names_the_maps_of_identities() {
+    let readiness = Readiness::default();
+    let store = Arc::new(WorldStore::new(identities::sources(&IdentitySettings::new(Identities::Agent)).unwrap()));
+    let control = Arc::new(Control::new(Arc::clone(&store), Metrics::new(1).0.control(), readiness.pending("policy")));
+    let (asked, report) = (Arc::new(Asked::default()), Report::default());
+    let mut handler = ListenerHandler::new(Arc::clone(&asked), report.clone(), DEFAULTS)
+        .with_identities(AgentIdentities::new(&control, &Identities::Agent));
+    let with = |name: &str, change: fn(&mut cilium::BpfMetadata)| {
+        let mut metadata = metadata(false);
+        change(&mut metadata);
+        let filters = vec![listener_filter("cilium.bpf_metadata", &metadata)];
+        Listener { listener_filters: filters, ..named(name) }
+    };
+    let address = "10.0.0.1".parse().unwrap();
+    assert_eq!(store.load().identities.address(address), Err(Unavailable::Agent));
+    assert_eq!(store.load().identities.waits_for(), None, "without a listener nobody asks");
+
+    let first = with("a", |metadata| metadata.bpf_root = "/none".into());
+    let other = with("b", |metadata| metadata.ipcache_name = "other".into());
+    let hosts = with("c", |metadata| metadata.use_nphds = true);
+    assert_eq!(handler.apply(update(vec![first, other, hosts], &[])).await, Ok(()));
+    let expected = IdentitySettings::of_bpf_root(Path::new("/none"), "cilium_ipcache_v2");
+    assert_eq!(store.load().identities.settings(), &expected);
+    assert_eq!(store.load().identities.address(address), Err(Unavailable::Ipcache), "there is none");
+    assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["a", "b"]);
+    let reported = report.read();
+    assert!(reported.ignored["b"].iter().any(|setting| setting.contains("another listener")), "{reported:?}");
+    assert!(!reported.ignored.get("a").into_iter().flatten().any(|setting| setting.contains("another listener")));
+    assert!(reported.inactive["c"].contains("identities: nphds"), "{reported:?}");
+
+    // An old agent names no map; what is in force outlives the last listener.
+    let old = with("a", |metadata| {
+        metadata.ipcache_name.clear();
+        metadata.cache_entry_ttl = None;
+    });
+    assert_eq!(handler.apply(update(vec![old], &["b", "c"])).await, Ok(()));
+    let expected = IdentitySettings::of_bpf_root(Path::new("/sys/fs/bpf"), "cilium_ipcache");
+    assert_eq!(store.load().identities.settings(), &expected);
+    assert_eq!(handler.apply(update(vec![], &["a"])).await, Ok(()));
+    assert_eq!(store.load().identities.settings(), &expected);
 }
