@@ -19,6 +19,7 @@ use tollgate_policy::{
     Snapshot, Verdict,
 };
 
+pub(crate) use self::query::percent_decode;
 use crate::config::Normalize;
 use crate::http::canonical::CanonicalPath;
 use crate::http::h1::{self, FieldStorage, MAX_FIELDS, Refusal, RequestHead};

@@ -29,6 +29,11 @@ impl Readiness {
         self.lock().draining = true;
     }
 
+    /// Whether it has begun to drain.
+    pub fn is_draining(&self) -> bool {
+        self.lock().draining
+    }
+
     /// What is still awaited, by name, and `draining` if it is; empty when ready.
     pub fn waiting_for(&self) -> Vec<String> {
         let state = self.lock();

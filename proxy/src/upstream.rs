@@ -57,7 +57,7 @@ pub(crate) async fn open(
     let metrics = connection.worker.flows.metrics();
     match tokio::time::timeout(config.connect_timeout, tollgate_net::connect(destination, &options)).await {
         Ok(Ok(upstream)) => {
-            metrics.upstream_connect(ConnectResult::Connected);
+            metrics.upstream_connect(config.direction, ConnectResult::Connected);
             if config.transparent {
                 metrics.upstream_permitted(true);
             }
@@ -73,12 +73,12 @@ pub(crate) async fn open(
             if result == ConnectResult::NotPermitted && metrics.upstream_permitted(false) {
                 tracing::error!(upstream = %destination, %error, "no upstream can be connected as configured");
             }
-            metrics.upstream_connect(result);
+            metrics.upstream_connect(config.direction, result);
             tracing::debug!(upstream = %destination, %error, "upstream connect failed");
             Err(Reason::UpstreamConnect)
         }
         Err(_elapsed) => {
-            metrics.upstream_connect(ConnectResult::Timeout);
+            metrics.upstream_connect(config.direction, ConnectResult::Timeout);
             tracing::debug!(upstream = %destination, "upstream connect timed out");
             Err(Reason::UpstreamConnect)
         }

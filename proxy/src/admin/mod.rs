@@ -4,9 +4,11 @@
 //! nothing. Everything is bounded: connections, request heads, the time a client may take to send or to read. A
 //! client that follows flow records and does not read them is dropped.
 
+mod config_dump;
 mod connection;
 mod flows;
 mod respond;
+mod stats;
 
 use std::io;
 use std::net::SocketAddr;
@@ -78,13 +80,16 @@ pub trait Views: Send + Sync + 'static {
     /// Members of `/status` beside those that admin itself knows (version, node, uptime, readiness, connections, lost
     /// flow records): policy generation and age, endpoints, quarantined rules, conflicts, xDS streams, drain state.
     fn status(&self) -> serde_json::Map<String, serde_json::Value>;
-    /// `/config_dump`: the resolved configuration, the policies and identities in force.
+    /// For `/config_dump`: an object with the resolved configuration, and what is in force. Its members `networkpolicies`,
+    /// `clusters` (names) and `listeners` (objects with a `name`) are shown in Envoy's form, too.
     fn config_dump(&self) -> serde_json::Value;
     /// What the policies in force say about a connection or request.
     ///
     /// # Errors
     /// The question contradicts itself.
     fn explain(&self, asked: &Asked) -> Result<Explained, String>;
+    /// Names of the clusters that the control plane has told of.
+    fn clusters(&self) -> Vec<String>;
     /// The listeners that are bound now.
     fn listeners(&self) -> Vec<BoundListener>;
 }
@@ -106,6 +111,8 @@ pub trait Actions: Send + Sync + 'static {
 pub struct AdminState {
     /// Who we are towards the control plane.
     pub node: Node,
+    /// What `/server_info` says instead of our version: agents ask for a certain one.
+    pub reported_version: Option<String>,
     /// Start of the process.
     pub started: Instant,
     /// Whether we are ready.

@@ -10,7 +10,9 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use serde_json::{Value, json};
 
+use super::config_dump::{self, DumpError};
 use super::flows::{self, FlowsError};
+use super::stats::{self, Form};
 use super::{AdminState, Surface};
 use crate::explanation::Asked;
 use crate::metrics::Format;
@@ -22,6 +24,7 @@ const JSON: &str = "application/json";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Endpoint {
+    Clusters,
     ConfigDump,
     Drain,
     Flows,
@@ -33,6 +36,7 @@ enum Endpoint {
     Quit,
     Ready,
     ServerInfo,
+    Stats,
     Status,
 }
 
@@ -53,7 +57,13 @@ const fn change(path: &'static str, endpoint: Endpoint, about: &'static str) -> 
 }
 
 const ROUTES: &[Route] = &[
-    show("/config_dump", Endpoint::ConfigDump, "resolved configuration, policies and identities in force"),
+    show("/clusters", Endpoint::Clusters, "names of the clusters that the control plane has told of; ?format=json"),
+    show(
+        "/config_dump",
+        Endpoint::ConfigDump,
+        "resolved configuration, listeners, policies and identities in force; ?resource=networkpolicies, also bootstrap, \
+         dynamic_active_clusters, dynamic_listeners",
+    ),
     change("/drain", Endpoint::Drain, "stop accepting, let connections end"),
     show("/flows", Endpoint::Flows, "flow records as JSON lines; ?follow=1 ?denied=1 ?limit=N"),
     show("/healthz", Endpoint::Healthz, "200 while the process serves this"),
@@ -69,6 +79,7 @@ const ROUTES: &[Route] = &[
     change("/quitquitquit", Endpoint::Quit, "drain, then end the process"),
     show("/ready", Endpoint::Ready, "200 LIVE when ready, else 503 and what is awaited"),
     show("/server_info", Endpoint::ServerInfo, "version, state, uptime, node"),
+    show("/stats", Endpoint::Stats, "what is counted, under Envoy's names; ?usedonly ?filter=REGEX ?format=json"),
     show("/stats/prometheus", Endpoint::Metrics, "same as /metrics"),
     show("/status", Endpoint::Status, "policy, control plane, listeners, connections, drain state"),
 ];
@@ -109,7 +120,8 @@ pub(super) fn respond<B>(request: &Request<B>, surface: Surface, state: &AdminSt
     }
     let query = Query::parse(request.uri().query());
     match route.endpoint {
-        Endpoint::ConfigDump => json(&state.views.config_dump()),
+        Endpoint::Clusters => clusters(&query, state),
+        Endpoint::ConfigDump => config_dump(&query, state),
         Endpoint::Drain => {
             state.actions.drain();
             text(StatusCode::OK, "draining\n".to_owned())
@@ -129,6 +141,7 @@ pub(super) fn respond<B>(request: &Request<B>, surface: Surface, state: &AdminSt
             text(status, body)
         }
         Endpoint::ServerInfo => json(&server_info(state)),
+        Endpoint::Stats => stats(request, &query, state),
         Endpoint::Status => json(&status(state)),
     }
 }
@@ -153,7 +166,8 @@ fn readiness(state: &AdminState) -> (StatusCode, String) {
     }
 }
 
-/// Envoy's member names, as Cilium's agent reads them.
+/// Envoy's member names, as Cilium's agent reads them. It compares the beginning of `version` with the one that it was
+/// built for.
 fn server_info(state: &AdminState) -> Value {
     let waiting = state.waiting_for();
     let phase = match waiting.as_slice() {
@@ -162,9 +176,10 @@ fn server_info(state: &AdminState) -> Value {
         _ => "INITIALIZING",
     };
     json!({
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": state.reported_version.as_deref().unwrap_or(env!("CARGO_PKG_VERSION")),
         "state": phase,
         "uptime_current_epoch": format!("{}s", state.started.elapsed().as_secs()),
+        "uptime_all_epochs": format!("{}s", state.started.elapsed().as_secs()),
         "node": { "id": state.node.id, "cluster": state.node.cluster },
     })
 }
@@ -236,8 +251,47 @@ fn logging(query: &Query<'_>, state: &AdminState) -> Response<Body> {
     let Some(level) = query.value("level") else {
         return bad_request("say ?level=off|error|warn|info|debug|trace");
     };
+    // Words of Envoy's that are not ours.
+    let level = match level {
+        "critical" => "error",
+        "warning" => "warn",
+        level => level,
+    };
     match state.actions.set_log_level(level) {
         Ok(()) => text(StatusCode::OK, format!("log level: {level}\n")),
+        Err(why) => bad_request(&why),
+    }
+}
+
+fn clusters(query: &Query<'_>, state: &AdminState) -> Response<Body> {
+    let names = state.views.clusters();
+    match query.value("format") {
+        None | Some("text") => {
+            text(StatusCode::OK, names.iter().map(|name| format!("{name}::observability_name::{name}\n")).collect())
+        }
+        Some("json") => {
+            let statuses = names.iter().map(|name| json!({ "name": name, "added_via_api": true }));
+            json(&json!({ "cluster_statuses": statuses.collect::<Value>() }))
+        }
+        Some(_) => bad_request("format is text or json"),
+    }
+}
+
+fn config_dump(query: &Query<'_>, state: &AdminState) -> Response<Body> {
+    match config_dump::dump(query, &state.node, state.views.config_dump()) {
+        Ok(dump) => json(&dump),
+        Err(error @ DumpError::BadQuery(_)) => bad_request(&error.to_string()),
+        Err(error @ DumpError::NoSuchResource(_)) => text(StatusCode::NOT_FOUND, format!("{error}\n")),
+    }
+}
+
+fn stats<B>(request: &Request<B>, query: &Query<'_>, state: &AdminState) -> Response<Body> {
+    match stats::Asked::read(query) {
+        Ok(asked) => match asked.form {
+            Form::Text => text(StatusCode::OK, asked.text(state.metrics.envoy_stats())),
+            Form::Json => json(&asked.json(state.metrics.envoy_stats())),
+            Form::Prometheus => metrics(request, state),
+        },
         Err(why) => bad_request(&why),
     }
 }
@@ -293,7 +347,7 @@ impl<'a> Query<'a> {
     }
 
     /// The last value of `name`.
-    fn value(&self, name: &str) -> Option<&'a str> {
+    pub(super) fn value(&self, name: &str) -> Option<&'a str> {
         self.0.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| *value)
     }
 

@@ -21,7 +21,16 @@ impl Views for Process {
     }
 
     fn config_dump(&self) -> Value {
-        json!({ "policies": [] })
+        json!({
+            "configuration": { "workers": 1 },
+            "clusters": ["egress-cluster"],
+            "listeners": [{ "name": "cilium-http-egress", "proxy_id": 7 }],
+            "networkpolicies": [{ "endpointId": "69" }],
+        })
+    }
+
+    fn clusters(&self) -> Vec<String> {
+        vec!["egress-cluster".into()]
     }
 
     fn explain(&self, asked: &Asked) -> Result<Explained, String> {
@@ -75,6 +84,7 @@ impl World {
         let asked = Arc::default();
         let state = Arc::new(AdminState {
             node: Node { id: "host~127.0.0.1~no-id~localdomain".into(), cluster: "ingress-cluster".into() },
+            reported_version: Some("d1c4f0ba/1.2.3".into()),
             started: Instant::now(),
             readiness: Readiness::default(),
             metrics: Arc::new(metrics),
@@ -164,8 +174,8 @@ async fn views_are_shown() {
     let status = world.get_json("/status").await;
     assert_eq!(status["generation"], 7);
     assert_eq!(status["ready"], true);
-    assert_eq!(world.get_json("/config_dump").await, json!({ "policies": [] }));
     let info = world.get_json("/server_info").await;
+    assert_eq!((&info["version"], &status["version"]), (&json!("d1c4f0ba/1.2.3"), &json!(env!("CARGO_PKG_VERSION"))));
     assert_eq!(info["state"], "LIVE");
     assert_eq!(info["node"]["id"], "host~127.0.0.1~no-id~localdomain");
     assert_eq!(world.ask("/listeners", &[]).await.1, "ingress::127.0.0.1:15001\ningress::[::1]:15001\n");
@@ -200,6 +210,10 @@ async fn actions_need_post_and_no_browser() {
     assert_eq!(world.ask("/quitquitquit", &["-X", "POST"]).await.0, 200);
     assert_eq!(*world.asked.lock().unwrap(), ["drain", "quit"]);
     assert_eq!(world.ask("/logging?level=debug", &["-X", "POST"]).await, (200, "log level: debug\n".into()));
+    for (word, level) in [("warning", "warn"), ("critical", "error")] {
+        let answer = world.ask(&format!("/logging?level={word}"), &["-X", "POST"]).await;
+        assert_eq!(answer, (400, format!("no level {level}\n")), "an agent says it in Envoy's words");
+    }
     assert_eq!(world.ask("/logging?level=loud", &["-X", "POST"]).await, (400, "no level loud\n".into()));
     assert_eq!(world.ask("/logging", &["-X", "POST"]).await.0, 400);
 }
@@ -305,4 +319,71 @@ async fn an_address_in_use_is_named() {
     let address = first.local_addr().unwrap();
     let error = bind(&ListenAddress::Tcp(address)).unwrap_err().to_string();
     assert!(error.contains(&format!("cannot listen on {address}")), "{error}");
+}
+
+/// As Cilium's tools ask for it and read it.
+#[tokio::test]
+async fn the_dump_has_envoys_form() {
+    let world = World::new(Surface::Admin);
+    let types = |dump: &Value| -> Vec<String> {
+        let configs = dump["configs"].as_array().unwrap().iter();
+        configs.map(|config| config["@type"].as_str().unwrap().rsplit('.').next().unwrap().to_owned()).collect()
+    };
+    for path in ["/config_dump", "/config_dump?include_eds"] {
+        let dump = world.get_json(path).await;
+        let expected =
+            ["BootstrapConfigDump", "ClustersConfigDump", "ListenersConfigDump", "NetworkPoliciesConfigDump"];
+        assert_eq!(types(&dump), expected);
+        assert_eq!(dump["configs"][0]["bootstrap"]["node"]["cluster"], "ingress-cluster");
+        assert_eq!(dump["configs"][3]["networkpolicies"], json!([{ "endpointId": "69" }]));
+        assert_eq!((&dump["configuration"]["workers"], &dump["listeners"][0]["proxy_id"]), (&json!(1), &json!(7)));
+    }
+    let policy = json!({ "endpointId": "69", "@type": "type.googleapis.com/cilium.NetworkPolicy" });
+    let only = world.get_json("/config_dump?include_eds&resource=networkpolicies").await;
+    assert_eq!(only, json!({ "configs": [policy] }));
+    let listeners = world.get_json("/config_dump?resource=dynamic_listeners").await;
+    assert_eq!(listeners["configs"][0]["name"], "cilium-http-egress");
+    let clusters = world.get_json("/config_dump?resource=dynamic_active_clusters").await;
+    assert_eq!(clusters["configs"][0]["cluster"]["name"], "egress-cluster");
+    assert_eq!(types(&world.get_json("/config_dump?resource=bootstrap").await), ["Bootstrap"]);
+    for unknown in ["secrets", "@type"] {
+        let answer = world.ask(&format!("/config_dump?resource={unknown}"), &[]).await;
+        assert_eq!(answer, (404, format!("{unknown} not found in config dump\n")));
+    }
+    assert_eq!(world.ask("/config_dump?mask=x", &[]).await.0, 400, "what is not done is not ignored");
+    let clusters = (200, "egress-cluster::observability_name::egress-cluster\n".to_owned());
+    assert_eq!(world.ask("/clusters", &[]).await, clusters);
+    assert_eq!(world.get_json("/clusters?format=json").await["cluster_statuses"][0]["name"], "egress-cluster");
+}
+
+#[tokio::test]
+async fn stats_can_be_filtered() {
+    let world = World::new(Surface::Admin);
+    let index = world.state.metrics.listener("cilium-http-egress", tollgate_policy::Direction::Egress);
+    world.state.metrics.listener("idle", tollgate_policy::Direction::Ingress);
+    let open = world.sender.metrics().connection_opened(index);
+    let ask = async |query: &str| world.ask(&format!("/stats{query}"), &[]).await;
+    // As the agent's own tests wait for a listener to be idle; the name is a pattern, percent-encoded or not.
+    let active = "listener.cilium-http-egress.downstream_cx_active: 1\n";
+    assert_eq!(ask("?usedonly&filter=cx_active").await, (200, active.into()));
+    assert_eq!(ask("?usedonly&filter=%5Elistener%5C..*active").await, (200, active.into()));
+    drop(open);
+    assert_eq!(ask("?usedonly&filter=cx_active").await, (200, active.replace('1', "0")));
+    assert!(ask("?filter=cx_active").await.1.contains("listener.idle.downstream_cx_active: 0\n"));
+    assert_eq!(ask("?filter=nothing").await, (200, String::new()));
+    for bad in ["?filter=%5B", "?filter=%F", "?usedonly=x", "?format=xml", "?used"] {
+        assert_eq!(ask(bad).await.0, 400, "{bad}");
+    }
+    let json = world.get_json("/stats?format=json&filter=server.live").await;
+    assert_eq!(json, json!({ "stats": [{ "name": "server.live", "value": 1 }] }));
+    world.state.metrics.watch_readiness(world.state.readiness.clone());
+    world.state.readiness.start_draining();
+    assert_eq!(ask("?filter=server.live").await.1, "server.live: 0\n");
+    let (_, text) = ask("").await;
+    assert!(text.lines().is_sorted(), "{text}");
+    for path in ["/stats?format=prometheus", "/stats/prometheus", "/metrics"] {
+        let (_, text) = world.ask(path, &[]).await;
+        let line = "envoy_listener_downstream_cx_active{envoy_listener_address=\"cilium-http-egress\"} 0\n";
+        assert!(text.contains(line), "{text}");
+    }
 }

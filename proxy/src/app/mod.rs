@@ -127,6 +127,7 @@ impl Process {
             .context("flow records")?;
         metrics.watch_sinks(flows.sinks());
         metrics.watch_access_logs(flows.access_logs());
+        metrics.watch_readiness(readiness.clone());
 
         let sources = control::identities::sources(&config.identities).context("identities")?;
         let store = Arc::new(WorldStore::new(sources));
@@ -254,6 +255,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
     };
     let state = Arc::new(AdminState {
         node: config.node.clone(),
+        reported_version: config.reported_version.clone(),
         started: side.started,
         readiness: side.readiness,
         metrics: side.metrics,

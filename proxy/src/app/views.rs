@@ -134,6 +134,10 @@ impl Views for ProcessViews {
         explanation::explain(asked, &enforced).map_err(|error| error.to_string())
     }
 
+    fn clusters(&self) -> Vec<String> {
+        self.clusters.names().into_iter().collect()
+    }
+
     fn listeners(&self) -> Vec<BoundListener> {
         self.listeners.bound()
     }

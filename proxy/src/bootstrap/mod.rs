@@ -71,6 +71,7 @@ pub(crate) fn read(document: &Document, mistakes: &Mistakes) -> Option<Config> {
     Some(Config {
         node,
         admin: endpoints.admin,
+        reported_version: None,
         metrics: endpoints.metrics,
         health: endpoints.health,
         policy_source: PolicySource::Xds { address, mode: XdsMode::Auto },

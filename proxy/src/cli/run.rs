@@ -27,6 +27,9 @@ pub(super) struct Args {
     /// What to log: off, error, warn, info, debug, trace, or a filter such as info,tollgate::http=debug
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log_level: String,
+    /// Version that /server_info reports instead of this program's, for an agent that asks for a certain one
+    #[arg(long, value_name = "TEXT")]
+    reported_version: Option<String>,
     /// Form of the log on standard error
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     log_format: LogFormat,
@@ -35,7 +38,8 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<Exit, Failure> {
     let bad_level = |error| Failure::bad_input(format_args!("--log-level: {error}"));
     logging::check(&args.log_level).map_err(bad_level)?;
-    let config = config::load(&args.config).map_err(Failure::bad_input)?;
+    let mut config = config::load(&args.config).map_err(Failure::bad_input)?;
+    config.reported_version = args.reported_version.or(config.reported_version);
     if args.check {
         print(&format!("{}: the configuration is right\n", args.config.display()))?;
         return Ok(Exit::Fine);

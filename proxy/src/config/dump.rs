@@ -32,6 +32,7 @@ pub fn to_json(config: &Config) -> Value {
         "max_connections": config.max_connections,
         "drain_timeout": duration(config.drain_timeout),
         "admin": address(config.admin.first()),
+        "reported_version": config.reported_version,
         "metrics": address(config.metrics.first()),
         "health": address(config.health.first()),
         "xds": xds,

@@ -115,12 +115,17 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
     let access_log = sections::access_log(&mut top);
     let drain_timeout = top.read("drain_timeout", DRAIN_TIMEOUT, scalar::duration);
     let max_connections = top.read("max_connections", MAX_CONNECTIONS, |value| count(value, 10_000_000));
+    let reported_version = top.read("reported_version", None, |value| match scalar::text(value)? {
+        "" => Err("empty; write a version, or remove it".to_owned()),
+        text => Ok(Some(text.to_owned())),
+    });
     sections::tenants(&mut top);
     top.finish(&[]);
     Some(Config {
         node,
         workers,
         admin: admin.value.into_iter().collect(),
+        reported_version,
         metrics: metrics.value.into_iter().collect(),
         health: health.value.into_iter().collect(),
         policy_source: policy_source?,

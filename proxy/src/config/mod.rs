@@ -41,6 +41,8 @@ pub struct Config {
     pub workers: usize,
     /// Admin endpoints.
     pub admin: Vec<ListenAddress>,
+    /// Version that the admin endpoints report instead of ours: an agent asks for a certain one.
+    pub reported_version: Option<String>,
     /// Prometheus scrape endpoints.
     pub metrics: Vec<SocketAddr>,
     /// Health probe endpoints.

@@ -79,6 +79,7 @@ workers: 3
 max_connections: 10
 drain_timeout: 500ms
 admin: {{ address: 127.0.0.1:9901 }}
+reported_version: "d1c4f0ba/1.2.3"
 metrics: {{ address: "[::1]:9964" }}
 health: {{ address: 127.0.0.1:9878 }}
 policies: {{ directory: "{root}" }}
@@ -114,6 +115,7 @@ listeners:
     assert_eq!(config.node.cluster, "edge");
     assert_eq!((config.workers, config.max_connections), (3, 10));
     assert_eq!(config.drain_timeout, Duration::from_millis(500));
+    assert_eq!(config.reported_version.as_deref(), Some("d1c4f0ba/1.2.3"));
     assert_eq!(config.admin, ["127.0.0.1:9901".parse().expect("address")]);
     assert_eq!(config.metrics, ["[::1]:9964".parse().expect("address")]);
     assert_eq!(config.health, ["127.0.0.1:9878".parse().expect("address")]);

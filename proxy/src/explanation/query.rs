@@ -53,7 +53,7 @@ impl Asked {
             if *name != "header" && decoded.iter().any(|(other, _)| other == name) {
                 return Err(format!("{name} is given twice; give it once"));
             }
-            let value = decode(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
+            let value = percent_decode(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
             decoded.push((name, value));
         }
         let text = |name: &str| decoded.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
@@ -101,7 +101,8 @@ fn encode(text: &str) -> String {
     encoded
 }
 
-fn decode(text: &str) -> Option<String> {
+/// What percent-encoded text stands for; `None` when it is not UTF-8 or not encoded well.
+pub(crate) fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {

@@ -12,12 +12,12 @@ use tollgate_policy::Direction;
 use tollgate_xds::StreamStatus;
 
 use super::control::UpdateResult;
-use super::worker::{Count, DURATION_BOUNDS_US, DirectionCounters};
+use super::worker::{Count, Counters, DURATION_BOUNDS_US, DirectionCounters};
 use super::{AcceptErrorKind, ConnectResult, Families, IdentityMap, LookupResult, MAX_LISTENERS, process};
 use crate::flow::{AccessLogs, LossCause};
 use crate::reason::Reason;
 
-const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+pub(super) const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 /// In the order of [`crate::flow::EntryKind`].
 const ENTRY_KINDS: [&str; 3] = ["request", "response", "denied"];
 /// In the order of [`crate::flow::Outcome`].
@@ -36,7 +36,8 @@ impl Collector for Families {
         self.access_logs(&mut families)?;
         self.policy(&mut families)?;
         self.xds(&mut families)?;
-        self.process(&mut families)
+        self.process(&mut families)?;
+        self.envoy(&mut families)
     }
 }
 
@@ -133,7 +134,8 @@ impl Families {
         let mut connects =
             families.counter("tollgate_upstream_connects", "Upstream connections asked for by result")?;
         for (result, name) in ConnectResult::ALL {
-            let value = self.sum(|worker| worker.upstream_connects[result as usize].value());
+            let both = |worker: &Counters| worker.directions.iter().map(|d| d.connects[result as usize].value()).sum();
+            let value = self.sum(both);
             counter(&mut connects, &[("result", name)], value)?;
         }
         let help = "Upstream connections that kept the client's address but not its port";
@@ -292,10 +294,15 @@ impl Families {
 }
 
 /// Starts one family after the other.
-struct Encoder<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+pub(super) struct Encoder<'a, 'b>(&'a mut DescriptorEncoder<'b>);
 
 impl Encoder<'_, '_> {
-    fn family<'s>(&'s mut self, name: &'s str, help: &str, kind: MetricType) -> Result<MetricEncoder<'s>, Error> {
+    pub(super) fn family<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &str,
+        kind: MetricType,
+    ) -> Result<MetricEncoder<'s>, Error> {
         self.0.encode_descriptor(name, help, None, kind)
     }
 

@@ -1,11 +1,12 @@
 //! Prometheus metrics: counters that cost the data plane an add, and their families at scrape time.
 //!
 //! Each worker owns its counters alone and adds with a plain load and store; a scrape sums over the workers on the
-//! control thread. Names are `tollgate_*`; labels are closed sets (reasons, outcomes, directions) or bounded by the
+//! control thread. Names are `tollgate_*`, and Envoy's for what dashboards of Envoy know; labels are closed sets (reasons, outcomes, directions) or bounded by the
 //! configuration (listeners, sinks). Never an address, a path or a pod name.
 
 mod collector;
 mod control;
+mod envoy;
 mod exposition;
 mod process;
 mod worker;
@@ -19,6 +20,7 @@ use prometheus_client::registry::Registry;
 use tollgate_policy::Direction;
 
 pub use control::{Control, PolicyGauges, UpdateResult};
+pub use envoy::Stat;
 pub use exposition::Format;
 pub use worker::{
     AcceptErrorKind, ConnectResult, HeldConnection, IdentityMap, ListenerIndex, LookupResult, MAX_LISTENERS,
@@ -26,6 +28,7 @@ pub use worker::{
 };
 
 use crate::flow::{AccessLogs, SinkCounters};
+use crate::readiness::Readiness;
 use worker::{Counters, LISTENER_SLOTS};
 
 /// All metrics of the process.
@@ -44,6 +47,7 @@ struct Families {
     sinks: OnceLock<Arc<[Arc<SinkCounters>]>>,
     access_logs: OnceLock<AccessLogs>,
     streams: OnceLock<tollgate_xds::Status>,
+    readiness: OnceLock<Readiness>,
     started: SystemTime,
 }
 
@@ -59,6 +63,7 @@ impl Metrics {
             sinks: OnceLock::new(),
             access_logs: OnceLock::new(),
             streams: OnceLock::new(),
+            readiness: OnceLock::new(),
             started: SystemTime::now(),
         });
         let mut registry = Registry::default();
@@ -99,6 +104,16 @@ impl Metrics {
     /// Adds the streams of the xDS client to what is scraped; the first call counts.
     pub fn watch_streams(&self, streams: tollgate_xds::Status) {
         let _ = self.families.streams.set(streams);
+    }
+
+    /// Adds whether the process drains to what is scraped; the first call counts.
+    pub fn watch_readiness(&self, readiness: Readiness) {
+        let _ = self.families.readiness.set(readiness);
+    }
+
+    /// What is counted, under Envoy's names.
+    pub fn envoy_stats(&self) -> Vec<Stat> {
+        self.families.envoy_stats()
     }
 
     /// Open downstream connections, all workers together.

@@ -148,3 +148,56 @@ fn the_series_of_listeners_are_bounded() {
     assert!(!got.contains_key(r#"tollgate_connections_total{listener="62",direction="ingress"}"#));
     assert!(!got.contains_key(r#"tollgate_connections_total{listener="(other)",direction="egress"}"#));
 }
+
+/// Names and labels as Envoy's own exporter gives them.
+#[test]
+fn dashboards_of_envoy_find_their_names() {
+    let (metrics, workers) = Metrics::new(2);
+    let answered = |worker: &Worker, direction, outcome, status| {
+        let mut record = request(outcome, None, 1500);
+        record.direction = direction;
+        record.http.as_mut().unwrap().status = status;
+        worker.flow_finished(&record);
+    };
+    answered(&workers[0], Direction::Egress, Outcome::Forwarded, 204);
+    answered(&workers[1], Direction::Egress, Outcome::Forwarded, 404);
+    answered(&workers[1], Direction::Ingress, Outcome::Denied, 403);
+    answered(&workers[1], Direction::Ingress, Outcome::Failed, 503);
+    answered(&workers[1], Direction::Ingress, Outcome::Failed, 0);
+    workers[0].upstream_connect(Direction::Ingress, ConnectResult::Timeout);
+    workers[0].upstream_connect(Direction::Ingress, ConnectResult::Refused);
+    workers[0].upstream_connect(Direction::Egress, ConnectResult::Connected);
+    metrics.control().policy_update(UpdateResult::Accepted);
+    metrics.control().policy_update(UpdateResult::Rejected);
+    let got = samples(&metrics.encode(Format::Prometheus).unwrap());
+    let proxy = r#"envoy_http_conn_manager_prefix="proxy""#;
+    let of = |cluster: &str| format!(r#"envoy_cluster_name="{cluster}-cluster""#);
+    let (ingress, egress) = (of("ingress"), of("egress"));
+    for (name, expected) in [
+        (format!("envoy_http_downstream_rq_total{{{proxy}}}"), 5.0),
+        (format!(r#"envoy_http_downstream_rq_xx{{envoy_response_code_class="4",{proxy}}}"#), 2.0),
+        (format!(r#"envoy_http_downstream_rq_xx{{envoy_response_code_class="5",{proxy}}}"#), 1.0),
+        (format!(r#"envoy_http_downstream_rq_time_bucket{{le="1.0",{proxy}}}"#), 0.0),
+        (format!(r#"envoy_http_downstream_rq_time_bucket{{le="2.5",{proxy}}}"#), 5.0),
+        (format!("envoy_http_downstream_rq_time_sum{{{proxy}}}"), 7.5),
+        (format!("envoy_cluster_upstream_rq_total{{{egress}}}"), 2.0),
+        (format!("envoy_cluster_upstream_rq_total{{{ingress}}}"), 2.0),
+        (format!(r#"envoy_cluster_upstream_rq_xx{{{egress},envoy_response_code_class="2"}}"#), 1.0),
+        (format!(r#"envoy_cluster_upstream_rq_xx{{{ingress},envoy_response_code_class="4"}}"#), 0.0),
+        (format!("envoy_cluster_upstream_cx_connect_fail{{{ingress}}}"), 2.0),
+        (format!("envoy_cluster_upstream_cx_connect_timeout{{{ingress}}}"), 1.0),
+        (format!("envoy_cluster_upstream_cx_total{{{egress}}}"), 1.0),
+        ("envoy_cilium_policy_updates_total".to_owned(), 2.0),
+        ("envoy_cilium_policy_updates_rejected".to_owned(), 1.0),
+        ("envoy_server_live".to_owned(), 1.0),
+        (r#"tollgate_upstream_connects_total{result="refused"}"#.to_owned(), 1.0),
+    ] {
+        assert_eq!(got.get(&name), Some(&expected), "{name}");
+    }
+    let names: Vec<String> = metrics.envoy_stats().into_iter().filter(|stat| stat.used).map(|stat| stat.name).collect();
+    for name in
+        ["http.proxy.downstream_rq_4xx", "cluster.egress-cluster.upstream_rq_2xx", "cilium.policy.update_success"]
+    {
+        assert!(names.iter().any(|known| known == name), "{name} in {names:?}");
+    }
+}

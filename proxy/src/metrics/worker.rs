@@ -143,6 +143,10 @@ pub(super) struct DirectionCounters {
     /// One per bound, then the unbounded one; not cumulative.
     pub(super) duration_buckets: [Count; DURATION_BOUNDS_US.len() + 1],
     pub(super) duration_sum_us: Count,
+    /// Answers by the class of their status (1xx first): to what was let through, and to what was denied.
+    pub(super) answers: [[Count; 5]; 2],
+    /// By [`ConnectResult`].
+    pub(super) connects: [Count; ConnectResult::ALL.len()],
 }
 
 /// Per listener.
@@ -162,7 +166,6 @@ pub(super) struct Counters {
     pub(super) listeners: Box<[ListenerCounters]>,
     pub(super) refusals: [Count; Reason::ALL.len()],
     pub(super) failures: [Count; Reason::ALL.len()],
-    pub(super) upstream_connects: [Count; ConnectResult::ALL.len()],
     /// The last upstream socket that needed a privilege did not get it.
     pub(super) upstreams_refused: AtomicBool,
     pub(super) accept_errors: [Count; AcceptErrorKind::ALL.len()],
@@ -189,7 +192,6 @@ impl Counters {
             listeners: (0..LISTENER_SLOTS).map(|_| ListenerCounters::default()).collect(),
             refusals: std::array::from_fn(|_| Count::default()),
             failures: std::array::from_fn(|_| Count::default()),
-            upstream_connects: Default::default(),
             upstreams_refused: AtomicBool::new(false),
             accept_errors: Default::default(),
             source_port_changed: Count::default(),
@@ -230,12 +232,17 @@ impl Worker {
     pub(crate) fn flow_finished(&self, record: &FlowRecord) {
         let counters = &*self.counters;
         counters.records[record.outcome as usize].increment();
-        if record.http.is_some() {
+        if let Some(http) = &record.http {
             let direction = self.direction(record.direction);
             direction.requests[record.outcome as usize].increment();
             let bucket = DURATION_BOUNDS_US.partition_point(|&bound| bound < record.duration_us);
             direction.duration_buckets[bucket].increment();
             direction.duration_sum_us.add(record.duration_us);
+            let of_denials = usize::from(record.outcome == Outcome::Denied);
+            let class = usize::from(http.status / 100).checked_sub(1);
+            if let Some(count) = class.and_then(|class| direction.answers[of_denials].get(class)) {
+                count.increment();
+            }
         }
         if let Some(reason) = record.reason {
             let by_reason = if record.outcome == Outcome::Denied { &counters.refusals } else { &counters.failures };
@@ -282,8 +289,8 @@ impl Worker {
     }
 
     /// Counts the end of a search for an upstream connection.
-    pub fn upstream_connect(&self, result: ConnectResult) {
-        self.counters.upstream_connects[result as usize].increment();
+    pub fn upstream_connect(&self, direction: Direction, result: ConnectResult) {
+        self.direction(direction).connects[result as usize].increment();
     }
 
     /// Notes whether an upstream socket that needed a privilege got it. Returns whether that is news.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod access_log;
+mod agent_admin;
 mod as_envoy;
 mod big;
 mod conformance;
