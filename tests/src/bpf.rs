@@ -70,8 +70,8 @@ impl Maps {
         self.root.join("tc/globals/cilium_ipcache_v2")
     }
 
-    fn conntrack(&self) -> PathBuf {
-        self.root.join("tc/globals/cilium_ct4_global")
+    fn conntrack(&self, v4: bool) -> PathBuf {
+        self.root.join(if v4 { "tc/globals/cilium_ct4_global" } else { "tc/globals/cilium_ct6_global" })
     }
 
     /// Pins a new, empty ipcache, in the place of the old one if there is one.
@@ -88,8 +88,14 @@ impl Maps {
 
     /// Pins a new, empty conntrack map for IPv4.
     pub fn create_conntrack(&mut self) {
-        let path = self.conntrack();
+        let path = self.conntrack(true);
         self.tell(&format!("create ct4 {}", path.display()));
+    }
+
+    /// The same for IPv6.
+    pub fn create_conntrack_v6(&mut self) {
+        let path = self.conntrack(false);
+        self.tell(&format!("create ct6 {}", path.display()));
     }
 
     /// Gives `address` to `identity`.
@@ -106,7 +112,7 @@ impl Maps {
 
     /// Tracks an ingress connection whose first packet carried `identity`.
     pub fn track(&mut self, source: SocketAddr, destination: SocketAddr, identity: u32) {
-        let path = self.conntrack();
+        let path = self.conntrack(source.is_ipv4());
         let [from, to] = [source, destination].map(|end| format!("{} {}", end.ip(), end.port()));
         self.tell(&format!("track {} {from} {to} in {identity}", path.display()));
     }

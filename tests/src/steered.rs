@@ -40,6 +40,8 @@ pub struct Steered {
     world: World,
     /// Identity of the pod `sleep`.
     sleep: u32,
+    /// The section `identities`, in the place of the usual list.
+    identities: Option<String>,
 }
 
 impl Steered {
@@ -51,7 +53,13 @@ impl Steered {
         let world = World::new().unwrap_or_else(|error| panic!("{error}"));
         world.redirect_up(&[HTTP_PORT, HTTP2_PORT, TCP_PORT], LISTENER_PORT).unwrap();
         fs::create_dir_all(world.directory().join("policies")).unwrap();
-        Self { proxy: None, admin: Admin::at(world.directory().join("admin.sock")), world, sleep: SLEEP }
+        Self {
+            proxy: None,
+            admin: Admin::at(world.directory().join("admin.sock")),
+            world,
+            sleep: SLEEP,
+            identities: None,
+        }
     }
 
     /// Builds everything, with these policies and one listener that has `keys`; returns when the proxy is ready.
@@ -87,15 +95,18 @@ impl Steered {
         let identity = |[v4, v6]: [IpAddr; 2], identity: u32| {
             format!("- {{ identity: {identity}, addresses: [\"{v4}\", \"{v6}\"] }}")
         };
+        let usual = || {
+            let sleep = identity(self.addresses("sleep"), self.sleep);
+            let helloworld = identity(self.addresses("helloworld"), HELLOWORLD);
+            format!("\n{sleep}\n{helloworld}\n{}", identity(self.node_addresses(), HOST))
+        };
+        let identities = self.identities.clone().unwrap_or_else(usual);
         let configuration = format!(
             "workers: 2\n\
              admin: {{ address: \"unix:{admin}\" }}\n\
              {source}\n\
-             identities:\n{}\n{}\n{}\n\
+             identities: {identities}\n\
              listeners:\n{listeners}\n",
-            identity(self.addresses("sleep"), self.sleep),
-            identity(self.addresses("helloworld"), HELLOWORLD),
-            identity(self.node_addresses(), HOST),
             admin = self.path("admin.sock").display(),
         );
         let file = self.path("tollgate.yaml");
@@ -108,6 +119,11 @@ impl Steered {
     /// Gives the pod `sleep` another identity than [`SLEEP`], for proxies to come.
     pub fn set_sleep(&mut self, identity: u32) {
         self.sleep = identity;
+    }
+
+    /// Has proxies to come look identities up as this section says, in flow style.
+    pub fn set_identities(&mut self, section: String) {
+        self.identities = Some(section);
     }
 
     /// Starts the proxy, and returns when it is ready.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tollgate::reason::Reason;
 use tollgate_net::Mark;
+use tollgate_tests::bpf::Maps;
 use tollgate_tests::mark_counters::MarkCounters;
 use tollgate_tests::netns::inside;
 use tollgate_tests::peer::Peer;
@@ -20,7 +21,7 @@ use tollgate_tests::python::{self, ControlPlane, python};
 use tollgate_tests::steered::{
     HELLOWORLD, HOST, HTTP_PORT, HTTP2_PORT, LISTENER_PORT, SLEEP, Steered, TCP_PORT, listener,
 };
-use tollgate_tests::upstream::{Upstream, next_request};
+use tollgate_tests::upstream::{OK, Upstream, next_request};
 use tollgate_tests::wait::{DEADLINE, until};
 
 const INGRESS: &str = "direction: ingress, reason_header: true, policy_wait: 100ms";
@@ -292,6 +293,63 @@ fn marks_carry_identities_of_every_size() {
             }
             steered.kill_proxy();
         }
+    }
+}
+
+/// Identities out of the datapath's maps: conntrack's at first, the ipcache's once the address has changed hands. The upstream
+/// carries the one that the request was judged by.
+#[test]
+fn the_mark_follows_the_identity_of_the_source() {
+    if !tollgate_tests::bpf::inside("the_mark_follows_the_identity_of_the_source") {
+        return;
+    }
+    const OTHER: u32 = 0x00AB_CDEF;
+    let mut steered = Steered::without_proxy();
+    let mut maps = Maps::mount(steered.path("bpf"));
+    maps.create_ipcache();
+    maps.create_conntrack();
+    maps.create_conntrack_v6();
+    steered.set_identities(format!("{{ bpf_root: \"{}\", ttl: 0s }}", maps.root().display()));
+    let rule = json!({"remotePolicies": [SLEEP, OTHER], "httpRules": {"httpRules": [http_rule("GET", "/hello")]}});
+    let ports = json!([{"port": HTTP_PORT, "rules": [rule]}]);
+    steered.write_policies(&[policy(&steered, "helloworld", "69", "ingressPerPortPolicies", ports)]);
+    let servers = steered.sockets("helloworld", HTTP_PORT);
+    let _upstreams = servers.map(|server| {
+        steered.serve("helloworld", server, |peer, _| {
+            while next_request(peer).is_some() {
+                peer.send(OK);
+            }
+        })
+    });
+    steered.start_proxy(&steered.directory_source(), &listener(INGRESS));
+    for (server, pod) in servers.into_iter().zip(steered.addresses("sleep")) {
+        // The ipcache lags behind: to it the pod is the world, which nobody admits.
+        let mut client = steered
+            .world()
+            .run_in("sleep", || {
+                let socket = Socket::new(Domain::for_address(server), Type::STREAM, None).unwrap();
+                socket.bind(&SocketAddr::new(pod, 0).into()).unwrap();
+                let from = socket.local_addr().unwrap().as_socket().unwrap();
+                maps.track(from, server, SLEEP);
+                socket.connect(&server.into()).unwrap();
+                Peer::new(socket.into())
+            })
+            .unwrap();
+        for identity in [SLEEP, OTHER] {
+            let mark = Mark::upstream(true, identity);
+            let counters = MarkCounters::start(&steered, server, mark, Mark::listener(true));
+            client.send("GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(client.read_message().status(), 200, "{identity} {server}");
+            // Connecting, the request, and its answer's acknowledgement.
+            until("the upstream's packets", || (counters.packets("upstream") >= 3).then_some(()));
+            maps.put(pod, OTHER);
+        }
+        let source = |flow: &Value| flow["source"]["identity"].clone();
+        let flows: Vec<_> = steered.admin().flows().iter().rev().take(2).map(source).collect();
+        assert_eq!(flows, [OTHER, SLEEP]);
+        maps.remove(pod);
+        client.send("GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.read_message().status(), 403, "the world again");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::config::IdentityMode;
 /// What was known of a connection's peer when it was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Accepted {
-    /// Identity in conntrack, where it has one.
+    /// Identity in conntrack, where it has one and the address has not changed hands since.
     pub(crate) conntrack: Option<SecurityId>,
     /// Identity that the address carried; the world without an entry.
     pub(crate) address: SecurityId,

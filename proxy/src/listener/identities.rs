@@ -166,9 +166,11 @@ impl Remembered {
                 Err(unavailable) => return (Err(unavailable.into()), Some(Instant::now())),
             },
         };
-        self.accepted.set(Some(accepted));
         let mode = ends.world.identities.mode();
         let peer = accepted.source.peer(mode, source);
+        // For good: an address that is given back has changed hands twice.
+        let conntrack = accepted.source.conntrack.filter(|_| !peer.changed);
+        self.accepted.set(Some(AtAccept { source: Accepted { conntrack, ..accepted.source }, ..accepted }));
         let changed = peer.changed || destination_now != accepted.destination;
         if changed && mode == IdentityMode::Strict {
             return (Err(Reason::IdentityChanged.into()), until);

@@ -209,6 +209,33 @@ fn what_was_admitted_for_one_identity_does_not_go_on_for_another() {
     }
 }
 
+/// The other end of what a pod sends has no mark to keep true.
+#[test]
+fn what_goes_out_ends_only_when_its_destination_may_no_longer_be_reached() {
+    if !inside("identity::what_goes_out_ends_only_when_its_destination_may_no_longer_be_reached") {
+        return;
+    }
+    let mut world = World::start("egress", "ttl: 1ms");
+    let World { maps, proxy, site, .. } = &mut world;
+    let mut tunnel = Peer::connect(proxy.http());
+    tunnel.send(websocket_request("/allowed"));
+    tunnel.read_until(b"tunnel");
+    let mut tcp = Peer::connect(proxy.tcp());
+    tcp.send(GET);
+    tcp.read_message();
+    maps.put(site.ip(), ALSO_ADMITTED);
+    until("both to have noticed", || (count(proxy, "tollgate_identity_changes_total") == 2).then_some(()));
+    tcp.send(GET);
+    assert_eq!(tcp.read_message().status(), 200);
+    maps.put(site.ip(), DENIED);
+    for peer in [&mut tunnel, &mut tcp] {
+        assert_eq!(peer.read_to_any_end().1, End::Reset);
+    }
+    for flow in proxy.expect_flows(2) {
+        assert_eq!(flow["reason"], Reason::Revoked.code(), "{flow}");
+    }
+}
+
 #[test]
 fn an_http_2_stream_under_way_ends_with_the_identity_it_was_admitted_for() {
     if !inside("identity::an_http_2_stream_under_way_ends_with_the_identity_it_was_admitted_for") {
