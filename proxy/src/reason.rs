@@ -86,6 +86,8 @@ reasons! {
     HeadersTooLarge => "headers_too_large", 431, 8, true;
     /// A transfer coding other than `chunked`.
     TransferCoding => "transfer_coding", 501, 12, true;
+    /// A WebSocket, where the listener allows none.
+    UpgradeNotAllowed => "upgrade_not_allowed", 403, 7, false;
     /// CONNECT or TRACE without a rule that names it.
     MethodNotSupported => "method_not_supported", 405, 12, true;
     /// An expectation other than `100-continue`.
@@ -104,6 +106,8 @@ reasons! {
     // The upstream failed.
     /// Connection refused, unreachable, or timed out.
     UpstreamConnect => "upstream_connect", 503, 14, false;
+    /// The exchange took longer than the listener or the client allows, and the request had been complete.
+    UpstreamTimeout => "upstream_timeout", 504, 4, true;
     /// Reset or closed before a complete response head.
     UpstreamReset => "upstream_reset", 503, 14, true;
     /// A response that cannot be forwarded safely.

@@ -85,7 +85,15 @@ pub fn listener(listener: &Listener) -> Value {
         "request_head_timeout": duration(listener.request_head_timeout),
         "denied_body": listener.denied_body,
         "reason_header": listener.reason_header,
-        "http": { "request_id": listener.http.request_id },
+        "http": {
+            "request_id": listener.http.request_id,
+            "stream_idle_timeout": duration(listener.http.stream_idle_timeout.unwrap_or_default()),
+            "timeout": duration(listener.http.timeout.unwrap_or_default()),
+            "grpc_timeout": listener.http.grpc_timeout,
+            "grpc_timeout_max": duration(listener.http.grpc_timeout_max.unwrap_or_default()),
+            "websocket": listener.http.websocket,
+            "upstream_idle_timeout": duration(listener.http.upstream_idle_timeout.unwrap_or_default()),
+        },
         "access_log": listener.access_log.as_ref().map(|path| json!({ "unix": path })),
         "agent": listener.agent.as_ref().map(agent),
     })

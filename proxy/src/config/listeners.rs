@@ -227,7 +227,16 @@ fn http(section: &mut Section<'_>, default: HttpSettings) -> HttpSettings {
     let Some(mut section) = section.field("http").and_then(|field| field.section("{request_id: true}")) else {
         return default;
     };
-    let http = HttpSettings { request_id: section.read("request_id", default.request_id, scalar::boolean) };
+    let optional = |value: &Value| scalar::duration(value).map(|duration| (!duration.is_zero()).then_some(duration));
+    let http = HttpSettings {
+        request_id: section.read("request_id", default.request_id, scalar::boolean),
+        stream_idle_timeout: section.read("stream_idle_timeout", default.stream_idle_timeout, optional),
+        timeout: section.read("timeout", default.timeout, optional),
+        grpc_timeout: section.read("grpc_timeout", default.grpc_timeout, scalar::boolean),
+        grpc_timeout_max: section.read("grpc_timeout_max", default.grpc_timeout_max, optional),
+        websocket: section.read("websocket", default.websocket, scalar::boolean),
+        upstream_idle_timeout: section.read("upstream_idle_timeout", default.upstream_idle_timeout, optional),
+    };
     section.finish(&[]);
     http
 }

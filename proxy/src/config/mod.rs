@@ -198,11 +198,37 @@ pub struct Listener {
     pub agent: Option<Agent>,
 }
 
-/// What is added to HTTP requests, as an agent asks its proxy for it. By default nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How HTTP is treated beyond policy, as an agent asks its proxy for it. By default nothing is added or limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HttpSettings {
     /// Whether a request that comes without `x-request-id` is forwarded with one.
     pub request_id: bool,
+    /// Longest time in which nothing of an exchange moves, in either direction.
+    pub stream_idle_timeout: Option<Duration>,
+    /// Time from the end of a request to that of its response.
+    pub timeout: Option<Duration>,
+    /// Whether a client's `grpc-timeout` ends its exchange.
+    pub grpc_timeout: bool,
+    /// The longest of those that counts.
+    pub grpc_timeout_max: Option<Duration>,
+    /// Whether the handshake of a WebSocket may open a tunnel.
+    pub websocket: bool,
+    /// How long an upstream connection is kept without an exchange.
+    pub upstream_idle_timeout: Option<Duration>,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            request_id: false,
+            stream_idle_timeout: None,
+            timeout: None,
+            grpc_timeout: false,
+            grpc_timeout_max: None,
+            websocket: true,
+            upstream_idle_timeout: None,
+        }
+    }
 }
 
 /// What an agent tells its proxy with a listener (`spec/cilium-agent.md` section 2.3): where its maps are.

@@ -65,7 +65,7 @@ fn a_policy_source_alone_gives_every_default() {
     assert_eq!(listener.request_head_timeout, Duration::from_secs(10));
     assert_eq!(listener.denied_body, "Access denied");
     assert!(!listener.reason_header);
-    assert_eq!((listener.http, &listener.access_log), (HttpSettings { request_id: false }, &None));
+    assert_eq!((listener.http, &listener.access_log), (HttpSettings::default(), &None));
 }
 
 #[test]
@@ -106,7 +106,7 @@ listeners:
     denied_body: |
       Stop here.
     reason_header: true
-    http: {{ request_id: true }}
+    http: {{ request_id: true, stream_idle_timeout: 3s, timeout: 4s, grpc_timeout: true, grpc_timeout_max: 0s, websocket: false }}
     access_log: {{ unix: /run/cilium/envoy/sockets/access_log.sock }}
 "#
     );
@@ -137,6 +137,9 @@ listeners:
     assert_eq!(listener.additional_addresses, ["[::1]:0".parse().expect("address")]);
     assert!(!listener.transparent && !listener.reuse_port && listener.reason_header && listener.http.request_id);
     assert_eq!(listener.access_log, Some("/run/cilium/envoy/sockets/access_log.sock".into()));
+    let limits = (listener.http.stream_idle_timeout, listener.http.timeout);
+    assert_eq!(limits, (Some(Duration::from_secs(3)), Some(Duration::from_secs(4))));
+    assert!(listener.http.grpc_timeout && listener.http.grpc_timeout_max.is_none() && !listener.http.websocket);
     assert_eq!(listener.proxy_id, 65535);
     let upstream = "127.0.0.1:8080".parse().expect("address");
     assert_eq!(listener.upstream, Upstream::Fixed(upstream));

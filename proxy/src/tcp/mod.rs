@@ -71,6 +71,7 @@ pub(crate) fn finish(mut flow: OpenFlow, ended: Ended, counts: &Counts, downstre
         Ended::Both => (Outcome::Forwarded, None),
         Ended::Revoked(reason) => (Outcome::Denied, Some(reason)),
         Ended::Stopped => (Outcome::Failed, Some(Reason::Draining)),
+        Ended::TimedOut(reason) => (Outcome::Failed, Some(reason)),
         Ended::DownstreamReset => (Outcome::Forwarded, Some(Reason::DownstreamReset)),
         Ended::UpstreamReset => (Outcome::Forwarded, Some(Reason::UpstreamReset)),
     };

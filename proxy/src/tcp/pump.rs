@@ -36,6 +36,8 @@ pub(crate) enum Ended {
     Revoked(Reason),
     /// The process ends.
     Stopped,
+    /// A time limit was exceeded.
+    TimedOut(Reason),
 }
 
 /// Reads once into `buffer`'s spare room; 0 at the end of the stream or when the buffer holds `limit` bytes. While nothing

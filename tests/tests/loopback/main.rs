@@ -12,6 +12,7 @@ mod header_matches;
 mod http1;
 mod http2;
 mod identity;
+mod limits;
 mod malformed;
 mod policy_check;
 mod policy_life;

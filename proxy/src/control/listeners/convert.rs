@@ -67,6 +67,7 @@ pub fn convert(message: &wire::Listener, defaults: &UpstreamDefaults) -> Result<
         ..Listener::new(direction, true)
     };
     bpf_metadata(&metadata, &mut listener)?;
+    listener.http.upstream_idle_timeout = defaults.idle_timeout;
     chains(&message.filter_chains, &mut listener, &mut ignored)?;
     options(message, &mut ignored)?;
     Ok(Active { listener, ignored })

@@ -1,20 +1,27 @@
 //! Settings of Envoy's HTTP connection manager, as an agent's policy listeners have them (`spec/cilium-agent.md` section
 //! 2.3).
 
+use std::time::Duration;
+
 use prost::Message;
 use tollgate_proto::cilium;
 use tollgate_proto::envoy::config::route::v3::{
     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
 };
 use tollgate_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter, http_connection_manager, http_filter,
+    HttpConnectionManager, HttpFilter, http_connection_manager, http_connection_manager::UpgradeConfig, http_filter,
 };
+use tollgate_proto::google::protobuf::Duration as WireDuration;
 
-use super::convert::{Inactive, access_log, decode, original_destination};
-use crate::config::{EscapedSlashes, Listener, Normalize};
+use super::convert::{Inactive, access_log, decode, duration, original_destination};
+use crate::config::{EscapedSlashes, HttpSettings, Listener, Normalize};
 
 /// Longest body of a 403; as in the configuration file.
 const MAX_DENIED_BODY: usize = 4096;
+/// Envoy's own, where a manager says nothing.
+const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Envoy's own, where a route says nothing.
+const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Reads the settings into `listener`, and the names of those without effect into `ignored`.
 ///
@@ -28,10 +35,18 @@ pub(super) fn read(
 ) -> Result<(), Inactive> {
     http_filters(field, &manager.http_filters, listener)?;
     listener.normalize = normalize(field, &manager)?;
+    listener.http.request_id = manager.generate_request_id.is_none_or(|wanted| wanted.value);
+    let websocket = |upgrade: &UpgradeConfig| {
+        upgrade.upgrade_type.eq_ignore_ascii_case("websocket") && upgrade.enabled.is_none_or(|on| on.value)
+    };
+    listener.http.websocket = manager.upgrade_configs.iter().any(websocket);
+    let idle = manager.stream_idle_timeout.as_ref().map_or(Some(STREAM_IDLE_TIMEOUT), duration);
+    listener.http.stream_idle_timeout = idle.filter(|idle| !idle.is_zero());
     refuse(field, &manager)?;
     match &manager.route_specifier {
         Some(http_connection_manager::RouteSpecifier::RouteConfig(routes)) => {
-            route_configuration(&format!("{field}.route_config"), routes)?;
+            let action = route_configuration(&format!("{field}.route_config"), routes)?;
+            time_limits(action, &mut listener.http);
         }
         Some(http_connection_manager::RouteSpecifier::Rds(_)) => {
             return Err(Inactive::new(format!("{field}.rds"), "routes from elsewhere are not implemented"));
@@ -122,8 +137,8 @@ fn refuse(field: &str, manager: &HttpConnectionManager) -> Result<(), Inactive> 
     }
 }
 
-/// Every route leads to the original destination, whatever it matches by.
-fn route_configuration(field: &str, routes: &RouteConfiguration) -> Result<(), Inactive> {
+/// Every route leads to the original destination, whatever it matches by. Returns the one for every request.
+fn route_configuration<'r>(field: &str, routes: &'r RouteConfiguration) -> Result<&'r RouteAction, Inactive> {
     let allowed = RouteConfiguration {
         name: routes.name.clone(),
         virtual_hosts: routes.virtual_hosts.clone(),
@@ -147,13 +162,24 @@ fn route_configuration(field: &str, routes: &RouteConfiguration) -> Result<(), I
     if allowed != *host {
         return Err(Inactive::new(field, "has more than routes for the domain *, which is not implemented"));
     }
-    if !host.routes.iter().any(|route| matches_everything(route.r#match.as_ref())) {
-        return Err(Inactive::new(format!("{field}.routes"), "none is for every request"));
-    }
+    let mut everything = None;
     for (index, entry) in host.routes.iter().enumerate() {
-        route(&format!("{field}.routes[{index}]"), entry)?;
+        let action = route(&format!("{field}.routes[{index}]"), entry)?;
+        if matches_everything(entry.r#match.as_ref()) {
+            everything = Some(action);
+        }
     }
-    Ok(())
+    everything.ok_or_else(|| Inactive::new(format!("{field}.routes"), "none is for every request"))
+}
+
+/// An agent writes the same into each route. Zero is no limit.
+fn time_limits(action: &RouteAction, http: &mut HttpSettings) {
+    let limit = |wire: Option<&WireDuration>| wire.and_then(duration).filter(|limit| !limit.is_zero());
+    http.timeout = action.timeout.as_ref().map_or(Some(ROUTE_TIMEOUT), duration).filter(|limit| !limit.is_zero());
+    http.stream_idle_timeout = limit(action.idle_timeout.as_ref()).or(http.stream_idle_timeout);
+    let most = action.max_stream_duration.as_ref().and_then(|most| most.grpc_timeout_header_max.as_ref());
+    http.grpc_timeout = most.is_some();
+    http.grpc_timeout_max = limit(most);
 }
 
 fn prefix_of_everything() -> RouteMatch {
@@ -164,7 +190,7 @@ fn matches_everything(route: Option<&RouteMatch>) -> bool {
     route == Some(&prefix_of_everything())
 }
 
-fn route(field: &str, route: &Route) -> Result<(), Inactive> {
+fn route<'r>(field: &str, route: &'r Route) -> Result<&'r RouteAction, Inactive> {
     let matched = route.r#match.clone().unwrap_or_default();
     if (RouteMatch { grpc: None, ..matched }) != prefix_of_everything() {
         return Err(Inactive::new(
@@ -184,7 +210,8 @@ fn route(field: &str, route: &Route) -> Result<(), Inactive> {
     if allowed != *route {
         return Err(Inactive::new(field, "has more than match and route, which is not implemented"));
     }
-    route_action(&format!("{field}.route"), action)
+    route_action(&format!("{field}.route"), action)?;
+    Ok(action)
 }
 
 fn route_action(field: &str, action: &RouteAction) -> Result<(), Inactive> {
@@ -218,10 +245,9 @@ fn note_ignored(field: &str, manager: &HttpConnectionManager, ignored: &mut Vec<
         ("local_reply_config", manager.local_reply_config.is_some()),
         ("request_headers_timeout", manager.request_headers_timeout.is_some()),
         ("request_timeout", manager.request_timeout.is_some()),
-        ("stream_idle_timeout", manager.stream_idle_timeout.is_some()),
         ("tracing", manager.tracing.is_some()),
         ("use_remote_address", manager.use_remote_address.is_some()),
-        ("route_config (timeouts and retries)", true),
+        ("route_config (retries)", true),
     ];
     let names = without_effect.into_iter().filter(|(_, set)| *set);
     ignored.extend(names.map(|(name, _)| format!("{field}.{name}")));

@@ -21,7 +21,9 @@ use tollgate_proto::google::protobuf::{Any, BoolValue, Duration as WireDuration,
 use tollgate_xds::{Handler, Resource, Update};
 
 use super::*;
-use crate::config::{Agent, EscapedSlashes, Identities, IdentitySettings, OriginalSource, Upstream, UpstreamDefaults};
+use crate::config::{
+    Agent, EscapedSlashes, HttpSettings, Identities, IdentitySettings, OriginalSource, Upstream, UpstreamDefaults,
+};
 use crate::control::identities::{self, AgentIdentities};
 use crate::control::{Control, WorldStore};
 use crate::identity::Unavailable;
@@ -202,7 +204,25 @@ fn the_agents_http_listener() {
     );
     assert_eq!(listener.access_log, Some(PathBuf::from("/run/access_log.sock")));
     assert!(ignored[0].starts_with("filter_chains[1] (TLS is not intercepted"), "{ignored:?}");
-    assert!(ignored.iter().any(|name| name.ends_with("stream_idle_timeout")), "{ignored:?}");
+    assert!(ignored.iter().any(|name| name.ends_with("retries)")), "{ignored:?}");
+    let hours = Some(Duration::from_secs(3600));
+    let expected = HttpSettings {
+        request_id: true,
+        stream_idle_timeout: Some(Duration::from_secs(300)),
+        timeout: hours,
+        grpc_timeout: true,
+        grpc_timeout_max: None,
+        websocket: true,
+        upstream_idle_timeout: None,
+    };
+    assert_eq!(listener.http, expected);
+    let mut other = manager();
+    other.stream_idle_timeout = seconds(0);
+    other.upgrade_configs.clear();
+    other.generate_request_id = Some(BoolValue { value: false });
+    let Active { listener, .. } = convert(&with_manager(&other), &DEFAULTS).unwrap();
+    let expected = HttpSettings { request_id: false, stream_idle_timeout: None, websocket: false, ..expected };
+    assert_eq!(listener.http, expected);
 }
 
 #[test]

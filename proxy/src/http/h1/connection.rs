@@ -15,6 +15,7 @@ use super::exchange::{self, Completed, Downstream, ExchangeError, Paired, Progre
 use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
 use super::request::{Refusal, RequestBody, Version};
 use crate::flow::{OpenFlow, Outcome};
+use crate::http::limits::TimeLimits;
 use crate::http::respond::LocalReply;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
@@ -163,16 +164,25 @@ impl Session<'_> {
     /// Waits between requests. False when the connection ends: the client closed it, its upstream did, an end is no longer
     /// who it was, or we drain.
     async fn wait_for_bytes(&mut self, reader: &mut ReadHalf<'_>) -> bool {
+        let idle = self.connection.listener.config.http.upstream_idle_timeout;
+        let idle_from = idle.map(|limit| tokio::time::Instant::now() + limit);
         loop {
             if self.connection.listener.signals.state().draining {
                 return false;
             }
+            let has_upstream = self.paired.is_some();
             let upstream_ended = async {
                 match &mut self.paired {
                     // A byte of an idle upstream belongs to no response; one may have come with the last.
                     Some(paired) if !paired.buffer.is_empty() => {}
                     Some(paired) => drop(paired.stream.readable().await),
                     None => std::future::pending().await,
+                }
+            };
+            let upstream_idle = async {
+                match (idle_from, has_upstream) {
+                    (Some(from), true) => tokio::time::sleep_until(from).await,
+                    _ => std::future::pending().await,
                 }
             };
             tokio::select! {
@@ -187,6 +197,7 @@ impl Session<'_> {
                 _ = self.connection.changed() => if self.connection.is_over() {
                     return false;
                 },
+                () = upstream_idle => self.paired = None,
             }
         }
     }
@@ -316,6 +327,7 @@ impl Session<'_> {
             ExchangeError::Response(_) => (Outcome::Failed, Reason::UpstreamMalformed),
             ExchangeError::ResponseBody(_) => (Outcome::Failed, Reason::UpstreamTruncated),
             ExchangeError::Revoked(reason) => (Outcome::Denied, *reason),
+            ExchangeError::TimedOut(reason) => (Outcome::Failed, *reason),
             ExchangeError::Stopped => (Outcome::Failed, Reason::Draining),
         };
         let gone = matches!(error, ExchangeError::Downstream(_));
@@ -417,10 +429,13 @@ async fn serve_tunnel(
             }
         }
     };
+    let limits = TimeLimits::of_tunnel(&connection.listener.config.http);
+    let (began, moved) = (tokio::time::Instant::now(), || counts.up.get().wrapping_add(counts.down.get()));
     let ended = tokio::select! {
         biased;
         ended = pump_both(&mut downstream, buffer, &mut upstream, paired.buffer, &counts) => ended,
         ended = withdrawn => ended,
+        reason = limits.exceeded(moved, || Some(began)) => Ended::TimedOut(reason),
     };
     tcp::finish(flow, ended, &counts, &downstream, &upstream);
 }

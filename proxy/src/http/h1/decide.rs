@@ -11,6 +11,7 @@ use super::websocket::WebSocketKey;
 use crate::config::Normalize;
 use crate::flow::{Fields, HttpRecord, OpenFlow, Protocol};
 use crate::http::canonical::CanonicalPath;
+use crate::http::limits::TimeLimits;
 use crate::http::request_id::RequestId;
 use crate::http::respond::LocalReply;
 use crate::listener::connection::Connection;
@@ -49,6 +50,8 @@ pub(crate) struct Forward {
     pub(crate) source: SecurityId,
     /// The moment that it was judged in; see [`Connection::moment`].
     pub(crate) moment: (u64, u64),
+    /// How long it may take.
+    pub(crate) limits: TimeLimits,
 }
 
 /// A request that is answered here.
@@ -141,6 +144,11 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         write_log(&flow, None, &HeaderEdits::default(), None);
         return reply(flow, LocalReply::redirect(location.clone(), config.reason_header), Reason::PathRedirect);
     }
+    if request.websocket.is_some() && !config.http.websocket {
+        let reason = Reason::UpgradeNotAllowed;
+        write_log(&flow, Some(reason), &HeaderEdits::default(), None);
+        return reply(flow, LocalReply::refusal(reason, false, &config.denied_body, config.reason_header), reason);
+    }
     let judged = connection.judge_request(&policy_view(request));
     judged.by.note(&mut flow);
     match judged.verdict {
@@ -164,6 +172,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
                 grpc: request.is_grpc(),
                 source,
                 moment: judged.by.moment,
+                limits: TimeLimits::of(&config.http, request.grpc_timeout()),
             }))
         }
         Err(denied) => {

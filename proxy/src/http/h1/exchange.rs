@@ -10,6 +10,7 @@ use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::Instant;
 use tollgate_policy::SecurityId;
 
 use super::body::{BodyError, Cursor, Relay};
@@ -78,6 +79,9 @@ pub(crate) enum ExchangeError {
     /// The request may no longer go on, for this reason.
     #[error("the request may no longer go on: {}", .0.code())]
     Revoked(Reason),
+    /// It took too long.
+    #[error("a time limit of the exchange is exceeded")]
+    TimedOut(Reason),
     /// The process ends.
     #[error("the process ends")]
     Stopped,
@@ -94,6 +98,16 @@ pub(crate) struct Progress {
     continued: Cell<bool>,
     /// The client has ended its side, and the upstream was told.
     pub(crate) half_closed: Cell<bool>,
+    /// When the request was sent to its end.
+    request_ended: Cell<Option<Instant>>,
+}
+
+impl Progress {
+    /// Another number whenever a byte has moved.
+    fn moved(&self) -> u64 {
+        let interim = u64::from(self.continued.get()) + u64::from(self.status.get());
+        self.up.get().wrapping_add(self.down.get()).wrapping_add(interim)
+    }
 }
 
 /// The two halves of a downstream connection and what was read from it beyond the request's head.
@@ -131,18 +145,10 @@ pub(crate) async fn run(
             relay.run(reader, buffer, &mut upstream_writer).await?;
         }
         body_sent.set(true);
+        progress.request_ended.set(Some(Instant::now()));
         watch(reader, buffer, &mut upstream_writer, progress).await
     };
-    let withdrawn = async {
-        loop {
-            if connection.changed().await.stopping {
-                return ExchangeError::Stopped;
-            }
-            if let Err(reason) = still_admitted(connection, head, forward.source) {
-                return ExchangeError::Revoked(reason);
-            }
-        }
-    };
+    let withdrawn = cut_short(connection, forward, head, progress);
     tokio::pin!(request, withdrawn);
     let completed = {
         let receiving = ResponseReceiver { connection, forward, progress };
@@ -188,6 +194,27 @@ pub(crate) async fn run(
         // An upstream that ends its side is done with this client, which may be waiting to see that.
         _ = upstream_reader.peek(&mut byte) => Ok(Completed::Early),
         error = withdrawn => Err(error),
+    }
+}
+
+/// Waits for a reason to end the exchange before it ends itself.
+async fn cut_short(connection: &Connection, forward: &Forward, head: &[u8], progress: &Progress) -> ExchangeError {
+    let withdrawn = async {
+        loop {
+            if connection.changed().await.stopping {
+                return ExchangeError::Stopped;
+            }
+            if let Err(reason) = still_admitted(connection, head, forward.source) {
+                return ExchangeError::Revoked(reason);
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        error = withdrawn => error,
+        reason = forward.limits.exceeded(|| progress.moved(), || progress.request_ended.get()) => {
+            ExchangeError::TimedOut(reason)
+        }
     }
 }
 

@@ -348,6 +348,11 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         }
     }
 
+    /// The client's own deadline.
+    pub(crate) fn grpc_timeout(&self) -> Option<&'b [u8]> {
+        self.named("grpc-timeout").next()
+    }
+
     /// Whether the fields say that this is a gRPC request.
     pub(crate) fn is_grpc(&self) -> bool {
         self.named("content-type").next().is_some_and(crate::http::respond::is_grpc)

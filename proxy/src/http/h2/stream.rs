@@ -4,19 +4,20 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
+use tokio::time::Instant;
 use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
 use super::connection::Shared;
 use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show};
 use super::transfer::{TransferError, reset_code, transfer};
 use crate::flow::{Fields, HttpRecord, OpenFlow, Outcome, Protocol};
+use crate::http::limits::TimeLimits;
 use crate::http::request_id::{self, RequestId};
 use crate::http::respond::LocalReply;
 use crate::listener::judge::Admitted;
@@ -29,7 +30,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
     let _panics = PanicCount::new(connection.worker.flows.metrics());
     let config = &connection.listener.config;
     let (parts, body) = request.into_parts();
-    let mut flow = connection.open_flow(Protocol::Http2, Instant::now());
+    let mut flow = connection.open_flow(Protocol::Http2, std::time::Instant::now());
     let reply_to = |reason: Reason, grpc| LocalReply::refusal(reason, grpc, &config.denied_body, config.reason_header);
     let head = match RequestHead::read(parts, &config.normalize) {
         Ok(head) => head,
@@ -74,8 +75,20 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
     };
     let request_id = new_request_id(&head.parts.headers, &edits, config.http.request_id);
     write_log(&flow, None, &edits, request_id.as_ref());
-    let mut exchange =
-        Exchange { shared: &shared, head: &head, edits, request_id, changes, moment, source, flow, respond, body };
+    let limits = TimeLimits::of(&config.http, head.parts.headers.get("grpc-timeout").map(HeaderValue::as_bytes));
+    let mut exchange = Exchange {
+        shared: &shared,
+        head: &head,
+        edits,
+        request_id,
+        changes,
+        moment,
+        source,
+        limits,
+        flow,
+        respond,
+        body,
+    };
     exchange.run(permit).await;
 }
 
@@ -119,6 +132,7 @@ struct Exchange<'a> {
     moment: (u64, u64),
     /// Whom it was admitted for.
     source: SecurityId,
+    limits: TimeLimits,
     flow: OpenFlow,
     respond: SendResponse<Bytes>,
     body: RecvStream,
@@ -132,6 +146,8 @@ enum Broken {
     Upstream(h2::Reason),
     /// It may no longer go on, for this reason.
     Revoked(Reason),
+    /// It took too long.
+    TimedOut(Reason),
 }
 
 impl Exchange<'_> {
@@ -195,6 +211,7 @@ impl Exchange<'_> {
     ) -> (Option<Broken>, u16) {
         let connection = &self.shared.connection;
         let (up, down, status) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        let request_ended = Cell::new(end.then(Instant::now));
         let respond = &mut self.respond;
         let from_client = &mut self.body;
         let request = async {
@@ -204,7 +221,10 @@ impl Exchange<'_> {
             let dropped = |name: &HeaderName| connection.rules_read(name.as_str());
             match transfer(from_client, upstream_body, &up, dropped).await {
                 // The response decides from here on.
-                Ok(()) | Err(TransferError::Sink) => std::future::pending().await,
+                Ok(()) | Err(TransferError::Sink) => {
+                    request_ended.set(Some(Instant::now()));
+                    std::future::pending().await
+                }
                 Err(TransferError::Source(code)) => {
                     upstream_body.send_reset(code);
                     Broken::Downstream
@@ -212,12 +232,14 @@ impl Exchange<'_> {
             }
         };
         let flow = &self.flow;
+        let moved = || u64::wrapping_add(up.get(), down.get()).wrapping_add(status.get().into());
         let answered = answer(response, respond, flow, &status, &down);
         let broken = tokio::select! {
             biased;
             result = answered => result.err(),
             broken = request => Some(broken),
             broken = revoked(self.shared, self.head, self.source, &self.changes) => Some(broken),
+            reason = self.limits.exceeded(moved, || request_ended.get()) => Some(Broken::TimedOut(reason)),
         };
         self.flow.add_up(up.get());
         self.flow.add_down(down.get());
@@ -234,6 +256,7 @@ impl Exchange<'_> {
             Broken::Upstream(code) if started => (Outcome::Failed, Reason::UpstreamTruncated, code),
             Broken::Upstream(code) => (Outcome::Failed, Reason::UpstreamReset, code),
             Broken::Revoked(reason) => (Outcome::Denied, reason, h2::Reason::CANCEL),
+            Broken::TimedOut(reason) => (Outcome::Failed, reason, h2::Reason::CANCEL),
         };
         if started || reason == Reason::DownstreamReset {
             self.respond.send_reset(code);

@@ -1,0 +1,121 @@
+//! How long an exchange may take, where an agent asks for limits as it does of Envoy. By default there are none.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::HttpSettings;
+use crate::reason::Reason;
+
+/// The limits of one exchange.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TimeLimits {
+    /// Longest time in which nothing moves.
+    idle: Option<Duration>,
+    /// From the end of the request to that of the response.
+    response: Option<Duration>,
+    /// For the whole exchange; the client's own deadline.
+    deadline: Option<Instant>,
+}
+
+impl TimeLimits {
+    /// The limits of an exchange that begins now; `grpc_timeout` is the client's `grpc-timeout`.
+    pub(crate) fn of(settings: &HttpSettings, grpc_timeout: Option<&[u8]>) -> Self {
+        let grpc = grpc_timeout.filter(|_| settings.grpc_timeout).and_then(parse_grpc_timeout);
+        let grpc = grpc.map(|asked| settings.grpc_timeout_max.map_or(asked, |most| asked.min(most)));
+        Self {
+            idle: settings.stream_idle_timeout,
+            response: settings.timeout,
+            deadline: grpc.and_then(|timeout| Instant::now().checked_add(timeout)),
+        }
+    }
+
+    /// The limit of what follows an accepted handshake: only that something moves.
+    pub(crate) fn of_tunnel(settings: &HttpSettings) -> Self {
+        Self { idle: settings.stream_idle_timeout, ..Self::default() }
+    }
+
+    /// Waits until a limit is exceeded, and says whose fault that is. `moved` is another number whenever a byte has moved,
+    /// and `request_ended` is when the request was complete. Idleness is noticed within a quarter of its limit.
+    pub(crate) async fn exceeded(self, moved: impl Fn() -> u64, request_ended: impl Fn() -> Option<Instant>) -> Reason {
+        let Self { idle, response, deadline } = self;
+        if idle.is_none() && response.is_none() && deadline.is_none() {
+            return std::future::pending().await;
+        }
+        let (mut seen, mut since) = (moved(), Instant::now());
+        loop {
+            let now = Instant::now();
+            if moved() != seen {
+                (seen, since) = (moved(), now);
+            }
+            let ended = request_ended();
+            let answer_by = response.and_then(|limit| ended?.checked_add(limit));
+            let idle_from = idle.and_then(|limit| since.checked_add(limit));
+            if [deadline, answer_by, idle_from].into_iter().flatten().any(|limit| limit <= now) {
+                // Envoy answers 504 to a complete request and 408 to one whose rest did not come.
+                return if ended.is_some() { Reason::UpstreamTimeout } else { Reason::DownstreamTimeout };
+            }
+            let look_again = idle.map(|limit| now + (limit / 4).max(Duration::from_millis(1)));
+            let answer_by = answer_by.or_else(|| now.checked_add(response?));
+            let next = [deadline, answer_by, idle_from, look_again].into_iter().flatten().min();
+            match next {
+                Some(next) => tokio::time::sleep_until(next).await,
+                None => return std::future::pending().await,
+            }
+        }
+    }
+}
+
+/// `grpc-timeout`: up to eight digits and a unit (the gRPC over HTTP/2 protocol).
+fn parse_grpc_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.trim_ascii().split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 3600),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts() {
+        for (value, expected) in [
+            ("5S", Some(Duration::from_secs(5))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("123456789S", None),
+            ("S", None),
+            ("5", None),
+            ("-5S", None),
+            ("5s", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_grpc_timeout(value.as_bytes()), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_limited() {
+        let settings = HttpSettings::default();
+        let limits = TimeLimits::of(&settings, Some(b"1S"));
+        assert!(limits.idle.is_none() && limits.response.is_none() && limits.deadline.is_none());
+        let heeding = HttpSettings { grpc_timeout: true, grpc_timeout_max: Some(Duration::ZERO), ..settings };
+        let limits = TimeLimits::of(&heeding, Some(b"1H"));
+        assert!(limits.deadline.is_some_and(|deadline| deadline <= Instant::now()), "cut to what is allowed");
+        assert!(TimeLimits::of(&heeding, None).deadline.is_none());
+    }
+}
