@@ -121,3 +121,38 @@ pub fn http_ingress(name: &str, port: u16, denied_body: &str) -> Listener {
         ..Listener::default()
     }
 }
+
+/// The same listener, with its requests logged to the socket at `path`.
+///
+/// # Panics
+/// When it is no listener of [`http_ingress`].
+#[must_use]
+pub fn logging_to(mut listener: Listener, path: &str) -> Listener {
+    for filter in listener.filter_chains.iter_mut().filter_map(|chain| chain.filters.last_mut()) {
+        let Some(filter::ConfigType::TypedConfig(config)) = &mut filter.config_type else { panic!("{filter:?}") };
+        let mut manager = HttpConnectionManager::decode(&config.value[..]).unwrap();
+        let Some(http_filter::ConfigType::TypedConfig(l7)) = &mut manager.http_filters[0].config_type else {
+            panic!("{manager:?}");
+        };
+        let policy = cilium::L7Policy::decode(&l7.value[..]).unwrap();
+        *l7 = any(&cilium::L7Policy { access_log_path: path.into(), ..policy });
+        *config = any(&manager);
+    }
+    listener
+}
+
+/// The same listener, with identities looked up in the maps below `root`.
+///
+/// # Panics
+/// When it is no listener of [`http_ingress`].
+#[must_use]
+pub fn with_bpf_root(mut listener: Listener, root: &std::path::Path) -> Listener {
+    let Some(listener_filter::ConfigType::TypedConfig(config)) = &mut listener.listener_filters[0].config_type else {
+        panic!("{listener:?}");
+    };
+    let mut metadata = cilium::BpfMetadata::decode(&config.value[..]).unwrap();
+    metadata.bpf_root = root.to_str().unwrap().into();
+    metadata.ipcache_name = "cilium_ipcache_v2".into();
+    *config = any(&metadata);
+    listener
+}
