@@ -264,7 +264,7 @@ impl Index {
         self.evaluate(subject, |matched, units, given_up| {
             let undecided = match given_up.is_empty() {
                 true => None,
-                false => Some(Undecided::new(self, subject, matched, units, given_up)),
+                false => Some(Box::new(Undecided::new(self, subject, matched, units, given_up))),
             };
             walk(&mut Candidates { units, undecided })
         })

@@ -113,10 +113,11 @@ impl RegexSet {
         let before = self.built(&cache);
         let most = WORK.min(*left);
         let mut bytes = STRIDE;
-        let walked = self.walk(&mut cache, Anchored::Pattern(PatternID::must(expression)), value, |built, walked| {
-            bytes = walked + STRIDE;
-            built.saturating_sub(before) + walked > most
-        });
+        let walked =
+            self.walk(&mut cache, Anchored::Pattern(PatternID::must(expression)), value, |built, stretches| {
+                bytes = (stretches + 1) * STRIDE;
+                built.saturating_sub(before) + stretches * STRIDE > most
+            });
         *left = left.saturating_sub(self.built(&cache).saturating_sub(before) + bytes);
         match walked {
             Walked::At(end) => Some(end.is_match()),
@@ -126,7 +127,7 @@ impl RegexSet {
     }
 
     /// Walks through all of `value`, and its end, until `too_far` says so of the bytes of states built in the cache so far
-    /// and the bytes of the value behind. It is asked after each stretch and at the end.
+    /// and the stretches of the value behind. It is asked after each stretch and at the end.
     #[inline]
     fn walk(
         &self,
@@ -137,8 +138,7 @@ impl RegexSet {
     ) -> Walked {
         let start = start::Config::new().anchored(anchored);
         let Ok(mut state) = self.dfa.start_state(cache, &start) else { return Walked::TooFar };
-        let mut walked = 0;
-        for stretch in value.chunks(STRIDE) {
+        for (stretch, number) in value.chunks(STRIDE).zip(1..) {
             for &byte in stretch {
                 let Ok(next) = self.dfa.next_state(cache, state, byte) else { return Walked::TooFar };
                 state = next;
@@ -151,8 +151,7 @@ impl RegexSet {
                     }
                 }
             }
-            walked += stretch.len();
-            if too_far(self.built(cache), walked) {
+            if too_far(self.built(cache), number) {
                 return Walked::TooFar;
             }
         }

@@ -14,11 +14,13 @@ const WORK: usize = 2 << 20;
 /// The units that apply to something, and those that may.
 pub(crate) struct Candidates<'a> {
     pub(super) units: &'a [u64],
-    pub(super) undecided: Option<Undecided<'a>>,
+    /// Nearly always none, so it is kept small.
+    pub(super) undecided: Option<Box<Undecided<'a>>>,
 }
 
 impl Candidates<'_> {
     /// The first unit that is not below `from` and applies or may apply, and whether it is known to.
+    #[inline]
     pub(crate) fn first_from(&mut self, from: u32) -> Option<(u32, bool)> {
         match &mut self.undecided {
             None => bits::first_from(self.units, from).map(|unit| (unit, true)),
