@@ -91,6 +91,7 @@ pub fn listener(listener: &Listener) -> Value {
             "timeout": duration(listener.http.timeout.unwrap_or_default()),
             "grpc_timeout": listener.http.grpc_timeout,
             "grpc_timeout_max": duration(listener.http.grpc_timeout_max.unwrap_or_default()),
+            "retries": listener.http.retries,
             "websocket": listener.http.websocket,
             "upstream_idle_timeout": duration(listener.http.upstream_idle_timeout.unwrap_or_default()),
         },

@@ -234,6 +234,9 @@ fn http(section: &mut Section<'_>, default: HttpSettings) -> HttpSettings {
         timeout: section.read("timeout", default.timeout, optional),
         grpc_timeout: section.read("grpc_timeout", default.grpc_timeout, scalar::boolean),
         grpc_timeout_max: section.read("grpc_timeout_max", default.grpc_timeout_max, optional),
+        retries: section.read("retries", default.retries, |value| {
+            scalar::integer(value, 0, 10).map(|number| u32::try_from(number).unwrap_or_default())
+        }),
         websocket: section.read("websocket", default.websocket, scalar::boolean),
         upstream_idle_timeout: section.read("upstream_idle_timeout", default.upstream_idle_timeout, optional),
     };

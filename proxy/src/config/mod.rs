@@ -211,6 +211,8 @@ pub struct HttpSettings {
     pub grpc_timeout: bool,
     /// The longest of those that counts.
     pub grpc_timeout_max: Option<Duration>,
+    /// How often a request is sent again that got a 5xx, or nothing (HTTP/1).
+    pub retries: u32,
     /// Whether the handshake of a WebSocket may open a tunnel.
     pub websocket: bool,
     /// How long an upstream connection is kept without an exchange.
@@ -225,6 +227,7 @@ impl Default for HttpSettings {
             timeout: None,
             grpc_timeout: false,
             grpc_timeout_max: None,
+            retries: 0,
             websocket: true,
             upstream_idle_timeout: None,
         }

@@ -140,7 +140,9 @@ impl Families {
         }
         let help = "Upstream connections that kept the client's address but not its port";
         let mut changed = families.counter("tollgate_upstream_source_port_changed", help)?;
-        total(&mut changed, self.sum(|worker| worker.source_port_changed.value()))
+        total(&mut changed, self.sum(|worker| worker.source_port_changed.value()))?;
+        let mut retries = families.counter("tollgate_upstream_retries", "Requests sent again to their upstream")?;
+        total(&mut retries, self.sum(|worker| worker.retries.value()))
     }
 
     fn identities(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {

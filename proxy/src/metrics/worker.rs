@@ -170,6 +170,7 @@ pub(super) struct Counters {
     pub(super) upstreams_refused: AtomicBool,
     pub(super) accept_errors: [Count; AcceptErrorKind::ALL.len()],
     pub(super) source_port_changed: Count,
+    pub(super) retries: Count,
     /// By [`IdentityMap`] and [`LookupResult`].
     pub(super) identity_lookups: [[Count; LookupResult::ALL.len()]; IdentityMap::ALL.len()],
     pub(super) identity_changes: Count,
@@ -195,6 +196,7 @@ impl Counters {
             upstreams_refused: AtomicBool::new(false),
             accept_errors: Default::default(),
             source_port_changed: Count::default(),
+            retries: Count::default(),
             identity_lookups: Default::default(),
             identity_changes: Count::default(),
             identity_disagreements: Count::default(),
@@ -305,6 +307,11 @@ impl Worker {
 
     fn upstreams_are_refused(&self) -> bool {
         self.counters.upstreams_refused.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request that is sent again.
+    pub fn upstream_retry(&self) {
+        self.counters.retries.increment();
     }
 
     /// Counts an upstream connection that kept the client's address but not its port.

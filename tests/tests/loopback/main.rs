@@ -19,5 +19,6 @@ mod policy_life;
 mod real_peers;
 mod request_id;
 mod resets;
+mod retries;
 mod tcp;
 mod websocket;

@@ -20,6 +20,8 @@ use crate::config::{EscapedSlashes, HttpSettings, Listener, Normalize};
 const MAX_DENIED_BODY: usize = 4096;
 /// Envoy's own, where a manager says nothing.
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// More would multiply the load of an upstream that fails.
+const MAX_RETRIES: u32 = 10;
 /// Envoy's own, where a route says nothing.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -178,6 +180,11 @@ fn time_limits(action: &RouteAction, http: &mut HttpSettings) {
     http.timeout = action.timeout.as_ref().map_or(Some(ROUTE_TIMEOUT), duration).filter(|limit| !limit.is_zero());
     http.stream_idle_timeout = limit(action.idle_timeout.as_ref()).or(http.stream_idle_timeout);
     let most = action.max_stream_duration.as_ref().and_then(|most| most.grpc_timeout_header_max.as_ref());
+    if let Some(policy) = &action.retry_policy
+        && policy.retry_on.split(',').any(|cause| cause.trim() == "5xx")
+    {
+        http.retries = policy.num_retries.as_ref().map_or(1, |number| number.value).min(MAX_RETRIES);
+    }
     http.grpc_timeout = most.is_some();
     http.grpc_timeout_max = limit(most);
 }
@@ -247,7 +254,7 @@ fn note_ignored(field: &str, manager: &HttpConnectionManager, ignored: &mut Vec<
         ("request_timeout", manager.request_timeout.is_some()),
         ("tracing", manager.tracing.is_some()),
         ("use_remote_address", manager.use_remote_address.is_some()),
-        ("route_config (retries)", true),
+        ("route_config (retries of HTTP/2, per_try_timeout)", true),
     ];
     let names = without_effect.into_iter().filter(|(_, set)| *set);
     ignored.extend(names.map(|(name, _)| format!("{field}.{name}")));

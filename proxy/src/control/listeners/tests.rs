@@ -204,7 +204,7 @@ fn the_agents_http_listener() {
     );
     assert_eq!(listener.access_log, Some(PathBuf::from("/run/access_log.sock")));
     assert!(ignored[0].starts_with("filter_chains[1] (TLS is not intercepted"), "{ignored:?}");
-    assert!(ignored.iter().any(|name| name.ends_with("retries)")), "{ignored:?}");
+    assert!(ignored.iter().any(|name| name.contains("per_try_timeout")), "{ignored:?}");
     let hours = Some(Duration::from_secs(3600));
     let expected = HttpSettings {
         request_id: true,
@@ -212,6 +212,7 @@ fn the_agents_http_listener() {
         timeout: hours,
         grpc_timeout: true,
         grpc_timeout_max: None,
+        retries: 3,
         websocket: true,
         upstream_idle_timeout: None,
     };

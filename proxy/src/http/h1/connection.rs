@@ -14,6 +14,7 @@ use super::decide::{Decision, Forward, Reply, decide, refused, still_admitted};
 use super::exchange::{self, Completed, Downstream, ExchangeError, Paired, Progress};
 use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
 use super::request::{Refusal, RequestBody, Version};
+use super::retry::Retries;
 use crate::flow::{OpenFlow, Outcome};
 use crate::http::limits::TimeLimits;
 use crate::http::respond::LocalReply;
@@ -260,23 +261,36 @@ impl Session<'_> {
         writer: &mut WriteHalf<'_>,
     ) -> Next {
         self.drop_ended_upstream();
-        // A client whose address now carries another identity gets an upstream marked with that one.
-        let mut paired = match self.paired.take().filter(|paired| paired.source == forward.source) {
-            Some(paired) => paired,
-            None => match open_upstream(self.connection, &forward.permit, &forward, head.filled()).await {
-                Ok(paired) => paired,
-                Err(NotOpened::Revoked(reason)) => {
-                    return self.exchange_failed(forward, &ExchangeError::Revoked(reason), false, reader, writer).await;
-                }
-                Err(NotOpened::Failed(reason)) => return self.fail(forward, reason, reader, writer).await,
-            },
-        };
-        paired.path.note(forward.flow.record_mut());
+        forward.retries = Retries::of(self.connection, &forward, &mut self.buffer);
         forward.flow.if_dropped(Outcome::Failed, Some(Reason::Draining));
-        let progress = Progress::default();
-        let downstream = Downstream { reader, writer, buffer: &mut self.buffer };
-        let result = exchange::run(self.connection, &forward, head.filled(), downstream, &mut paired, &progress).await;
-        note_progress(&mut forward.flow, &progress);
+        let mut progress = Progress::default();
+        let (mut paired, result) = loop {
+            // A client whose address now carries another identity gets an upstream marked with that one.
+            let mut paired = match self.paired.take().filter(|paired| paired.source == forward.source) {
+                Some(paired) => paired,
+                None => match open_upstream(self.connection, &forward.permit, &forward, head.filled()).await {
+                    Ok(paired) => paired,
+                    Err(NotOpened::Failed(_)) if forward.retries.again(self.connection).await => continue,
+                    Err(NotOpened::Revoked(reason)) => {
+                        let error = ExchangeError::Revoked(reason);
+                        return self.exchange_failed(forward, &error, false, reader, writer).await;
+                    }
+                    Err(NotOpened::Failed(reason)) => return self.fail(forward, reason, reader, writer).await,
+                },
+            };
+            paired.path.note(forward.flow.record_mut());
+            let downstream = Downstream { reader, writer, buffer: &mut self.buffer };
+            let result =
+                exchange::run(self.connection, &forward, head.filled(), downstream, &mut paired, &progress).await;
+            note_progress(&mut forward.flow, &progress);
+            match &result {
+                Err(error) if progress.may_retry(error) && forward.retries.again(self.connection).await => {
+                    tracing::debug!(downstream = %self.connection.downstream, %error, "asking the upstream again");
+                    progress = Progress::again(&progress);
+                }
+                _ => break (paired, result),
+            }
+        };
         let reused = std::mem::replace(&mut paired.reused, true);
         match result {
             Ok(Completed::Tunnel) => {
@@ -323,7 +337,7 @@ impl Session<'_> {
         let (outcome, reason) = match error {
             ExchangeError::Downstream(_) | ExchangeError::HalfClosed => (Outcome::Failed, Reason::DownstreamReset),
             ExchangeError::RequestBody(_) => (Outcome::Denied, Reason::MalformedRequest),
-            ExchangeError::NoResponse => (Outcome::Failed, Reason::UpstreamReset),
+            ExchangeError::NoResponse | ExchangeError::ServerError(_) => (Outcome::Failed, Reason::UpstreamReset),
             ExchangeError::Response(_) => (Outcome::Failed, Reason::UpstreamMalformed),
             ExchangeError::ResponseBody(_) => (Outcome::Failed, Reason::UpstreamTruncated),
             ExchangeError::Revoked(reason) => (Outcome::Denied, *reason),

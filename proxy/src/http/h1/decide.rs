@@ -7,6 +7,7 @@ use tollgate_policy::{HeaderEdits, Permit, Request, SecurityId};
 
 use super::head::{HeadScanner, MAX_FIELDS};
 use super::request::{FieldStorage, Refusal, RequestBody, RequestHead, Rewritten, Version};
+use super::retry::Retries;
 use super::websocket::WebSocketKey;
 use crate::config::Normalize;
 use crate::flow::{Fields, HttpRecord, OpenFlow, Protocol};
@@ -52,6 +53,8 @@ pub(crate) struct Forward {
     pub(crate) moment: (u64, u64),
     /// How long it may take.
     pub(crate) limits: TimeLimits,
+    /// How often it may be sent again; not known before its body is looked for.
+    pub(crate) retries: Retries,
 }
 
 /// A request that is answered here.
@@ -173,6 +176,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
                 source,
                 moment: judged.by.moment,
                 limits: TimeLimits::of(&config.http, request.grpc_timeout()),
+                retries: Retries::default(),
             }))
         }
         Err(denied) => {

@@ -64,6 +64,9 @@ pub(crate) enum ExchangeError {
     /// The client's body is malformed or ended early.
     #[error("request body: {0}")]
     RequestBody(BodyError),
+    /// The upstream failed in words, and may be asked again.
+    #[error("the upstream answers {0}")]
+    ServerError(u16),
     /// The upstream closed or failed before it had answered.
     #[error("the upstream ended without a response")]
     NoResponse,
@@ -96,6 +99,8 @@ pub(crate) struct Progress {
     pub(crate) down: Cell<u64>,
     /// The upstream has asked for the body with `100 Continue`.
     continued: Cell<bool>,
+    /// The client was sent an interim response.
+    interim: Cell<bool>,
     /// The client has ended its side, and the upstream was told.
     pub(crate) half_closed: Cell<bool>,
     /// When the request was sent to its end.
@@ -103,6 +108,17 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// Of another attempt at the request.
+    pub(crate) fn again(before: &Self) -> Self {
+        Self { request_ended: before.request_ended.clone(), ..Self::default() }
+    }
+
+    /// Whether `error` may be met with another attempt: the client was told nothing yet.
+    pub(crate) fn may_retry(&self, error: &ExchangeError) -> bool {
+        let failed = matches!(error, ExchangeError::ServerError(_) | ExchangeError::NoResponse);
+        failed && !self.interim.get() && !self.half_closed.get()
+    }
+
     /// Another number whenever a byte has moved.
     fn moved(&self) -> u64 {
         let interim = u64::from(self.continued.get()) + u64::from(self.status.get());
@@ -132,7 +148,7 @@ pub(crate) async fn run(
     let (mut upstream_reader, mut upstream_writer) = stream.split();
 
     let mut relay = Relay {
-        cursor: cursor_of(forward.body),
+        cursor: if forward.retries.body().is_some() { Cursor::Done } else { cursor_of(forward.body) },
         trailers: Some(&forward.trailers),
         count: &progress.up,
         needs_sender: true,
@@ -140,12 +156,15 @@ pub(crate) async fn run(
     let wire = forward.rewritten.as_deref().unwrap_or(head);
     let body_sent = Cell::new(false);
     let request = async {
-        send_head(wire, &mut relay, reader, buffer, &mut upstream_writer).await?;
+        match forward.retries.body() {
+            Some(body) => send_whole(wire, body, reader, &mut upstream_writer, progress).await?,
+            None => send_head(wire, &mut relay, reader, buffer, &mut upstream_writer).await?,
+        }
         if !relay.cursor.is_done() {
             relay.run(reader, buffer, &mut upstream_writer).await?;
         }
         body_sent.set(true);
-        progress.request_ended.set(Some(Instant::now()));
+        progress.request_ended.set(progress.request_ended.get().or_else(|| Some(Instant::now())));
         watch(reader, buffer, &mut upstream_writer, progress).await
     };
     let withdrawn = cut_short(connection, forward, head, progress);
@@ -253,6 +272,19 @@ async fn send_head(
     Ok(())
 }
 
+/// Sends a request that is here as a whole.
+async fn send_whole(
+    wire: &[u8],
+    body: &[u8],
+    reader: &ReadHalf<'_>,
+    writer: &mut WriteHalf<'_>,
+    progress: &Progress,
+) -> Result<(), BodyError> {
+    write_from(reader, writer, wire.chain(body)).await?;
+    progress.up.set(body.len() as u64);
+    Ok(())
+}
+
 /// Once the request is sent, notices a client that goes away, and keeps what it sends ahead.
 ///
 /// A half-close is no reason to stop, since the response may still have a reader. But most clients that end their side
@@ -306,10 +338,14 @@ impl ResponseReceiver<'_> {
             }
             // HTTP/1.0 knows no interim responses (RFC 9110 section 15.2).
             if self.forward.version == Version::Http11 {
+                self.progress.interim.set(true);
                 writer.write_all(&buffer.filled()[..length]).await.map_err(ExchangeError::Downstream)?;
             }
             buffer.consume(length);
         };
+        if head.status >= 500 && self.forward.retries.are_left() && !self.progress.interim.get() {
+            return Err(ExchangeError::ServerError(head.status));
+        }
         if head.status == 101 {
             let accepts = |key: &WebSocketKey| key.is_accepted_by(&buffer.filled()[..length]);
             if !self.forward.websocket.as_ref().is_some_and(accepts) {

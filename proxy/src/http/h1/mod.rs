@@ -9,6 +9,7 @@ mod exchange;
 mod head;
 mod request;
 mod response;
+mod retry;
 mod trailers;
 mod websocket;
 
