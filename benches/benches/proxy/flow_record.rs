@@ -27,6 +27,7 @@ fn record(listener: &std::sync::Arc<str>) -> FlowRecord {
         downstream: ([10, 244, 1, 17], 43210).into(),
         original_dst: ([10, 244, 2, 232], 5000).into(),
         upstream: Some(([10, 244, 2, 232], 5000).into()),
+        upstream_source: None,
         source: SecurityId(32226),
         destination: SecurityId(0),
         protocol: Protocol::Http11,
