@@ -18,6 +18,7 @@ use tollgate_policy::Direction;
 use crate::admin::BoundListener;
 use crate::config;
 use crate::control::listeners::{Serve as ServeListeners, Unserved};
+use crate::flow::AccessLogs;
 use crate::listener::serving::{Command, Done, Serve};
 use crate::metrics::Metrics;
 use sockets::Sockets;
@@ -76,6 +77,7 @@ impl Open {
 pub(super) struct Listeners {
     workers: Vec<mpsc::Sender<Command>>,
     metrics: Arc<Metrics>,
+    access_logs: AccessLogs,
     drain_timeout: Duration,
     open: Mutex<Vec<Open>>,
     changing: tokio::sync::Mutex<()>,
@@ -84,8 +86,14 @@ pub(super) struct Listeners {
 impl Listeners {
     /// None yet, for the workers at the other end of `workers`. `drain_timeout` is what the connections of a listener have
     /// when it is taken out of service.
-    pub(super) fn new(workers: Vec<mpsc::Sender<Command>>, metrics: Arc<Metrics>, drain_timeout: Duration) -> Self {
-        Self { workers, metrics, drain_timeout, open: Mutex::default(), changing: tokio::sync::Mutex::default() }
+    pub(super) fn new(
+        workers: Vec<mpsc::Sender<Command>>,
+        metrics: Arc<Metrics>,
+        access_logs: AccessLogs,
+        drain_timeout: Duration,
+    ) -> Self {
+        let (open, changing) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { workers, metrics, access_logs, drain_timeout, open, changing }
     }
 
     /// Opens a listener of the configuration, before the workers run.
@@ -146,9 +154,11 @@ impl Listeners {
         }
         let addresses = stay.into_iter().chain(sockets.addresses).collect();
         let index = self.metrics.listener(&listener.name, listener.direction);
+        let access_log = self.access_logs.of_listener(listener.access_log.as_deref());
         let command = |open| {
             let close = leave.iter().map(|(_, bound)| *bound).collect();
-            Command::Serve(Box::new(Serve { config: listener.clone(), index, open, close, done: done.clone() }))
+            let (config, done) = (listener.clone(), done.clone());
+            Command::Serve(Box::new(Serve { config, index, access_log, open, close, done }))
         };
         let commands = sockets.by_worker.into_iter().map(command).collect();
         Ok((Open { config: listener.clone(), origin, addresses }, commands))

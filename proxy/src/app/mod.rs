@@ -1,6 +1,6 @@
 //! Composition root: builds every room in order, wires them together, and ends them in the reverse order.
 //!
-//! Sockets are opened before any thread starts, so that a process that cannot serve says so and exits. The main thread
+//! Sockets are opened before any worker starts, so that a process that cannot serve says so and exits. The main thread
 //! becomes the control thread; each worker has a thread of its own; one more thread writes flow records.
 
 mod listeners;
@@ -117,10 +117,6 @@ impl Process {
         let metrics = Arc::new(metrics);
         let (commands, received): (Vec<_>, Vec<_>) =
             (0..config.workers).map(|_| mpsc::channel(config.listeners.len() + 16)).unzip();
-        let listeners = Arc::new(Listeners::new(commands, Arc::clone(&metrics), config.drain_timeout));
-        for listener in &config.listeners {
-            listeners.open_configured(listener).with_context(|| format!("listener {}", listener.name))?;
-        }
         let (senders, consumer) = flow::channel(worker_metrics, FLOW_CAPACITY);
         let flows = consumer
             .spawn(&FlowSettings { sinks: config.access_log.clone(), ..FlowSettings::default() })
@@ -128,6 +124,11 @@ impl Process {
         metrics.watch_sinks(flows.sinks());
         metrics.watch_access_logs(flows.access_logs());
         metrics.watch_readiness(readiness.clone());
+        let listeners = Listeners::new(commands, Arc::clone(&metrics), flows.access_logs(), config.drain_timeout);
+        let listeners = Arc::new(listeners);
+        for listener in &config.listeners {
+            listeners.open_configured(listener).with_context(|| format!("listener {}", listener.name))?;
+        }
 
         let sources = control::identities::sources(&config.identities).context("identities")?;
         let store = Arc::new(WorldStore::new(sources));

@@ -44,7 +44,6 @@ pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSende
         senders.push(FlowSender {
             records,
             log,
-            access_logs: access_logs.clone(),
             next_seq: Cell::new(0),
             clock: Cell::new((Instant::now(), SystemTime::now())),
             worker: u16::try_from(index).unwrap_or(u16::MAX),
@@ -93,7 +92,6 @@ impl<T> Lane<T> {
 pub struct FlowSender {
     records: Lane<Sequenced>,
     log: Lane<Entry>,
-    access_logs: AccessLogs,
     next_seq: Cell<u64>,
     /// The last reading of the wall clock, and when it was taken.
     clock: Cell<(Instant, SystemTime)>,
@@ -126,11 +124,6 @@ impl FlowSender {
         } else {
             self.metrics.log_entry_lost(kind);
         }
-    }
-
-    /// The sockets of the access log, for listeners to find theirs.
-    pub(crate) fn access_logs(&self) -> &AccessLogs {
-        &self.access_logs
     }
 
     /// The wall clock at `now`, for [`FlowRecord::time`]. Saves a clock reading per request: the wall clock itself is
@@ -182,7 +175,8 @@ impl FlowConsumer {
         drain(&mut self.entries, batch, limit)
     }
 
-    pub(super) fn access_logs(&self) -> AccessLogs {
+    /// The sockets of the access log.
+    pub(crate) fn access_logs(&self) -> AccessLogs {
         self.access_logs.clone()
     }
 

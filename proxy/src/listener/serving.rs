@@ -23,6 +23,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use super::accept;
 use super::connection::ListenerContext;
 use crate::config;
+use crate::flow::SinkSet;
 use crate::metrics::ListenerIndex;
 use crate::worker::{Signals, State, Worker};
 
@@ -49,6 +50,8 @@ pub(crate) enum Command {
 pub(crate) struct Serve {
     pub(crate) config: config::Listener,
     pub(crate) index: ListenerIndex,
+    /// Sockets that its requests are logged to.
+    pub(crate) access_log: SinkSet,
     /// Addresses to accept on besides those that stay, each with a socket of this worker.
     pub(crate) open: Vec<(SocketAddr, std::net::TcpListener)>,
     /// Addresses to accept on no longer.
@@ -201,7 +204,7 @@ impl Serving {
     }
 
     async fn serve(&mut self, serve: Serve) {
-        let Serve { config, index, open, close, done } = serve;
+        let Serve { config, index, access_log, open, close, done } = serve;
         let name = config.name.clone();
         if let Some(entry) = self.listeners.remove(&name) {
             if entry.ending.is_some() && !entry.served.context().config.shares_sockets_with(&config) {
@@ -212,7 +215,6 @@ impl Serving {
         }
         // Each worker has its own copy of the name: a shared reference count would bounce between their caches.
         let name_of_records = Arc::from(config.name.as_str());
-        let access_log = self.worker.flows.access_logs().of_listener(config.access_log.as_deref());
         let context = |signals| ListenerContext { name: name_of_records, config, index, signals, access_log };
         let entry = match self.listeners.entry(name) {
             std::collections::hash_map::Entry::Occupied(entry) => {

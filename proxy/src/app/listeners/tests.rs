@@ -56,7 +56,8 @@ fn world(drain_timeout: Duration) -> World {
         };
         workers::start(seed).unwrap();
     }
-    World { listeners: Listeners::new(commands, Arc::new(metrics), drain_timeout), _phase: phase, _records: records }
+    let listeners = Listeners::new(commands, Arc::new(metrics), records.access_logs(), drain_timeout);
+    World { listeners, _phase: phase, _records: records }
 }
 
 /// Greets each connection with `greeting`, and keeps it open until the client ends it.

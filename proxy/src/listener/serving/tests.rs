@@ -5,7 +5,7 @@ use tollgate_policy::Direction;
 
 use super::*;
 use crate::control::WorldStore;
-use crate::flow;
+use crate::flow::{self, SinkSet};
 use crate::http::BufferPool;
 use crate::identity::{IdentityTable, Sources};
 use crate::metrics::Metrics;
@@ -34,7 +34,14 @@ fn serving() -> (Serving, ListenerIndex) {
 fn serve(index: ListenerIndex, direction: Direction) -> Command {
     let config = config::Listener { name: "l".into(), ..config::Listener::new(direction, false) };
     let (done, _) = mpsc::channel(1);
-    Command::Serve(Box::new(Serve { config, index, open: Vec::new(), close: Vec::new(), done }))
+    Command::Serve(Box::new(Serve {
+        config,
+        index,
+        access_log: SinkSet::default(),
+        open: Vec::new(),
+        close: Vec::new(),
+        done,
+    }))
 }
 
 fn remove(drain: Duration) -> Command {
