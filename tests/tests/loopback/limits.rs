@@ -166,7 +166,7 @@ fn websockets_can_be_forbidden_and_may_idle_out() {
     let mut client = Peer::connect(forbidding.http());
     client.send(websocket_request("/allowed"));
     let answer = client.read_message();
-    assert_eq!((answer.status(), answer.field("x-tollgate-reason")), (403, Some("upgrade_not_allowed")));
+    assert_eq!((answer.status(), answer.field("x-tollgate-reason")), (403, Some(Reason::UpgradeNotAllowed.code())));
     assert_eq!(upstream.connections(), 0);
     drop(forbidding);
 

@@ -348,6 +348,8 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::PeerNotAllowed, "tcp", "what_policy_denies_is_reset"),
     (Reason::RequestNotAllowed, "http1", "pipelined_requests_are_answered_in_order"),
     (Reason::DenyRule, "tcp", "what_policy_denies_is_reset"),
+    (Reason::UpgradeNotAllowed, "limits", "websockets_can_be_forbidden_and_may_idle_out"),
+    (Reason::UpstreamTimeout, "limits", "a_response_that_does_not_come_is_504"),
     (Reason::Quarantined, "tcp", "what_policy_denies_is_reset"),
     (Reason::MatchBudget, "policy_life", "a_value_that_takes_too_much_work_is_refused"),
     (Reason::IdentityUnknown, "identity", "who_cannot_be_looked_up_is_refused"),
@@ -386,6 +388,7 @@ fn every_reason_is_reached() {
     let sources = BTreeMap::from([
         ("http1", include_str!("http1.rs")),
         ("identity", include_str!("identity.rs")),
+        ("limits", include_str!("limits.rs")),
         ("malformed", include_str!("malformed.rs")),
         ("policy_life", include_str!("policy_life.rs")),
         ("tcp", include_str!("tcp.rs")),
