@@ -68,7 +68,8 @@ fn remedy(error: &io::Error) -> &'static str {
             "; the datapath's agent pins it when it starts: is it running, and is the host's /sys/fs/bpf mounted here?"
         }
         Some(libc::EPERM | libc::EACCES) => {
-            "; give the process CAP_BPF (or CAP_SYS_ADMIN), and name a pin on a BPF file system"
+            "; give the process CAP_BPF (or CAP_SYS_ADMIN), run it as the pin's owner (root) or with CAP_DAC_READ_SEARCH, and \
+             name a pin on a BPF file system"
         }
         Some(libc::ENOSYS) => "; this kernel has no bpf(2)",
         _ => "",

@@ -125,8 +125,9 @@ impl Maps {
         for pin in self.pins() {
             match pin {
                 Ok(PinState::Same) => {}
-                Ok(PinState::Missing) => state = MapState::Orphaned,
-                Ok(PinState::Replaced) | Err(_) => return MapState::Stale,
+                // Opening anew would lose it, so this comes before any other reason to do that.
+                Ok(PinState::Missing) => return MapState::Orphaned,
+                Ok(PinState::Replaced) | Err(_) => state = MapState::Stale,
             }
         }
         state

@@ -11,7 +11,7 @@ use tollgate_proto::json::network_policy_from_value;
 use tollgate_tests::bpf::{Maps, inside};
 use tollgate_tests::http2;
 use tollgate_tests::peer::{End, Peer};
-use tollgate_tests::policy::http_rule;
+use tollgate_tests::policy::{http_rule, ingress};
 use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::site::{HTTP_PORT, Site, TCP_PORT};
 use tollgate_tests::upstream::{OK, Upstream, WEBSOCKET_ACCEPTED, next_request, websocket_request};
@@ -290,6 +290,10 @@ fn a_connection_ends_when_the_local_address_belongs_to_another_endpoint() {
         let mut idle = Peer::connect(proxy.http());
         assert_eq!(answer(&mut idle), (200, None));
         let mut silent = Peer::connect(proxy.http());
+        let mut http_2 = Peer::connect(proxy.http());
+        http_2.send(http2::CLIENT_START);
+        // The acknowledgement of its settings.
+        http_2.read_until(b"\0\0\0\x04\x01\0\0\0\0");
         let mut tunnel = Peer::connect(proxy.http());
         tunnel.send(websocket_request("/allowed"));
         tunnel.read_until(b"tunnel");
@@ -299,11 +303,12 @@ fn a_connection_ends_when_the_local_address_belongs_to_another_endpoint() {
         // The same endpoint again ends nothing.
         proxy.push(&[policy(site, direction, 7)]);
         assert_eq!(answer(&mut idle), (200, None));
-        until("the silent connection", || {
-            (proxy.get("/metrics").1.contains("connections_open{listener=\"http\"")).then_some(())
-        });
+        let open = format!("tollgate_connections_open{{listener=\"http\",direction=\"{direction}\"}}");
+        until("four connections", || (count(proxy, &open) == 4).then_some(()));
         proxy.push(&[policy(site, direction, 8)]);
         assert_eq!(idle.read_to_end(), b"", "nobody tells an idle client why");
+        // GOAWAY.
+        http_2.read_until(b"\0\0\x08\x07");
         for peer in [&mut silent, &mut tunnel, &mut tcp] {
             assert_eq!(peer.read_to_any_end().1, End::Reset);
         }
@@ -371,7 +376,10 @@ fn a_map_whose_pin_is_gone_is_given_up() {
     let mut client = Peer::connect(world.proxy.http());
     assert_eq!(answer(&mut client), (200, None));
     std::fs::remove_file(world.maps.ipcache()).unwrap();
+    // Whatever else is published, which is when pins are looked at, too.
+    world.proxy.push(&[policy(&world.site, "ingress", 7)]);
     assert_eq!(answer(&mut client), (200, None), "it may be back in a moment");
+    assert_eq!(world.proxy.get("/ready").0, 200);
     until("not ready", || (world.proxy.get("/ready").0 == 503).then_some(()));
     assert_eq!(answer(&mut client), refused(Reason::IdentityUnknown));
 }
@@ -439,6 +447,26 @@ fn whose_word_counts_is_configured() {
         } else {
             denied.expect_reset();
         }
+    }
+}
+
+/// Both may connect, but not for the same request.
+#[test]
+fn strict_wants_each_request_admitted_for_both() {
+    if !inside("identity::strict_wants_each_request_admitted_for_both") {
+        return;
+    }
+    const OTHERS: u32 = 300;
+    for (mode, expected) in [("compat", (200, None)), ("strict", refused(Reason::RequestNotAllowed))] {
+        let mut world = World::start("ingress", &format!("mode: {mode}"));
+        let World { maps, proxy, site, .. } = &mut world;
+        let rule = |remote: u32, path: &str| json!({"remotePolicies": [remote], "httpRules": {"httpRules": [http_rule("GET", path)]}});
+        let rules = [rule(ADMITTED, "/allowed"), rule(OTHERS, "/other")];
+        proxy.push(&[ingress(site, json!([{"port": HTTP_PORT, "rules": rules}]))]);
+        maps.put(CLIENT, OTHERS);
+        let to = proxy.http();
+        let mut client = connect_tracked(maps, to, ADMITTED);
+        assert_eq!(answer(&mut client), expected, "{mode}");
     }
 }
 

@@ -1,6 +1,10 @@
 //! NPHDS states: the `HostMapTest` cases of Cilium's filter (`tests/conformance/README.md`), by name, and our own.
 
 use super::*;
+use crate::config::IdentitySettings;
+use crate::control::WorldStore;
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
 
 /// Identities and their addresses.
 type State = &'static [(u64, &'static [&'static str])];
@@ -80,5 +84,23 @@ fn host_maps_with_duplicates() {
     for (state, prefix) in across {
         let expected = format!("NetworkPolicyHosts: {prefix} belongs to identity 11 and to identity 12");
         assert_eq!(table(state).unwrap_err(), expected, "{name}");
+    }
+}
+
+/// A new stream may be another agent's, with maps of its own.
+#[tokio::test]
+async fn the_first_update_of_a_stream_opens_the_maps_anew() {
+    let settings = IdentitySettings::new(Identities::Ipcache("/none/ipcache".into()));
+    let store = Arc::new(WorldStore::new(crate::control::identities::sources(&settings).unwrap()));
+    let policy = Readiness::default().pending("policy");
+    let control = Arc::new(Control::new(Arc::clone(&store), Metrics::new(1).0.control(), policy));
+    let mut handler = PolicyHandler { control };
+    let opening = || store.load().identities.maps().unwrap().serial();
+    let mut last = opening();
+    for first_on_stream in [true, false, true] {
+        let update = Update { version: String::new(), changed: Vec::new(), removed: Vec::new(), first_on_stream };
+        handler.apply(update).await.unwrap();
+        assert_eq!(opening() != last, first_on_stream);
+        last = opening();
     }
 }
