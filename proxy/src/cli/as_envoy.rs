@@ -26,7 +26,8 @@ Usage: tollgate as-envoy [STARTER FLAGS --] -c FILE [FLAGS]
 
 FILE is the bootstrap that Cilium's chart writes, or a Tollgate configuration. Honoured are -c, --config-yaml, -l,
 --log-level, --log-format (JSON or not), --log-path, --concurrency, --drain-time-s, --mode, --service-cluster and
---service-node; the other flags of Envoy have no effect, and the log says so. A binary of the name cilium-envoy-starter,
+--service-node; the other flags of Envoy have no effect, and the log says so. --reported-version TEXT is what /server_info
+tells an agent that asks for a certain version. A binary of the name cilium-envoy-starter,
 cilium-envoy or envoy takes these arguments directly.
 
 Example:
@@ -111,6 +112,7 @@ struct Run {
     drain: Option<Duration>,
     cluster: Option<String>,
     node: Option<String>,
+    reported_version: Option<String>,
     /// Flags without effect.
     ignored: Vec<String>,
 }
@@ -118,6 +120,9 @@ struct Run {
 impl Run {
     fn adjust(&self, config: &mut Config) {
         config.workers = self.workers.unwrap_or(config.workers);
+        if self.reported_version.is_some() {
+            config.reported_version.clone_from(&self.reported_version);
+        }
         config.drain_timeout = self.drain.unwrap_or(config.drain_timeout);
         if let Some(cluster) = &self.cluster {
             config.node.cluster.clone_from(cluster);
@@ -140,6 +145,7 @@ fn read(arguments: Vec<String>, file: &dyn Fn(&Path) -> std::io::Result<String>)
         drain: None,
         cluster: None,
         node: None,
+        reported_version: None,
         ignored: Vec::new(),
     };
     let (starter, arguments) = match arguments.iter().position(|argument| argument == "--") {
@@ -201,6 +207,7 @@ impl Run {
             "--log-path" => self.log_path = Some(PathBuf::from(value)),
             "--concurrency" => self.workers = Some(usize::try_from(number(1024)?).unwrap_or(1)),
             "--drain-time-s" => self.drain = Some(Duration::from_secs(number(24 * 3600)?)),
+            "--reported-version" => self.reported_version = Some(value.to_owned()),
             "--service-cluster" => self.cluster = Some(value.to_owned()),
             "--service-node" => {
                 config::check_node_id(value).map_err(|error| format!("{name}: {error}"))?;

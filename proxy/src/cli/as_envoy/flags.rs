@@ -31,6 +31,8 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(&["-l", "--log-level"], Meaning::Honoured),
     flag(&["--log-format", "--log-path", "--concurrency", "--drain-time-s", "--mode"], Meaning::Honoured),
     flag(&["--service-cluster", "--service-node"], Meaning::Honoured),
+    // Ours, for an agent that asks for a certain version.
+    flag(&["--reported-version"], Meaning::Honoured),
     flag(
         &[
             "--admin-address-path",

@@ -67,6 +67,12 @@ fn no_flag_of_envoy_fails() {
 }
 
 #[test]
+fn an_agent_can_be_told_the_version_that_it_expects() {
+    let run = read(&["-c x", "--reported-version d1c4f0ba/1.2.3"]).unwrap();
+    assert_eq!((run.reported_version.as_deref(), &run.ignored[..]), (Some("d1c4f0ba/1.2.3"), &[][..]));
+}
+
+#[test]
 fn nonsense_is_refused_with_a_remedy() {
     for (arguments, expected) in [
         (&[][..], "no configuration is named; write -c FILE"),

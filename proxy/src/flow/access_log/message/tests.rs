@@ -121,6 +121,14 @@ fn a_response_keeps_the_request_and_its_id_in_front() {
 }
 
 #[test]
+fn egress_names_the_destination() {
+    let egress =
+        LoggedRequest { direction: Direction::Egress, destination: SecurityId(12001), ..request(Some(fields(HEAD))) };
+    let message = message(&entry(EntryKind::Request, egress, None));
+    assert_eq!((message.is_ingress, message.destination_security_id), (false, 12001));
+}
+
+#[test]
 fn a_refused_connection_has_no_http_part() {
     let refused = LoggedRequest { reason: Some(Reason::PeerNotAllowed), ..request(None) };
     let message = message(&entry(EntryKind::Denied, refused, None));
