@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    AccessLog, Agent, Config, EscapedSlashes, Identities, IdentitySettings, Listener, OriginalSource, PolicySource,
-    Upstream, XdsMode,
+    AccessLog, Agent, Config, EscapedSlashes, ForwardedProto, Identities, IdentitySettings, Listener, OriginalSource,
+    PolicySource, Upstream, XdsMode,
 };
 
 /// Every key with the value in force, for `/config_dump`.
@@ -87,6 +87,11 @@ pub fn listener(listener: &Listener) -> Value {
         "reason_header": listener.reason_header,
         "http": {
             "request_id": listener.http.request_id,
+            "forwarded_proto": match listener.http.forwarded_proto {
+                ForwardedProto::Keep => "keep",
+                ForwardedProto::Add => "add",
+                ForwardedProto::Overwrite => "overwrite",
+            },
             "stream_idle_timeout": duration(listener.http.stream_idle_timeout.unwrap_or_default()),
             "timeout": duration(listener.http.timeout.unwrap_or_default()),
             "grpc_timeout": listener.http.grpc_timeout,

@@ -10,7 +10,7 @@ use tollgate_policy::Direction;
 use super::document::{Place, Value};
 use super::read::{Field, Mistakes, Section};
 use super::scalar;
-use super::{EscapedSlashes, HttpSettings, Listener, Normalize, OriginalSource, Upstream};
+use super::{EscapedSlashes, ForwardedProto, HttpSettings, Listener, Normalize, OriginalSource, Upstream};
 
 const EXAMPLE: &str = "[{name: ingress, address: \"127.0.0.1:15001\", direction: ingress}]";
 const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15001);
@@ -230,6 +230,14 @@ fn http(section: &mut Section<'_>, default: HttpSettings) -> HttpSettings {
     let optional = |value: &Value| scalar::duration(value).map(|duration| (!duration.is_zero()).then_some(duration));
     let http = HttpSettings {
         request_id: section.read("request_id", default.request_id, scalar::boolean),
+        forwarded_proto: section.read("forwarded_proto", default.forwarded_proto, |value| {
+            let words = [
+                ("keep", ForwardedProto::Keep),
+                ("add", ForwardedProto::Add),
+                ("overwrite", ForwardedProto::Overwrite),
+            ];
+            scalar::word(value, &words)
+        }),
         stream_idle_timeout: section.read("stream_idle_timeout", default.stream_idle_timeout, optional),
         timeout: section.read("timeout", default.timeout, optional),
         grpc_timeout: section.read("grpc_timeout", default.grpc_timeout, scalar::boolean),

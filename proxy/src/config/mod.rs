@@ -203,6 +203,8 @@ pub struct Listener {
 pub struct HttpSettings {
     /// Whether a request that comes without `x-request-id` is forwarded with one.
     pub request_id: bool,
+    /// What becomes of `x-forwarded-proto`.
+    pub forwarded_proto: ForwardedProto,
     /// Longest time in which nothing of an exchange moves, in either direction.
     pub stream_idle_timeout: Option<Duration>,
     /// Time from the end of a request to that of its response.
@@ -219,10 +221,22 @@ pub struct HttpSettings {
     pub upstream_idle_timeout: Option<Duration>,
 }
 
+/// Treatment of `x-forwarded-proto`, which says `http` here: TLS is not intercepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardedProto {
+    /// It passes as it came.
+    Keep,
+    /// It is added where it is missing.
+    Add,
+    /// What the client says is replaced.
+    Overwrite,
+}
+
 impl Default for HttpSettings {
     fn default() -> Self {
         Self {
             request_id: false,
+            forwarded_proto: ForwardedProto::Keep,
             stream_idle_timeout: None,
             timeout: None,
             grpc_timeout: false,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tollgate_policy::{Direction, SecurityId};
 
 use super::{
-    AccessLog, Config, EscapedSlashes, HttpSettings, Identities, IdentityMode, IdentitySettings, ListenAddress,
-    OriginalSource, PolicySource, SecretFile, Upstream, XdsMode, load, parse,
+    AccessLog, Config, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentityMode, IdentitySettings,
+    ListenAddress, OriginalSource, PolicySource, SecretFile, Upstream, XdsMode, load, parse,
 };
 
 const FILE: &str = "tollgate.yaml";
@@ -106,7 +106,7 @@ listeners:
     denied_body: |
       Stop here.
     reason_header: true
-    http: {{ request_id: true, stream_idle_timeout: 3s, timeout: 4s, grpc_timeout: true, grpc_timeout_max: 0s, retries: 2, websocket: false }}
+    http: {{ request_id: true, forwarded_proto: add, stream_idle_timeout: 3s, timeout: 4s, grpc_timeout: true, grpc_timeout_max: 0s, retries: 2, websocket: false }}
     access_log: {{ unix: /run/cilium/envoy/sockets/access_log.sock }}
 "#
     );
@@ -139,7 +139,7 @@ listeners:
     assert_eq!(listener.access_log, Some("/run/cilium/envoy/sockets/access_log.sock".into()));
     let limits = (listener.http.stream_idle_timeout, listener.http.timeout);
     assert_eq!(limits, (Some(Duration::from_secs(3)), Some(Duration::from_secs(4))));
-    assert_eq!(listener.http.retries, 2);
+    assert_eq!((listener.http.retries, listener.http.forwarded_proto), (2, ForwardedProto::Add));
     assert!(listener.http.grpc_timeout && listener.http.grpc_timeout_max.is_none() && !listener.http.websocket);
     assert_eq!(listener.proxy_id, 65535);
     let upstream = "127.0.0.1:8080".parse().expect("address");

@@ -14,7 +14,7 @@ use tollgate_proto::envoy::extensions::filters::network::http_connection_manager
 use tollgate_proto::google::protobuf::Duration as WireDuration;
 
 use super::convert::{Inactive, access_log, decode, duration, original_destination};
-use crate::config::{EscapedSlashes, HttpSettings, Listener, Normalize};
+use crate::config::{EscapedSlashes, ForwardedProto, HttpSettings, Listener, Normalize};
 
 /// Longest body of a 403; as in the configuration file.
 const MAX_DENIED_BODY: usize = 4096;
@@ -38,6 +38,12 @@ pub(super) fn read(
     http_filters(field, &manager.http_filters, listener)?;
     listener.normalize = normalize(field, &manager)?;
     listener.http.request_id = manager.generate_request_id.is_none_or(|wanted| wanted.value);
+    let edge = manager.use_remote_address.as_ref().is_some_and(|on| on.value);
+    listener.http.forwarded_proto = match manager.xff_num_trusted_hops {
+        _ if !edge => ForwardedProto::Keep,
+        0 => ForwardedProto::Overwrite,
+        _ => ForwardedProto::Add,
+    };
     let websocket = |upgrade: &UpgradeConfig| {
         upgrade.upgrade_type.eq_ignore_ascii_case("websocket") && upgrade.enabled.is_none_or(|on| on.value)
     };
@@ -253,7 +259,7 @@ fn note_ignored(field: &str, manager: &HttpConnectionManager, ignored: &mut Vec<
         ("request_headers_timeout", manager.request_headers_timeout.is_some()),
         ("request_timeout", manager.request_timeout.is_some()),
         ("tracing", manager.tracing.is_some()),
-        ("use_remote_address", manager.use_remote_address.is_some()),
+        ("use_remote_address (x-forwarded-for)", !manager.skip_xff_append),
         ("route_config (retries of HTTP/2, per_try_timeout)", true),
     ];
     let names = without_effect.into_iter().filter(|(_, set)| *set);

@@ -22,7 +22,8 @@ use tollgate_xds::{Handler, Resource, Update};
 
 use super::*;
 use crate::config::{
-    Agent, EscapedSlashes, HttpSettings, Identities, IdentitySettings, OriginalSource, Upstream, UpstreamDefaults,
+    Agent, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentitySettings, OriginalSource, Upstream,
+    UpstreamDefaults,
 };
 use crate::control::identities::{self, AgentIdentities};
 use crate::control::{Control, WorldStore};
@@ -208,6 +209,7 @@ fn the_agents_http_listener() {
     let hours = Some(Duration::from_secs(3600));
     let expected = HttpSettings {
         request_id: true,
+        forwarded_proto: ForwardedProto::Overwrite,
         stream_idle_timeout: Some(Duration::from_secs(300)),
         timeout: hours,
         grpc_timeout: true,
@@ -221,8 +223,11 @@ fn the_agents_http_listener() {
     other.stream_idle_timeout = seconds(0);
     other.upgrade_configs.clear();
     other.generate_request_id = Some(BoolValue { value: false });
+    other.xff_num_trusted_hops = 1;
     let Active { listener, .. } = convert(&with_manager(&other), &DEFAULTS).unwrap();
-    let expected = HttpSettings { request_id: false, stream_idle_timeout: None, websocket: false, ..expected };
+    let forwarded_proto = ForwardedProto::Add;
+    let expected =
+        HttpSettings { request_id: false, forwarded_proto, stream_idle_timeout: None, websocket: false, ..expected };
     assert_eq!(listener.http, expected);
 }
 

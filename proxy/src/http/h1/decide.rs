@@ -91,7 +91,10 @@ pub(crate) fn decide(connection: &Connection, head: &[u8], started: Instant) -> 
     let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let config = &connection.listener.config;
     match RequestHead::parse(head, &mut storage, &config.normalize) {
-        Ok(request) => judge(connection, &request, head, started),
+        Ok(mut request) => {
+            request.settle_forwarded_proto(config.http.forwarded_proto);
+            judge(connection, &request, head, started)
+        }
         Err(refusal) => refused(connection, refusal, started),
     }
 }
@@ -202,7 +205,10 @@ fn trailers(connection: &Connection, request: &RequestHead<'_, '_>) -> Vec<Vec<u
 pub(crate) fn still_admitted(connection: &Connection, head: &[u8], source: SecurityId) -> Result<(), Reason> {
     let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     match RequestHead::parse(head, &mut storage, &connection.listener.config.normalize) {
-        Ok(request) => connection.still_admits(&policy_view(&request), source),
+        Ok(mut request) => {
+            request.settle_forwarded_proto(connection.listener.config.http.forwarded_proto);
+            connection.still_admits(&policy_view(&request), source)
+        }
         Err(_) => Err(Reason::Revoked),
     }
 }

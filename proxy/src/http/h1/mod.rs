@@ -17,6 +17,7 @@ pub(crate) use buffer::{Buffer, BufferPool};
 pub(crate) use connection::serve;
 pub(crate) use decide::{policy_view, read};
 pub(crate) use head::{MAX_FIELDS, MAX_HEAD};
+pub(crate) use request::FORWARDED_PROTO;
 pub use request::canonical_path_of;
 pub(crate) use request::{FieldStorage, Refusal, RequestHead, write_field};
 pub(crate) use response::MAX_INTERIM;

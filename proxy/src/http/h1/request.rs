@@ -14,10 +14,13 @@ use tollgate_policy::Headers;
 pub(crate) use self::rewrite::Rewritten;
 use super::head::MAX_FIELDS;
 use super::websocket::WebSocketKey;
-use crate::config::Normalize;
+use crate::config::{ForwardedProto, Normalize};
 use crate::http::authority;
 use crate::http::canonical::{CanonicalPath, canonicalise};
 use crate::reason::Reason;
+
+/// Says how the client reached the first proxy.
+pub(crate) const FORWARDED_PROTO: &str = "x-forwarded-proto";
 
 /// Storage for the fields of one head, on the stack of the caller.
 pub(crate) type FieldStorage<'b> = [MaybeUninit<Header<'b>>; MAX_FIELDS];
@@ -88,6 +91,8 @@ struct Rewrite<'b> {
     host: Option<&'b [u8]>,
     /// `Content-Length` with leading zeros.
     content_length: Option<u64>,
+    /// `x-forwarded-proto` is ours.
+    forwarded_proto: bool,
     /// `Connection` without the fields it named, and with `close` where nothing may follow.
     connection: Option<Vec<u8>>,
 }
@@ -337,6 +342,29 @@ impl<'h, 'b> RequestHead<'h, 'b> {
                 Ok(())
             }
             Some(_) => Err(Refusal::new(Reason::Expectation, "an expectation other than 100-continue")),
+        }
+    }
+
+    /// Settles who says `x-forwarded-proto`. What a client may not say is taken out before policy looks.
+    pub(crate) fn settle_forwarded_proto(&mut self, treatment: ForwardedProto) {
+        if treatment == ForwardedProto::Keep {
+            return;
+        }
+        let named = |field: &Header<'_>| field.name.eq_ignore_ascii_case(FORWARDED_PROTO);
+        let said: Vec<&[u8]> =
+            self.forwarded().filter(|(_, field)| named(field)).map(|(_, field)| field.value).collect();
+        let right = matches!(said[..], [value] if value.eq_ignore_ascii_case(b"http"));
+        self.rewrite.forwarded_proto = match treatment {
+            ForwardedProto::Keep => false,
+            ForwardedProto::Add => said.is_empty(),
+            ForwardedProto::Overwrite => !right,
+        };
+        if self.rewrite.forwarded_proto {
+            for (index, field) in self.fields.iter().enumerate() {
+                if named(field) {
+                    self.removed |= 1 << index;
+                }
+            }
         }
     }
 

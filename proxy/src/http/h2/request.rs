@@ -5,10 +5,10 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, request};
 use tollgate_policy::{HeaderEdits, Headers, Request};
 
-use crate::config::Normalize;
+use crate::config::{ForwardedProto, Normalize};
 use crate::http::authority;
 use crate::http::canonical::{CanonicalPath, canonicalise};
-use crate::http::h1::MAX_FIELDS;
+use crate::http::h1::{FORWARDED_PROTO, MAX_FIELDS};
 use crate::http::request_id::{self, RequestId};
 use crate::reason::Reason;
 
@@ -25,6 +25,8 @@ pub(super) struct RequestHead {
     pub(super) parts: request::Parts,
     /// The client is to be sent to this path instead.
     pub(super) redirect: Option<Vec<u8>>,
+    /// `x-forwarded-proto` is ours.
+    pub(super) forwarded_proto: bool,
 }
 
 impl RequestHead {
@@ -53,7 +55,9 @@ impl RequestHead {
             match canonicalise(received.as_bytes(), normalize) {
                 Ok(CanonicalPath::Unchanged) => None,
                 Ok(CanonicalPath::Rewritten(path)) => Some(path),
-                Ok(CanonicalPath::Redirect(path)) => return Ok(Self { parts, redirect: Some(path) }),
+                Ok(CanonicalPath::Redirect(path)) => {
+                    return Ok(Self { parts, redirect: Some(path), forwarded_proto: false });
+                }
                 Err(_) => return refuse(Reason::AmbiguousPath, "the path cannot be made canonical"),
             }
         };
@@ -70,7 +74,28 @@ impl RequestHead {
             };
             parts.uri = uri;
         }
-        Ok(Self { parts, redirect: None })
+        Ok(Self { parts, redirect: None, forwarded_proto: false })
+    }
+
+    /// Settles who says `x-forwarded-proto`. What a client may not say is taken out before policy looks.
+    pub(super) fn settle_forwarded_proto(&mut self, treatment: ForwardedProto) {
+        let headers = &mut self.parts.headers;
+        let mut named = headers.get_all(FORWARDED_PROTO).iter();
+        let first = named.next();
+        let right = first.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"http")) && named.next().is_none();
+        self.forwarded_proto = match treatment {
+            ForwardedProto::Keep => false,
+            ForwardedProto::Add => first.is_none(),
+            ForwardedProto::Overwrite => !right,
+        };
+        if self.forwarded_proto {
+            headers.remove(FORWARDED_PROTO);
+        }
+    }
+
+    /// Whether `x-forwarded-proto` is put in; a rule that puts it in goes first.
+    pub(super) fn adds_forwarded_proto(&self, edits: &HeaderEdits) -> bool {
+        self.forwarded_proto && edits.of(FORWARDED_PROTO).is_none()
     }
 
     /// The path that is matched and forwarded.
@@ -142,6 +167,9 @@ pub(super) fn show(
     }
     for edit in edits.iter() {
         edit.append.iter().for_each(|value| visit(edit.name.as_bytes(), value.shown()));
+    }
+    if head.adds_forwarded_proto(edits) {
+        visit(FORWARDED_PROTO.as_bytes(), b"http");
     }
     if let Some(id) = request_id {
         visit(request_id::NAME.as_bytes(), id.as_bytes());

@@ -17,6 +17,7 @@ use super::connection::Shared;
 use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show};
 use super::transfer::{TransferError, reset_code, transfer};
 use crate::flow::{Fields, HttpRecord, OpenFlow, Outcome, Protocol};
+use crate::http::h1::FORWARDED_PROTO;
 use crate::http::limits::TimeLimits;
 use crate::http::request_id::{self, RequestId};
 use crate::http::respond::LocalReply;
@@ -33,7 +34,10 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
     let mut flow = connection.open_flow(Protocol::Http2, std::time::Instant::now());
     let reply_to = |reason: Reason, grpc| LocalReply::refusal(reason, grpc, &config.denied_body, config.reason_header);
     let head = match RequestHead::read(parts, &config.normalize) {
-        Ok(head) => head,
+        Ok(mut head) => {
+            head.settle_forwarded_proto(config.http.forwarded_proto);
+            head
+        }
         Err(Refusal { reason, detail }) => {
             tracing::debug!(downstream = %connection.downstream, reason = reason.code(), detail, "refused");
             flow.record_mut().detail = Some(detail.into());
@@ -181,6 +185,9 @@ impl Exchange<'_> {
         if apply_edits(request.headers_mut(), &self.edits).is_err() {
             // The engine makes no such value; not a request without it goes out.
             return self.fail(Outcome::Failed, Reason::Internal);
+        }
+        if self.head.adds_forwarded_proto(&self.edits) {
+            request.headers_mut().insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
         }
         if let Some(id) = self.request_id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()) {
             request.headers_mut().insert(request_id::NAME, id);

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use httparse::Header;
 use tollgate_policy::{FieldEdit, HeaderEdits};
 
-use super::{RequestHead, Version, write_field};
+use super::{FORWARDED_PROTO, RequestHead, Version, write_field};
 use crate::http::canonical::CanonicalPath;
 use crate::http::request_id::{self, RequestId};
 
@@ -43,6 +43,7 @@ impl<'b> RequestHead<'_, 'b> {
             && rewrite.content_length.is_none()
             && rewrite.connection.is_none()
             && edits.is_empty()
+            && !rewrite.forwarded_proto
             && request_id.is_none();
         if same {
             return None;
@@ -94,6 +95,9 @@ impl<'b> RequestHead<'_, 'b> {
                 write_field(&mut out, edit.name.as_bytes(), value.as_bytes());
             }
         }
+        if self.adds_forwarded_proto(edits) {
+            write_field(&mut out, FORWARDED_PROTO.as_bytes(), b"http");
+        }
         if let Some(id) = request_id {
             write_field(&mut out, request_id::NAME.as_bytes(), id.as_bytes());
         }
@@ -137,9 +141,17 @@ impl<'b> RequestHead<'_, 'b> {
             let placed = usize::from(!edit.keep && self.first(edit).is_some());
             edit.append.iter().skip(placed).for_each(|value| visit(edit.name.as_bytes(), value.shown()));
         }
+        if self.adds_forwarded_proto(edits) {
+            visit(FORWARDED_PROTO.as_bytes(), b"http");
+        }
         if let Some(id) = request_id {
             visit(request_id::NAME.as_bytes(), id.as_bytes());
         }
+    }
+
+    /// Whether `x-forwarded-proto` is put in; a rule that puts it in goes first.
+    fn adds_forwarded_proto(&self, edits: &HeaderEdits) -> bool {
+        self.rewrite.forwarded_proto && edits.of(FORWARDED_PROTO).is_none()
     }
 
     /// The fields that are not of this hop, by their index.
