@@ -34,7 +34,7 @@ struct Node {
     agent: Agent,
     admin: Admin,
     _proxy: Process,
-    _server: Upstream,
+    server: Upstream,
 }
 
 impl Node {
@@ -79,7 +79,7 @@ impl Node {
                 peer.send(OK);
             }
         });
-        Self { steered, maps, agent, admin, _proxy: proxy, _server: server }
+        Self { steered, maps, agent, admin, _proxy: proxy, server }
     }
 
     /// The agent's listener, which names our maps.
@@ -118,6 +118,10 @@ fn an_agent_configures_the_proxy() {
     let mut open = node.connect();
     assert_eq!(get(&mut open, "/hello"), (200, "ok".into()));
     assert_eq!(get(&mut open, "/other"), (403, "Not here.\r\n".into()));
+    let forwarded = node.server.text();
+    assert!(forwarded.contains("x-forwarded-proto: http") && forwarded.contains("x-request-id: "), "{forwarded}");
+    let dump = node.admin.get("/config_dump").1;
+    assert!(dump.contains("\"timeout\": \"3600000ms\"") && dump.contains("\"retries\": 3"), "{dump}");
 
     assert_eq!(node.agent.push(&[listener]), Answer::Ack);
     let changed = node.http_ingress("cilium-http-ingress", LISTENER_PORT, "Nor here.");
