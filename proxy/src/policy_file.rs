@@ -239,7 +239,7 @@ pub(crate) fn items(text: &str, path: &Path) -> Result<Vec<Item>, PolicyFileErro
         _ => {
             let documents = document::parse_all(text).map_err(|error| {
                 let line = error.place.map(|place| place.line);
-                let message = format!("not valid YAML: {}; correct the text there", error.message);
+                let message = format!("not valid YAML: {}; {}", error.message, error.remedy);
                 PolicyFileError::new(path, line, message)
             })?;
             documents

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
+use serde_saphyr::budget::BudgetBreach;
 
 /// Line and column in the file, both counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,7 +50,15 @@ pub(crate) struct Entry {
 pub(crate) struct SyntaxError {
     pub(crate) place: Option<Place>,
     pub(crate) message: String,
+    /// What to do about it.
+    pub(crate) remedy: &'static str,
 }
+
+/// Most documents in one text of several: a policy file of a few bytes each.
+const MAX_DOCUMENTS: usize = 1 << 20;
+/// Most values in one text of several documents: more than a policy file of the largest size has, unless it is made of
+/// commas. What anchors and aliases may add is bounded far below that, by the defaults of the library.
+const MAX_VALUES: usize = 1 << 24;
 
 /// Reads one YAML 1.2 document. JSON is YAML. An empty document is an empty mapping.
 ///
@@ -61,12 +70,12 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
         .map_err(|error| SyntaxError::from(&error))
 }
 
-/// Reads any number of YAML 1.2 documents.
+/// Reads any number of YAML 1.2 documents, as large as the caller lets the text be.
 ///
 /// # Errors
-/// The first syntax error or duplicate key, with its place.
+/// The first syntax error or duplicate key, with its place; too many documents or values.
 pub(crate) fn parse_all(text: &str) -> Result<Vec<Node>, SyntaxError> {
-    serde_saphyr::from_multiple_with_options::<Spanned<Value>>(text, options())
+    serde_saphyr::from_multiple_with_options::<Spanned<Value>>(text, options_for_large())
         .map(|documents| documents.into_iter().map(Node::from).collect())
         .map_err(|error| SyntaxError::from(&error))
 }
@@ -88,11 +97,55 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
+/// A value has at most two events, a document four.
+fn options_for_large() -> serde_saphyr::Options {
+    let mut options = options();
+    options.budget = serde_saphyr::budget! {
+        max_documents: MAX_DOCUMENTS,
+        max_nodes: MAX_VALUES,
+        max_events: 2 * MAX_VALUES + 4 * MAX_DOCUMENTS,
+    };
+    options
+}
+
 impl From<&serde_saphyr::Error> for SyntaxError {
     fn from(error: &serde_saphyr::Error) -> Self {
         let place = error.location().map(|location| Place { line: location.line(), column: location.column() });
-        Self { place, message: one_line(error) }
+        let (message, remedy) = match error.without_snippet() {
+            serde_saphyr::Error::Budget { breach, .. } => over_limit(breach),
+            serde_saphyr::Error::AliasReplayLimitExceeded { .. }
+            | serde_saphyr::Error::AliasExpansionLimitExceeded { .. }
+            | serde_saphyr::Error::AliasReplayStackDepthExceeded { .. } => over_alias_limit(),
+            // Met while an alias was followed, which the library says in words alone.
+            other if other.to_string().contains("budget breached") => over_alias_limit(),
+            _ => (one_line(error), "correct the text there"),
+        };
+        Self { place, message, remedy }
     }
+}
+
+const ALIASES: &str = "write out what they stand for";
+
+/// A text that is YAML, and more of it than is read.
+fn over_limit(breach: &BudgetBreach) -> (String, &'static str) {
+    let split = "split the file";
+    match breach {
+        BudgetBreach::Documents { documents } => (format!("more than {} documents", documents - 1), split),
+        BudgetBreach::Nodes { nodes } => (format!("more than {} values", nodes - 1), split),
+        BudgetBreach::Events { .. } | BudgetBreach::ScalarBytes { .. } => {
+            ("more than is read of one text".into(), split)
+        }
+        BudgetBreach::Depth { depth } => (format!("nested more than {} levels deep", depth - 1), "nest less"),
+        BudgetBreach::Aliases { aliases } => (format!("more than {} aliases", aliases - 1), ALIASES),
+        BudgetBreach::AliasAnchorRatio { aliases, anchors } => {
+            (format!("{aliases} aliases of {anchors} anchors, which is more than ten each"), ALIASES)
+        }
+        _ => over_alias_limit(),
+    }
+}
+
+fn over_alias_limit() -> (String, &'static str) {
+    ("its anchors, aliases or merge keys stand for too much text".to_owned(), ALIASES)
 }
 
 impl Value {

@@ -65,6 +65,23 @@ fn a_list_of_mistakes_ends() {
 }
 
 #[test]
+fn a_file_may_be_large_and_its_aliases_may_not() {
+    // More than the library allows if it is not told.
+    let documents = "policy: 7\n---\n".repeat(2_000);
+    assert_eq!(parse(&documents, Path::new("a.yaml")).map(|found| found.len()), Ok(2_000));
+    let peers = "1,".repeat(300_000);
+    let text = format!("{YAML}egress_per_port_policies: [{{ port: 1, rules: [{{ remote_policies: [{peers}] }}] }}]\n");
+    assert_eq!(parse(&text, Path::new("a.yaml")).map(|found| found.len()), Ok(1));
+
+    let level = |n: usize| format!("a{n}: &a{n} [{}]\n", vec![format!("*a{}", n - 1); 9].join(","));
+    let bomb = format!("a0: &a0 [{}]\n{}", "1,".repeat(9), (1..9).map(level).collect::<String>());
+    let found = error(&bomb, "a.yaml");
+    assert!(found.ends_with("; write out what they stand for"), "{found}");
+    let deep = error(&"- ".repeat(70), "a.yaml");
+    assert!(deep.starts_with("a.yaml:1: not valid YAML: nested more than 64 levels deep; nest less"), "{deep}");
+}
+
+#[test]
 fn only_visible_json_and_yaml_files_count() {
     for (name, expected) in [
         ("a.json", true),
