@@ -5,6 +5,7 @@
 //! show. That a rule never decides is said when another rule provably decides everything first; that a pattern misses or
 //! catches a value is said with a value that was tried.
 
+mod address;
 mod cells;
 mod cover;
 mod finding;
@@ -19,6 +20,7 @@ mod secret;
 mod set;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub use finding::{Element, Finding, Lint, Severity};
 
@@ -33,6 +35,7 @@ pub fn lint(policies: &[NetworkPolicy], secrets: &[String]) -> Vec<Finding> {
     let mut findings = Vec::new();
     set::check(policies, &mut findings);
     for (number, policy) in policies.iter().enumerate() {
+        address::check(number, policy, &mut findings);
         let mut builder = Snapshot::empty().update();
         builder.replace_all([policy.clone()]);
         let quarantined: Vec<_> = builder.build().quarantined().collect();
@@ -99,13 +102,14 @@ fn check_http_rule(
         let Some(probe) = probes.of(&matcher.value) else {
             continue; // it is quarantined, which is said
         };
-        if regex_text::check(&element, matcher, findings) {
+        text::check_name(&element, matcher, findings);
+        if regex_text::check(&element, matcher, findings) || text::check(&element, matcher, findings) {
             continue;
         }
         let before = findings.len();
         match &*matcher.name {
             ":path" => path::check(&element, matcher, &probe, alternatives, probes, findings),
-            ":authority" => host::check(&element, matcher, &probe, port, findings),
+            ":authority" | "host" => host::check(&element, matcher, &probe, port, findings),
             ":method" => method::check(&element, matcher, &probe, findings),
             _ => {}
         }

@@ -169,6 +169,9 @@ lints! {
     /// An endpoint id in more than one policy.
     DuplicateEndpointId "duplicate-endpoint-id" Error
         "a control plane names policies by this number, so one would replace the other";
+    /// A name among the addresses of an endpoint that is an address but for a mistake.
+    NotAnAddress "not-an-address" Warning
+        "it is taken for a name, and no connection of the endpoint finds the policy by it";
     /// A rule that another one always decides before, the other way.
     ShadowedRule "shadowed-rule" Warning
         "the rule looks as if it did something and never does";
@@ -193,9 +196,18 @@ lints! {
     /// `*` as in a shell.
     GlobInRegex "glob-in-regex" Warning
         "`*` repeats what stands before it; it does not stand for any text";
+    /// `*` in a text that is no pattern.
+    PatternInText "pattern-in-text" Warning
+        "only `safe_regex` is a pattern; here `*` is a character like any other";
+    /// The name of a pseudo-header without its colon.
+    ColonMissing "colon-missing" Warning
+        "it is a field in which clients send what they like, or nothing";
     /// A pattern whose beginning is open.
     OpenBeginning "open-beginning" Warning
         "whatever stands before matches too, which a client chooses";
+    /// A host pattern whose end is open.
+    HostSuffix "host-suffix" Warning
+        "whatever stands after it matches too, so hosts of others match";
     /// `.` where a dot was meant, in a host.
     HostUnescapedDot "host-unescaped-dot" Warning
         "`.` matches any character, so hosts of others match";

@@ -1,6 +1,8 @@
-//! Matchers on `:authority`: the host as the client sent it, with its port when it sent one.
+//! Matchers on `:authority`, also where it is called `host`: the host as the client sent it, with its port when it sent
+//! one.
 
 use super::finding::{Element, Finding, Lint};
+use super::path::escape;
 use super::probe::{Probe, Probes};
 use super::regex_text;
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
@@ -15,6 +17,7 @@ pub(super) fn check(element: &Element, matcher: &HeaderMatcher, probe: &Probe, p
         findings.push(Finding::new(Lint::HostUpperCase, element.clone(), what, "write it in lower case".to_owned()));
     }
     check_beginning(element, matcher, probe, findings);
+    check_end(element, matcher, probe, findings);
     check_dots(element, matcher, probe, findings);
     check_port(element, matcher, probe, port, findings);
 }
@@ -45,6 +48,26 @@ fn check_beginning(element: &Element, matcher: &HeaderMatcher, probe: &Probe, fi
         element.clone(),
         format!("{} allows {tried:?} too", matcher.value),
         format!("the regex {:?} for it and the names below it", format!("(.*\\.)?{}", end.replace('.', "\\."))),
+    ));
+}
+
+/// `shop[.]example[.]com.*` is also the host of whoever has a name such as `shop.example.com.evil.example`.
+fn check_end(element: &Element, matcher: &HeaderMatcher, probe: &Probe, findings: &mut Vec<Finding>) {
+    // A pattern that does not say how a host begins means any host, and is spoken about elsewhere.
+    if probe.beginning().is_empty() {
+        return;
+    }
+    let longer = |host: String| (format!("{host}.evil.example"), host);
+    let ends = probe.examples().into_iter().filter(|host| !host.contains(':')).map(longer);
+    let Some((tried, host)) = ends.into_iter().find(|(tried, _)| probe.accepts(tried.as_bytes())) else {
+        return;
+    };
+    let host = host.trim_end_matches('.');
+    findings.push(Finding::new(
+        Lint::HostSuffix,
+        element.clone(),
+        format!("{} allows {tried:?} too", matcher.value),
+        format!("the regex {:?}", format!("{}(:[0-9]+)?", escape(host))),
     ));
 }
 

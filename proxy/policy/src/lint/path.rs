@@ -73,7 +73,7 @@ fn admits_path(http: &HttpRule, path: &[u8], probes: &mut Probes) -> bool {
 }
 
 /// The text as a regular expression that matches it alone.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for char in text.chars() {
         if r"\.+*?()|[]{}^$".contains(char) {

@@ -99,10 +99,44 @@ fn hosts() {
         (regex("(?i)API.*"), &[]),
         (regex(".*"), &["matches-everything"]),
         (regex("*.example.com"), &["invalid-regex"]),
-        (part(TextPart::Prefix, "api"), &[]),
+        (part(TextPart::Prefix, "api"), &["host-suffix"]),
+        (part(TextPart::Prefix, "api:"), &[]),
+        (regex("shop[.]example[.]com.*"), &["host-suffix"]),
+        (regex(r"shop\.example\.com(:.*)?"), &[]),
+        (regex(r"shop.*\.example\.com(:[0-9]+)?"), &[]),
+        (part(TextPart::Suffix, "*.example.com"), &["pattern-in-text"]),
     ];
     for (value, expected) in cases {
         assert_eq!(of_matcher(":authority", value.clone()), *expected, "{value}");
+    }
+    assert_eq!(of_matcher("host", regex("api.example.com(:[0-9]+)?")), ["host-unescaped-dot"]);
+}
+
+#[test]
+fn texts_that_were_meant_as_patterns() {
+    let meant = |name: &str, value: ValueMatch| {
+        let rule = PortRule { http: Some(vec![http(&[(name, value)])]), ..PortRule::default() };
+        let found = lint(&[policy(vec![on_port(80, vec![rule])])], &[]);
+        let [finding] = &found[..] else { return None };
+        (finding.lint == Lint::PatternInText).then(|| finding.instead.clone())
+    };
+    for (value, pattern) in [
+        (exact("/api/*"), "/api/.*"),
+        (exact("/v1.0/*/x"), "/v1\\\\.0/.*/x"),
+        (exact("/api/.*"), "/api/.*"),
+        (part(TextPart::Prefix, "/api/*"), "/api/.*"),
+        (part(TextPart::Prefix, "/a*/b"), "/a.*/b.*"),
+        (part(TextPart::Suffix, "/*/b"), ".*/.*/b"),
+    ] {
+        let expected = format!("did you mean `safe_regex` with the regex \"{pattern}\"?");
+        assert_eq!(meant(":path", value.clone()), Some(expected), "{value}");
+    }
+    assert!(meant("x-version", exact("v1.*")).is_some());
+    assert_eq!(meant("accept", exact("*/*")), None);
+    assert_eq!(meant(":path", exact("*")), None);
+    for (name, expected) in [("path", true), ("method", true), ("host", false), ("x-path", false), (":path", false)] {
+        let found = of_matcher(name, regex("[a-z]+"));
+        assert_eq!(found.contains(&"colon-missing"), expected, "{name}: {found:?}");
     }
 }
 
