@@ -109,6 +109,23 @@ fn wrong_arguments_are_one_error_with_exit_2() {
 }
 
 #[test]
+fn an_argument_that_is_no_text_is_bad_input() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let header = std::ffi::OsStr::from_bytes(b"x-a: \xe9");
+    let output = Command::new(env!("CARGO_BIN_EXE_tollgate"))
+        .args(EXPLAIN)
+        .arg("-H")
+        .arg(header)
+        .args(["GET", "/hello"])
+        .current_dir(root())
+        .output()
+        .expect("the binary starts");
+    assert_eq!(code(&output), 2, "{output:?}");
+    let error = stderr(&output);
+    assert!(error.contains("error: invalid UTF-8") && !error.contains("panicked"), "{error}");
+}
+
+#[test]
 fn check_accepts_the_shipped_configurations() {
     // The overlay with a policy directory names one that is on the node only.
     for file in ["deploy/examples/tollgate.yaml", "deploy/kustomize/base/tollgate.yaml"] {

@@ -47,12 +47,13 @@ pub(super) struct Args {
     _arguments: Vec<String>,
 }
 
-/// The arguments to be read as Envoy's, if this process was started as it or told to be it.
+/// The arguments to be read as Envoy's, if this process was started as it or told to be it. Bytes that are no UTF-8 are
+/// replaced: a path with such bytes is then named in the error about it.
 pub(super) fn arguments() -> Option<Vec<String>> {
-    let mut all = std::env::args();
+    let mut all = std::env::args_os();
     let program = all.next().unwrap_or_default();
     let name = Path::new(&program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let mut rest: Vec<String> = all.collect();
+    let mut rest: Vec<String> = all.map(|argument| argument.to_string_lossy().into_owned()).collect();
     if NAMES.contains(&name) {
         return Some(rest);
     }
