@@ -8,6 +8,7 @@
 mod http;
 mod identities;
 mod object;
+mod port;
 mod rules;
 mod selector;
 #[cfg(test)]
@@ -17,17 +18,41 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use tollgate_policy::{EndpointKey, NetworkPolicy, PortPolicy};
+use tollgate_proto::nearest::nearest;
 
 pub(crate) use self::identities::KnownIdentities;
 use self::object::Object;
 use self::rules::{Direction, Rules};
 use self::selector::{Peer, Selector};
 
-/// Whether a Kubernetes object is one of the two resources.
-pub(crate) fn is_cilium_policy(object: &Value) -> bool {
+const API_VERSION: &str = "cilium.io/v2";
+const KINDS: [&str; 2] = ["CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"];
+
+/// What a Kubernetes object is.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// One of the two resources.
+    Policy,
+    /// Meant to be one, but for `apiVersion` or `kind`.
+    Misspelt(Problem),
+    Other,
+}
+
+/// Which resource a Kubernetes object is.
+pub(crate) fn kind(object: &Value) -> Kind {
     let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
-    text("apiVersion").starts_with("cilium.io/")
-        && matches!(text("kind"), "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy")
+    let (version, kind) = (text("apiVersion"), text("kind"));
+    let misspelt = |path: &str, what, instead| {
+        Kind::Misspelt(Problem { kind: ProblemKind::InvalidValue, path: path.to_owned(), what, instead })
+    };
+    match KINDS.contains(&kind) {
+        true if version == API_VERSION => Kind::Policy,
+        true => misspelt("apiVersion", format!("{version:?} has no {kind}"), API_VERSION.to_owned()),
+        false if version.starts_with("cilium.io/") && nearest(kind, &KINDS).is_some() => {
+            misspelt("kind", format!("there is no {kind}"), port::choices(kind, &KINDS))
+        }
+        false => Kind::Other,
+    }
 }
 
 /// What cannot be carried over as it is written.

@@ -348,3 +348,53 @@ fn without_a_policy_nothing_can_be_told() {
     let (code, report) = json(&[text(&other)]);
     assert_eq!((code, rules(&report)), (Some(3), BTreeSet::from(["not-a-policy".to_owned()])));
 }
+
+#[test]
+fn a_mistake_hides_nothing_else_in_the_same_resource() {
+    let directory = tempfile::tempdir().unwrap();
+    let text_of = |matcher: &str| {
+        format!(
+            "endpoint_id: 1\nendpoint_ips: [10.0.0.1]\ningress_per_port_policies:\n- port: 80\n  rules:\n  - \
+             http_rules:\n      http_rules:\n      - headers:\n        - {{ name: ':path', string_match: {matcher} }}\n        \
+             - {{ name: ':authority', string_match: {{ safe_regex: {{ regex: '*.shop' }} }} }}\n"
+        )
+    };
+    let file = write(&directory, "a.yaml", text_of("{ prefx: /a }"));
+    let (code, report) = json(&[text(&file)]);
+    let found: Vec<_> =
+        report["findings"].as_array().unwrap().iter().map(|f| (f["line"].as_u64(), f["rule"].as_str())).collect();
+    // And nothing about the matcher that is empty without the misspelt field.
+    assert_eq!((code, found), (Some(2), vec![(Some(9), Some("unknown-field")), (Some(10), Some("invalid-regex"))]));
+    let file = write(&directory, "b.yaml", text_of("{ prefix: /a }").replace("[10.0.0.1]", "[]"));
+    let found = rules(&json(&[text(&file)]).1);
+    assert_eq!(found, BTreeSet::from(["invalid-regex", "unusable-policy"].map(str::to_owned)));
+}
+
+#[test]
+fn findings_of_a_cilium_network_policy_are_in_its_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let policy = CILIUM_POLICY
+        .replace("cilium.io/v2", "cilium.io/v1")
+        .replace("port: \"80\"", "port: \"99999\", protocol: TPC")
+        .replace("path: \"/api/*\"", "headers: [\"X-V: v1.*\"]");
+    let denied = "  ingressDeny:\n    - fromEndpoints:\n        - matchLabels: { app: web }\n        - matchExpressions: [{ key: \
+                  app, operator: Inn }]\n";
+    let file = write(&directory, "a.yaml", format!("{policy}{denied}"));
+    let (code, report) = json(&[text(&file)]);
+    assert_eq!(code, Some(2), "{report:#}");
+    let expected = ["invalid-value", "invalid-port", "pattern-in-text"].map(str::to_owned);
+    assert_eq!(rules(&report), BTreeSet::from(expected), "{report:#}");
+    let file = write(
+        &directory,
+        "b.yaml",
+        format!("{}{}", CILIUM_POLICY.replace("/api/*", "/api/.*"), denied.replace("Inn", "Exists")),
+    );
+    let (_, report) = json(&[text(&file)]);
+    assert!(rules(&report).contains("shadowed-rule"), "{report:#}");
+    for word in ["per_port_policies", "precedence", "safe_regex", "end_port", "present_match", "http_rules"] {
+        for file in ["a.yaml", "b.yaml"] {
+            let report = json(&[text(&directory.path().join(file))]).1;
+            assert!(!report.to_string().contains(word), "{word}: {report:#}");
+        }
+    }
+}

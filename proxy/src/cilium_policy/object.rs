@@ -58,12 +58,17 @@ impl<'a> Object<'a> {
         self.problem(ProblemKind::InvalidValue, key, what, instead.to_owned());
     }
 
+    /// The same about what stands at `path`, which is below.
+    pub(super) fn invalid_at(&self, path: String, what: String, instead: String) {
+        self.problems.borrow_mut().push(Problem { kind: ProblemKind::InvalidValue, path, what, instead });
+    }
+
     fn problem(&self, kind: ProblemKind, key: &str, what: String, instead: String) {
         self.problems.borrow_mut().push(Problem { kind, path: self.at(key), what, instead });
     }
 
     /// The value, unless there is none or it is null.
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
@@ -93,12 +98,6 @@ impl<'a> Object<'a> {
             self.invalid(key, format!("{key} is not true or false"), "true or false");
         }
         value.as_bool()
-    }
-
-    /// A number, also one that is written as a text.
-    pub(super) fn number(&self, key: &str) -> Option<u64> {
-        let value = self.get(key)?;
-        value.as_u64().or_else(|| value.as_str()?.parse().ok())
     }
 
     pub(super) fn object(&self, key: &str) -> Option<Self> {

@@ -5,7 +5,8 @@ use tollgate_policy::{PortRule, RuleVerdict};
 
 use super::http;
 use super::object::Object;
-use super::selector::{Peer, Selector, entity};
+use super::port::{choices, span};
+use super::selector::{ENTITIES, Peer, Selector, entity};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
@@ -129,7 +130,7 @@ fn read_rule(rule: &Object<'_>, keys: &Keys, verdict: RuleVerdict, namespace: Op
 /// The peers, `None` for anybody.
 fn peers(rule: &Object<'_>, keys: &Keys, namespace: Option<&str>) -> Option<Vec<(String, Peer)>> {
     let mut peers = Vec::new();
-    let mut named = false;
+    let (mut named, mut anybody) = (false, false);
     if rule.has(keys.endpoints) {
         named = true;
         let selectors = rule.objects(keys.endpoints);
@@ -140,9 +141,12 @@ fn peers(rule: &Object<'_>, keys: &Keys, namespace: Option<&str>) -> Option<Vec<
     }
     for (path, name) in rule.texts(keys.entities) {
         named = true;
+        if !ENTITIES.contains(&name) {
+            rule.invalid_at(path.clone(), format!("{name:?} is no entity"), choices(name, &ENTITIES));
+        }
         match entity(name) {
             Some(peer) => peers.push((path, peer)),
-            None => return None,
+            None => anybody = true,
         }
     }
     for key in keys.opaque.iter().filter(|key| rule.has(key)) {
@@ -153,7 +157,7 @@ fn peers(rule: &Object<'_>, keys: &Keys, namespace: Option<&str>) -> Option<Vec<
             items.map(|(index, item)| (format!("{}[{index}]", rule.at(key)), Peer::Opaque(format!("{key} {item}")))),
         );
     }
-    named.then_some(peers)
+    (named && !anybody).then_some(peers)
 }
 
 fn read_ports(
@@ -202,24 +206,4 @@ fn read_ports(
             add(port.path(), ports);
         }
     }
-}
-
-/// First and last port; `None` for what the proxy does not carry, and what is no port.
-fn span(port: &Object<'_>) -> Option<(u32, u32)> {
-    port.known(&["port", "endPort", "protocol"]);
-    match port.text("protocol").unwrap_or("ANY") {
-        "TCP" | "ANY" => {}
-        other => {
-            port.not_translated("protocol", &format!("{other} is not carried by the proxy"));
-            return None;
-        }
-    }
-    let Some(first) = port.number("port") else {
-        port.not_translated("port", "which number a named port has is known to the agent only");
-        return None;
-    };
-    let last = port.number("endPort").unwrap_or(0);
-    // Numbers that are too large stay so, and are found when the policy is looked at.
-    let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-    Some((number(first), number(last)))
 }

@@ -109,6 +109,23 @@ pub(super) enum Peer {
     Opaque(String),
 }
 
+/// Source: the `Entity` enum in the schema of `cilium.io/v2`.
+pub(super) const ENTITIES: [&str; 13] = [
+    "all",
+    "world",
+    "world-ipv4",
+    "world-ipv6",
+    "cluster",
+    "host",
+    "init",
+    "ingress",
+    "unmanaged",
+    "remote-node",
+    "health",
+    "none",
+    "kube-apiserver",
+];
+
 /// An entity: a name for peers that have no labels. `None`: anybody.
 pub(super) fn entity(name: &str) -> Option<Peer> {
     // Source: Cilium's reserved identities.

@@ -196,6 +196,52 @@ fn what_has_no_counterpart_is_said() {
 }
 
 #[test]
+fn misspelt_values_are_named_with_what_there_is() {
+    let entities = |names: Value| json!({ "ingress": [{ "fromEntities": names }] });
+    let port = |port: Value| json!({ "ingress": [{ "toPorts": [{ "ports": [port] }] }] });
+    let at_port = "spec.ingress[0].toPorts[0].ports[0]";
+    for (spec, path, instead) in [
+        (entities(json!(["wrld"])), "spec.ingress[0].fromEntities[0]".to_owned(), "did you mean world? one of: all,"),
+        (entities(json!(["all", "x"])), "spec.ingress[0].fromEntities[1]".to_owned(), "one of: all, world,"),
+        (port(json!({ "port": "80", "protocol": "TPC" })), format!("{at_port}.protocol"), "one of: TCP, UDP,"),
+        (port(json!({ "port": "80", "protocol": "tcp" })), format!("{at_port}.protocol"), "did you mean TCP? one of"),
+        (port(json!({ "port": "80-90" })), format!("{at_port}.port"), "port: \"80\", endPort: 90"),
+        (port(json!({ "port": 80 })), format!("{at_port}.port"), "\"80\""),
+        (port(json!({ "port": "no_name" })), format!("{at_port}.port"), "a number from 0 to 65535"),
+        (port(json!({})), format!("{at_port}.port"), "a number from 0 to 65535"),
+        (port(json!({ "port": "80", "endPort": "90" })), format!("{at_port}.endPort"), "the number without quotes"),
+    ] {
+        let resource = json!({ "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "spec": spec });
+        let [(_, problem)] = &translate(&[&resource], None).problems[..] else { panic!("{spec}") };
+        assert_eq!((problem.kind, &problem.path), (ProblemKind::InvalidValue, &path), "{spec}");
+        assert!(problem.instead.starts_with(instead), "{spec}: {}", problem.instead);
+    }
+    for good in ["cluster", "none", "world-ipv6", "kube-apiserver"] {
+        assert_eq!(ingress(entities(json!([good]))).1, [], "{good}");
+    }
+}
+
+#[test]
+fn kinds_and_versions_are_told_from_other_resources() {
+    let path = |version: &str, name: &str| match kind(&json!({ "apiVersion": version, "kind": name })) {
+        Kind::Policy => "policy".to_owned(),
+        Kind::Misspelt(problem) => format!("{}: {}", problem.path, problem.instead),
+        Kind::Other => "other".to_owned(),
+    };
+    let both = "one of: CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy";
+    for (version, name, expected) in [
+        ("cilium.io/v2", "CiliumNetworkPolicy", "policy".to_owned()),
+        ("cilium.io/v1", "CiliumNetworkPolicy", "apiVersion: cilium.io/v2".to_owned()),
+        ("cilum.io/v2", "CiliumClusterwideNetworkPolicy", "apiVersion: cilium.io/v2".to_owned()),
+        ("cilium.io/v2", "CiliumNetworkPolcy", format!("kind: did you mean CiliumNetworkPolicy? {both}")),
+        ("cilium.io/v2", "CiliumEnvoyConfig", "other".to_owned()),
+        ("networking.k8s.io/v1", "NetworkPolicy", "other".to_owned()),
+    ] {
+        assert_eq!(path(version, name), expected, "{version} {name}");
+    }
+}
+
+#[test]
 fn selectors_of_a_namespaced_policy_stay_in_its_namespace() {
     let who = known(WHO);
     let selects = |selector: &str| {

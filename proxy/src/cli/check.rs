@@ -1,6 +1,7 @@
 //! `tollgate policy check`: what is wrong in policy files, and what is probably not meant as it is written. Nothing runs
 //! and nobody is asked: the files are read as the proxy reads them, compiled as it compiles them, and looked at.
 
+mod damage;
 mod input;
 mod junit;
 mod kubernetes;
@@ -160,8 +161,14 @@ fn check(files: Vec<PathBuf>, known: Option<&KnownIdentities>, secrets: &[String
         checked.findings.append(&mut set.findings);
         // What a translation makes has numbers of its own, which mean nothing next to those of other policies.
         let (made, written) = set.sources.into_iter().partition(|source| matches!(source.origin, Origin::Parts(_)));
-        lint_set(written, secrets, &mut checked.findings);
+        // Nor do what is left of resources that cannot be used.
+        let (sound, damaged): (_, Vec<_>) =
+            Vec::into_iter(written).partition(|source: &Source| source.mistakes.is_empty());
+        lint_set(sound, secrets, &mut checked.findings);
         lint_set(made, secrets, &mut checked.findings);
+        for source in damaged {
+            lint_set(vec![source], secrets, &mut checked.findings);
+        }
     }
     checked.findings.sort_by(|a, b| (&a.at.file, a.at.line).cmp(&(&b.at.file, b.at.line)));
     let mut seen = std::collections::HashSet::new();
@@ -171,15 +178,24 @@ fn check(files: Vec<PathBuf>, known: Option<&KnownIdentities>, secrets: &[String
 }
 
 fn lint_set(sources: Vec<Source>, secrets: &[String], findings: &mut Vec<Reported>) {
+    let mistakes: Vec<Vec<String>> = sources.iter().map(|source| source.mistakes.clone()).collect();
     let (models, origins): (Vec<_>, Vec<_>) = sources.into_iter().map(|source| (source.policy, source.origin)).unzip();
     for finding in lint::lint(&models, secrets) {
+        if !damage::still_holds(&finding, &mistakes[finding.element.policy]) {
+            continue;
+        }
+        let origin = &origins[finding.element.policy];
         let locate = |element: &lint::Element| origins[element.policy].locate(&element.path);
-        findings.push(Reported {
+        let mut reported = Reported {
             rule: Rule::Policy(finding.lint),
             at: locate(&finding.element),
             because_of: finding.because_of.as_ref().map(locate),
             what: finding.what,
             instead: finding.instead,
-        });
+        };
+        if let Origin::Parts(_) = origin {
+            kubernetes::reword(finding.lint, &mut reported, origin);
+        }
+        findings.push(reported);
     }
 }

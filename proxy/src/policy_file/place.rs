@@ -72,7 +72,7 @@ fn follow<'a>(node: &'a Node, step: &str) -> Option<(&'a Node, Place)> {
 }
 
 /// `endpoint_ips` and `endpointIps` are one field.
-fn folded(name: &str) -> String {
+pub(crate) fn folded(name: &str) -> String {
     name.chars().filter(|c| *c != '_').map(|c| c.to_ascii_lowercase()).collect()
 }
 

@@ -198,7 +198,7 @@ lints! {
         "`*` repeats what stands before it; it does not stand for any text";
     /// `*` in a text that is no pattern.
     PatternInText "pattern-in-text" Warning
-        "only `safe_regex` is a pattern; here `*` is a character like any other";
+        "only a regular expression is a pattern; here `*` is a character like any other";
     /// The name of a pseudo-header without its colon.
     ColonMissing "colon-missing" Warning
         "it is a field in which clients send what they like, or nothing";

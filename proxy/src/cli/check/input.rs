@@ -11,9 +11,9 @@ use tollgate_proto::envoy::service::discovery::v3::DiscoveryResponse;
 use tollgate_proto::json::JsonError;
 use tollgate_proto::{cilium, type_url};
 
-use super::Reported;
 use super::rules::{FileRule, Rule};
-use crate::cilium_policy;
+use super::{Reported, damage};
+use crate::cilium_policy::{self, Kind, Problem};
 use crate::control::set_unknown_fields_aside;
 use crate::policy_file::place::Places;
 use crate::policy_file::{self, Item, PolicyResource};
@@ -33,6 +33,8 @@ pub(super) struct Located {
 pub(super) struct Source {
     pub(super) policy: NetworkPolicy,
     pub(super) origin: Origin,
+    /// Paths of fields that were taken out because they cannot be used; with any, nothing of it is enforced.
+    pub(super) mistakes: Vec<String>,
 }
 
 /// Where a policy comes from.
@@ -160,16 +162,12 @@ impl Input {
                 for (index, item) in items.iter().enumerate() {
                     self.read_resource(Place { within: format!("items[{index}]"), ..place.clone() }, item.clone());
                 }
-            } else if cilium_policy::is_cilium_policy(&value) {
-                self.kubernetes.push((place, value));
             } else {
-                let what = format!("is a {kind}, not a policy that is known here");
-                let instead = "a CiliumNetworkPolicy, or the cilium.NetworkPolicy that an agent makes of it";
-                self.findings.push(place.report(FileRule::NotAPolicy, "kind", what, instead));
+                self.read_object(place, kind.to_owned(), value);
             }
             return;
         }
-        match policy_file::resource(value) {
+        match policy_file::resource(value.clone()) {
             Ok(PolicyResource::Policy(policy)) => self.add(place, &policy, None),
             Ok(PolicyResource::Hosts(_)) => {}
             Err(errors) => {
@@ -177,8 +175,30 @@ impl Input {
                 for error in errors.iter() {
                     self.findings.push(schema_mistake(&place, error));
                 }
+                if let Some((policy, mistakes)) = damage::rest(value, &errors) {
+                    self.add_rest(place, *policy, mistakes);
+                }
             }
         }
+    }
+
+    /// A Kubernetes object that is no list.
+    fn read_object(&mut self, place: Place, kind: String, value: Value) {
+        match cilium_policy::kind(&value) {
+            Kind::Policy => {}
+            Kind::Misspelt(problem) => {
+                self.unusable = true;
+                let Problem { path, what, instead, .. } = problem;
+                self.findings.push(place.report(FileRule::InvalidValue, &path, what, &instead));
+            }
+            Kind::Other => {
+                let what = format!("is a {kind}, not a policy that is known here");
+                let instead = "a CiliumNetworkPolicy, or the cilium.NetworkPolicy that an agent makes of it";
+                self.findings.push(place.report(FileRule::NotAPolicy, "kind", what, instead));
+                return;
+            }
+        }
+        self.kubernetes.push((place, value));
     }
 
     /// An xDS response, or one policy. Nobody can take one for the other: the fields have different wire types.
@@ -210,7 +230,7 @@ impl Input {
                 if let Some(bytes) = bytes {
                     set_unknown_fields_aside(&mut model, bytes);
                 }
-                self.sources.push(Source { policy: model, origin: Origin::Same(place) });
+                self.sources.push(Source { policy: model, origin: Origin::Same(place), mistakes: Vec::new() });
             }
             Err(error) => {
                 let message = error.to_string();
@@ -218,7 +238,20 @@ impl Input {
                 let (what, instead) = what.split_once("; ").unwrap_or((what, "an endpoint that can be found"));
                 self.findings.push(place.report(FileRule::UnusablePolicy, field, what.to_owned(), instead));
                 self.unusable = true;
+                self.add_rest(place, policy.clone(), vec![field.to_owned()]);
             }
+        }
+    }
+
+    /// What mistakes left of a policy, under an endpoint of its own where it has none.
+    fn add_rest(&mut self, place: Place, mut policy: cilium::NetworkPolicy, mistakes: Vec<String>) {
+        policy.endpoint_id = policy.endpoint_id.max(1);
+        policy.endpoint_ips.retain(|address| !address.is_empty());
+        if policy.endpoint_ips.is_empty() {
+            policy.endpoint_ips.push("unnamed".to_owned());
+        }
+        if let Ok(policy) = NetworkPolicy::try_from(&policy) {
+            self.sources.push(Source { policy, origin: Origin::Same(place), mistakes });
         }
     }
 }
