@@ -201,6 +201,7 @@ fn secrets_come_rotate_and_go() {
         });
         let policy = ingress(&world.site, json!([http_port(HTTP_PORT, &[rule])]));
         world.agent.change(&json!({"do": "set", "resources": [network_policy_to_json(&policy).unwrap()]}));
+        world.agent.wait_for_ack("Secret"); // of the answer that there is none
         let mut client = Peer::connect(world.proxy.http());
         let mut status = |token: &str| {
             client.send(format!("GET /secret HTTP/1.1\r\nHost: a\r\nX-Token: {token}\r\n\r\n"));

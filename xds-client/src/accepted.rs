@@ -15,12 +15,13 @@ use crate::wire::{RawAny, RawResource};
 use crate::{Rejection, Resource};
 
 /// Name and bytes of every resource that was accepted.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Accepted {
     resources: Slab<(Arc<str>, Bytes)>,
     by_name: HashMap<Arc<str>, usize>,
-    /// One of those that have these bytes.
-    by_bytes: HashMap<Bytes, usize>,
+    /// One of those that have these bytes. Hashing every byte of a node's policy is most of the work of an update that
+    /// changes one endpoint, so it is not done by the standard library's hasher.
+    by_bytes: HashMap<Bytes, usize, foldhash::quality::RandomState>,
 }
 
 /// How a response differs from what was accepted.
@@ -169,7 +170,7 @@ impl Accepted {
 }
 
 impl<M> Difference<M> {
-    const fn none() -> Self {
+    pub(crate) const fn none() -> Self {
         Self { changed: Vec::new(), removed: Vec::new(), edits: Vec::new() }
     }
 

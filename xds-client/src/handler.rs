@@ -1,7 +1,7 @@
 //! What the user of the client provides per resource type, and the type-erased core underneath.
 
 use std::any::Any as Panic;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -92,6 +92,9 @@ impl Rejection {
     }
 }
 
+/// A response with more bytes of resources is compared on another thread: half a millisecond's work and up.
+const LARGE: usize = 256 * 1024;
+
 /// A response or a change of what is wanted, before it is compared with what was accepted.
 #[derive(Debug)]
 pub(crate) struct Arrival {
@@ -121,9 +124,9 @@ pub(crate) trait ErasedHandler: Send {
     /// Decodes what is new in `arrival`, applies it, and keeps `accepted` up to date. Returns how much changed.
     fn apply<'a>(
         &'a mut self,
-        accepted: &'a mut Accepted,
-        type_url: &'a str,
-        wanted: Wanted<'a>,
+        accepted: &'a mut Arc<Accepted>,
+        type_url: &'static str,
+        wanted: Option<Arc<BTreeSet<String>>>,
         arrival: Arrival,
     ) -> BoxFuture<'a, Result<Changed, Rejection>>;
 }
@@ -144,32 +147,69 @@ impl Changed {
 impl<H: Handler> ErasedHandler for H {
     fn apply<'a>(
         &'a mut self,
-        accepted: &'a mut Accepted,
-        type_url: &'a str,
-        wanted: Wanted<'a>,
+        accepted: &'a mut Arc<Accepted>,
+        type_url: &'static str,
+        wanted: Option<Arc<BTreeSet<String>>>,
         arrival: Arrival,
     ) -> BoxFuture<'a, Result<Changed, Rejection>> {
         let work = async move {
             let Arrival { version, first_on_stream, incoming } = arrival;
-            let difference: Difference<H::Resource> = match incoming {
-                Incoming::State(resources) => accepted.differs_from_state(type_url, &resources, wanted, H::name)?,
-                Incoming::Increment { resources, removed, replaces_all } => {
-                    accepted.differs_by_increment(type_url, resources, &removed, replaces_all, wanted)?
-                }
-                Incoming::Less => match wanted.map(|wanted| accepted.without_unwanted(wanted)) {
-                    Some(less) if !less.is_none() => less,
-                    _ => return Ok(Changed { changed: 0, removed: 0 }),
-                },
+            let less = matches!(incoming, Incoming::Less);
+            let large = incoming.len() > LARGE;
+            let compared = Arc::clone(accepted);
+            let compare = move || incoming.differs::<H::Resource>(&compared, type_url, wanted.as_deref(), H::name);
+            let difference = if large {
+                // Off this thread, which has other types and other duties.
+                tokio::task::spawn_blocking(compare).await.map_err(|error| Rejection::new(error.to_string()))??
+            } else {
+                compare()?
             };
+            if less && difference.is_none() {
+                return Ok(Changed { changed: 0, removed: 0 });
+            }
             let (changed, removed, edits) = difference.into_parts();
             let counts = Changed { changed: changed.len(), removed: removed.len() };
             Handler::apply(self, Update { version, changed, removed, first_on_stream }).await?;
-            accepted.apply(edits);
+            Arc::make_mut(accepted).apply(edits);
             Ok(counts)
         };
         // A panic while compiling one update must not end the subscription: the next version may be fine.
         let work = AssertUnwindSafe(work).catch_unwind();
         async move { work.await.unwrap_or_else(|panic| Err(Rejection::new(describe(&*panic)))) }.boxed()
+    }
+}
+
+impl Incoming {
+    /// Bytes of all resources.
+    fn len(&self) -> usize {
+        match self {
+            Self::State(resources) => resources.iter().map(|any| any.value.len()).sum(),
+            Self::Increment { resources, .. } => {
+                resources.iter().filter_map(|resource| Some(resource.resource.as_ref()?.value.len())).sum()
+            }
+            Self::Less => 0,
+        }
+    }
+
+    /// How this differs from what was accepted. Drops what came: a node's policy can be large, and is not held twice while
+    /// it is compiled.
+    fn differs<M: Message + Default>(
+        self,
+        accepted: &Accepted,
+        type_url: &str,
+        wanted: Wanted<'_>,
+        name_of: fn(&M) -> String,
+    ) -> Result<Difference<M>, Rejection> {
+        match self {
+            Self::State(resources) => accepted.differs_from_state(type_url, &resources, wanted, name_of),
+            Self::Increment { resources, removed, replaces_all } => {
+                accepted.differs_by_increment(type_url, resources, &removed, replaces_all, wanted)
+            }
+            Self::Less => Ok(match wanted {
+                Some(wanted) => accepted.without_unwanted(wanted),
+                None => Difference::none(),
+            }),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct Lane {
     service: Service,
     interest: Interest,
     handler: Box<dyn ErasedHandler>,
-    accepted: Accepted,
+    accepted: Arc<Accepted>,
     status: Arc<StreamStatusWriter>,
     jobs: mpsc::Receiver<Job>,
     /// Of the last update that was accepted.
@@ -49,7 +49,7 @@ impl Lane {
         let status = Arc::new(StreamStatusWriter::new(service.type_url));
         let (sender, jobs) = mpsc::channel(1);
         let handle = LaneHandle { service, interest: interest.clone(), status: Arc::clone(&status), jobs: sender };
-        let accepted = Accepted::default();
+        let accepted = Arc::default();
         (Self { service, interest, handler, accepted, status, jobs, version: String::new() }, handle)
     }
 
@@ -71,7 +71,7 @@ impl Lane {
         let names = self.narrow().await;
         let type_url = self.service.type_url;
         let version = arrival.version.clone();
-        let applied = self.handler.apply(&mut self.accepted, type_url, names.as_ref(), arrival).await;
+        let applied = self.handler.apply(&mut self.accepted, type_url, names, arrival).await;
         match &applied {
             Ok(Changed { changed, removed }) => {
                 self.status.accepted(&version, self.accepted.len(), variant);
@@ -96,11 +96,11 @@ impl Lane {
     }
 
     /// Takes away what is not wanted any more, without waiting for a response, and returns what is wanted.
-    async fn narrow(&mut self) -> Option<BTreeSet<String>> {
-        let names = self.interest.names();
+    async fn narrow(&mut self) -> Option<Arc<BTreeSet<String>>> {
+        let names = self.interest.names().map(Arc::new);
         let type_url = self.service.type_url;
         let less = Arrival { version: self.version.clone(), first_on_stream: false, incoming: Incoming::Less };
-        match self.handler.apply(&mut self.accepted, type_url, names.as_ref(), less).await {
+        match self.handler.apply(&mut self.accepted, type_url, names.clone(), less).await {
             Ok(_) => self.status.holds(self.accepted.len()),
             Err(rejection) => {
                 warn!(xds.type_url = type_url, %rejection, "cannot take away what is not wanted any more");

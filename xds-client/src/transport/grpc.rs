@@ -22,6 +22,13 @@ use super::heard::Heard;
 use super::{Call, Transport, TransportError};
 use crate::Address;
 
+/// How much the peer may send before it hears from us: most nodes' whole policy, so that a push is one way and not several
+/// rounds. Messages are collected whole anyway, so this costs no memory.
+const WINDOW: u32 = 16 << 20;
+
+/// Largest HTTP/2 frame taken from the peer, in bytes.
+const FRAME: u32 = 1 << 20;
+
 /// The transport that real control planes are reached by.
 ///
 /// Each call has a connection of its own: the calls of a client are few and live for ever, and a peer that stops
@@ -65,7 +72,11 @@ impl GrpcTransport {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (stream, heard) = Heard::new(stream);
-        let (sender, driver) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        let (sender, driver) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .max_frame_size(FRAME)
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.handshake_error(chain(&error)))?;
         let mut tasks = JoinSet::new();
