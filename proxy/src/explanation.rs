@@ -63,6 +63,8 @@ pub(crate) struct Enforced<'a> {
     pub(crate) places: &'a HashMap<String, FilePlace>,
     /// The second evaluator, if it is to be asked too.
     pub(crate) reference: Option<&'a Reference>,
+    /// Whether a command asks that was given everything by its arguments, not a running proxy.
+    pub(crate) offline: bool,
 }
 
 /// Why there is no answer.
@@ -135,6 +137,8 @@ pub struct Explained {
     quarantined: Vec<String>,
     /// The reference was asked, and says the same.
     checked: bool,
+    /// Secrets are given to a command.
+    offline: bool,
 }
 
 impl Explained {
@@ -239,7 +243,8 @@ pub(crate) fn explain(asked: &Asked, enforced: &Enforced<'_>) -> Result<Explaine
     let place = |policy: &PolicyExplanation| enforced.places.get(&*policy.resource).map(ToString::to_string);
     let places = explanation.policies.iter().map(place).collect();
     let (answer, reply) = answer(&question, &explanation, grpc);
-    Ok(Explained { answer, question, reply, explanation, places, quarantined, checked: enforced.reference.is_some() })
+    let (checked, offline) = (enforced.reference.is_some(), enforced.offline);
+    Ok(Explained { answer, question, reply, explanation, places, quarantined, checked, offline })
 }
 
 /// The answer, and the reply of the proxy's own that the client gets, if it gets one.

@@ -7,9 +7,11 @@
 pub(crate) mod claims;
 pub(crate) mod lines;
 pub(crate) mod place;
+mod quoted;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use serde_json::Value;
 use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 use tollgate_proto::json::{self, JsonError, JsonErrors};
 
+pub(crate) use self::quoted::shortened;
 use crate::config::{document, io_reason};
 use place::Places;
 
@@ -75,7 +78,7 @@ pub struct PolicyFileError {
 
 impl PolicyFileError {
     pub(crate) fn new(file: &Path, line: Option<u64>, message: impl Into<String>) -> Self {
-        Self { place: FilePlace { file: file.into(), line }, message: message.into() }
+        Self { place: FilePlace { file: file.into(), line }, message: shortened(&message.into()) }
     }
 }
 
@@ -103,47 +106,78 @@ pub fn is_policy_file(path: &Path) -> bool {
     !hidden && matches!(extension(path), Some("json" | "yaml" | "yml"))
 }
 
+/// What paths name.
+#[derive(Debug, Default)]
+pub struct Named {
+    /// Files, each once; `true` for those that only their directory was named of.
+    pub files: Vec<(PathBuf, bool)>,
+    /// Directories that cannot be read, or hold no policy file.
+    pub errors: Vec<PolicyFileError>,
+}
+
 /// The policy files that `paths` name: a directory stands for the policy files in it, in the order of their names.
-///
-/// # Errors
-/// A directory cannot be read, or holds no policy file.
-pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyFileError> {
-    let mut files = Vec::with_capacity(paths.len());
+pub fn expand(paths: &[PathBuf]) -> Named {
+    let mut named = Named::default();
+    let mut seen = HashSet::new();
     for path in paths {
-        if !path.is_dir() {
-            files.push(path.clone());
-            continue;
-        }
-        let unreadable = |error: std::io::Error| {
-            let message = format!("cannot read the directory: {}; name one that can be read", io_reason(&error));
-            PolicyFileError::new(path, None, message)
+        let (found, listed) = match path.is_dir() {
+            true => (list(path), true),
+            false => (Ok(vec![path.clone()]), false),
         };
-        let mut here = Vec::new();
-        for entry in std::fs::read_dir(path).map_err(unreadable)? {
-            let path = entry.map_err(unreadable)?.path();
-            if is_policy_file(&path) && !path.is_dir() {
-                here.push(path);
+        match found {
+            Ok(files) => {
+                let new = files.into_iter().filter(|file| seen.insert(whereabouts(file)));
+                named.files.extend(new.map(|file| (file, listed)));
             }
+            Err(error) => named.errors.push(error),
         }
-        if here.is_empty() {
-            let message = "the directory holds no policy file; name one with files *.json, *.yaml or *.yml in it";
-            return Err(PolicyFileError::new(path, None, message));
-        }
-        here.sort();
-        files.append(&mut here);
     }
+    named
+}
+
+/// One name for one directory entry, however it is reached. Links stay apart, as they do for the proxy.
+pub(crate) fn whereabouts(file: &Path) -> PathBuf {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    match (parent.canonicalize(), file.file_name()) {
+        (Ok(parent), Some(name)) => parent.join(name),
+        _ => file.to_owned(),
+    }
+}
+
+fn list(path: &Path) -> Result<Vec<PathBuf>, PolicyFileError> {
+    let unreadable = |error: std::io::Error| {
+        let message = format!("cannot read the directory: {}; name one that can be read", io_reason(&error));
+        PolicyFileError::new(path, None, message)
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if is_policy_file(&path) && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        let message = "the directory holds no policy file; name one with files *.json, *.yaml or *.yml in it";
+        return Err(PolicyFileError::new(path, None, message));
+    }
+    files.sort();
     Ok(files)
 }
 
 /// Reads the bytes of a policy file, whatever they are.
 ///
 /// # Errors
-/// It cannot be read, or has more than [`MAX_BYTES`].
+/// It cannot be read, is no regular file, or has more than [`MAX_BYTES`].
 pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, PolicyFileError> {
     let unreadable = |error: std::io::Error| {
         let message = format!("cannot read: {}; name a JSON or YAML policy file", io_reason(&error));
         PolicyFileError::new(path, None, message)
     };
+    // Asked before it is opened: a pipe that nobody writes to would hold up whoever opens it.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        let message = "is no regular file (a directory, pipe, socket or device); name a JSON or YAML policy file";
+        return Err(PolicyFileError::new(path, None, message));
+    }
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let length = file.metadata().map_err(unreadable)?.len();
     let mut bytes = Vec::new();
@@ -194,7 +228,12 @@ pub fn parse(text: &str, path: &Path) -> Result<Vec<FileResource>, PolicyFileErr
             let in_list = index.map(|index| format!("[{index}]: ")).unwrap_or_default();
             let places = places.get_or_insert_with(|| Places::of(text));
             let line = places.line(document, index, path_of(error)).or(line);
-            mistakes.push(PolicyFileError::new(path, line, format!("{in_document}{in_list}{error}")));
+            let (field, message) = (path_of(error), error.to_string());
+            let message = match message.strip_prefix(field) {
+                Some(rest) if !field.is_empty() => format!("{}{rest}", places.spelt(document, index, field)),
+                _ => message,
+            };
+            mistakes.push(PolicyFileError::new(path, line, format!("{in_document}{in_list}{message}")));
         }
         if mistakes.len() > MAX_MISTAKES {
             mistakes.truncate(MAX_MISTAKES);

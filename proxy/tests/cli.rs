@@ -434,6 +434,16 @@ fn explain_takes_directories_and_lists_every_mistake() {
         "/d.yaml:1: not valid YAML: ",
         "/e.yaml: is larger than 64 MiB",
     ];
+    // The proxy goes on without the bad files, and so does the answer; named by themselves they are refused.
+    let output = ask(&[&root]);
+    assert_eq!(code(&output), 1, "{output:?}");
+    assert!(stdout(&output).contains(&format!("\npolicy 1 ({root}/a.yaml:1):\n")), "{output:?}");
+    let lines: Vec<String> = stderr(&output).lines().map(str::to_owned).collect();
+    assert_eq!(lines.len(), mistakes.len(), "{lines:?}");
+    for (line, expected) in lines.iter().zip(mistakes) {
+        assert!(line.starts_with(&format!("tollgate: warning: {root}{expected}")), "{line}");
+    }
+    std::fs::remove_file(directory.path().join("a.yaml")).expect("was there");
     refused(&[&root], &mistakes.map(str::to_owned));
 }
 

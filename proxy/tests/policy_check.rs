@@ -13,7 +13,7 @@ use tollgate_policy::lint::Lint;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// Rules that need more than an example file.
-const WITHOUT_EXAMPLE: [&str; 3] = ["not-compared", "selects-nobody", "unreadable-file"];
+const WITHOUT_EXAMPLE: [&str; 4] = ["not-compared", "refused-by-proxy", "selects-nobody", "unreadable-file"];
 
 fn check(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
@@ -184,6 +184,8 @@ fn files_are_judged_together_unless_told_otherwise() {
     let (code, report) = json(&[text(&a), text(&b)]);
     assert_eq!((code, rules(&report).len()), (Some(1), 2), "{report:#}");
     assert_eq!(report["findings"][0]["because_of"]["file"], text(&a));
+    let junit = stdout(&check(&["-o", "junit", text(&a), text(&b)]));
+    assert!(junit.contains(&format!("&#10;because of: {}:1", text(&a))), "{junit}");
     let (code, report) = json(&["--apart", text(&a), text(&b)]);
     assert_eq!((code, rules(&report).len()), (Some(0), 0), "{report:#}");
 }
@@ -303,9 +305,18 @@ fn secrets_that_will_be_there_are_not_missing() {
 #[test]
 fn a_directory_stands_for_its_policy_files() {
     let directory = tempfile::tempdir().unwrap();
-    let empty = check(&[directory.path().to_str().unwrap()]);
-    assert_eq!(empty.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&empty.stderr).contains("holds no policy file"), "{empty:?}");
+    let empty = directory.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let typo = write(&directory, "typo.txt", "endpoint_id: 1\nendpoint_ip: []\n");
+    let (code, report) = json(&[text(&empty), text(&typo)]);
+    assert_eq!(code, Some(2));
+    // The one does not hide the other.
+    let expected = ["unreadable-file", "unknown-field", "unusable-policy"].map(str::to_owned);
+    assert!(rules(&report).is_subset(&BTreeSet::from(expected)) && rules(&report).len() > 1, "{report:#}");
+    assert_eq!(report["findings"][0]["file"], text(&empty));
+    assert!(report["findings"][0]["what"].as_str().unwrap().contains("holds no policy file"), "{report:#}");
+    let junit = stdout(&check(&["-o", "junit", text(&empty), text(&typo)]));
+    assert!(junit.contains("holds no policy file") && junit.contains("unknown-field"), "{junit}");
     write(&directory, "a.yaml", "endpoint_id: 1\nendpoint_ips: [10.0.0.1]\n");
     write(&directory, "b.yaml", "endpoint_id: 2\nendpoint_ips: [10.0.0.1]\n");
     write(&directory, "c.txt", "nothing");
@@ -397,4 +408,66 @@ fn findings_of_a_cilium_network_policy_are_in_its_words() {
             assert!(!report.to_string().contains(word), "{word}: {report:#}");
         }
     }
+}
+
+#[test]
+fn what_the_proxy_refuses_in_its_directory_is_refused_here() {
+    let directory = tempfile::tempdir().unwrap();
+    let policies = directory.path().join("policies");
+    std::fs::create_dir(&policies).unwrap();
+    let config = write(&directory, "tollgate.yml", format!("policies: {{ directory: {:?} }}\n", text(&policies)));
+    let here = write(&directory, "a.yaml", CILIUM_POLICY);
+    std::fs::write(policies.join("a.yaml"), CILIUM_POLICY).unwrap();
+    std::fs::write(policies.join("b.yaml"), "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n").unwrap();
+    let refused = |arguments: &[&str]| {
+        let (code, report) = json(arguments);
+        let findings = report["findings"].as_array().unwrap();
+        (code, findings.iter().filter(|finding| finding["rule"] == "refused-by-proxy").count())
+    };
+    assert_eq!(refused(&["--config", text(&config), text(&policies)]), (Some(2), 2));
+    // Before an agent has it, it is looked at as what it is.
+    assert_eq!(refused(&[text(&policies)]), (Some(1), 0));
+    assert_eq!(refused(&["--config", text(&config), text(&here)]), (Some(1), 0));
+    // A short policy is UTF-8 by chance, this one with another byte is not.
+    for (name, bytes) in [("c.yaml", [&[0x0a, 1, b'a', 0x10, 1][..], &[]].concat()), ("d.json", vec![0x0a, 1, 0xff])] {
+        let file = write(&directory, name, bytes);
+        let (code, report) = json(&[text(&file)]);
+        let what = report["findings"][0]["what"].as_str().unwrap();
+        let extension = name.split_once('.').unwrap().1;
+        assert!(code == Some(2) && what.contains(&format!(".{extension}")), "{report:#}");
+    }
+}
+
+#[test]
+fn files_are_read_once_and_only_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = write(&directory, "a.yaml", "endpoint_id: 1\nendpoint_ips: [10.0.0.1]\n");
+    let root = text(directory.path());
+    let (code, report) = json(&[text(&file), root, &format!("{root}/./a.yaml")]);
+    assert_eq!((code, &report["summary"]["policies"]), (Some(0), &1.into()), "{report:#}");
+    let pipe = directory.path().join("pipe.yaml");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for (path, name) in [(text(&pipe), "pipe.yaml"), ("/dev/zero", "/dev/zero")] {
+        let (code, report) = json(&[path]);
+        assert_eq!((code, rules(&report)), (Some(2), BTreeSet::from(["unreadable-file".to_owned()])));
+        assert!(report["findings"][0]["file"].as_str().unwrap().ends_with(name), "{report:#}");
+        assert!(report["findings"][0]["what"].as_str().unwrap().starts_with("is no regular file"), "{report:#}");
+    }
+}
+
+#[test]
+fn paths_are_spelt_as_the_author_did_and_long_values_are_cut() {
+    let directory = tempfile::tempdir().unwrap();
+    let long = "a".repeat(1 << 20);
+    let policy = format!(
+        "endpointId: 1\nendpoint_ips: [10.0.0.1]\ningressPerPortPolicies:\n- port: http\n- rules:\n  - httpRules:\n      \
+         http_rules: [{{ headers: [{{ name: ':path', stringMatch: {{ safeRegex: {{ regex: '({long}' }} }} }}] }}]\n"
+    );
+    let (_, report) = json(&[text(&write(&directory, "a.yaml", policy))]);
+    let elements: Vec<_> =
+        report["findings"].as_array().unwrap().iter().map(|f| f["element"].as_str().unwrap()).collect();
+    let expected =
+        ["ingressPerPortPolicies[0].port", "ingressPerPortPolicies[1].rules[0].httpRules.http_rules[0].headers[0]"];
+    assert_eq!(elements, expected);
+    assert!(report.to_string().len() < 5_000);
 }

@@ -41,6 +41,7 @@ impl Views for Process {
             proxy_id: 0,
             places: &Default::default(),
             reference: None,
+            offline: false,
         };
         explanation::explain(asked, &enforced).map_err(|error| error.to_string())
     }

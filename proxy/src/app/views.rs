@@ -130,6 +130,7 @@ impl Views for ProcessViews {
             proxy_id: listener.map_or(0, |listener| listener.proxy_id),
             places: &self.control.places(),
             reference: None,
+            offline: false,
         };
         explanation::explain(asked, &enforced).map_err(|error| error.to_string())
     }

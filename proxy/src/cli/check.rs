@@ -8,7 +8,7 @@ mod kubernetes;
 mod report;
 mod rules;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use tollgate_policy::lint::{self, Severity};
@@ -44,7 +44,7 @@ pub(super) struct Args {
     /// SDS name of a secret that will be there; may be repeated
     #[arg(long = "secret", value_name = "NAME")]
     secrets: Vec<String>,
-    /// Configuration of the proxy, whose `secrets:` will be there
+    /// Configuration of the proxy, whose `secrets:` will be there, and in whose policy directory it refuses Kubernetes resources
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Judge each file on its own
@@ -129,11 +129,24 @@ impl Checked {
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let known = args.identities.as_deref().map(KnownIdentities::read).transpose().map_err(Failure::bad_input)?;
     let mut secrets = args.secrets.clone();
+    let mut directory = None;
     if let Some(config) = &args.config {
+        let named = config::policy_directory(config).map_err(Failure::bad_input)?;
+        directory = named.and_then(|directory| directory.canonicalize().ok());
         secrets.extend(config::secret_names(config).map_err(Failure::bad_input)?);
     }
-    let files = policy_file::expand(&args.files).map_err(Failure::bad_input)?;
-    let checked = check(files, known.as_ref(), &secrets, args.apart);
+    let named = policy_file::expand(&args.files);
+    let by_proxy = |file: &Path| {
+        let here = policy_file::whereabouts(file);
+        policy_file::is_policy_file(file) && directory.is_some() && here.parent() == directory.as_deref()
+    };
+    let mut inputs: Vec<(PathBuf, Input)> =
+        named.errors.iter().map(|error| (error.place.file.to_path_buf(), Input::unreadable(error))).collect();
+    inputs.extend(named.files.into_iter().map(|(file, _)| {
+        let input = Input::read(&file, by_proxy(&file));
+        (file, input)
+    }));
+    let checked = check(inputs, known.as_ref(), &secrets, args.apart);
     let fail_on = Severity::from(args.fail_on);
     match args.output {
         Form::Text => print(&report::text(&checked))?,
@@ -143,8 +156,8 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     Ok(checked.exit(fail_on))
 }
 
-fn check(files: Vec<PathBuf>, known: Option<&KnownIdentities>, secrets: &[String], apart: bool) -> Checked {
-    let inputs: Vec<Input> = files.iter().map(|file| Input::read(file)).collect();
+fn check(inputs: Vec<(PathBuf, Input)>, known: Option<&KnownIdentities>, secrets: &[String], apart: bool) -> Checked {
+    let (files, inputs): (Vec<PathBuf>, Vec<Input>) = inputs.into_iter().unzip();
     let mut checked = Checked { files, ..Checked::default() };
     let mut sets: Vec<Input> = Vec::new();
     for input in inputs {
@@ -171,6 +184,10 @@ fn check(files: Vec<PathBuf>, known: Option<&KnownIdentities>, secrets: &[String
         }
     }
     checked.findings.sort_by(|a, b| (&a.at.file, a.at.line).cmp(&(&b.at.file, b.at.line)));
+    for finding in &mut checked.findings {
+        finding.what = policy_file::shortened(&finding.what);
+        finding.instead = policy_file::shortened(&finding.instead);
+    }
     let mut seen = std::collections::HashSet::new();
     // Several endpoints can have one source.
     checked.findings.retain(|finding| seen.insert((finding.rule, finding.at.clone(), finding.what.clone())));

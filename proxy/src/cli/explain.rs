@@ -2,6 +2,7 @@
 //! request, and why.
 
 use std::collections::HashSet;
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -142,6 +143,7 @@ fn ask_files(args: &Args, file: &Path, asked: &Asked) -> Result<Exit, Failure> {
         proxy_id: 0,
         places: &places,
         reference: reference.as_ref(),
+        offline: true,
     };
     let explained = explanation::explain(asked, &enforced).map_err(|error| match error {
         NoAnswer::TwoHosts => Failure::bad_input(error),
@@ -205,14 +207,19 @@ fn secrets(files: &[SecretFile]) -> Result<Secrets, Failure> {
     read_once(files).map_err(|error| Failure::bad_input(format_args!("--secret: {error}")))
 }
 
-/// The policies of the files, and where each stands. All mistakes in all files are reported together.
+/// The policies of the files, and where each stands. All mistakes in all files are reported together. A mistake in a file
+/// that only its directory was named of is a warning: the proxy goes on without the file, and so does the answer.
 fn policies(paths: &[PathBuf]) -> Result<(Vec<NetworkPolicy>, Vec<FilePlace>), Failure> {
     let (mut policies, mut places, mut mistakes) = (Vec::new(), Vec::new(), Vec::new());
-    for file in policy_file::expand(paths).map_err(Failure::bad_input)? {
+    let named = policy_file::expand(paths);
+    mistakes.extend(named.errors.iter().map(ToString::to_string));
+    let mut left_out = Vec::new();
+    for (file, listed) in named.files {
+        let mistakes = if listed { &mut left_out } else { &mut mistakes };
         let resources = match policy_file::read(&file) {
             Ok(resources) => resources,
             Err(errors) => {
-                mistakes.push(errors.to_string());
+                mistakes.extend(errors.iter().map(ToString::to_string));
                 continue;
             }
         };
@@ -226,6 +233,13 @@ fn policies(paths: &[PathBuf]) -> Result<(Vec<NetworkPolicy>, Vec<FilePlace>), F
                 Err(error) => mistakes.push(format!("{place}: {error}")),
             }
         }
+    }
+    if policies.is_empty() {
+        mistakes.append(&mut left_out); // there is nothing else to judge by
+    }
+    for line in left_out {
+        // A standard error that is closed keeps nobody from the answer.
+        let _ = writeln!(std::io::stderr(), "tollgate: warning: {line} (judged without it, as the proxy does)");
     }
     match mistakes.is_empty() {
         true => Ok((policies, places)),

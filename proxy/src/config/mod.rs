@@ -23,7 +23,7 @@ pub use identities::{Identities, IdentityMode, IdentitySettings, StaticIdentity}
 pub(crate) use load::{DRAIN_TIMEOUT, MAX_CONNECTIONS, cores};
 pub use load::{default_admin, load, parse};
 pub use scalar::ParseAddressError;
-pub use secret_names::secret_names;
+pub use secret_names::{policy_directory, secret_names};
 pub(crate) use sections::{check_node_id, io_reason, node_id};
 
 use std::net::{IpAddr, SocketAddr};

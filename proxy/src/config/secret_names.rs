@@ -1,7 +1,7 @@
 //! The names of the secrets that a configuration delivers, for those who look at policies on another machine than the proxy's:
 //! nothing else in the file is checked, since paths in it are those of the node.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::document::{self, Node, Value};
 use super::error::ConfigErrors;
@@ -15,19 +15,42 @@ pub fn secret_names(path: &Path) -> Result<Vec<String>, ConfigErrors> {
     names(&read_text(path)?, path)
 }
 
-fn names(text: &str, path: &Path) -> Result<Vec<String>, ConfigErrors> {
-    let wrong = |node: &Node, message: &str| {
-        ConfigErrors::one(path, Some((node.place.line, node.place.column)), message.to_owned())
-    };
+/// Reads the policy directory, if that is where policies come from; relative to the working directory.
+///
+/// # Errors
+/// As [`secret_names`], but for what stands under `secrets:`.
+pub fn policy_directory(path: &Path) -> Result<Option<PathBuf>, ConfigErrors> {
+    let root = mapping(&read_text(path)?, path)?;
+    let policies = root.as_ref().and_then(|root| member(root, "policies"));
+    Ok(policies.map(|policies| match member(policies, "directory").map(|directory| &directory.value) {
+        Some(Value::Text(directory)) => PathBuf::from(directory),
+        _ => PathBuf::from("./policies"),
+    }))
+}
+
+/// The configuration; `None` when it is empty.
+fn mapping(text: &str, path: &Path) -> Result<Option<Node>, ConfigErrors> {
     let root = document::parse(text).map_err(|error| {
         let place = error.place.map(|place| (place.line, place.column));
         ConfigErrors::one(path, place, format!("not valid YAML: {}", error.message))
     })?;
-    let secrets = match &root.value {
-        Value::Map(_) => member(&root, "secrets"),
-        Value::Null => None,
-        _ => return Err(wrong(&root, "not a mapping; name the configuration file of a proxy")),
+    match &root.value {
+        Value::Map(_) => Ok(Some(root)),
+        Value::Null => Ok(None),
+        _ => {
+            let place = Some((root.place.line, root.place.column));
+            let message = "not a mapping; name the configuration file of a proxy";
+            Err(ConfigErrors::one(path, place, message.to_owned()))
+        }
+    }
+}
+
+fn names(text: &str, path: &Path) -> Result<Vec<String>, ConfigErrors> {
+    let wrong = |node: &Node, message: &str| {
+        ConfigErrors::one(path, Some((node.place.line, node.place.column)), message.to_owned())
     };
+    let root = mapping(text, path)?;
+    let secrets = root.as_ref().and_then(|root| member(root, "secrets"));
     let list = match secrets.map(|secrets| (secrets, &secrets.value)) {
         None | Some((_, Value::Null)) => return Ok(Vec::new()),
         Some((_, Value::List(list))) => list,

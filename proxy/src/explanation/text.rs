@@ -53,7 +53,7 @@ pub(super) fn write(explained: &Explained) -> String {
         let _ = writeln!(out, "  note: {count} policies claim {endpoint}, and each of them has to allow");
     }
     for policy in &explanation.policies {
-        missing_secrets(&mut out, policy);
+        missing_secrets(&mut out, policy, explained.offline);
     }
     for (policy, place) in explanation.policies.iter().zip(places) {
         policy_text(&mut out, policy, place.as_deref());
@@ -154,14 +154,11 @@ fn edited(out: &mut String, edits: &HeaderEdits) {
     }
 }
 
-fn missing_secrets(out: &mut String, policy: &PolicyExplanation) {
+fn missing_secrets(out: &mut String, policy: &PolicyExplanation, offline: bool) {
     for rule in &policy.rules {
         for (name, why) in &rule.unusable_secrets {
-            let _ = writeln!(
-                out,
-                "  secret {name:?} {why}, so {} admits nothing; deliver it (to this command: --secret {name}=FILE)",
-                rule.rule
-            );
+            let how = if offline { format!(" (to this command: --secret {name}=FILE)") } else { String::new() };
+            let _ = writeln!(out, "  secret {name:?} {why}, so {} admits nothing; deliver it{how}", rule.rule);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Number};
 
-use crate::config::document::{self, Node, Place, Value};
+use crate::config::document::{self, Entry, Node, Place, Value};
 
 /// The same document without places. A document that is empty is null.
 pub(super) fn to_json(node: Node) -> serde_json::Value {
@@ -53,6 +53,29 @@ impl Places {
     }
 }
 
+impl Places {
+    /// The path in the author's own spelling, as far as it leads somewhere in the text.
+    pub(crate) fn spelt(&self, document: usize, index: Option<usize>, path: &str) -> String {
+        let start = self.0.get(document).and_then(|node| index.map_or(Some(node), |index| item(node, index)));
+        let mut node = start;
+        let mut spelt = String::with_capacity(path.len());
+        for step in path.split_inclusive(['.', '[']).flat_map(|step| {
+            let (name, mark) = step.split_at(step.len() - usize::from(step.ends_with(['.', '['])));
+            [name, mark]
+        }) {
+            let name = step.strip_suffix(']').unwrap_or(step);
+            if matches!(step, "" | "." | "[") {
+                spelt.push_str(step);
+                continue;
+            }
+            let key = node.and_then(|node| entry(node, name)).map_or(step, |entry| &entry.key);
+            spelt.push_str(key);
+            node = node.and_then(|node| follow(node, step)).map(|(next, _)| next);
+        }
+        spelt
+    }
+}
+
 /// Names that older agents give to the fields that are looked for.
 const OLDER: [(&str, &str); 3] = [("endpointips", "name"), ("endpointid", "policy"), ("l7allowrules", "l7rules")];
 
@@ -61,6 +84,11 @@ fn follow<'a>(node: &'a Node, step: &str) -> Option<(&'a Node, Place)> {
         let next = item(node, index.parse().ok()?)?;
         return Some((next, next.place));
     }
+    entry(node, step).map(|entry| (&entry.node, entry.key_place))
+}
+
+/// The field of that name, in any spelling.
+fn entry<'a>(node: &'a Node, step: &str) -> Option<&'a Entry> {
     let Value::Map(entries) = &node.value else {
         return None;
     };
@@ -68,7 +96,7 @@ fn follow<'a>(node: &'a Node, step: &str) -> Option<(&'a Node, Place)> {
     let older = OLDER.iter().find(|(today, _)| *today == wanted).map(|(_, older)| *older);
     let exact = entries.iter().find(|entry| entry.key == step);
     let any = || entries.iter().find(|entry| folded(&entry.key) == wanted || Some(&*entry.key) == older);
-    exact.or_else(any).map(|entry| (&entry.node, entry.key_place))
+    exact.or_else(any)
 }
 
 /// `endpoint_ips` and `endpointIps` are one field.

@@ -117,6 +117,9 @@ fn a_wrong_field_is_named_with_its_line() {
     let yaml = "endpointId: 1\ningressPerPortPolicies:\n- port: 1\n- port: many\n";
     let found = error(yaml, "a.yaml");
     assert!(found.starts_with("a.yaml:4: ingressPerPortPolicies[1].port: "), "{found}");
+    let snake = "endpoint_id: 1\ningress_per_port_policies:\n- port: many\n";
+    let found = error(snake, "a.yaml");
+    assert!(found.starts_with("a.yaml:3: ingress_per_port_policies[0].port: "), "{found}");
     let found = error("42", "a.json");
     assert!(found.starts_with("a.json:1: "), "{found}");
 }

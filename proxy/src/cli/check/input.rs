@@ -16,7 +16,7 @@ use super::{Reported, damage};
 use crate::cilium_policy::{self, Kind, Problem};
 use crate::control::set_unknown_fields_aside;
 use crate::policy_file::place::Places;
-use crate::policy_file::{self, Item, PolicyResource};
+use crate::policy_file::{self, Item, PolicyFileError, PolicyResource};
 
 /// A place in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -89,6 +89,7 @@ impl Place {
         let dot = if self.within.is_empty() || path.is_empty() { "" } else { "." };
         let element = format!("{}{dot}{path}", self.within);
         let line = self.file.places.line(self.document, self.index, &element);
+        let element = self.file.places.spelt(self.document, self.index, &element);
         Located { file: self.file.path.clone(), line, element }
     }
 
@@ -107,6 +108,8 @@ pub(super) struct Input {
     pub(super) findings: Vec<Reported>,
     /// Something in it cannot be used at all.
     pub(super) unusable: bool,
+    /// The proxy reads the file, not an agent.
+    by_proxy: bool,
 }
 
 impl Input {
@@ -117,20 +120,41 @@ impl Input {
         self.unusable |= other.unusable;
     }
 
-    pub(super) fn read(path: &Path) -> Self {
-        let mut input = Self::default();
+    /// With `by_proxy` as the proxy reads its policy directory, where no agent translates anything.
+    pub(super) fn read(path: &Path, by_proxy: bool) -> Self {
+        let mut input = Self { by_proxy, ..Self::default() };
         match policy_file::read_bytes(path) {
             Ok(bytes) => match text(path, bytes) {
                 Ok(text) => input.read_text(path, &text),
+                Err(bytes) if policy_file::is_policy_file(path) => input.refuse_bytes(path, &bytes),
                 Err(bytes) => input.read_binary(path, &bytes),
             },
-            Err(error) => {
-                let (what, instead) =
-                    error.message.split_once("; ").unwrap_or((&error.message, "a file that can be read"));
-                input.refuse(path, None, FileRule::UnreadableFile, what.to_owned(), instead);
-            }
+            Err(error) => input.refuse_unreadable(&error),
         }
         input
+    }
+
+    /// A file or directory that cannot be read.
+    pub(super) fn unreadable(error: &PolicyFileError) -> Self {
+        let mut input = Self::default();
+        input.refuse_unreadable(error);
+        input
+    }
+
+    fn refuse_unreadable(&mut self, error: &PolicyFileError) {
+        let (what, instead) = error.message.split_once("; ").unwrap_or((&error.message, "a file that can be read"));
+        self.refuse(&error.place.file, None, FileRule::UnreadableFile, what.to_owned(), instead);
+    }
+
+    /// The proxy reads files of such names as text alone.
+    fn refuse_bytes(&mut self, path: &Path, bytes: &[u8]) {
+        let extension = path.extension().unwrap_or_default().display();
+        let protobuf = cilium::NetworkPolicy::decode(bytes).is_ok() || DiscoveryResponse::decode(bytes).is_ok();
+        let (what, instead) = match protobuf {
+            true => (format!("is protobuf under the name of text (.{extension})"), "a name that ends in .pb, or text"),
+            false => (format!("is not UTF-8 text, as .{extension} says"), "the text in UTF-8"),
+        };
+        self.refuse(path, None, FileRule::InvalidSyntax, what, instead);
     }
 
     fn refuse(&mut self, path: &Path, line: Option<u64>, rule: FileRule, what: String, instead: &str) {
@@ -169,7 +193,14 @@ impl Input {
         }
         match policy_file::resource(value.clone()) {
             Ok(PolicyResource::Policy(policy)) => self.add(place, &policy, None),
-            Ok(PolicyResource::Hosts(_)) => {}
+            Ok(PolicyResource::Hosts(hosts)) => {
+                let what = format!(
+                    "the addresses of identity {} have an effect only where a control plane serves them",
+                    hosts.policy
+                );
+                let instead = "list them under `identities` of the proxy's configuration if it reads this file itself";
+                self.findings.push(place.report(FileRule::HostsWithoutEffect, "host_addresses", what, instead));
+            }
             Err(errors) => {
                 self.unusable = true;
                 for error in errors.iter() {
@@ -184,6 +215,12 @@ impl Input {
 
     /// A Kubernetes object that is no list.
     fn read_object(&mut self, place: Place, kind: String, value: Value) {
+        if self.by_proxy {
+            self.unusable = true;
+            let what = format!("is a {kind}, in the policy directory of the proxy");
+            let instead = "the cilium.NetworkPolicy that an agent makes of it, or leave it to an agent";
+            self.findings.push(place.report(FileRule::RefusedByProxy, "kind", what, instead));
+        }
         match cilium_policy::kind(&value) {
             Kind::Policy => {}
             Kind::Misspelt(problem) => {
@@ -191,6 +228,7 @@ impl Input {
                 let Problem { path, what, instead, .. } = problem;
                 self.findings.push(place.report(FileRule::InvalidValue, &path, what, &instead));
             }
+            Kind::Other if self.by_proxy => return,
             Kind::Other => {
                 let what = format!("is a {kind}, not a policy that is known here");
                 let instead = "a CiliumNetworkPolicy, or the cilium.NetworkPolicy that an agent makes of it";
@@ -275,7 +313,9 @@ fn text(path: &Path, bytes: Vec<u8>) -> Result<String, Vec<u8>> {
     let named = policy_file::is_policy_file(path);
     let text = String::from_utf8(bytes).map_err(std::string::FromUtf8Error::into_bytes)?;
     let control = |c: char| c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\r');
-    match named || !text.contains(control) {
+    // A short policy in protobuf is UTF-8 by chance.
+    let protobuf = || cilium::NetworkPolicy::decode(text.as_bytes()).is_ok_and(|policy| policy.endpoint_id != 0);
+    match !text.contains(control) || named && !protobuf() {
         true => Ok(text),
         false => Err(text.into_bytes()),
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use tollgate_policy::lint::Severity;
 
-use super::report::headline;
+use super::report::{headline, place};
 use super::rules::Rule;
 use super::{Checked, Reported};
 
@@ -91,7 +91,9 @@ fn case(out: &mut String, finding: &Reported, fail_on: Severity) {
         let _ = write!(name, ": {}", finding.at.element);
     }
     let file = escape(&finding.at.file.display().to_string());
-    let detail = format!("{}\nwhy: {}\ninstead: {}", headline(finding), rule.why(), finding.instead);
+    let other = finding.because_of.as_ref();
+    let because = other.map(|other| format!("\nbecause of: {}", place(other))).unwrap_or_default();
+    let detail = format!("{}{because}\nwhy: {}\ninstead: {}", headline(finding), rule.why(), finding.instead);
     let (detail, what) = (escape(&detail), escape(&finding.what));
     let _ = writeln!(out, "    <testcase classname=\"{file}\" name=\"{}\" time=\"0\">", escape(&name));
     let element = match outcome(finding, fail_on) {

@@ -22,6 +22,8 @@ pub(super) enum FileRule {
     NotAPolicy,
     NotTranslated,
     SelectsNobody,
+    RefusedByProxy,
+    HostsWithoutEffect,
 }
 
 impl FileRule {
@@ -35,6 +37,8 @@ impl FileRule {
         Self::NotAPolicy,
         Self::NotTranslated,
         Self::SelectsNobody,
+        Self::RefusedByProxy,
+        Self::HostsWithoutEffect,
     ];
 
     const fn facts(self) -> (&'static str, Severity, &'static str) {
@@ -48,6 +52,14 @@ impl FileRule {
             Self::UnusablePolicy => ("unusable-policy", Severity::Error, "the policy could never be found"),
             Self::NotTranslated => ("not-translated", Severity::Note, "nothing can be said about it"),
             Self::SelectsNobody => ("selects-nobody", Severity::Warning, "an agent leaves out what selects nobody"),
+            Self::RefusedByProxy => {
+                ("refused-by-proxy", Severity::Error, "the proxy refuses the file, so nothing of it is enforced")
+            }
+            Self::HostsWithoutEffect => (
+                "hosts-without-effect",
+                Severity::Note,
+                "a proxy takes no identities from its policy directory, only from a control plane",
+            ),
             Self::NotAPolicy => ("not-a-policy", Severity::Note, "nothing in it was looked at"),
         }
     }
