@@ -56,6 +56,11 @@ impl Secrets {
         }
     }
 
+    /// Whether anything was delivered under the name, usable or not.
+    pub fn is_delivered(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     /// `None` when it was never delivered.
     ///
     /// # Errors

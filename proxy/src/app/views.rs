@@ -35,6 +35,18 @@ fn age_ms(at: SystemTime) -> u64 {
     at.elapsed().map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Who was to deliver a secret that is not there.
+fn why_not_delivered(config: &Config, name: &str) -> String {
+    let file = config.secrets.iter().find(|secret| secret.name == name).map(|secret| secret.file.display());
+    match (file, &config.policy_source) {
+        (Some(file), _) => format!("there is no file {file}"),
+        (None, PolicySource::Directory(_)) => "no such name in `secrets:` of the configuration".to_owned(),
+        (None, PolicySource::Xds { .. }) => {
+            "no such name in `secrets:` of the configuration, and the control plane sends none".to_owned()
+        }
+    }
+}
+
 impl Views for ProcessViews {
     fn status(&self) -> Map<String, Value> {
         let world = self.control.store().load();
@@ -50,7 +62,12 @@ impl Views for ProcessViews {
         let missing_secrets: Vec<_> = world
             .missing_secrets()
             .into_iter()
-            .map(|(name, reason)| json!({ "name": name, "reason": reason }))
+            .map(|(name, reason)| match world.secrets.is_delivered(name) {
+                true => json!({ "name": name, "reason": reason }),
+                false => {
+                    json!({ "name": name, "reason": format!("{reason}: {}", why_not_delivered(&self.config, name)) })
+                }
+            })
             .collect();
         let source = match &self.config.policy_source {
             PolicySource::Xds { address, .. } => json!({ "xds": address.to_string() }),

@@ -141,7 +141,8 @@ fn a_rotated_secret_counts_at_once_and_a_missing_one_fails() {
         status["policy"]["missing_secrets"].clone()
     };
     assert_eq!((status("/demand", ""), status("/inject", "")), (403, 403));
-    assert_eq!(missing(), json!([{"name": "token", "reason": "is not delivered"}]));
+    let gone = format!("is not delivered: there is no file {}", site.path("token").display());
+    assert_eq!(missing(), json!([{"name": "token", "reason": gone}]));
     assert_eq!(upstream.connections(), 0);
     let denied = proxy.expect_reason(Reason::RequestNotAllowed);
     let miss = &denied["policy"]["nearest_miss"];
@@ -165,8 +166,25 @@ fn a_rotated_secret_counts_at_once_and_a_missing_one_fails() {
     assert_eq!((status("/inject", "x"), status("/demand", "")), (403, 403));
     assert!(!upstream.text().contains("X-Admin"));
     fs::remove_file(site.path("token")).unwrap();
-    until("the loss", || (missing()[0]["reason"] == "is not delivered").then_some(()));
+    until("the loss", || (missing()[0]["reason"] == gone).then_some(()));
     assert_eq!(status("/demand", "two-t0ken"), 403);
+}
+
+#[test]
+fn a_secret_that_nobody_delivers_is_told_from_a_file_that_is_gone() {
+    let demand = json!([{"name": "x-token", "valueSdsSecret": "tokne", "matchAction": "DELETE_ON_MATCH"}]);
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let proxy = without_secret(&site, upstream.address(), &[rule("/demand", demand)]);
+    let status: Value = serde_json::from_str(&proxy.get("/status").1).unwrap();
+    let reason = status["policy"]["missing_secrets"][0]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("is not delivered: no such name in `secrets:`"), "{reason}");
+    // And a running proxy takes none as an argument.
+    let (ip, port) = (proxy.http().ip(), HTTP_PORT);
+    let asked = format!("endpoint={ip}&direction=ingress&from=7&port={port}&method=GET&path=/demand");
+    let explained = proxy.get(&format!("/policy/explain?format=text&{asked}")).1;
+    assert!(explained.contains("secret \"tokne\" is not delivered, so "), "{explained}");
+    assert!(!explained.contains("--secret"), "{explained}");
 }
 
 /// An exchange under way is judged again as it was received, with the secrets of the moment.
