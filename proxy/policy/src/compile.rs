@@ -13,12 +13,14 @@ pub(crate) mod rule;
 mod rule_set;
 pub(crate) mod server_name;
 mod undecided;
+mod work;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use self::rule::{CompiledRule, Finding, Findings, Origin};
 pub(crate) use self::rule_set::{RuleSet, Walk};
+pub(crate) use self::work::Work;
 use crate::model::{PortPolicy, Protocol, RuleVerdict, Unsupported};
 
 /// One direction of a policy, ready to evaluate. Knows no endpoint, so that endpoints with equal rules share it.

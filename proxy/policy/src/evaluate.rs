@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use crate::compile::index::{Subject, Unit};
-use crate::compile::{PortLookup, RuleSet, Walk};
+use crate::compile::{PortLookup, RuleSet, Walk, Work};
 use crate::explain;
 use crate::header_match::{Failure, Trial};
 use crate::quarantine::rule_ref;
@@ -31,8 +31,9 @@ impl Snapshot {
     pub fn evaluate_connection(&self, flow: &Flow<'_>) -> ConnectionVerdict {
         let mut admitted = None;
         let mut inspect = false;
+        let work = Work::default();
         for policy in self.endpoint(flow.endpoint) {
-            match policy.connection(flow) {
+            match policy.connection(Subject { flow, request: None, work: &work }) {
                 (Outcome::Allow(rule, name), has_http) => {
                     admitted.get_or_insert((rule, name));
                     inspect |= has_http;
@@ -55,9 +56,10 @@ impl Snapshot {
     pub fn evaluate_request(&self, flow: &Flow<'_>, request: &Request<'_>, secrets: &Secrets) -> Verdict {
         let mut admitted = None;
         let mut trial = None;
+        let work = Work::default();
         let mut denied = None;
         for policy in self.endpoint(flow.endpoint) {
-            match policy.request(flow, request, secrets, &mut trial) {
+            match policy.request(Subject { flow, request: Some(request), work: &work }, request, secrets, &mut trial) {
                 Outcome::Allow(rule, name) => {
                     admitted.get_or_insert((rule, name));
                 }
@@ -101,8 +103,8 @@ impl Snapshot {
 
 impl EndpointPolicy {
     /// The outcome, and whether the port has HTTP rules.
-    fn connection(&self, flow: &Flow<'_>) -> (Outcome, bool) {
-        let subject = Subject { flow, request: None };
+    fn connection(&self, subject: Subject<'_>) -> (Outcome, bool) {
+        let flow = subject.flow;
         match self.side(flow.direction).compiled.lookup(flow.port) {
             PortLookup::Rules(rules) => {
                 let outcome = self.conclude(rules, rules.walk_connection(subject), subject, &[]);
@@ -115,12 +117,12 @@ impl EndpointPolicy {
     /// `trial` is made by the first policy whose rules need one, and goes on with the next.
     fn request<'r>(
         &self,
-        flow: &Flow<'_>,
+        subject: Subject<'_>,
         request: &'r Request<'r>,
         secrets: &'r Secrets,
         trial: &mut Option<Trial<'r>>,
     ) -> Outcome {
-        let subject = Subject { flow, request: Some(request) };
+        let flow = subject.flow;
         match self.side(flow.direction).compiled.lookup(flow.port) {
             PortLookup::Rules(rules) if rules.has_header_matches() => {
                 let trial = trial.get_or_insert_with(|| Trial::new(request, secrets));

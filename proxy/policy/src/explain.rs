@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::compile::index::{ENFORCED_AS_WRITTEN, Index, Predicate, Subject, Unit};
 use crate::compile::rule::Finding;
-use crate::compile::{PortLookup, RuleSet};
+use crate::compile::{PortLookup, RuleSet, Work};
 use crate::header_match::{self, Program, Trial};
 use crate::model::{HeaderMatch, RuleVerdict};
 use crate::quarantine::rule_ref;
@@ -118,7 +118,8 @@ impl fmt::Display for RuleOutcome {
 impl Snapshot {
     /// Accounts for the verdict on a connection, and on a request on it when one is given.
     pub fn explain(&self, flow: &Flow<'_>, request: Option<&Request<'_>>, secrets: &Secrets) -> Explanation {
-        let subject = Subject { flow, request };
+        let work = Work::default();
+        let subject = Subject { flow, request, work: &work };
         let policies = self.endpoint(flow.endpoint);
         let mut trial = request.map(|request| Trial::new(request, secrets));
         Explanation {

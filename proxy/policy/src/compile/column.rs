@@ -9,6 +9,7 @@ use super::affix::AffixSet;
 use super::automata::Automata;
 use super::bits;
 use super::regex_set::{RegexSet, check_size};
+use super::work::Work;
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
 use crate::re2::{self, Pattern};
 
@@ -163,7 +164,7 @@ impl ColumnBuilder {
         }
         if !self.missing_as_empty.is_empty() {
             let mut on_empty = vec![0; bits::words(predicates)];
-            if !column.decide(Some(b""), &mut on_empty) {
+            if !column.decide(Some(b""), &mut on_empty, &Work::default()) {
                 return Err("deciding about an empty value takes too much work".to_owned());
             }
             let hold = self.missing_as_empty.iter().filter(|p| bits::contains(&on_empty, **p));
@@ -194,14 +195,14 @@ impl Column {
     }
 
     /// Whether one expression matches `value`; as [`RegexSet::matches`].
-    pub(super) fn matches(&self, expression: u32, value: &[u8], left: &mut usize) -> Option<bool> {
-        self.regexes.as_ref()?.matches(expression as usize, value, left)
+    pub(super) fn matches(&self, expression: u32, value: &[u8], work: &Work) -> Option<bool> {
+        self.regexes.as_ref()?.matches(expression as usize, value, work)
     }
 
     /// Sets the bits of the predicates that hold for `value` (`None`: the header is absent). `false` when about those that
     /// rest on expressions nothing is known: their bits are set only where another test says so.
     #[must_use]
-    pub(super) fn decide(&self, value: Option<&[u8]>, matched: &mut [u64]) -> bool {
+    pub(super) fn decide(&self, value: Option<&[u8]>, matched: &mut [u64], work: &Work) -> bool {
         let Some(value) = value else {
             self.missing.iter().for_each(|p| bits::insert(matched, *p));
             return true;
@@ -233,7 +234,7 @@ impl Column {
             }
         }
         if let Some(regexes) = &self.regexes
-            && !regexes.each_match(value, |i| self.apply(self.regex_tests[i], matched))
+            && !regexes.each_match(value, work, |i| self.apply(self.regex_tests[i], matched))
         {
             // Nothing is known about these: neither they nor their inversions may hold.
             for test in &self.regex_tests {

@@ -13,6 +13,7 @@ use super::column::{Column, ColumnBuilder, Lowerings};
 use super::decided::{Decided, Neighbours};
 use super::server_name;
 use super::undecided::{Candidates, Undecided};
+use super::work::Work;
 use crate::model::{HeaderMatcher, ValueMatch};
 use crate::{Flow, Request, ServerName};
 
@@ -79,6 +80,8 @@ impl fmt::Display for Predicate {
 pub(crate) struct Subject<'a> {
     pub(crate) flow: &'a Flow<'a>,
     pub(crate) request: Option<&'a Request<'a>>,
+    /// What may still be done to judge it.
+    pub(crate) work: &'a Work,
 }
 
 /// A rule, or one of its HTTP alternatives.
@@ -395,16 +398,16 @@ fn weights(predicates: &[Predicate], uses: &[u32]) -> Vec<(u32, bool)> {
 
 fn decide_column(source: &Source, column: &Column, subject: Subject<'_>, matched: &mut [u64]) -> bool {
     if *source == Source::ServerName {
-        return decide_server_name(subject.flow.server_name, column, matched);
+        return decide_server_name(subject, column, matched);
     }
     let Some(request) = subject.request else {
         return true;
     };
     if let Source::Field(name) = source {
-        return decide_field(name, column, request, matched);
+        return decide_field(name, column, (request, subject.work), matched);
     }
     // An empty pseudo-header is one that the request does not have.
-    source.value(request).is_none_or(|value| column.decide((!value.is_empty()).then_some(value), matched))
+    source.value(request).is_none_or(|value| column.decide((!value.is_empty()).then_some(value), matched, subject.work))
 }
 
 /// The value of a field that is no ordinary one; `None` for those that are.
@@ -414,8 +417,8 @@ pub(crate) fn pseudo_header<'a>(name: &str, request: &Request<'a>) -> Option<&'a
 
 /// Server names compare in lower case. A DNS name has at most 253 bytes; a longer one costs an allocation, but a deny
 /// must not be dodged with it.
-fn decide_server_name(server_name: ServerName<'_>, column: &Column, matched: &mut [u64]) -> bool {
-    let ServerName::Name(name) = server_name else { return true };
+fn decide_server_name(subject: Subject<'_>, column: &Column, matched: &mut [u64]) -> bool {
+    let ServerName::Name(name) = subject.flow.server_name else { return true };
     if name.is_empty() {
         return true;
     }
@@ -424,27 +427,27 @@ fn decide_server_name(server_name: ServerName<'_>, column: &Column, matched: &mu
         Some(lower) => {
             lower.copy_from_slice(name.as_bytes());
             lower.make_ascii_lowercase();
-            column.decide(Some(lower), matched)
+            column.decide(Some(lower), matched, subject.work)
         }
-        None => column.decide(Some(name.to_ascii_lowercase().as_bytes()), matched),
+        None => column.decide(Some(name.to_ascii_lowercase().as_bytes()), matched, subject.work),
     }
 }
 
-fn decide_field(name: &str, column: &Column, request: &Request<'_>, matched: &mut [u64]) -> bool {
+fn decide_field(name: &str, column: &Column, (request, work): (&Request<'_>, &Work), matched: &mut [u64]) -> bool {
     let mut count = 0;
     request.headers.each(name, &mut |_| count += 1);
     match count {
-        0 => column.decide(None, matched),
+        0 => column.decide(None, matched, work),
         1 => {
             let mut complete = true;
-            request.headers.each(name, &mut |value| complete &= column.decide(Some(value), matched));
+            request.headers.each(name, &mut |value| complete &= column.decide(Some(value), matched, work));
             complete
         }
         _ => {
             let mut joined = Vec::new();
             let mut first = true;
             request.headers.each(name, &mut |value| join(&mut joined, &mut first, value));
-            column.decide(Some(&joined), matched)
+            column.decide(Some(&joined), matched, work)
         }
     }
 }

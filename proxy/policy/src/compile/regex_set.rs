@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use regex_automata::hybrid::LazyStateID;
 use regex_automata::hybrid::dfa::{Cache, DFA};
-use regex_automata::nfa::thompson::{Compiler, Config, NFA, WhichCaptures};
+use regex_automata::nfa::thompson::{Compiler, Config, NFA, State, WhichCaptures};
 use regex_automata::util::pool::Pool;
 use regex_automata::util::start;
 use regex_automata::{Anchored, MatchKind, PatternID};
-use regex_syntax::hir::{Class, Hir, HirKind};
+use regex_syntax::hir::{Class, Hir, HirKind, Look};
+
+use super::work::Work;
 
 /// Bytes of automaton that one expression may need before it is quarantined.
 pub(super) const PATTERN_SIZE_LIMIT: usize = 256 << 10;
@@ -26,13 +28,8 @@ const SET_SIZE_LIMIT: usize = 64 << 20;
 const CACHE_CAPACITY: usize = 64 << 10;
 const CACHE_PER_BYTE: usize = 2;
 
-/// Bytes of states that deciding about one value may build, besides a part of the automaton's own size: the first values
-/// that a large set sees need large states. States of expressions such as `.*a.{100}` differ with every byte, and building
-/// one costs as much as the automaton is large: without a bound one request takes seconds of a worker.
-const WORK: usize = 512 << 10;
-const WORK_PART: usize = 8;
-/// Bytes of a value between two looks at the work that was done.
-const STRIDE: usize = 32;
+/// Units of work that asking one expression may take.
+const ALONE: usize = 512 << 10;
 
 type NewCache = Box<dyn Fn() -> Cache + Send + Sync + std::panic::UnwindSafe + std::panic::RefUnwindSafe>;
 
@@ -41,8 +38,10 @@ pub(super) struct RegexSet {
     caches: Pool<Cache, NewCache>,
     /// Bytes of states that a cache has room for.
     room: usize,
-    /// Bytes of states that one value may build.
-    work: usize,
+    /// Units of work for a step that has to be computed.
+    step: usize,
+    /// The same for each expression alone.
+    steps: Box<[usize]>,
     /// Bytes of the automaton.
     size: usize,
 }
@@ -65,6 +64,7 @@ impl RegexSet {
     pub(super) fn new(patterns: &[Arc<Hir>]) -> Result<Self, String> {
         let nfa = automaton(patterns, SET_SIZE_LIMIT)?;
         let size = nfa.memory_usage();
+        let step = Work::per_step(nfa.states().iter().map(places).sum());
         // What a cache holds besides states: two sets of the automaton's states, and where each expression starts.
         let empty = nfa.states().len() * 16 + nfa.pattern_len() * 24;
         let capacity = CACHE_CAPACITY + CACHE_PER_BYTE * size;
@@ -77,7 +77,9 @@ impl RegexSet {
         let for_cache = dfa.clone();
         let caches: Pool<Cache, NewCache> = Pool::new(Box::new(move || for_cache.create_cache()));
         let room = capacity.saturating_sub(empty);
-        Ok(Self { dfa, caches, room, work: WORK + size / WORK_PART, size })
+        let alone = |pattern: &Arc<Hir>| Work::per_step(size_bound(pattern).min(PATTERN_SIZE_LIMIT) / PLACE);
+        let steps = patterns.iter().map(alone).collect();
+        Ok(Self { dfa, caches, room, step, steps, size })
     }
 
     /// Bytes that the automaton needs.
@@ -86,17 +88,18 @@ impl RegexSet {
     }
 
     /// Calls `found` with the number of each expression that matches all of `value`. `false` when finishing the search
-    /// would take more work than one value may cause: then nothing is known about any of them.
+    /// would take more `work` than is left: then nothing is known about any of them.
     #[must_use]
-    pub(super) fn each_match(&self, value: &[u8], mut found: impl FnMut(usize)) -> bool {
+    pub(super) fn each_match(&self, value: &[u8], work: &Work, mut found: impl FnMut(usize)) -> bool {
         let mut cache = self.caches.get();
-        let most = self.built(&cache) + self.work;
-        match self.walk(&mut cache, Anchored::Yes, value, |built, _| built > most) {
+        match self.walk(&mut cache, Anchored::Yes, value, |built, steps, _| {
+            let units = built + steps * self.step;
+            units == 0 || work.together(units, self.size)
+        }) {
             Walked::TooFar => return false,
             Walked::Nowhere => {}
-            Walked::At(end) if !end.is_match() => {}
             Walked::At(end) => {
-                for i in 0..self.dfa.match_len(&cache, end) {
+                for i in 0..self.matches_at(&cache, end) {
                     found(self.dfa.match_pattern(&cache, end, i).as_usize());
                 }
             }
@@ -104,58 +107,78 @@ impl RegexSet {
         true
     }
 
+    fn matches_at(&self, cache: &Cache, end: LazyStateID) -> usize {
+        if end.is_match() { self.dfa.match_len(cache, end) } else { 0 }
+    }
+
     /// Whether one of the expressions, by its number, matches all of `value`, whatever the others would take. `None` when
-    /// finding out takes more work than is `left`, or than one expression may cause. Takes what it needs from `left`:
-    /// bytes of states and of the value.
+    /// finding out takes more `work` than is left for that, or than one expression may cause. Also a byte of the value is
+    /// a unit.
     #[cold]
-    pub(super) fn matches(&self, expression: usize, value: &[u8], left: &mut usize) -> Option<bool> {
+    pub(super) fn matches(&self, expression: usize, value: &[u8], work: &Work) -> Option<bool> {
         let mut cache = self.caches.get();
-        let before = self.built(&cache);
-        let most = WORK.min(*left);
-        let mut bytes = STRIDE;
+        let mut left = ALONE.min(work.left_alone());
+        let per_step = self.steps[expression];
+        let reach = value.get(..left).unwrap_or(value);
         let walked =
-            self.walk(&mut cache, Anchored::Pattern(PatternID::must(expression)), value, |built, stretches| {
-                bytes = (stretches + 1) * STRIDE;
-                built.saturating_sub(before) + stretches * STRIDE > most
+            self.walk(&mut cache, Anchored::Pattern(PatternID::must(expression)), reach, |built, steps, bytes| {
+                let units = built + steps * per_step + bytes;
+                work.alone(units);
+                let enough = units <= left;
+                left = left.saturating_sub(units);
+                enough
             });
-        *left = left.saturating_sub(self.built(&cache).saturating_sub(before) + bytes);
         match walked {
-            Walked::At(end) => Some(end.is_match()),
             Walked::Nowhere => Some(false),
-            Walked::TooFar => None,
+            Walked::At(end) if reach.len() == value.len() => Some(end.is_match()),
+            Walked::At(_) | Walked::TooFar => None,
         }
     }
 
-    /// Walks through all of `value`, and its end, until `too_far` says so of the bytes of states built in the cache so far
-    /// and the stretches of the value behind. It is asked after each stretch and at the end.
+    /// Walks through all of `value`, and its end, until `may_go_on` refuses. It is told what was done since it was asked
+    /// last: bytes of states built, steps computed, and, when the walk ends, bytes of the value behind.
     #[inline]
     fn walk(
         &self,
         cache: &mut Cache,
         anchored: Anchored,
         value: &[u8],
-        mut too_far: impl FnMut(usize, usize) -> bool,
+        mut may_go_on: impl FnMut(usize, usize, usize) -> bool,
     ) -> Walked {
+        let before = self.built(cache);
         let start = start::Config::new().anchored(anchored);
         let Ok(mut state) = self.dfa.start_state(cache, &start) else { return Walked::TooFar };
-        for (stretch, number) in value.chunks(STRIDE).zip(1..) {
-            for &byte in stretch {
-                let Ok(next) = self.dfa.next_state(cache, state, byte) else { return Walked::TooFar };
-                state = next;
-                if state.is_tagged() {
-                    if state.is_dead() {
-                        return Walked::Nowhere;
-                    }
-                    if state.is_quit() {
-                        return Walked::TooFar;
-                    }
-                }
-            }
-            if too_far(self.built(cache), number) {
-                return Walked::TooFar;
-            }
+        let built = self.built(cache).saturating_sub(before);
+        if built > 0 && !may_go_on(built, 1, 0) {
+            return Walked::TooFar;
         }
-        self.dfa.next_eoi_state(cache, state).map_or(Walked::TooFar, Walked::At)
+        if state.is_tagged() {
+            return if state.is_dead() { Walked::Nowhere } else { Walked::TooFar };
+        }
+        for (&byte, behind) in value.iter().zip(0..) {
+            // Only states behind the end of a value are matches, so that nothing but these is tagged: unknown, dead, quit.
+            let mut next = self.dfa.next_state_untagged(cache, state, byte);
+            if next.is_unknown() {
+                let before = self.built(cache);
+                let Ok(computed) = self.dfa.next_state(cache, state, byte) else { return Walked::TooFar };
+                if !may_go_on(self.built(cache).saturating_sub(before), 1, 0) {
+                    return Walked::TooFar;
+                }
+                next = computed;
+            }
+            if next.is_tagged() {
+                let enough = may_go_on(0, 0, behind + 1);
+                return if next.is_dead() && enough { Walked::Nowhere } else { Walked::TooFar };
+            }
+            state = next;
+        }
+        let before = self.built(cache);
+        let Ok(end) = self.dfa.next_eoi_state(cache, state) else { return Walked::TooFar };
+        let built = self.built(cache).saturating_sub(before);
+        match may_go_on(built, usize::from(built > 0), value.len()) {
+            true => Walked::At(end),
+            false => Walked::TooFar,
+        }
     }
 
     /// Bytes of states that were built in the cache so far, those included that it has let go of.
@@ -167,6 +190,20 @@ impl RegexSet {
 impl fmt::Debug for RegexSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RegexSet").field("patterns", &self.dfa.pattern_len()).finish_non_exhaustive()
+    }
+}
+
+/// More bytes than a state with its share of every table.
+const PLACE: usize = 128;
+
+/// How much there is to look at in a state when a step is computed.
+fn places(state: &State) -> usize {
+    match state {
+        State::Union { alternates } => 1 + alternates.len(),
+        State::BinaryUnion { .. } => 3,
+        // They are looked through one after the other, which is quick.
+        State::Sparse(transitions) => 1 + transitions.transitions.len() / 4,
+        _ => 1,
     }
 }
 
@@ -184,8 +221,7 @@ pub(super) fn check_size(pattern: &Hir) -> Result<(), String> {
 /// Bytes that the automaton of `pattern` needs at most. Building one only to see its size is most of the cost of reading a
 /// small expression.
 fn size_bound(pattern: &Hir) -> usize {
-    /// More than a state with its share of every table.
-    const STATE: usize = 128;
+    const STATE: usize = PLACE;
     /// States for one range of characters: at most seven sequences of at most four bytes.
     const CHARACTERS: usize = 28;
     match pattern.kind() {
@@ -204,10 +240,13 @@ fn size_bound(pattern: &Hir) -> usize {
     }
 }
 
-/// Patterns are not anchored at their end: of all matches only those count that end with the value.
+/// Patterns are anchored at their end, by which no state is a match before it: all of these are untagged, so that it can be
+/// asked if a step is known.
 fn automaton(patterns: &[impl Borrow<Hir>], limit: usize) -> Result<NFA, String> {
     let config = Config::new().utf8(false).which_captures(WhichCaptures::None).nfa_size_limit(Some(limit));
-    Compiler::new().configure(config).build_many_from_hir(patterns).map_err(|error| match error.size_limit() {
+    let whole = |pattern: &_| Hir::concat(vec![Borrow::<Hir>::borrow(pattern).clone(), Hir::look(Look::End)]);
+    let whole: Vec<Hir> = patterns.iter().map(whole).collect();
+    Compiler::new().configure(config).build_many_from_hir(&whole).map_err(|error| match error.size_limit() {
         Some(_) => format!("needs an automaton of more than {limit} bytes"),
         None => error.to_string(),
     })
@@ -228,7 +267,7 @@ mod tests {
 
     fn found(set: &RegexSet, value: &str) -> Option<Vec<usize>> {
         let mut found = Vec::new();
-        set.each_match(value.as_bytes(), |i| found.push(i)).then_some(found)
+        set.each_match(value.as_bytes(), &Work::default(), |i| found.push(i)).then_some(found)
     }
 
     /// An emptied cache is no work that the value has caused.
@@ -256,18 +295,38 @@ mod tests {
         };
         let value: String = (0..60_000).map(byte).collect();
         let value = value.as_bytes();
-        assert!(!set.each_match(value, |_| {}));
-        let mut left = 10 * WORK;
-        assert_eq!(set.matches(1, value, &mut left), Some(true));
-        assert_eq!(set.matches(2, value, &mut left), Some(false));
-        let light = 10 * WORK - left;
+        assert!(!set.each_match(value, &Work::default(), |_| {}));
+        let work = Work::default();
+        assert_eq!(set.matches(1, value, &work), Some(true));
+        assert_eq!(set.matches(2, value, &work), Some(false));
+        let light = super::super::work::ALONE - work.left_alone();
         assert!((60_000..200_000).contains(&light), "{light}");
-        let before = left;
-        assert_eq!(set.matches(0, value, &mut left), None);
-        assert!((WORK..2 * WORK).contains(&(before - left)), "{} bytes", before - left);
+        let before = work.left_alone();
+        assert_eq!(set.matches(0, value, &work), None);
+        let heavy = before - work.left_alone();
+        assert!((ALONE..2 * ALONE).contains(&heavy), "{heavy} units");
         // What is left bounds it, too.
-        left = 1000;
-        assert_eq!(set.matches(1, value, &mut left), None);
-        assert_eq!(left, 0);
+        work.alone(work.left_alone() - 1000);
+        assert_eq!(set.matches(1, value, &work), None);
+        assert_eq!(work.left_alone(), 0);
+    }
+
+    /// Steps into states that were there already are work, too; steps that are known are none.
+    #[test]
+    fn steps_between_known_states_count() {
+        // Each of these bytes is told apart, and does the same.
+        let bytes: Vec<u8> = (b'a'..=b'z').collect();
+        let apart: String = bytes.iter().map(|b| char::from(*b)).collect();
+        let set = set([r"(?:(?:\C?){900}(?:\C?){900})*A", &format!("(?:{apart})+")].map(str::to_owned).into_iter());
+        let value: Vec<u8> = bytes.into_iter().rev().collect();
+        while !set.each_match(&b"z".repeat(value.len()), &Work::default(), |_| {}) {}
+        let before = set.built(&set.caches.get());
+        let work = Work::default();
+        assert!(set.each_match(&value, &work, |_| {}));
+        assert_eq!(set.built(&set.caches.get()), before, "no state was built");
+        assert!(work.done_together() >= 25 * (3600 / 16), "{} units", work.done_together());
+        let again = Work::default();
+        assert!(set.each_match(&value, &again, |_| {}));
+        assert_eq!(again.done_together(), 0);
     }
 }

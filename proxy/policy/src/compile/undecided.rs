@@ -7,10 +7,6 @@ use std::collections::HashMap;
 use super::bits;
 use super::index::{Index, Predicate, Subject};
 
-/// Bytes of states that are built, and bytes of values that are walked through, to ask expressions one by one; in all for
-/// one request.
-const WORK: usize = 2 << 20;
-
 /// The units that apply to something, and those that may.
 pub(crate) struct Candidates<'a> {
     pub(super) units: &'a [u64],
@@ -43,8 +39,6 @@ pub(super) struct Undecided<'a> {
     columns: Vec<(u32, Vec<u8>)>,
     /// What came of expressions, by column and number.
     asked: HashMap<(u32, u32), Option<bool>>,
-    /// Work that may still be done.
-    left: usize,
 }
 
 impl<'a> Undecided<'a> {
@@ -73,7 +67,7 @@ impl<'a> Undecided<'a> {
             }
         }
         let columns = given_up.into_iter().map(|number| (number, index.column(number).0.copy(subject))).collect();
-        Self { index, subject, matched, open, units: undecided, columns, asked: HashMap::new(), left: WORK }
+        Self { index, subject, matched, open, units: undecided, columns, asked: HashMap::new() }
     }
 
     /// As [`Candidates::first_from`], out of `units`.
@@ -144,8 +138,7 @@ impl<'a> Undecided<'a> {
         for (number, value) in &self.columns {
             let column = self.index.column(*number).1;
             for expression in column.expressions_of(predicate) {
-                let left = &mut self.left;
-                let ask = || column.matches(expression, value, left);
+                let ask = || column.matches(expression, value, self.subject.work);
                 match *self.asked.entry((*number, expression)).or_insert_with(ask) {
                     Some(true) => return Some(true),
                     Some(false) => {}

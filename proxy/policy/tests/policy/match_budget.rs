@@ -64,6 +64,26 @@ fn what_is_known_admits_behind_an_allow_in_doubt() {
     assert_eq!(judge(rules, false, &path), Ok(()));
 }
 
+/// What one header may take, many may not each: a request has one budget.
+#[test]
+fn headers_share_what_may_be_done() {
+    let value = hostile(800);
+    let judge = |count: usize| {
+        let names: Vec<String> = (0..count).map(|i| format!("x-{i}")).collect();
+        let regex = |name| header(name, ValueMatch::Regex("/v1/.*-.{36}/t".into()));
+        let http = names.iter().map(|name| HttpRule { headers: vec![regex(name)], ..HttpRule::default() });
+        let rule = PortRule { http: Some(http.collect()), ..PortRule::default() };
+        let world = World::ingress(vec![port(80, vec![rule])]);
+        let fields: Vec<(&str, &str)> = names.iter().map(|name| (&**name, &*value)).collect();
+        match world.0.evaluate_request(&flow(1, 80), &get("/", &Fields(&fields)), &Secrets::default()) {
+            Verdict::Allow { .. } => None,
+            Verdict::Deny { reason, .. } => Some(reason),
+        }
+    };
+    assert_eq!(judge(1), Some(DenyReason::NoHttpRule));
+    assert_eq!(judge(60), Some(DenyReason::MatchBudget));
+}
+
 /// A rule with one expression on the path.
 fn on_path(expression: &str) -> PortRule {
     let headers = vec![header(":path", ValueMatch::Regex(expression.into()))];
