@@ -48,8 +48,8 @@ impl fmt::Debug for NewValue {
 }
 
 impl HeaderEdits {
-    /// Most fields and values changed in one request. A match that would change more fails: each change costs the next
-    /// match time, and a policy must not hold up its node.
+    /// Most fields and values changed in one request. A match that would change more refuses the request: each change
+    /// costs the next match time, and a policy must not hold up its node.
     pub const MAX: usize = 100;
 
     /// Whether nothing more may be changed.

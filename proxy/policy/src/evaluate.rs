@@ -165,6 +165,10 @@ impl EndpointPolicy {
                 let nearest = explain::over_budget(self, rules, unit, subject);
                 Outcome::Deny(DenyReason::MatchBudget, Some(Box::new(nearest)))
             }
+            Walk::TooManyEdits(unit) => {
+                let nearest = explain::too_many_edits(self, rules, unit, subject, failures);
+                Outcome::Deny(DenyReason::MatchBudget, Some(Box::new(nearest)))
+            }
             Walk::Undecided => {
                 let (reason, nearest) = explain::undecided(self, rules, subject, failures);
                 Outcome::Deny(reason, nearest.map(Box::new))

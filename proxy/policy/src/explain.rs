@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::compile::index::{ENFORCED_AS_WRITTEN, Index, Predicate, Subject, Unit};
 use crate::compile::rule::Finding;
 use crate::compile::{PortLookup, RuleSet, Work};
-use crate::header_match::{self, Program, Trial};
+use crate::header_match::{self, Failure, Program, Trial, Why};
 use crate::model::{HeaderMatch, RuleVerdict};
 use crate::quarantine::rule_ref;
 use crate::{
@@ -167,6 +167,7 @@ fn explain_rules(
     let index = index_for(rules, subject);
     let decisions = index.decisions(subject);
     let mut decided = rules.denied().is_some();
+    let refused_by = ran.and_then(Trial::too_many_edits).map(|failure| failure.unit);
     let mut resume = 0;
     let mut explained = Vec::with_capacity(index.units().len());
     for (unit, number) in index.units().iter().zip(0..) {
@@ -181,6 +182,10 @@ fn explain_rules(
             }
             Failed::Quarantined => RuleOutcome::Quarantined,
             Failed::Some => RuleOutcome::NotApplicable,
+            Failed::None if refused_by == Some(number) => {
+                decided = true;
+                RuleOutcome::Undecided
+            }
             Failed::None if matches.iter().any(|ran| !ran.matched) => RuleOutcome::NotApplicable,
             Failed::None if decided && ran.is_some_and(|ran| ran.ran.contains(&number)) => RuleOutcome::AlsoAdmitted,
             Failed::None if decided => RuleOutcome::NotReached,
@@ -294,6 +299,33 @@ pub(crate) fn over_budget(policy: &EndpointPolicy, rules: &RuleSet, unit: &Unit,
         field,
         expected,
         matched: predicates().filter(|(_, holds)| *holds == Some(true)).map(|(p, _)| p.field()).collect(),
+    }
+}
+
+/// The rule that would change more of the request than may be changed.
+#[cold]
+pub(crate) fn too_many_edits(
+    policy: &EndpointPolicy,
+    rules: &RuleSet,
+    unit: &Unit,
+    subject: Subject<'_>,
+    failures: &[Failure],
+) -> NearestMiss {
+    let index = index_for(rules, subject);
+    let rule = rules.rule(unit);
+    let matches = rule.matches(unit.http_rule);
+    let failed = failures.iter().find(|failure| failure.why == Why::TooManyEdits);
+    let failed = failed.and_then(|failure| matches.get(failure.index)).map(|header_match| {
+        let expected = Why::TooManyEdits.wanted(header_match).into();
+        ((&*header_match.name).into(), expected)
+    });
+    let (field, expected) = failed.unwrap_or_else(|| ("header_matches".into(), "fewer".into()));
+    NearestMiss {
+        rule: policy.rule_ref(rules, unit, subject.flow.direction),
+        name: rule.name.clone(),
+        field,
+        expected,
+        matched: unit.predicates.iter().map(|p| index.predicate(*p).field()).collect(),
     }
 }
 

@@ -76,6 +76,12 @@ impl<'a> Trial<'a> {
         passes
     }
 
+    /// The match that would have changed more than one request may be changed, if any. The request must be refused: it may
+    /// be one that takes out what nobody behind it expects.
+    pub(crate) fn too_many_edits(&self) -> Option<&Failure> {
+        self.failures.iter().find(|failure| failure.why == Why::TooManyEdits)
+    }
+
     fn apply(&mut self, header_match: &HeaderMatch) -> Result<(), Why> {
         let secrets = self.secrets;
         let expected = expected(header_match, secrets).map_err(Why::Secret)?;
@@ -86,6 +92,8 @@ impl<'a> Trial<'a> {
         let matches = comparison.found && (expected.is_empty() || comparison.is_equal());
         let edits_more = match matches {
             true => header_match.on_match == MatchAction::Delete,
+            // A field that is not there is not taken out.
+            false if header_match.on_mismatch == MismatchAction::Delete => comparison.found,
             false => header_match.on_mismatch.edits(),
         };
         if edits_more && self.edits.is_full() {

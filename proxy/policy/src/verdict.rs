@@ -52,7 +52,8 @@ pub enum DenyReason {
     NoHttpRule,
     /// A deny rule matched.
     DenyRule,
-    /// Finding out whether a regular expression matches would take more work than one value may cause.
+    /// Finding out whether a regular expression matches would take more work than one request may cause, or header matches
+    /// would change more fields than those of one request may be changed.
     MatchBudget,
     /// What would have decided is quarantined, so the most restrictive reading applies.
     Quarantined,

@@ -40,6 +40,8 @@ pub(crate) enum Walk<'a> {
     Undecided,
     /// Whether this one decides takes too much work to find out, which refuses.
     OverBudget(&'a Unit),
+    /// This one would change more than one request may be changed, which refuses whatever others say.
+    TooManyEdits(&'a Unit),
     /// The range denies everything, for this reason.
     Contradiction(&'a Finding),
 }
@@ -180,6 +182,7 @@ impl RuleSet {
                         match known {
                             false => doubt = doubt.or(Some(unit)),
                             true if trial.run(number, matches) => admitted = admitted.or(Some(unit)),
+                            true if trial.too_many_edits().is_some() => return Walk::TooManyEdits(unit),
                             true => {}
                         }
                     }

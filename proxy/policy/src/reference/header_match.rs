@@ -25,9 +25,27 @@ pub(super) struct Copy<'r> {
     pub(super) request: &'r Request<'r>,
     pub(super) secrets: &'r Secrets,
     pub(super) effects: Effects,
+    /// For each changed field how many instances were put in.
+    put_in: BTreeMap<String, usize>,
+    /// Whether a match would have changed more than one request may be changed, so that it is refused.
+    pub(super) too_many_changes: bool,
 }
 
-impl Copy<'_> {
+impl<'r> Copy<'r> {
+    pub(super) fn of(request: &'r Request<'r>, secrets: &'r Secrets) -> Self {
+        Self { request, secrets, effects: Effects::default(), put_in: BTreeMap::new(), too_many_changes: false }
+    }
+
+    /// Notes that a field is changed, after which rules have put in `count` of its instances. `false`: too much is.
+    fn may_change(&mut self, name: &str, count: usize) -> bool {
+        let changes: usize = self.put_in.values().map(|put_in| 1 + put_in).sum();
+        self.too_many_changes |= changes >= HeaderEdits::MAX;
+        if changes < HeaderEdits::MAX {
+            self.put_in.insert(name.to_owned(), count);
+        }
+        changes < HeaderEdits::MAX
+    }
+
     fn instances(&self, name: &str) -> Vec<Vec<u8>> {
         match self.effects.fields.get(name) {
             Some(instances) => instances.clone(),
@@ -60,11 +78,24 @@ impl Copy<'_> {
             if header_match.on_match == MatchAction::Continue {
                 return true;
             }
+            if header_match.on_match == MatchAction::Delete && !self.may_change(&name, 0) {
+                return false;
+            }
             add(&mut self.effects.rejected, expected_entry);
             if header_match.on_match == MatchAction::Delete {
                 self.effects.fields.insert(name, Vec::new());
                 return true;
             }
+            return false;
+        }
+        let put_in = self.put_in.get(&name).copied().unwrap_or_default();
+        let may_change = match header_match.on_mismatch {
+            MismatchAction::Add => self.may_change(&name, put_in + 1),
+            MismatchAction::Delete if is_there => self.may_change(&name, 0),
+            MismatchAction::Replace => self.may_change(&name, 1),
+            _ => true,
+        };
+        if !may_change {
             return false;
         }
         match header_match.on_mismatch {

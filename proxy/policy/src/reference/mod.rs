@@ -22,7 +22,7 @@
 //! - An address that several resources claim belongs to the latest; to all of them when they claimed it at once.
 //!
 //! It makes no `Permit`: nothing is ever forwarded on its word. Budgets that only the compiled form has (the size of an
-//! automaton for many expressions together, what is changed and logged of one request) are not known here.
+//! automaton for many expressions together, the work of one request, what is logged of it) are not known here.
 
 mod header_match;
 mod http;
@@ -188,7 +188,7 @@ impl Reference {
     /// Judges a request, and with it the connection that it came on: all owners must admit it; the first one's rule is
     /// named. What header matches of one owner did the next one sees.
     pub fn request(&self, flow: &Flow<'_>, request: &Request<'_>, secrets: &Secrets) -> (Judgement, Effects) {
-        let mut copy = Copy { request, secrets, effects: Effects::default() };
+        let mut copy = Copy::of(request, secrets);
         let mut judgement = None;
         for policy in self.owners(flow.endpoint) {
             match self::request(policy, flow, &mut copy) {
@@ -238,6 +238,7 @@ fn request(policy: &NetworkPolicy, flow: &Flow<'_>, copy: &mut Copy<'_>) -> Judg
         Err(reason) => return Judgement::Deny(Denial { reason, rule: None }),
     };
     match walk::walk(&order, flow, &mut Layer::Request(copy)) {
+        _ if copy.too_many_changes => Judgement::Deny(Denial { reason: DenyReason::MatchBudget, rule: None }),
         Decision::Allow(place) => Judgement::Allow(place.in_policy(policy, flow)),
         refused => Judgement::Deny(refused.denial(policy, flow, DenyReason::NoHttpRule)),
     }

@@ -85,6 +85,9 @@ pub(super) fn walk<'p>(order: &Order<'p>, flow: &Flow<'_>, layer: &mut Layer<'_,
             (Refined::NothingForQuarantine, None) => quarantined = true,
             _ => {}
         }
+        if matches!(layer, Layer::Request(copy) if copy.too_many_changes) {
+            break;
+        }
         i += 1;
     }
     allowed.map_or(Decision::None { quarantined }, Decision::Allow)
@@ -118,6 +121,9 @@ fn allows(rule: &Placed<'_>, concerned: Truth, layer: &mut Layer<'_, '_>) -> Ref
             let has_matches = http_rules.iter().any(|rule| !rule.header_matches.is_empty());
             for (at, http_rule) in http_rules.iter().enumerate() {
                 let holds = weigh(concerned.and(http::matches(http_rule, copy.request)));
+                if copy.too_many_changes {
+                    break;
+                }
                 if holds && copy.run(&http_rule.header_matches) {
                     allowed = allowed.or(Some(Some(at as u32)));
                     if !has_matches {

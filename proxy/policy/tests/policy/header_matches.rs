@@ -1,9 +1,12 @@
 //! `header_matches`: what each action does to the verdict, the forwarded fields and the log.
 
 use tollgate_policy::model::{HeaderMatch, HttpRule, MatchAction, MismatchAction, PortRule};
-use tollgate_policy::{HeaderEdits, HeaderLog, NoHeaders, Request, RuleOutcome, Secrets, Verdict};
+use tollgate_policy::reference::{Denial, Judgement, Reference};
+use tollgate_policy::{DenyReason, HeaderEdits, HeaderLog, NoHeaders, Request, RuleOutcome, Secrets, Verdict};
 
-use crate::support::{Fields, World, allow, at, deny, exact, flow, from, get, header, pass, paths, port};
+use crate::support::{
+    ENDPOINT, Fields, World, allow, at, deny, exact, flow, from, get, header, pass, paths, policy, port,
+};
 
 /// Short for a match with these actions.
 fn on(name: &str, value: &str, on_match: MatchAction, on_mismatch: MismatchAction) -> HeaderMatch {
@@ -378,16 +381,10 @@ fn explanations_account_for_matches() {
 fn policies_that_share_an_address_edit_in_turn() {
     use MatchAction as M;
     use MismatchAction as Mm;
-    let policy = |id, matched| {
-        crate::support::policy(
-            id,
-            &[crate::support::ENDPOINT],
-            vec![port(80, vec![rule(vec![http("/", vec![matched])])])],
-        )
-    };
+    let adding = |id, matched| policy(id, &[ENDPOINT], vec![port(80, vec![rule(vec![http("/", vec![matched])])])]);
     let judge = |second| {
         let mut builder = tollgate_policy::Snapshot::empty().update();
-        builder.replace_all([policy(1, on("x", "v", M::Continue, Mm::Add)), policy(2, second)]);
+        builder.replace_all([adding(1, on("x", "v", M::Continue, Mm::Add)), adding(2, second)]);
         let seen = judge(&World(builder.build()), "/", &[], &Secrets::default());
         (seen.allowed, seen.edits)
     };
@@ -401,8 +398,8 @@ fn policies_that_share_an_address_edit_in_turn() {
     let rules = |http| vec![port(80, vec![rule(http)])];
     let mut builder = tollgate_policy::Snapshot::empty().update();
     builder.replace_all([
-        crate::support::policy(1, &[crate::support::ENDPOINT], rules(vec![first, http("/", vec![])])),
-        crate::support::policy(2, &[crate::support::ENDPOINT], rules(vec![http("/", vec![demand("second")])])),
+        policy(1, &[ENDPOINT], rules(vec![first, http("/", vec![])])),
+        policy(2, &[ENDPOINT], rules(vec![http("/", vec![demand("second")])])),
     ]);
     let verdict = builder.build().evaluate_request(&flow(1, 80), &get("/", &NoHeaders), &Secrets::default());
     let Verdict::Deny { nearest: Some(nearest), .. } = verdict else { panic!("{verdict:?}") };
@@ -442,6 +439,47 @@ fn changes_and_entries_of_one_request_are_bounded() {
         panic!("denied");
     };
     assert_eq!(logged.missing.len(), HeaderLog::MAX);
+}
+
+/// A change that is not made is not left out either: another rule that admits does not make up for it.
+#[test]
+fn no_rule_admits_without_a_change_that_is_not_made() {
+    let add = |n: usize| on(&format!("x-add-{n}"), "v", MatchAction::Continue, MismatchAction::Add);
+    let strip = || on("x-admin", "never", MatchAction::Continue, MismatchAction::Delete);
+    let strips = |adds: usize| http("/x", (0..adds).map(add).chain([strip()]).collect());
+    let headers: &[(&str, &[u8])] = &[("x-admin", b"root")];
+    let headers = Fields(headers);
+    let request = get("/x", &headers);
+    // Within one rule, between rules, and on either side of what admits.
+    let orders = |adds| {
+        let (strips, plain) = (|| strips(adds), || http("/x", vec![]));
+        [
+            vec![rule(vec![strips()]), rule(vec![plain()])],
+            vec![rule(vec![plain()]), rule(vec![strips()])],
+            vec![rule(vec![strips(), plain()])],
+            vec![at(2, rule(vec![strips()])), at(1, rule(vec![plain()]))],
+        ]
+    };
+    for (adds, admitted) in [(HeaderEdits::MAX / 2 - 1, true), (HeaderEdits::MAX / 2, false)] {
+        for (rules, i) in orders(adds).into_iter().zip(0..) {
+            let world = World::ingress(vec![port(80, rules.clone())]);
+            let verdict = world.0.evaluate_request(&flow(1, 80), &request, &Secrets::default());
+            let reference = Reference::of([policy(7, &[ENDPOINT], vec![port(80, rules)])]);
+            let (judgement, effects) = reference.request(&flow(1, 80), &request, &Secrets::default());
+            match (&verdict, admitted) {
+                (Verdict::Allow { edits, .. }, true) => {
+                    assert!(!edits.of("x-admin").unwrap().keep, "{i}");
+                    assert!(effects.agree_on_fields(&request, edits), "{i}: {effects:?}");
+                }
+                (Verdict::Deny { reason: DenyReason::MatchBudget, nearest: Some(nearest), .. }, false) => {
+                    assert_eq!(&*nearest.field, "x-admin", "{i}");
+                    let expected = Denial { reason: DenyReason::MatchBudget, rule: None };
+                    assert_eq!(judgement, Judgement::Deny(expected), "{i}");
+                }
+                _ => panic!("{i}, {adds} changes: {verdict:?}"),
+            }
+        }
+    }
 }
 
 /// Whose values are not to be shown, for the port of the flow alone.
