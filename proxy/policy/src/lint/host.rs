@@ -62,12 +62,19 @@ fn check_end(element: &Element, matcher: &HeaderMatcher, probe: &Probe, findings
     let Some((tried, host)) = ends.into_iter().find(|(tried, _)| probe.accepts(tried.as_bytes())) else {
         return;
     };
-    let host = host.trim_end_matches('.');
+    let closed = match &matcher.value {
+        ValueMatch::Regex(pattern) => {
+            let bare = regex_text::without_anchors(pattern).2;
+            let closed = bare.strip_suffix(".*").or_else(|| bare.strip_suffix(".+")).unwrap_or(bare);
+            with_dots_escaped(closed, &bare_dots(closed))
+        }
+        _ => escape(host.trim_end_matches('.')),
+    };
     findings.push(Finding::new(
         Lint::HostSuffix,
         element.clone(),
         format!("{} allows {tried:?} too", matcher.value),
-        format!("the regex {:?}", format!("{}(:[0-9]+)?", escape(host))),
+        format!("the regex {:?}", format!("{closed}(:[0-9]+)?")),
     ));
 }
 
@@ -76,11 +83,7 @@ fn check_dots(element: &Element, matcher: &HeaderMatcher, probe: &Probe, finding
     let ValueMatch::Regex(pattern) = &matcher.value else {
         return;
     };
-    let tokens = regex_text::tokens(pattern);
-    let bare = |pair: &&[regex_text::Token]| {
-        pair[0].char == '.' && !pair[0].escaped && !pair[1].escaped && pair[1].char.is_ascii_alphanumeric()
-    };
-    let dots: Vec<usize> = tokens.windows(2).filter(bare).map(|pair| pair[0].at).collect();
+    let dots = bare_dots(pattern);
     let Some(first) = dots.first() else {
         return;
     };
@@ -89,14 +92,26 @@ fn check_dots(element: &Element, matcher: &HeaderMatcher, probe: &Probe, finding
     let Some(tried) = tried.and_then(|tried| tried.into_iter().find(|host| probe.accepts(host.as_bytes()))) else {
         return;
     };
-    let instead =
-        dots.iter().rev().fold(pattern.to_string(), |text, dot| format!("{}\\.{}", &text[..*dot], &text[*dot + 1..]));
+    let instead = with_dots_escaped(pattern, &dots);
     findings.push(Finding::new(
         Lint::HostUnescapedDot,
         element.clone(),
         format!("{} allows {tried:?} too", matcher.value),
         format!("{instead:?}"),
     ));
+}
+
+/// Where a `.` stands before a letter or digit.
+fn bare_dots(pattern: &str) -> Vec<usize> {
+    let tokens = regex_text::tokens(pattern);
+    let bare = |pair: &&[regex_text::Token]| {
+        pair[0].char == '.' && !pair[0].escaped && !pair[1].escaped && pair[1].char.is_ascii_alphanumeric()
+    };
+    tokens.windows(2).filter(bare).map(|pair| pair[0].at).collect()
+}
+
+fn with_dots_escaped(pattern: &str, dots: &[usize]) -> String {
+    dots.iter().rev().fold(pattern.to_owned(), |text, dot| format!("{}\\.{}", &text[..*dot], &text[*dot + 1..]))
 }
 
 fn check_port(element: &Element, matcher: &HeaderMatcher, probe: &Probe, port: u32, findings: &mut Vec<Finding>) {

@@ -113,6 +113,18 @@ fn hosts() {
 }
 
 #[test]
+fn a_host_with_an_open_end_is_closed_where_it_ends() {
+    let instead = |value: ValueMatch| {
+        let rule = PortRule { http: Some(vec![http(&[(":authority", value)])]), ..PortRule::default() };
+        let found = lint(&[policy(vec![on_port(80, vec![rule])])], &[]);
+        found.into_iter().find(|finding| finding.lint == Lint::HostSuffix).map(|finding| finding.instead)
+    };
+    let expected = Some(r#"the regex "shop\\.example\\.com(:[0-9]+)?""#.to_owned());
+    assert_eq!(instead(regex("shop.example.com.*")), expected);
+    assert_eq!(instead(part(TextPart::Prefix, "shop.example.com")), expected);
+}
+
+#[test]
 fn texts_that_were_meant_as_patterns() {
     let meant = |name: &str, value: ValueMatch| {
         let rule = PortRule { http: Some(vec![http(&[(name, value)])]), ..PortRule::default() };
