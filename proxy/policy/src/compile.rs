@@ -99,8 +99,8 @@ impl CompiledDirection {
         let copies = copies(&placed, &starts);
         if copies > MAX_COPIES {
             let reason = format!(
-                "splitting the overlapping port ranges takes {copies} copies of rules, and {MAX_COPIES} are the most; \
-                 write fewer ranges, or let them overlap less"
+                "splitting the overlapping port ranges takes {copies} copies of rules and conditions, and {MAX_COPIES} \
+                 are the most; write fewer ranges, let them overlap less, or give long rules ports of their own"
             );
             denied = Some(findings.add(Origin { port_entry: 0, rule: None }, None, "port", &reason));
             placed.clear();
@@ -165,9 +165,9 @@ fn compile_rules(
         .collect()
 }
 
-/// Rules that one direction may hold after its ranges were split, each HTTP alternative counted: a few thousand entries
-/// that all overlap would otherwise take gigabytes.
-const MAX_COPIES: usize = 1 << 17;
+/// Conditions that splitting the ranges of one direction may add, as [`CompiledRule::weight`] counts them: a few thousand
+/// entries that all overlap, or a long rule for ports that many others divide, would otherwise take gigabytes.
+const MAX_COPIES: usize = 1 << 18;
 
 /// Ports at which a part of the port space begins.
 fn boundaries(placed: &[Placed]) -> Vec<u32> {
@@ -188,15 +188,15 @@ fn parts_of(starts: &[u32], first: u16, last: u16) -> std::ops::Range<usize> {
     from..starts.partition_point(|start| *start <= u32::from(last))
 }
 
-/// How many rules there are once each part has its own.
+/// How many conditions there are more, once each part has its own, than in the rules as they are written.
 fn copies(placed: &[Placed], starts: &[u32]) -> usize {
-    let alternatives = |rule: &Arc<CompiledRule>| rule.http.as_ref().map_or(1, |http| http.len().max(1));
     let of_entry = |entry: &Placed| {
         let parts = match entry.span {
             Span::Wildcard => starts.len() + 1,
             Span::Ports(first, last) => parts_of(starts, first, last).len(),
         };
-        parts.saturating_mul(entry.rules.iter().map(alternatives).sum())
+        let weight = entry.rules.iter().map(|rule| rule.weight()).fold(0, usize::saturating_add);
+        parts.saturating_sub(1).saturating_mul(weight)
     };
     placed.iter().map(of_entry).fold(0, usize::saturating_add)
 }

@@ -215,6 +215,25 @@ fn ports_share_the_automata_of_the_wildcard() {
     assert!(ten < 2 * one, "{one} bytes for one port, {ten} for ten");
 }
 
+/// Also where no two of them have a rule in common.
+#[test]
+fn ports_with_equal_expressions_share_the_automata() {
+    let regex = |i| HeaderMatcher::new(":path", ValueMatch::Regex(format!("/api/v1/.{{300}}/service{i}").into()));
+    let http = || (0..50).map(|i| HttpRule { headers: vec![regex(i)], ..HttpRule::default() }).collect();
+    let port = |port| PortPolicy {
+        port: 2 * port,
+        rules: vec![PortRule { http: Some(http()), ..PortRule::default() }],
+        ..PortPolicy::default()
+    };
+    let with = |ports: u32| {
+        let ingress = (1..=ports).map(port).collect();
+        allocated_by([NetworkPolicy { ingress, ..no_rules(1, "10.0.0.1") }])
+    };
+    let (one, ten) = (with(1), with(10));
+    println!("{one} bytes for one port, {ten} for ten");
+    assert!(ten < 2 * one, "{one} bytes for one port, {ten} for ten");
+}
+
 struct Fields<'a>(&'a [(&'a str, &'a str)]);
 
 impl tollgate_policy::Headers for Fields<'_> {

@@ -80,6 +80,23 @@ impl CompiledRule {
         }
     }
 
+    /// What a further port range that holds it costs: one for itself, and for each condition as many as it takes tables. An
+    /// identity takes little.
+    pub(super) fn weight(&self) -> usize {
+        /// Identities that cost what a condition on a header does.
+        const IDENTITIES: usize = 16;
+        let peer = self.peer.iter().map(|predicate| match predicate {
+            Predicate::Remotes(remotes) => remotes.len() / IDENTITIES,
+            Predicate::ServerNames { patterns, .. } => patterns.len(),
+            Predicate::ProxyId(_) | Predicate::Header(_) | Predicate::Never { .. } => 1,
+        });
+        let peer: usize = peer.sum();
+        let alternatives = self.http.iter().flatten();
+        // Each alternative is found by the conditions on the peer, too.
+        let http = alternatives.map(|http| 1 + self.peer.len() + http.conditions.len() + http.matches.len());
+        1 + peer + http.sum::<usize>()
+    }
+
     /// Whether one of its conditions is on the server name.
     pub(crate) fn asks_server_name(&self) -> bool {
         self.peer.iter().any(|predicate| matches!(predicate, Predicate::ServerNames { .. }))

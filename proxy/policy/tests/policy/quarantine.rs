@@ -191,6 +191,36 @@ fn a_denial_names_the_quarantined_rule() {
     assert_eq!(nearest.to_string(), format!("l7_proto is not enforced as written (quarantined): no parser ({place})"));
 }
 
+/// Every other port has a rule of its own, and so another copy of what the range asks.
+#[test]
+fn a_long_rule_for_divided_ports_denies() {
+    let matchers = |count| (0..count).map(|i| header(&format!("h{i}"), ValueMatch::Present(true))).collect();
+    let http = |count| Some(vec![HttpRule { headers: matchers(count), ..HttpRule::default() }]);
+    let names = |count| (0..count).map(|i| format!("n{i}.example")).collect();
+    let long = |kind: usize, count: u32| match kind {
+        0 => PortRule { http: http(count), ..PortRule::default() },
+        1 => PortRule { server_names: names(count), ..PortRule::default() },
+        _ => PortRule { remotes: (1000..1000 + 16 * count).collect(), ..PortRule::default() },
+    };
+    for (kind, entry) in (0..3).flat_map(|kind| [(kind, range(1, 65535, vec![])), (kind, port(0, vec![]))]) {
+        let divided = |ports: u32, count| {
+            let own = (0..ports).map(|i| port(1 + 2 * i, vec![from(&[1], allow())]));
+            let wide = PortPolicy { rules: vec![long(kind, count)], ..entry.clone() };
+            World::ingress(own.chain([wide]).collect())
+        };
+        let few = divided(20, 100);
+        let passes = ["tcp", "http"].contains(&&*few.connection(&flow(1, 3)));
+        assert!(passes && few.quarantined().is_empty(), "{kind}");
+        let many = divided(400, 1000);
+        assert_eq!(many.connection(&flow(1, 3)), "Quarantined", "{kind}");
+        assert!(only(&many).starts_with("[0].port: splitting the overlapping port ranges takes"), "{kind}");
+    }
+    // What is not divided is not copied, however long it is.
+    let rule = PortRule { http: Some(vec![HttpRule::default(); 300_000]), ..PortRule::default() };
+    let whole = World::ingress(vec![port(80, vec![rule])]);
+    assert_eq!((whole.connection(&flow(1, 80)), whole.quarantined()), ("http".to_owned(), vec![]));
+}
+
 /// Each range begins one port later, so that all overlap and every port has another set of rules.
 #[test]
 fn ranges_that_overlap_too_much_deny() {
