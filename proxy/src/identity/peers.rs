@@ -24,7 +24,7 @@ pub(crate) struct Peers {
     cursor: Cell<usize>,
     /// Told when there is something to sweep.
     added: Notify,
-    /// Told when a sweep has found another answer.
+    /// Told when there is another answer than before.
     changed: Notify,
 }
 
@@ -86,7 +86,7 @@ impl Peers {
         }
     }
 
-    /// Waits until a sweep has found an address that carries another identity than before.
+    /// Waits until somebody has found an address that carries another identity than before.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -122,14 +122,18 @@ impl Peers {
 }
 
 impl InUse {
-    /// What is said about the address, and until when that counts.
+    /// What is said about the address, and until when that counts. Another answer than before is news for the other
+    /// connections of the address too, some of which may never ask.
     pub(crate) fn answer(&self, asking: &Asking<impl Fn(IpAddr) -> Answer>) -> (Answer, Instant) {
         let mut entries = self.peers.entries.borrow_mut();
-        match entries.get_mut(self.slot) {
-            Some(entry) => entry.answer(asking),
-            // An entry lives as long as its users.
-            None => (Err(super::Unavailable::Ipcache), asking.now),
+        // An entry lives as long as its users.
+        let Some(entry) = entries.get_mut(self.slot) else { return (Err(super::Unavailable::Ipcache), asking.now) };
+        let epoch = entry.epoch;
+        let answer = entry.answer(asking);
+        if entry.epoch != epoch {
+            self.peers.report_change();
         }
+        answer
     }
 
     /// Another number whenever the answer has become another.
@@ -212,6 +216,21 @@ mod tests {
         assert_eq!((asked.borrow().len(), one.epoch()), (4, 1));
         drop((one, other));
         assert!(peers.entries.borrow().is_empty() && peers.by_address.borrow().is_empty());
+    }
+
+    /// A sweep would find nothing new any more, so whoever found it has to tell.
+    #[tokio::test]
+    async fn what_one_connection_finds_is_news_for_all() {
+        let (asked, start) = (RefCell::default(), Instant::now());
+        let peers = Rc::new(Peers::default());
+        let one = peers.keep(IpAddr::from([10, 0, 0, 1]));
+        let is_reported = || async { tokio::time::timeout(Duration::ZERO, peers.changed()).await.is_ok() };
+        let _ = one.answer(&asking(&asked, 7, start));
+        let _ = one.answer(&asking(&asked, 7, start + TTL));
+        assert!(!is_reported().await, "the same as before");
+        let _ = one.answer(&asking(&asked, 8, start + 2 * TTL));
+        assert!(!peers.sweep(100, &asking(&asked, 8, start + 3 * TTL)));
+        assert!(is_reported().await);
     }
 
     #[test]

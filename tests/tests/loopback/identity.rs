@@ -209,6 +209,31 @@ fn what_was_admitted_for_one_identity_does_not_go_on_for_another() {
     }
 }
 
+/// Whoever asks first about an address asks for all of its connections.
+#[test]
+fn a_change_that_another_connection_finds_ends_what_is_idle() {
+    if !inside("identity::a_change_that_another_connection_finds_ends_what_is_idle") {
+        return;
+    }
+    let mut world = World::start("ingress", "ttl: 0s");
+    let World { maps, proxy, upstream, .. } = &mut world;
+    let mut tunnel = Peer::connect(proxy.http());
+    tunnel.send(websocket_request("/allowed"));
+    tunnel.read_until(b"tunnel");
+    let mut tcp = Peer::connect(proxy.tcp());
+    tcp.send(GET);
+    tcp.read_message();
+    let mut other = Peer::connect(proxy.http());
+    assert_eq!(answer(&mut other).0, 200);
+    let before = upstream.received().concat().len();
+    maps.put(CLIENT, DENIED);
+    assert_eq!(answer(&mut other), refused(Reason::PeerNotAllowed));
+    for peer in [&mut tunnel, &mut tcp] {
+        assert_eq!(peer.read_to_any_end().1, End::Reset);
+    }
+    assert_eq!(upstream.received().concat().len(), before);
+}
+
 /// The other end of what a pod sends has no mark to keep true.
 #[test]
 fn what_goes_out_ends_only_when_its_destination_may_no_longer_be_reached() {

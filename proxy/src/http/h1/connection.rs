@@ -447,8 +447,9 @@ async fn serve_tunnel(
     let (began, moved) = (tokio::time::Instant::now(), || counts.up.get().wrapping_add(counts.down.get()));
     let ended = tokio::select! {
         biased;
-        ended = pump_both(&mut downstream, buffer, &mut upstream, paired.buffer, &counts) => ended,
+        // First, so that what is ready to be moved waits for the judgement.
         ended = withdrawn => ended,
+        ended = pump_both(&mut downstream, buffer, &mut upstream, paired.buffer, &counts) => ended,
         reason = limits.exceeded(moved, || Some(began)) => Ended::TimedOut(reason),
     };
     tcp::finish(flow, ended, &counts, &downstream, &upstream);

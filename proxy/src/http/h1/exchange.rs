@@ -175,17 +175,18 @@ pub(crate) async fn run(
         tokio::pin!(response);
         tokio::select! {
             biased;
+            // First, so that what is ready to be moved waits for the judgement.
+            error = &mut withdrawn => return Err(error),
             completed = &mut response => completed?,
             Err(error) = &mut request => match error {
                 // The upstream may have answered before it stopped reading.
                 BodyError::Write(_) => tokio::select! {
                     biased;
-                    completed = &mut response => completed.map(|_| Completed::Early)?,
                     error = &mut withdrawn => return Err(error),
+                    completed = &mut response => completed.map(|_| Completed::Early)?,
                 },
                 error => return Err(error.into()),
             },
-            error = &mut withdrawn => return Err(error),
         }
     };
     if body_sent.get() || matches!(completed, Completed::Tunnel | Completed::Early) {
@@ -205,6 +206,7 @@ pub(crate) async fn run(
     let mut byte = [0];
     tokio::select! {
         biased;
+        error = withdrawn => Err(error),
         error = rest => match error {
             None => Ok(completed),
             Some(BodyError::Write(_)) => Ok(Completed::Early),
@@ -212,7 +214,6 @@ pub(crate) async fn run(
         },
         // An upstream that ends its side is done with this client, which may be waiting to see that.
         _ = upstream_reader.peek(&mut byte) => Ok(Completed::Early),
-        error = withdrawn => Err(error),
     }
 }
 

@@ -243,9 +243,10 @@ impl Exchange<'_> {
         let answered = answer(response, respond, flow, &status, &down);
         let broken = tokio::select! {
             biased;
+            // First, so that what is ready to be moved waits for the judgement.
+            broken = revoked(self.shared, self.head, self.source, &self.changes) => Some(broken),
             result = answered => result.err(),
             broken = request => Some(broken),
-            broken = revoked(self.shared, self.head, self.source, &self.changes) => Some(broken),
             reason = self.limits.exceeded(moved, || request_ended.get()) => Some(Broken::TimedOut(reason)),
         };
         self.flow.add_up(up.get());
