@@ -7,7 +7,7 @@ mod sockets;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tollgate_net::NetError;
 use tollgate_policy::Direction;
 
 use crate::admin::BoundListener;
-use crate::config;
+use crate::config::{self, overlap};
 use crate::control::listeners::{Serve as ServeListeners, Unserved};
 use crate::flow::AccessLogs;
 use crate::listener::serving::{Command, Done, Serve};
@@ -32,6 +32,17 @@ pub(super) enum ListenerError {
     /// A worker cannot accept from it.
     #[error("a worker cannot accept connections: {0}; raise the limit of open files")]
     Register(std::io::Error),
+    /// Another listener accepts there. The kernel would let both, and split the connections between them: the words are those
+    /// of its refusal, which make an agent try another port (`spec/cilium-agent.md`, section 1).
+    #[error("cannot listen on {address}: Address already in use by listener {owner} ({held}); choose another port")]
+    AddressTaken {
+        /// The address asked for.
+        address: SocketAddr,
+        /// The listener that has it.
+        owner: String,
+        /// What that one accepts on.
+        held: SocketAddr,
+    },
     /// Somebody else has the name.
     #[error("the configuration has a listener of that name; remove it there or rename it")]
     NameTaken,
@@ -69,6 +80,19 @@ impl Open {
     /// The addresses in use.
     pub(super) fn bound(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.addresses.iter().map(|(_, bound)| *bound)
+    }
+
+    /// Whether it accepts wherever it is to.
+    fn is_complete(&self) -> bool {
+        self.config.addresses().all(|address| self.addresses.iter().any(|(asked, _)| *asked == address))
+    }
+
+    /// The addresses in use that `next`, which is to take its place, does not want, but one of `all` does.
+    fn given_up(&self, next: &config::Listener, all: &[config::Listener]) -> Vec<SocketAddr> {
+        let wanted = |held| all.iter().flat_map(config::Listener::addresses).any(|address| overlap(address, held));
+        let leaves = |asked: &SocketAddr| !next.addresses().any(|address| address == *asked);
+        let given_up = self.addresses.iter().filter(|(asked, bound)| leaves(asked) && wanted(*bound));
+        given_up.map(|(_, bound)| *bound).collect()
     }
 }
 
@@ -112,7 +136,7 @@ impl Listeners {
         let before = self.named(&listener.name);
         match &before {
             Some(open) if open.origin == Origin::Configuration => return Err(ListenerError::NameTaken),
-            Some(open) if open.config == *listener => return Ok(()),
+            Some(open) if open.config == *listener && open.is_complete() => return Ok(()),
             // What its sockets were opened with has changed: the old ones have to go first.
             Some(open) if !open.config.shares_sockets_with(listener) => self.remove(&listener.name).await,
             _ => {}
@@ -120,10 +144,7 @@ impl Listeners {
         let (done, mut failed) = mpsc::channel(1);
         let (open, commands) = self.prepare(listener, Origin::ControlPlane, &done)?;
         drop(done);
-        for (worker, command) in self.workers.iter().zip(commands) {
-            // A worker that has ended serves nothing anyhow.
-            let _ = worker.send(command).await;
-        }
+        self.send(commands).await;
         self.note(open);
         if let Some(error) = failed.recv().await {
             while failed.recv().await.is_some() {}
@@ -135,6 +156,26 @@ impl Listeners {
             Some(_) => tracing::info!(listener = listener.name, address = %listener.address, "listener changed"),
         }
         Ok(())
+    }
+
+    /// Has listeners accept no more where they will not, and others will, by `next`. Otherwise an address could not change
+    /// hands in one update. Connections go on.
+    async fn give_up_addresses(&self, next: &[config::Listener]) {
+        for mut open in self.in_service() {
+            let new = next.iter().find(|listener| listener.name == open.config.name);
+            let Some(new) = new.filter(|_| open.origin == Origin::ControlPlane) else { continue };
+            let close = open.given_up(new, next);
+            if close.is_empty() {
+                continue;
+            }
+            let (done, mut failed) = mpsc::channel(1);
+            let nothing = (0..self.workers.len()).map(|_| Vec::new()).collect();
+            self.send(self.commands(&open.config, nothing, &close, &done)).await;
+            drop(done);
+            while failed.recv().await.is_some() {}
+            open.addresses.retain(|(_, bound)| !close.contains(bound));
+            self.note(open);
+        }
     }
 
     /// Opens what `listener` needs beyond the sockets it has. Returns what it will be, and what to tell each worker.
@@ -150,18 +191,47 @@ impl Listeners {
         let new = wanted.into_iter().filter(|address| !stay.iter().any(|(asked, _)| asked == address));
         let mut sockets = Sockets::new(self.workers.len());
         for address in new {
+            self.refuse_taken(&listener.name, address)?;
             sockets.open(listener, address)?;
         }
         let addresses = stay.into_iter().chain(sockets.addresses).collect();
+        let close: Vec<_> = leave.into_iter().map(|(_, bound)| bound).collect();
+        let commands = self.commands(listener, sockets.by_worker, &close, done);
+        Ok((Open { config: listener.clone(), origin, addresses }, commands))
+    }
+
+    /// Fails where a listener other than `name` accepts what comes to `address`.
+    fn refuse_taken(&self, name: &str, address: SocketAddr) -> Result<(), ListenerError> {
+        for open in self.lock().iter().filter(|open| open.config.name != name) {
+            if let Some(held) = open.bound().find(|held| overlap(*held, address)) {
+                return Err(ListenerError::AddressTaken { address, owner: open.config.name.clone(), held });
+            }
+        }
+        Ok(())
+    }
+
+    /// What tells each worker to serve `listener` from now on, with its own sockets of `open`.
+    fn commands(
+        &self,
+        listener: &config::Listener,
+        open: Vec<Vec<(SocketAddr, TcpListener)>>,
+        close: &[SocketAddr],
+        done: &Done,
+    ) -> Vec<Command> {
         let index = self.metrics.listener(&listener.name, listener.direction);
         let access_log = self.access_logs.of_listener(listener.access_log.as_deref());
         let command = |open| {
-            let close = leave.iter().map(|(_, bound)| *bound).collect();
-            let (config, done) = (listener.clone(), done.clone());
+            let (config, close, done) = (listener.clone(), close.to_vec(), done.clone());
             Command::Serve(Box::new(Serve { config, index, access_log, open, close, done }))
         };
-        let commands = sockets.by_worker.into_iter().map(command).collect();
-        Ok((Open { config: listener.clone(), origin, addresses }, commands))
+        open.into_iter().map(command).collect()
+    }
+
+    /// Tells each worker its own. One that has ended serves nothing anyhow.
+    async fn send(&self, commands: Vec<Command>) {
+        for (worker, command) in self.workers.iter().zip(commands) {
+            let _ = worker.send(command).await;
+        }
     }
 
     fn note(&self, open: Open) {
@@ -211,7 +281,9 @@ impl Listeners {
 
 impl ServeListeners for Listeners {
     /// A listener that is the same as before is not touched. One with other settings keeps the sockets of addresses that
-    /// stay; open connections keep the settings that they were accepted with.
+    /// stay; open connections keep the settings that they were accepted with. An address has one listener: whoever accepts
+    /// there keeps it, unless the same update moves it away. One that cannot be served as asked does not get back an address
+    /// that another one wanted.
     async fn serve(&self, listeners: &[config::Listener]) -> Vec<Unserved> {
         let _turn = self.changing.lock().await;
         let is_gone = |open: &Open| {
@@ -223,6 +295,7 @@ impl ServeListeners for Listeners {
             self.remove(&name).await;
             tracing::info!(listener = name, "listener taken out of service; its connections drain");
         }
+        self.give_up_addresses(listeners).await;
         let mut unserved = Vec::new();
         for listener in listeners {
             if let Err(error) = self.put_dynamic(listener).await {

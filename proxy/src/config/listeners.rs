@@ -42,7 +42,7 @@ impl Bound {
 }
 
 /// Whether two sockets of ours would compete: same port and same address, or one of them on all addresses.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+pub(crate) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port()
         && one.port() != 0
         && one.is_ipv4() == other.is_ipv4()

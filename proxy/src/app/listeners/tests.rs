@@ -1,5 +1,5 @@
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -224,4 +224,94 @@ async fn the_configuration_keeps_its_names_and_listeners() {
     assert!(unserved[0].reason.contains("the configuration has a listener of that name"), "{unserved:?}");
     assert_eq!(world.listeners.serve(&[]).await, []);
     assert_eq!(read(&mut connect(configured.address)), b'a');
+}
+
+#[tokio::test]
+async fn an_address_of_another_listener_is_refused_however_it_is_written() {
+    let world = world(LONG);
+    let (a, b) = (upstream(b"a"), upstream(b"b"));
+    let (configured, one) = (listener("configured", a), listener("one", a));
+    world.listeners.open_configured(&configured).unwrap();
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&one)).await, []);
+    for (held, owner) in [(configured.address, "configured"), (one.address, "one")] {
+        let everywhere = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), held.port());
+        for address in [held, everywhere] {
+            let egress = config::Listener {
+                name: "two".into(),
+                address,
+                upstream: Upstream::Fixed(b),
+                ..config::Listener::new(Direction::Egress, false)
+            };
+            let also = config::Listener { additional_addresses: vec![address], ..listener("two", b) };
+            let other = listener("other", a);
+            for two in [egress, also] {
+                let unserved = world.listeners.serve(&[one.clone(), two, other.clone()]).await;
+                let [Unserved { name, reason }] = &unserved[..] else { panic!("{address}: {unserved:?}") };
+                assert_eq!(name, "two");
+                for part in ["Address already in use", &address.to_string(), &format!("listener {owner}")] {
+                    assert!(reason.contains(part), "no {part}: {reason}");
+                }
+                assert_eq!((inodes(held).len(), read(&mut connect(other.address))), (2, b'a'));
+            }
+        }
+        for _ in 0..16 {
+            assert_eq!(read(&mut connect(held)), b'a', "every connection gets the listener that was there first");
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_two_new_listeners_with_one_address_one_is_served() {
+    let world = world(LONG);
+    let one = listener("one", upstream(b"a"));
+    let two = config::Listener { name: "two".into(), upstream: Upstream::Fixed(upstream(b"b")), ..one.clone() };
+    let unserved = world.listeners.serve(&[one.clone(), two.clone()]).await;
+    assert!(unserved.len() == 1 && unserved[0].name == "two", "{unserved:?}");
+    assert!(unserved[0].reason.contains("listener one"), "{unserved:?}");
+    for _ in 0..16 {
+        assert_eq!(read(&mut connect(one.address)), b'a');
+    }
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&two)).await, [], "it is free when the first is gone");
+    assert_eq!(read(&mut connect(one.address)), b'b');
+}
+
+#[tokio::test]
+async fn addresses_change_hands_within_one_update() {
+    for reuse_port in [true, false] {
+        let world = world(LONG);
+        let (a, b) = (upstream(b"a"), upstream(b"b"));
+        let one = config::Listener { reuse_port, ..listener("one", a) };
+        let two = config::Listener { reuse_port, ..listener("two", b) };
+        assert_eq!(world.listeners.serve(&[one.clone(), two.clone()]).await, []);
+        let mut open = connect(one.address);
+        assert_eq!(read(&mut open), b'a');
+        let swapped = [
+            config::Listener { address: two.address, ..one.clone() },
+            config::Listener { address: one.address, direction: Direction::Egress, ..two.clone() },
+        ];
+        assert_eq!(world.listeners.serve(&swapped).await, []);
+        for _ in 0..8 {
+            assert_eq!((read(&mut connect(two.address)), inodes(one.address).len()), (b'a', inodes(two.address).len()));
+        }
+        assert!(echoes(&mut open));
+        let everywhere = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), two.address.port());
+        let wider = config::Listener { address: everywhere, ..one.clone() };
+        assert_eq!(world.listeners.serve(&[wider]).await, [], "to all addresses of the same port");
+        assert_eq!(read(&mut connect(two.address)), b'a');
+    }
+}
+
+#[tokio::test]
+async fn an_address_given_up_for_another_listener_is_taken_back_with_the_next_update() {
+    let world = world(LONG);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let one = listener("one", upstream(b"a"));
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&one)).await, []);
+    let moved = config::Listener { address: taken.local_addr().unwrap(), ..one.clone() };
+    let two = config::Listener { name: "two".into(), upstream: Upstream::Fixed(upstream(b"b")), ..one.clone() };
+    let unserved = world.listeners.serve(&[moved, two]).await;
+    assert!(unserved.len() == 1 && unserved[0].name == "one", "{unserved:?}");
+    assert_eq!(read(&mut connect(one.address)), b'b');
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&one)).await, []);
+    assert_eq!(read(&mut connect(one.address)), b'a');
 }

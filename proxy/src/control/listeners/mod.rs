@@ -19,7 +19,7 @@ pub use handler::ListenerHandler;
 /// What takes listeners in and out of service.
 pub trait Serve: Send + Sync + 'static {
     /// Serves exactly these listeners from now on, beside those of the configuration. What cannot be served stays as it was,
-    /// or absent, and is returned. When the future ends, every worker accepts by it.
+    /// but for addresses that others asked for, or absent, and is returned. When the future ends, every worker accepts by it.
     fn serve(&self, listeners: &[config::Listener]) -> impl Future<Output = Vec<Unserved>> + Send;
 }
 
