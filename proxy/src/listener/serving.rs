@@ -234,6 +234,8 @@ impl Serving {
         for (address, socket) in open {
             match TcpListener::from_std(socket) {
                 Ok(socket) => {
+                    // A task that lost its place here would accept for ever.
+                    entry.close(address).await;
                     let run = accept::run(Rc::clone(&self.worker), Rc::clone(&entry.served), socket);
                     entry.accepting.insert(address, tokio::task::spawn_local(run));
                 }

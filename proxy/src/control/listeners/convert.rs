@@ -61,11 +61,11 @@ pub fn convert(message: &wire::Listener, defaults: &UpstreamDefaults) -> Result<
     let mut listener = Listener {
         name: message.name.clone(),
         address: socket_address("address", message.address.as_ref())?,
-        additional_addresses: additional_addresses(&message.additional_addresses)?,
         reuse_port: message.enable_reuse_port.is_none_or(|enabled| enabled.value),
         connect_timeout: defaults.connect_timeout,
         ..Listener::new(direction, true)
     };
+    additional_addresses(&message.additional_addresses, &mut listener, &mut ignored)?;
     bpf_metadata(&metadata, &mut listener)?;
     listener.http.upstream_idle_timeout = defaults.idle_timeout;
     chains(&message.filter_chains, &mut listener, &mut ignored)?;
@@ -251,15 +251,25 @@ fn options(message: &wire::Listener, ignored: &mut Vec<String>) -> Result<(), In
     Ok(())
 }
 
-fn additional_addresses(addresses: &[wire::AdditionalAddress]) -> Result<Vec<SocketAddr>, Inactive> {
-    let one = |(index, additional): (usize, &wire::AdditionalAddress)| {
+/// Each address once: a second socket for one would get a share of its connections for nothing.
+fn additional_addresses(
+    addresses: &[wire::AdditionalAddress],
+    listener: &mut Listener,
+    ignored: &mut Vec<String>,
+) -> Result<(), Inactive> {
+    for (index, additional) in addresses.iter().enumerate() {
         let field = format!("additional_addresses[{index}]");
         if additional.socket_options.is_some() {
             return Err(Inactive::new(field, "socket_options is not implemented"));
         }
-        socket_address(&field, additional.address.as_ref())
-    };
-    addresses.iter().enumerate().map(one).collect()
+        let address = socket_address(&field, additional.address.as_ref())?;
+        let is_known = listener.addresses().any(|other| other == address);
+        match is_known {
+            true => ignored.push(format!("{field} ({address} is there already)")),
+            false => listener.additional_addresses.push(address),
+        }
+    }
+    Ok(())
 }
 
 fn socket_address(field: &str, address: Option<&core::Address>) -> Result<SocketAddr, Inactive> {

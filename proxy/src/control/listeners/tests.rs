@@ -254,6 +254,19 @@ fn without_settings_nothing_is_normalised_and_the_body_is_the_usual_one() {
 }
 
 #[test]
+fn an_address_counts_once() {
+    let again = |ip| AdditionalAddress { address: Some(address(ip, 12345)), ..AdditionalAddress::default() };
+    let mut message = http_listener();
+    message.additional_addresses.extend([again("127.0.0.1"), again("::1"), again("127.0.0.2")]);
+    let Active { listener, ignored } = convert(&message, &DEFAULTS).unwrap();
+    let addresses: Vec<_> = listener.addresses().map(|address| address.to_string()).collect();
+    assert_eq!(addresses, ["127.0.0.1:12345", "[::1]:12345", "127.0.0.2:12345"]);
+    for part in ["additional_addresses[1] (127.0.0.1:12345 is", "additional_addresses[2] ([::1]:12345 is"] {
+        assert!(ignored.iter().any(|setting| setting.starts_with(part)), "no {part}: {ignored:?}");
+    }
+}
+
+#[test]
 fn what_is_not_implemented_is_not_served_and_the_reason_says_what() {
     type Change = fn(&mut Listener);
     let changes: [(&str, Change); 15] = [

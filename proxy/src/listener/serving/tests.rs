@@ -120,3 +120,18 @@ fn a_listener_of_the_other_direction_does_not() {
         assert_eq!(serving.listeners["l"].served.signals().state(), process);
     });
 }
+
+#[test]
+fn no_accept_loop_outlives_the_listener() {
+    on_a_worker(async {
+        let (mut serving, index) = serving();
+        let Command::Serve(mut twice) = serve(index, Direction::Ingress) else { unreachable!() };
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        twice.open = vec![(address, socket.try_clone().unwrap()), (address, socket)];
+        serving.obey(Command::Serve(twice)).await;
+        serving.obey(remove(LONG)).await;
+        assert!(std::net::TcpStream::connect(address).is_err(), "nobody listens any more");
+    });
+}
