@@ -57,6 +57,13 @@ pub(crate) struct Asking<F> {
     pub(crate) ask: F,
 }
 
+impl<F> Asking<F> {
+    /// Until when an answer of that time counts; no longer than now where that is no time at all.
+    fn until(&self, at: Instant) -> Instant {
+        at.checked_add(self.ttl).unwrap_or(self.now)
+    }
+}
+
 /// One connection's use of an address, which ends with it.
 #[derive(Debug)]
 pub(crate) struct InUse {
@@ -164,14 +171,14 @@ impl Entry {
 
     fn answer(&mut self, asking: &Asking<impl Fn(IpAddr) -> Answer>) -> (Answer, Instant) {
         if let Some(seen) = self.last.filter(|_| self.is_fresh(asking)) {
-            return (seen.answer, seen.at + asking.ttl);
+            return (seen.answer, asking.until(seen.at));
         }
         let answer = (asking.ask)(self.address);
         if self.last.is_some_and(|seen| seen.answer != answer) {
             self.epoch += 1;
         }
         self.last = Some(Seen { answer, at: asking.now, serial: asking.serial });
-        (answer, asking.now + asking.ttl)
+        (answer, asking.until(asking.now))
     }
 }
 
@@ -231,6 +238,16 @@ mod tests {
         let _ = one.answer(&asking(&asked, 8, start + 2 * TTL));
         assert!(!peers.sweep(100, &asking(&asked, 8, start + 3 * TTL)));
         assert!(is_reported().await);
+    }
+
+    #[test]
+    fn an_endless_time_to_live_has_the_address_looked_at_again() {
+        let (asked, start) = (RefCell::default(), Instant::now());
+        let user = Rc::new(Peers::default()).keep(IpAddr::from([10, 0, 0, 1]));
+        for now in [start, start + TTL] {
+            let asking = Asking { ttl: Duration::MAX, ..asking(&asked, 7, now) };
+            assert_eq!(user.answer(&asking), (Ok(Some(SecurityId(7))), now));
+        }
     }
 
     #[test]

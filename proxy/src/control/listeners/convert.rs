@@ -22,6 +22,11 @@ use crate::config::{Agent, Listener, OriginalSource, UpstreamDefaults};
 /// Longest name: it is a metric label and a log field.
 const MAX_NAME: usize = 256;
 
+/// Longest time for which a looked up identity counts. An address can carry another one by then.
+const MAX_CACHE_ENTRY_TTL: Duration = Duration::from_secs(3600);
+/// Longest duration of protobuf (`google.protobuf.Duration`): 10,000 years, which added to now is still a time.
+const MAX_DURATION: Duration = Duration::from_secs(315_576_000_000);
+
 /// Why a listener is not served. Displays as `filter_chains[0].filters[1]: …`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
@@ -66,7 +71,7 @@ pub fn convert(message: &wire::Listener, defaults: &UpstreamDefaults) -> Result<
         ..Listener::new(direction, true)
     };
     additional_addresses(&message.additional_addresses, &mut listener, &mut ignored)?;
-    bpf_metadata(&metadata, &mut listener)?;
+    bpf_metadata(&metadata, &mut listener, &mut ignored)?;
     listener.http.upstream_idle_timeout = defaults.idle_timeout;
     chains(&message.filter_chains, &mut listener, &mut ignored)?;
     options(message, &mut ignored)?;
@@ -95,7 +100,11 @@ fn listener_filters(filters: &[wire::ListenerFilter]) -> Result<cilium::BpfMetad
 }
 
 /// `spec/cilium-filter.md` section 2.4.
-fn bpf_metadata(metadata: &cilium::BpfMetadata, listener: &mut Listener) -> Result<(), Inactive> {
+fn bpf_metadata(
+    metadata: &cilium::BpfMetadata,
+    listener: &mut Listener,
+    ignored: &mut Vec<String>,
+) -> Result<(), Inactive> {
     let field = |name| format!("cilium.bpf_metadata.{name}");
     if metadata.is_l7lb {
         return Err(Inactive::new(field("is_l7lb"), "load balancing at layer 7 is not implemented"));
@@ -105,11 +114,16 @@ fn bpf_metadata(metadata: &cilium::BpfMetadata, listener: &mut Listener) -> Resu
     // Towards a pod on this node the address is never kept, whatever is asked (`spec/cilium-agent.md` section 5.4).
     let keep = metadata.use_original_source_address && listener.direction == Direction::Egress;
     listener.original_source = if keep { OriginalSource::RemoteDestinations } else { OriginalSource::Never };
+    let ttl = metadata.cache_entry_ttl.as_ref().and_then(duration);
+    if ttl.is_some_and(|ttl| ttl > MAX_CACHE_ENTRY_TTL) {
+        ignored
+            .push(format!("{} (longer than {MAX_CACHE_ENTRY_TTL:?}, which counts instead)", field("cache_entry_ttl")));
+    }
     listener.agent = Some(Agent {
         bpf_root: (!metadata.bpf_root.is_empty()).then(|| PathBuf::from(&metadata.bpf_root)),
         ipcache_name: (!metadata.ipcache_name.is_empty()).then(|| metadata.ipcache_name.clone()),
         use_nphds: metadata.use_nphds,
-        cache_entry_ttl: metadata.cache_entry_ttl.as_ref().and_then(duration),
+        cache_entry_ttl: ttl.map(|ttl| ttl.min(MAX_CACHE_ENTRY_TTL)),
         original_source_linger: metadata.original_source_so_linger_time.map(|s| Duration::from_secs(s.into())),
     });
     Ok(())
@@ -301,7 +315,8 @@ pub(super) fn decode<M: Message + Name + Default>(field: &str, any: Option<&Any>
         .map_err(|error| Inactive::new(field, format!("its configuration does not decode: {error}")))
 }
 
-/// A duration of the wire; a negative one is none.
+/// A duration of the wire; a negative one is none, and a longer one than there can be is the longest.
 pub(super) fn duration(wire: &tollgate_proto::google::protobuf::Duration) -> Option<Duration> {
-    Some(Duration::new(u64::try_from(wire.seconds).ok()?, u32::try_from(wire.nanos).ok()?))
+    let duration = Duration::new(u64::try_from(wire.seconds).ok()?, u32::try_from(wire.nanos).ok()?);
+    Some(duration.min(MAX_DURATION))
 }

@@ -267,6 +267,22 @@ fn an_address_counts_once() {
 }
 
 #[test]
+fn no_time_is_too_long_to_be_added_to_now() {
+    let longest = Some(WireDuration { seconds: i64::MAX, nanos: i32::MAX });
+    let mut endless = manager();
+    endless.stream_idle_timeout = longest;
+    let mut message = with_manager(&endless);
+    let ever = cilium::BpfMetadata { cache_entry_ttl: longest, ..metadata(false) };
+    message.listener_filters = vec![listener_filter("cilium.bpf_metadata", &ever)];
+    let Active { listener, ignored } = convert(&message, &DEFAULTS).unwrap();
+    assert_eq!(listener.agent.unwrap().cache_entry_ttl, Some(Duration::from_secs(3600)));
+    assert!(ignored.iter().any(|name| name.starts_with("cilium.bpf_metadata.cache_entry_ttl (longer")), "{ignored:?}");
+    assert!(std::time::Instant::now().checked_add(listener.http.stream_idle_timeout.unwrap()).is_some());
+    let Active { ignored, .. } = convert(&http_listener(), &DEFAULTS).unwrap();
+    assert!(!ignored.iter().any(|name| name.contains("cache_entry_ttl")), "{ignored:?}");
+}
+
+#[test]
 fn what_is_not_implemented_is_not_served_and_the_reason_says_what() {
     type Change = fn(&mut Listener);
     let changes: [(&str, Change); 15] = [
