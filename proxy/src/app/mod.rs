@@ -4,6 +4,8 @@
 //! becomes the control thread; each worker has a thread of its own; one more thread writes flow records.
 
 mod listeners;
+#[cfg(test)]
+mod tests;
 mod views;
 mod workers;
 
@@ -16,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::admin::{self, AdminState, Surface};
 use crate::config::{Bootstrap, Config, ListenAddress, PolicySource};
@@ -91,7 +93,7 @@ struct Process {
     workers_ended: mpsc::Receiver<Infallible>,
     flows: FlowThread,
     /// Admin endpoints and the source of policy; dropped last.
-    _control_tasks: JoinSet<()>,
+    control_tasks: JoinSet<()>,
 }
 
 /// What the endpoints and the source of policy are started with.
@@ -161,7 +163,7 @@ impl Process {
             workers,
             workers_ended,
             flows,
-            _control_tasks: control_tasks,
+            control_tasks,
         })
     }
 
@@ -179,6 +181,10 @@ impl Process {
                 },
                 _ = self.workers_ended.recv(), if *self.phase.borrow() == Phase::Serve => {
                     anyhow::bail!("all workers have ended; see the log for why");
+                }
+                // Not drained first: what is enforced would be out of date meanwhile, and look healthy.
+                panic = panicked(&mut self.control_tasks) => {
+                    anyhow::bail!("a control task has panicked, which is a defect of this program: {panic}");
                 }
             }
         }
@@ -200,6 +206,18 @@ impl Process {
         tracing::info!("ended");
         Ok(())
     }
+}
+
+/// Waits for a task that panics. Those that only end are not missed.
+async fn panicked(tasks: &mut JoinSet<()>) -> JoinError {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            return error;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Begins to drain; once is enough.
