@@ -54,6 +54,9 @@ impl<T: Transport> Client<T> {
     }
 
     /// Wants all resources of `service`; what is accepted goes to `handler`.
+    ///
+    /// The type that is subscribed to first decides in [`crate::Mode::Auto`] whether the control plane serves a variant: it
+    /// should be the one that matters most.
     #[must_use]
     pub fn subscribe<H: Handler>(self, service: Service, handler: H) -> Self {
         self.subscribe_to(service, handler, Interest::All)
@@ -137,8 +140,8 @@ impl<T: Transport> Conductor<T> {
                 warn!(
                     xds.mode = variant.as_str(),
                     next = next.as_str(),
-                    "the control plane does not serve this xDS mode (gRPC UNIMPLEMENTED); trying the others, the last \
-                     accepted state stays in force"
+                    "the control plane does not serve this xDS mode; trying the others, the last accepted state stays in \
+                     force"
                 );
             } else {
                 debug!(
@@ -150,10 +153,10 @@ impl<T: Transport> Conductor<T> {
         }
     }
 
-    /// Keeps the streams of a variant alive; returns when the control plane serves none of them and others may be tried.
+    /// Keeps the streams of a variant alive; returns when the control plane does not serve it and others may be tried.
     async fn speak(&mut self, variant: Variant) {
         let groups = self.groups(variant);
-        let mut known: Vec<Option<Progress>> = vec![None; groups.len()];
+        let mut known = vec![None; groups.len()];
         let (progress, mut reports) = mpsc::channel(16);
         let mut streams = JoinSet::new();
         for (number, lanes) in groups.into_iter().enumerate() {
@@ -166,16 +169,12 @@ impl<T: Transport> Conductor<T> {
                 Some(ended) = streams.join_next() => go_on_without(ended),
                 Some((number, progress)) = reports.recv() => {
                     known[number] = Some(progress);
-                    if progress == Progress::Served {
-                        self.served(variant);
-                    }
                 }
             }
-            let not_served = known.contains(&Some(Progress::NotServed));
-            let hopeless = |known: &Option<Progress>| matches!(known, Some(Progress::NotServed | Progress::Unwanted));
-            // One type that is served shows that the peer speaks the variant, and only does not know the other types.
-            if !self.choice.is_fixed() && not_served && known.iter().all(hopeless) {
-                return;
+            match judge(&known) {
+                Some(Progress::Served) => self.served(variant),
+                Some(Progress::NotServed) if !self.choice.is_fixed() => return,
+                _ => {}
             }
         }
     }
@@ -199,6 +198,12 @@ impl<T: Transport> Conductor<T> {
             Variant::Split | Variant::DeltaSplit => lanes.into_iter().map(|lane| vec![lane]).collect(),
         }
     }
+}
+
+/// What the streams say together of their variant, by the first that is wanted. The others prove nothing: an agent may not
+/// know their types, and may end them in any way.
+fn judge(known: &[Option<Progress>]) -> Option<Progress> {
+    known.iter().copied().find(|stream| *stream != Some(Progress::Unwanted)).flatten()
 }
 
 #[cfg(test)]

@@ -66,6 +66,21 @@ pub(crate) enum StreamError {
     Undecodable(prost::DecodeError),
 }
 
+impl StreamError {
+    /// Whether the peer does not serve the method, as far as can be told; `delivered`: it sent a response before this. A
+    /// Cilium agent registers incremental methods that it does not implement, which end with a plain Go error: UNKNOWN
+    /// (`spec/cilium-agent.md` section 1.2). Other plain errors are no surer sign that the variant is served.
+    fn denies_the_method(&self, delivered: bool) -> bool {
+        match self {
+            Self::Transport(TransportError::Unimplemented { .. }) => true,
+            Self::Transport(TransportError::Status { code, message }) => {
+                !delivered && (code == "Unknown" || message.to_ascii_lowercase().contains("not implemented"))
+            }
+            _ => false,
+        }
+    }
+}
+
 impl Stream {
     pub(crate) async fn keep_alive<T: Transport>(self, shared: Arc<Shared<T>>) -> Infallible {
         let mut attempt = 0;
@@ -80,8 +95,9 @@ impl Stream {
                 self.wait_for_interest().await;
                 continue;
             }
-            let not_served = matches!(reason, StreamError::Transport(TransportError::Unimplemented { .. }));
-            self.report_end(&reason, not_served && !shared.config.is_fixed());
+            let not_served = reason.denies_the_method(delivered);
+            let told_elsewhere = matches!(reason, StreamError::Transport(TransportError::Unimplemented { .. }));
+            self.report_end(&reason, told_elsewhere && !shared.config.is_fixed());
             self.report(if not_served { Progress::NotServed } else { Progress::Ended }).await;
             if delivered {
                 attempt = 0;

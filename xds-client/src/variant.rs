@@ -44,7 +44,7 @@ impl fmt::Display for Variant {
 /// Which variant to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Begins with this one; when the control plane serves it for no type, tries the others, for ever.
+    /// Begins with this one; when the control plane does not serve it for the first type, tries the others, for ever.
     Auto(Variant),
     /// This one only.
     Fixed(Variant),

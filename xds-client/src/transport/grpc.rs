@@ -139,6 +139,10 @@ fn call_error(status: &Status) -> TransportError {
         message = format!("{message}: {}", chain(source));
     }
     match status.code() {
+        // Not said by the peer: the connection broke, which gRPC's list of status codes calls UNAVAILABLE.
+        Code::Unknown if std::error::Error::source(status).is_some() => {
+            TransportError::Status { code: "Unavailable".to_owned(), message }
+        }
         Code::Unimplemented => TransportError::Unimplemented { message },
         code => TransportError::Status { code: format!("{code:?}"), message },
     }

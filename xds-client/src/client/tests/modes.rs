@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use prost::Message as _;
 
 use super::reconnect::{assert_paced, unimplemented};
 use super::scripted::{GREETING, Opening, config, greetings, handler, increment, start, start_with, transport};
-use crate::{Client, Mode, NETWORK_POLICY, TransportError, Variant};
+use crate::{Client, LISTENER, Mode, NETWORK_POLICY, TransportError, Variant};
 
 const AGGREGATED: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 
@@ -130,5 +131,79 @@ async fn a_fixed_mode_is_kept() {
             assert_eq!(opening.path, path);
             not_served(opening).await;
         }
+    }
+}
+
+/// What a Cilium agent answers for the `Delta` methods that it registers and does not implement.
+fn plain_error() -> TransportError {
+    TransportError::Status { code: "Unknown".into(), message: "not implemented".into() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_variant_is_left_when_the_agent_answers_with_plain_errors_or_does_not_serve_the_first_type() {
+    for answer in [
+        plain_error(),
+        TransportError::Status { code: "Unknown".into(), message: "no such thing".into() },
+        TransportError::Status { code: "Internal".into(), message: "Delta is Not Implemented".into() },
+        // Says nothing about the variant, and so must not keep it either.
+        TransportError::Status { code: "Unavailable".into(), message: "busy".into() },
+    ] {
+        let (transport, mut peer) = transport();
+        let (first, mut updates) = handler();
+        let (second, _) = handler();
+        let config = crate::ClientConfig { mode: Mode::Auto(Variant::DeltaSplit), ..config() };
+        let client =
+            Client::with_transport(config, transport).subscribe(NETWORK_POLICY, first).subscribe(LISTENER, second);
+        let status = client.status();
+        let _running = tokio::spawn(client.run());
+        let mut attempts = 0;
+        let policies = loop {
+            let opening = peer.opening().await;
+            attempts += 1;
+            assert!(attempts < 20, "stuck with {answer}");
+            match opening.path {
+                _ if opening.is_given_up() => {}
+                path if path == NETWORK_POLICY.incremental => not_served(opening).await,
+                path if path == LISTENER.incremental => opening.accept().end(answer.clone()).await,
+                path if path == LISTENER.state_of_the_world => drop(opening.accept()),
+                path => {
+                    assert_eq!(path, NETWORK_POLICY.state_of_the_world);
+                    break opening.accept();
+                }
+            }
+        };
+        policies.push(&DiscoveryResponse { type_url: String::new(), ..greetings("1", &[]) }).await;
+        updates.accept().await;
+        assert_eq!(status.mode(), Some(Variant::Split));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_error_for_the_only_type_leaves_a_variant_and_the_last_good_one_is_the_first_of_each_round() {
+    let mut world = start_with(Mode::Auto(Variant::Ads));
+    let stream = world.peer.accept().await;
+    stream.push(&greetings("1", &["a"])).await;
+    world.updates.accept().await;
+    drop(stream);
+    for _ in 0..3 {
+        for path in [AGGREGATED, GREETING.state_of_the_world, GREETING.incremental] {
+            let opening = world.peer.opening().await;
+            assert_eq!(opening.path, path);
+            opening.accept().end(plain_error()).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_error_after_a_response_does_not_leave_a_variant() {
+    let mut world = start();
+    for version in ["1", "2", "3"] {
+        let opening = world.peer.opening().await;
+        assert_eq!(opening.path, GREETING.state_of_the_world);
+        let mut stream = opening.accept();
+        stream.push(&greetings(version, &["a"])).await;
+        world.updates.accept().await;
+        stream.request().await;
+        stream.end(plain_error()).await;
     }
 }

@@ -248,18 +248,28 @@ async fn names_may_change_while_the_stream_lives_and_none_is_no_stream() {
     assert_eq!(both, DiscoveryRequest { resource_names: vec!["a".into(), "b".into()], ..ack("1") });
 
     // What is not wanted any more goes at once: a peer need not answer when nothing else changes.
-    names.send(named(&["b", "c"])).unwrap();
+    names.send(named(&["b"])).unwrap();
     let update = updates.accept().await;
     assert_eq!((update.changed.len(), update.removed, update.first_on_stream), (0, vec!["a".to_owned()], false));
-    let other = stream.request().await;
-    assert_eq!(other, DiscoveryRequest { resource_names: vec!["b".into(), "c".into()], ..ack("1") });
-    stream.push(&greetings("2", &["b", "c"])).await;
+    assert_eq!(stream.request().await, DiscoveryRequest { resource_names: vec!["b".into()], ..ack("1") });
+
+    // Wanting more, on the contrary, takes a new stream.
+    names.send(named(&["b", "c"])).unwrap();
+    stream.closed().await;
+    let mut stream = peer.accept().await;
+    let first = &stream.first;
+    assert_eq!((first.version_info.as_str(), first.response_nonce.as_str()), ("", ""));
+    assert_eq!(first.resource_names, ["b", "c"]);
+    stream.push(&greetings("1", &["b", "c"])).await;
     let update = updates.accept().await;
     assert_eq!(update.changed.iter().map(|resource| resource.name.as_str()).collect::<Vec<_>>(), ["c"]);
+    assert!(update.removed.is_empty());
     assert_eq!(
         stream.request().await,
-        DiscoveryRequest { version_info: "2".into(), response_nonce: "2".into(), ..other }
+        DiscoveryRequest { resource_names: vec!["b".into(), "c".into()], ..ack("1") }
     );
+    let state = status.stream(GREETING.type_url).unwrap();
+    assert_eq!((state.connected, state.failed_attempts, state.last_error), (true, 0, None));
 
     names.send(named(&[])).unwrap();
     assert_eq!(updates.accept().await.removed, ["b", "c"]);
@@ -271,6 +281,40 @@ async fn names_may_change_while_the_stream_lives_and_none_is_no_stream() {
     names.send(named(&["d"])).unwrap();
     let stream = peer.accept().await;
     assert_eq!((stream.first.resource_names, stream.first.version_info.as_str()), (vec!["d".to_owned()], ""));
+}
+
+/// An agent that holds greetings `a` and `b` at version 1 and answers nothing to a request which says that it has that.
+async fn answer_as_an_old_agent(mut peer: Peer) {
+    loop {
+        let mut stream = peer.accept().await;
+        let mut request = stream.first.clone();
+        loop {
+            if request.version_info != "1" {
+                let names: Vec<_> = request.resource_names.iter().map(String::as_str).collect();
+                stream.push(&greetings("1", &names)).await;
+            }
+            tokio::select! {
+                () = stream.closed() => break,
+                next = stream.request() => request = next,
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_name_reaches_an_agent_that_has_nothing_newer() {
+    let (transport, peer) = transport();
+    let (handler, mut updates) = handler();
+    let (names, watched) = watch::channel(["a".to_owned()].into());
+    let client = Client::with_transport(config(), transport).subscribe_named(GREETING, handler, watched);
+    let _running = tokio::spawn(client.run());
+    let _agent = tokio::spawn(answer_as_an_old_agent(peer));
+    assert_eq!(updates.accept().await.changed[0].name, "a");
+
+    names.send(["a".to_owned(), "b".to_owned()].into()).unwrap();
+    let hang = Duration::from_secs(60);
+    let update = tokio::time::timeout(hang, updates.accept()).await.expect("b never came");
+    assert_eq!((update.changed.len(), update.changed[0].name.as_str(), update.removed), (1, "b", vec![]));
 }
 
 #[tokio::test(start_paused = true)]

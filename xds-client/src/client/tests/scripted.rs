@@ -110,6 +110,11 @@ impl Transport for Scripted {
 }
 
 impl Opening {
+    /// Whether the client does not wait for it any more.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.decision.is_closed()
+    }
+
     pub(super) fn refuse(self, error: TransportError) {
         assert!(self.decision.send(Err(error)).is_ok());
     }
