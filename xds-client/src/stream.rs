@@ -60,6 +60,8 @@ pub(crate) enum StreamError {
     Closed,
     #[error("no resource of these types is wanted")]
     Unwanted,
+    #[error("other resources are wanted than the stream was opened for; opening it anew")]
+    MoreWanted,
     #[error("an incremental response was refused before, so what came since may build on it; starting over")]
     StartOver,
     #[error("response is not a DiscoveryResponse: {0}")]
@@ -93,6 +95,12 @@ impl Stream {
             if matches!(reason, StreamError::Unwanted) {
                 self.report(Progress::Unwanted).await;
                 self.wait_for_interest().await;
+                continue;
+            }
+            if matches!(reason, StreamError::MoreWanted) {
+                // Not a failure: the control plane has answered on this stream, and is asked at once.
+                debug!(%reason, "xDS stream is given up");
+                attempt = 0;
                 continue;
             }
             let not_served = reason.denies_the_method(delivered);

@@ -165,6 +165,11 @@ impl Conversation {
     fn send(&mut self) -> Result<(), StreamError> {
         let due = self.topics.iter_mut().filter(|topic| topic.due.is_some()).min_by_key(|topic| topic.due);
         let Some(topic) = due else { return Ok(()) };
+        // Agents up to 1.20 answer nothing to a longer list while no resource is newer than the version that comes with it
+        // (`spec/cilium-agent.md` section 1.4). A new stream has no version. What is not answered yet comes again there.
+        if self.variant == Variant::Split && topic.lacks_names() {
+            return Err(StreamError::MoreWanted);
+        }
         self.deaf = self.call.requests.try_send(topic.request()).is_err();
         if self.variant == Variant::DeltaSplit && topic.may_lack() {
             return Err(StreamError::StartOver);

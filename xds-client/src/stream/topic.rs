@@ -23,6 +23,8 @@ pub(super) struct Topic {
     pub(super) lane: LaneHandle,
     interest: Interest,
     names: Option<BTreeSet<String>>,
+    /// The names of the last request that are wanted since.
+    asked: Option<BTreeSet<String>>,
     session: Session,
     /// A request has been made: the peer knows what is wanted.
     subscribed: bool,
@@ -66,6 +68,7 @@ impl Topic {
         Self {
             names: interest.names(),
             interest,
+            asked: None,
             session: Session::new(variant, &lane.service),
             lane,
             subscribed: false,
@@ -85,6 +88,7 @@ impl Topic {
     /// The request that opens the stream.
     pub(super) fn first_request(&mut self, node: &Node) -> Bytes {
         self.subscribed = true;
+        self.asked.clone_from(&self.names);
         self.session.request(Some(node), self.names.as_ref())
     }
 
@@ -94,6 +98,7 @@ impl Topic {
             self.lane.status.opened();
         }
         self.due = None;
+        self.asked.clone_from(&self.names);
         self.session.request(None, self.names.as_ref())
     }
 
@@ -116,12 +121,22 @@ impl Topic {
     /// Takes over the names of the moment.
     pub(super) fn take_interest(&mut self) {
         self.names = self.interest.names();
+        // What was not wanted for a moment has been taken away by the lane, so that it must be asked for again.
+        if let (Some(asked), Some(names)) = (&mut self.asked, &self.names) {
+            asked.retain(|name| names.contains(name));
+        }
         if self.subscribed {
             self.lane.status.set_wanted(self.is_wanted());
         }
         if self.subscribed || self.is_wanted() {
             self.due = Some(Instant::now());
         }
+    }
+
+    /// Whether names are wanted that were not asked for when the last response came.
+    pub(super) fn lacks_names(&self) -> bool {
+        let asked_for = |name| self.asked.as_ref().is_none_or(|asked| asked.contains(name));
+        self.received > 0 && !self.names.iter().flatten().all(asked_for)
     }
 
     pub(super) const fn received(&self) -> u64 {

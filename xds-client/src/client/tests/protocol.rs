@@ -8,7 +8,7 @@ use prost::{Message as _, Name as _};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::scripted::{GREETING, Greeting, World, any, config, greetings, handler, start, transport};
+use super::scripted::{GREETING, Greeting, Peer, World, any, config, greetings, handler, start, transport};
 use crate::{Client, NETWORK_POLICY, Rejection};
 
 fn ack(version: &str) -> DiscoveryRequest {
@@ -264,10 +264,7 @@ async fn names_may_change_while_the_stream_lives_and_none_is_no_stream() {
     let update = updates.accept().await;
     assert_eq!(update.changed.iter().map(|resource| resource.name.as_str()).collect::<Vec<_>>(), ["c"]);
     assert!(update.removed.is_empty());
-    assert_eq!(
-        stream.request().await,
-        DiscoveryRequest { resource_names: vec!["b".into(), "c".into()], ..ack("1") }
-    );
+    assert_eq!(stream.request().await, DiscoveryRequest { resource_names: vec!["b".into(), "c".into()], ..ack("1") });
     let state = status.stream(GREETING.type_url).unwrap();
     assert_eq!((state.connected, state.failed_attempts, state.last_error), (true, 0, None));
 
@@ -293,9 +290,9 @@ async fn answer_as_an_old_agent(mut peer: Peer) {
                 let names: Vec<_> = request.resource_names.iter().map(String::as_str).collect();
                 stream.push(&greetings("1", &names)).await;
             }
-            tokio::select! {
-                () = stream.closed() => break,
-                next = stream.request() => request = next,
+            match stream.next_request().await {
+                Some(next) => request = next,
+                None => break,
             }
         }
     }

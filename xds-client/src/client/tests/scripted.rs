@@ -187,7 +187,12 @@ impl Conversation {
     }
 
     pub(super) async fn request(&mut self) -> DiscoveryRequest {
-        DiscoveryRequest::decode(self.from_client.recv().await.unwrap()).unwrap()
+        self.next_request().await.unwrap()
+    }
+
+    /// `None` when the client has given the call up.
+    pub(super) async fn next_request(&mut self) -> Option<DiscoveryRequest> {
+        Some(DiscoveryRequest::decode(self.from_client.recv().await?).unwrap())
     }
 
     pub(super) fn assert_no_request(&mut self) {
