@@ -1,5 +1,6 @@
 //! Rules of one direction as port entries with one rule each.
 
+use serde_json::Value;
 use tollgate_policy::model::Unsupported;
 use tollgate_policy::{PortRule, RuleVerdict};
 
@@ -65,7 +66,8 @@ struct Keys {
 /// Rules of one direction of a `spec`.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
-    /// There are rules, also empty ones, so that what none of them allows is denied.
+    /// There are rules, also empty ones, so that what none of them allows is denied. An empty list holds none (Cilium's
+    /// `Rule.Sanitize` looks at its length).
     pub(super) enforced: bool,
     pub(super) entries: Vec<Entry>,
 }
@@ -87,8 +89,19 @@ pub(super) struct Entry {
 impl Rules {
     pub(super) fn read(spec: &Object<'_>, direction: Direction, namespace: Option<&str>) -> Self {
         let keys = direction.keys();
-        let mut rules = Self { enforced: spec.has(keys.allow) || spec.has(keys.deny), entries: Vec::new() };
+        let mut rules = Self::default();
         for (list, verdict) in [(keys.allow, RuleVerdict::Allow), (keys.deny, RuleVerdict::Deny)] {
+            match spec.get(list).and_then(Value::as_array) {
+                Some(items) if items.is_empty() => {
+                    let what = format!("{list} is empty: to an agent that is no rule, and nothing is denied");
+                    spec.invalid(
+                        list,
+                        what,
+                        &format!("`{list}: [{{}}]` to deny what nothing else allows, or no {list}"),
+                    );
+                }
+                items => rules.enforced |= items.is_some(),
+            }
             for rule in spec.objects(list) {
                 read_rule(&rule, &keys, verdict, namespace, &mut rules.entries);
             }

@@ -137,7 +137,6 @@ fn peers_and_default_deny() {
     let cases = [
         // Nothing is said about the direction: everything is allowed.
         (json!({}), vec![(0, Allow, vec![])]),
-        (json!({ "ingress": [] }), vec![]),
         (json!({ "ingress": [{}] }), vec![]),
         (json!({ "ingress": [{ "fromEndpoints": [] }] }), vec![]),
         (json!({ "ingress": [{ "fromEndpoints": web }] }), vec![(0, Allow, vec![7])]),
@@ -155,6 +154,19 @@ fn peers_and_default_deny() {
     for (spec, expected) in cases {
         assert_eq!(ingress(spec.clone()), (expected, vec![]), "{spec}");
     }
+}
+
+/// As a `NetworkPolicy` of Kubernetes it would deny everything, so it is said.
+#[test]
+fn an_empty_list_of_rules_denies_nothing() {
+    let everything = vec![(0, RuleVerdict::Allow, vec![])];
+    for list in ["ingress", "ingressDeny"] {
+        let (entries, problems) = ingress(json!({ list: [] }));
+        assert_eq!(entries, everything, "{list}");
+        let found = problems.iter().map(|(kind, path)| (*kind, path.as_str())).collect::<Vec<_>>();
+        assert_eq!(found, [(ProblemKind::InvalidValue, format!("spec.{list}").as_str())]);
+    }
+    assert_eq!(ingress(json!({ "ingress": [{}], "ingressDeny": [] })).0, vec![]);
 }
 
 #[test]
