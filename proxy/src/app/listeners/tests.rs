@@ -1,6 +1,7 @@
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -76,9 +77,17 @@ fn upstream(greeting: &'static [u8]) -> SocketAddr {
     address
 }
 
-/// A listener on a port of 127.0.0.1 that is free now.
+/// A listener on a port of 127.0.0.1 that is free now, and that no other call has given or will give: the kernel may choose
+/// the same one again.
 fn listener(name: &str, upstream: SocketAddr) -> config::Listener {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    static GIVEN: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap();
+    let free = loop {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        if given.insert(free) {
+            break free;
+        }
+    };
     config::Listener {
         name: name.to_owned(),
         address: free,
