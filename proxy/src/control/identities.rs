@@ -76,10 +76,14 @@ impl AgentIdentities {
 
 impl Control {
     /// Opens the maps anew and looks identities up in them from now on. For a new stream of policies: whoever sends them may
-    /// have made new maps, and these policies are about the identities in those.
+    /// have made new maps, and these policies are about the identities in those. Maps of which a pin is gone stay open: they
+    /// are what there is until the new ones are pinned, or until [`Self::follow_identity_maps`] gives them up.
     pub fn reopen_identity_maps(&self) {
-        let sources = self.store().load().identities.reopened();
-        if let Some(sources) = sources {
+        let identities = Arc::clone(&self.store().load().identities);
+        if identities.maps().is_some_and(|maps| maps.state() == MapState::Orphaned) {
+            return;
+        }
+        if let Some(sources) = identities.reopened() {
             self.replace_sources(sources);
         }
     }

@@ -429,6 +429,29 @@ fn a_new_stream_of_policies_opens_the_maps_anew() {
     proxy.expect_reason(Reason::PeerNotAllowed);
 }
 
+/// An agent that restarts may take a pin away for a moment, and its policies may come before the new map.
+#[test]
+fn a_new_stream_of_policies_waits_for_a_pin_that_is_gone() {
+    if !inside("identity::a_new_stream_of_policies_waits_for_a_pin_that_is_gone") {
+        return;
+    }
+    let mut world = World::start("ingress", "");
+    let World { maps, proxy, site, .. } = &mut world;
+    let mut client = Peer::connect(proxy.http());
+    assert_eq!(answer(&mut client), (200, None));
+    proxy.kill_control_plane();
+    proxy.restart_control_plane();
+    until("the stream", || proxy.get("/status").1.contains("\"connected\": true").then_some(()));
+    std::fs::remove_file(maps.ipcache()).unwrap();
+    proxy.push(&[policy(site, "ingress", 7)]);
+    assert_eq!(answer(&mut client), (200, None), "it may be back in a moment");
+    assert_eq!(proxy.get("/ready").0, 200);
+    // The new one counts soon after it is there.
+    maps.create_ipcache();
+    maps.put(CLIENT, DENIED);
+    until("the new map", || (answer(&mut client) == refused(Reason::PeerNotAllowed)).then_some(()));
+}
+
 /// A client on a port that conntrack knows before it connects.
 fn connect_tracked(maps: &mut Maps, to: SocketAddr, identity: u32) -> Peer {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
