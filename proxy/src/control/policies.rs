@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use tollgate_policy::model::Unsupported;
-use tollgate_policy::{NetworkPolicy, PortRule, Snapshot};
+use tollgate_policy::{EndpointPolicy, NetworkPolicy, PortRule, Snapshot};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
@@ -188,7 +188,12 @@ impl Control {
             }
             changed.push(Received { name, policy, partly_read: None, place: Some(place) });
         }
-        let removed = self.lock().policies.keys().filter(|name| !names.contains(*name)).cloned().collect();
+        let removed = {
+            let (state, world) = (self.lock(), self.store.load());
+            let in_force = world.policy.endpoints().map(EndpointPolicy::resource);
+            let known: HashSet<&str> = state.policies.keys().map(String::as_str).chain(in_force).collect();
+            known.into_iter().filter(|name| !names.contains(*name)).map(ToOwned::to_owned).collect()
+        };
         self.update_policies(changed, removed).await
     }
 
@@ -198,7 +203,8 @@ impl Control {
     /// Compiling happens off the control thread's runtime, so that a large update delays neither probes nor streams.
     ///
     /// # Errors
-    /// A defect of ours; nothing has changed.
+    /// A defect of ours; nothing has changed. What is in force is never called an error, whatever goes wrong after it was
+    /// published: the control plane would take it for refused.
     pub async fn update_policies(
         self: &Arc<Self>,
         changed: Vec<Received>,
@@ -211,13 +217,21 @@ impl Control {
             return Ok(());
         }
         let control = Arc::clone(self);
+        let before = self.store.load().policy.generation();
         let compiled = tokio::task::spawn_blocking(move || control.compile_and_publish(changed, removed)).await;
-        compiled.map_err(|error| {
-            self.metrics.policy_update(UpdateResult::Rejected);
-            CompilingFailed(error)
-        })
+        if let Err(error) = compiled {
+            if self.store.load().policy.generation() == before {
+                self.metrics.policy_update(UpdateResult::Rejected);
+                return Err(CompilingFailed(error));
+            }
+            tracing::error!(%error, "policy is in force, but what follows has failed: status and metrics may be out of date");
+        }
+        self.metrics.policy_update(UpdateResult::Accepted);
+        self.lock().first_policy = None;
+        Ok(())
     }
 
+    /// What may fail comes before the publication as far as it can.
     fn compile_and_publish(&self, changed: Vec<Received>, removed: Vec<String>) {
         let mut builder = self.store.load().policy.update();
         for name in &removed {
@@ -251,20 +265,20 @@ impl Control {
         for judged in &received {
             self.warn_of(judged, &snapshot);
         }
+        let counts = (received.len(), removed.len());
+        self.lock().remember(received, &removed);
         self.store.publish_policy(snapshot);
         self.secrets.look(&self.store.load().policy);
         self.warn_of_missing_secrets();
         self.metrics.policy_in_force(gauges, SystemTime::now());
-        self.metrics.policy_update(UpdateResult::Accepted);
         tracing::info!(
             generation = gauges.generation,
             endpoints = gauges.endpoints,
             quarantined = gauges.quarantined_rules,
-            changed = received.len(),
-            removed = removed.len(),
+            changed = counts.0,
+            removed = counts.1,
             "policy in force"
         );
-        self.lock().remember(received, &removed);
     }
 
     /// Enforces what the files of `directory` hold, now and whenever they change. Never returns.
@@ -368,16 +382,59 @@ impl State {
             };
             self.policies.insert(name, policy);
         }
-        self.first_policy = None;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future as _;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Wake};
+
     use prost::Message as _;
     use tollgate_policy::{ConnectionVerdict, Direction, EndpointKey, Flow, SecurityId, ServerName};
 
     use super::*;
+    use crate::identity::Sources;
+    use crate::readiness::Readiness;
+
+    /// Whoever is told of the new world does not take it well.
+    struct Panics;
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a defect behind the publication");
+        }
+    }
+
+    fn received(id: u64) -> Received {
+        let policy = cilium::NetworkPolicy {
+            endpoint_ips: vec![format!("10.0.0.{id}")],
+            endpoint_id: id,
+            ..cilium::NetworkPolicy::default()
+        };
+        Received { name: id.to_string(), policy, partly_read: None, place: None }
+    }
+
+    #[tokio::test]
+    async fn what_is_in_force_is_never_refused() {
+        let store = Arc::new(WorldStore::new(Sources::of_table(IdentityTable::default())));
+        let readiness = Readiness::default();
+        let control = Control::new(Arc::clone(&store), Arc::default(), readiness.pending("first policy"));
+        let control = Arc::new(control);
+        let mut worlds = store.subscribe();
+        let mut told = pin!(worlds.changed());
+        let waker = Arc::new(Panics).into();
+        assert!(matches!(told.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Pending));
+        let update = control.update_policies(vec![received(1), received(2)], Vec::new()).await;
+        let in_force = || store.load().policy.endpoints().map(|policy| policy.endpoint_id()).collect::<Vec<_>>();
+        assert_eq!((update.is_ok(), in_force().len()), (true, 2), "it is in force");
+        assert!(control.with_policies(|policies| policies.len() == 2) && readiness.waiting_for().is_empty());
+        let place = FilePlace { file: std::path::Path::new("1.yaml").into(), line: None };
+        let directory = vec![(received(1).policy, place)];
+        control.replace_policies(directory).await.unwrap();
+        assert_eq!(in_force(), [1], "and what was in force goes");
+    }
 
     /// A rule on port 80 that would admit everybody, with bytes of a field from the future in it.
     fn admits_with_unknown_field(rule_suffix: &[u8], entry_suffix: &[u8]) -> bool {

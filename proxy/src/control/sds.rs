@@ -33,14 +33,14 @@ impl Handler for SecretHandler {
     }
 
     async fn apply(&mut self, update: Update<Secret>) -> Result<(), Rejection> {
-        self.secrets = self.secrets.after(update);
+        let next = self.secrets.after(update);
         let mut table = Secrets::default();
         // Of several of one name none can be the right one.
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for (_, secret) in self.secrets.iter() {
+        for (_, secret) in next.iter() {
             *counts.entry(&secret.name).or_default() += 1;
         }
-        for (name, secret) in self.secrets.iter() {
+        for (name, secret) in next.iter() {
             match value(secret) {
                 _ if counts[&*secret.name] > 1 => table.insert_unusable(&secret.name, "is delivered more than once"),
                 // Only a resource that was asked for by this name may have it.
@@ -50,6 +50,7 @@ impl Handler for SecretHandler {
             }
         }
         self.control.replace_served_secrets(table);
+        self.secrets = next;
         Ok(())
     }
 }
