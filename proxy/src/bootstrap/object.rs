@@ -9,6 +9,9 @@ use crate::config::ListenAddress;
 use crate::config::document::{Entry, Node, Place, Value};
 use crate::config::read::Mistakes;
 
+/// Longest duration anyone means; more is a slip of units, or would be past the end of time.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// What was noted while reading.
 #[derive(Debug)]
 pub(super) struct Notes<'a> {
@@ -83,12 +86,17 @@ impl<'a> Field<'a> {
         number
     }
 
-    /// Protobuf's JSON form of a duration: `2s`, `2.500s`.
+    /// Protobuf's JSON form of a duration, `2s` or `2.500s`; at most a year.
     pub(super) fn duration(&self) -> Option<Duration> {
-        let seconds = text_of(self.node).and_then(|text| text.strip_suffix('s')?.parse::<f64>().ok());
-        let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        if duration.is_none() {
+        let text = text_of(self.node).unwrap_or_default();
+        let seconds = text.strip_suffix('s').and_then(|number| number.parse::<f64>().ok());
+        let Some(seconds) = seconds.filter(|seconds| seconds.is_finite() && !seconds.is_sign_negative()) else {
             self.refuse("not a duration; write seconds such as \"2s\" or \"2.500s\"");
+            return None;
+        };
+        let duration = Duration::try_from_secs_f64(seconds).ok().filter(|duration| *duration <= LONGEST);
+        if duration.is_none() {
+            self.refuse(format!("\"{text}\" is longer than a year; write what was meant, in seconds"));
         }
         duration
     }

@@ -106,6 +106,23 @@ fn mistakes_are_named_with_place_and_remedy() {
         ),
         (
             ADS,
+            "connect_timeout: 1.5s",
+            "connect_timeout: 1500000000s",
+            "14:68: staticResources.clusters[egress-cluster].connectTimeout: \"1500000000s\" is longer than a year; write \
+             what was meant, in seconds"
+                .to_owned(),
+        ),
+        (
+            SPLIT,
+            "\"idleTimeout\": \"60s\"",
+            "\"idleTimeout\": \"31536000.001s\"",
+            "93:30: staticResources.clusters[ingress-cluster].typedExtensionProtocolOptions.\
+             envoy.extensions.upstreams.http.v3.HttpProtocolOptions.commonHttpProtocolOptions.idleTimeout: \
+             \"31536000.001s\" is longer than a year; write what was meant, in seconds"
+                .to_owned(),
+        ),
+        (
+            ADS,
             "V3, ads: {} }\nstatic",
             "V2, ads: {} }\nstatic",
             "11:70: dynamicResources.cdsConfig.resourceApiVersion: only V3 is there".to_owned(),
