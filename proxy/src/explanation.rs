@@ -20,7 +20,7 @@ use tollgate_policy::{
 };
 
 pub(crate) use self::query::percent_decode;
-use crate::config::Normalize;
+use crate::config::{ForwardedProto, Normalize};
 use crate::http::canonical::CanonicalPath;
 use crate::http::h1::{self, FieldStorage, MAX_FIELDS, Refusal, RequestHead};
 use crate::http::respond::LocalReply;
@@ -57,6 +57,8 @@ pub(crate) struct Enforced<'a> {
     pub(crate) secrets: &'a Secrets,
     /// How the listener makes paths canonical.
     pub(crate) normalize: &'a Normalize,
+    /// Whose word `x-forwarded-proto` is on the listener.
+    pub(crate) forwarded_proto: ForwardedProto,
     /// `proxy_id` of the listener, where nobody names another.
     pub(crate) proxy_id: u16,
     /// Where policies stand that come out of files, by resource name.
@@ -212,7 +214,11 @@ pub(crate) fn explain(asked: &Asked, enforced: &Enforced<'_>) -> Result<Explaine
     let written = head::write(asked)?;
     let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let read = written.as_ref().map(|written| match &written.bytes {
-        Ok(bytes) => h1::read(bytes, &mut storage, enforced.normalize),
+        Ok(bytes) => {
+            let mut head = h1::read(bytes, &mut storage, enforced.normalize)?;
+            head.settle_forwarded_proto(enforced.forwarded_proto);
+            Ok(head)
+        }
         Err(refusal) => Err(refusal.clone()),
     });
     let judged = read.as_ref().and_then(|read| read.as_ref().ok());

@@ -38,6 +38,7 @@ impl Views for Process {
             policies: &tollgate_policy::Snapshot::empty(),
             secrets: &tollgate_policy::Secrets::default(),
             normalize: &crate::config::Normalize::default(),
+            forwarded_proto: crate::config::ForwardedProto::Keep,
             proxy_id: 0,
             places: &Default::default(),
             reference: None,

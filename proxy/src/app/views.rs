@@ -12,7 +12,7 @@ use tollgate_xds::{Status, Variant};
 use super::Request;
 use super::listeners::Listeners;
 use crate::admin::{Actions, BoundListener, Views};
-use crate::config::{Config, Identities, Normalize, PolicySource};
+use crate::config::{Config, ForwardedProto, Identities, Normalize, PolicySource};
 use crate::control::Control;
 use crate::control::listeners::{Clusters, Report, Reported};
 use crate::explanation::{self, Asked, Enforced, Explained};
@@ -144,6 +144,7 @@ impl Views for ProcessViews {
             policies: &world.policy,
             secrets: &world.secrets,
             normalize: &listener.map_or_else(Normalize::default, |listener| listener.normalize),
+            forwarded_proto: listener.map_or(ForwardedProto::Keep, |listener| listener.http.forwarded_proto),
             proxy_id: listener.map_or(0, |listener| listener.proxy_id),
             places: &self.control.places(),
             reference: None,

@@ -13,7 +13,7 @@ use tollgate_policy::{Direction, NetworkPolicy, Secrets, SecurityId, Snapshot};
 
 use super::admin_client::{self, AdminError};
 use super::{Exit, Failure, Output, asynchronously, print, print_json};
-use crate::config::{ListenAddress, Normalize, SecretFile};
+use crate::config::{HttpSettings, ListenAddress, Normalize, SecretFile};
 use crate::control::secrets::read_once;
 use crate::explanation::{self, Answer, Asked, Enforced, NoAnswer};
 use crate::policy_file::{self, FilePlace, FileResource, PolicyResource};
@@ -140,6 +140,7 @@ fn ask_files(args: &Args, file: &Path, asked: &Asked) -> Result<Exit, Failure> {
         policies: &builder.build(),
         secrets: &secrets,
         normalize: &Normalize::default(),
+        forwarded_proto: HttpSettings::default().forwarded_proto,
         proxy_id: 0,
         places: &places,
         reference: reference.as_ref(),

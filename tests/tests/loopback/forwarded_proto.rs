@@ -2,12 +2,13 @@
 
 use std::process::Command;
 
+use serde_json::{Value, json};
 use tollgate_tests::peer::Peer;
-use tollgate_tests::policy::usual;
+use tollgate_tests::policy::{http_port, ingress, usual};
 use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::python::python;
 use tollgate_tests::script;
-use tollgate_tests::site::Site;
+use tollgate_tests::site::{HTTP_PORT, Site};
 use tollgate_tests::upstream::Upstream;
 
 /// Treatment, what the client says, what the upstream hears.
@@ -41,6 +42,29 @@ fn http_1() {
         let got: Vec<_> = fields.filter(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-proto")).collect();
         assert_eq!(got.iter().map(|(_, value)| *value).collect::<Vec<_>>(), heard, "{treatment} {said}");
         assert!(received.contains("X-Last: 1\r\n"));
+    }
+}
+
+/// What is asked about a request is answered as for one that comes: a client's word that does not count matches no rule.
+#[test]
+fn an_explanation_knows_whose_word_it_is() {
+    for (treatment, allowed) in [("keep", true), ("add", true), ("overwrite", false)] {
+        let site = Site::new();
+        let upstream = Upstream::ok(&site);
+        let rule = json!({"headers": [
+            {"name": ":path", "stringMatch": {"exact": "/only"}},
+            {"name": "x-forwarded-proto", "stringMatch": {"exact": "https"}},
+        ]});
+        let policy = ingress(&site, json!([http_port(HTTP_PORT, &[rule])]));
+        let proxy = Proxy::with(&site, upstream.address(), &options(treatment), &[policy]);
+        let mut client = Peer::connect(proxy.http());
+        client.send("GET /only HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\n\r\n");
+        assert_eq!(client.read_message().status(), if allowed { 200 } else { 403 }, "{treatment}");
+        let ip = proxy.http().ip();
+        let asked = format!("endpoint={ip}&direction=ingress&from=7&port={HTTP_PORT}&method=GET&path=/only");
+        let answer = proxy.get(&format!("/policy/explain?{asked}&header=x-forwarded-proto:%20https")).1;
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer["verdict"], if allowed { "allowed" } else { "denied" }, "{treatment}: {answer}");
     }
 }
 
