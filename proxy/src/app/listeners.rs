@@ -214,7 +214,7 @@ impl Listeners {
     fn commands(
         &self,
         listener: &config::Listener,
-        open: Vec<Vec<(SocketAddr, TcpListener)>>,
+        open: Vec<Vec<(SocketAddr, Vec<TcpListener>)>>,
         close: &[SocketAddr],
         done: &Done,
     ) -> Vec<Command> {

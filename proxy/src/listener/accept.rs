@@ -15,14 +15,22 @@ use crate::worker::{PanicCount, Worker};
 /// Pause after an accept error that the next accept would meet again, such as running out of descriptors. The connection
 /// stays in the queue meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Connections accepted from one socket before others get their turn: the queues of other sources, and open connections.
+const BATCH: u32 = 32;
 
 /// Accepts until the listener drains; each connection becomes a task of its own.
 pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<Served>, socket: TcpListener) {
     let subscription = listener.signals().subscribe();
+    let mut batch = 0;
     loop {
         if listener.signals().state().draining {
             return;
         }
+        if batch == BATCH {
+            batch = 0;
+            tokio::task::yield_now().await;
+        }
+        batch += 1;
         let accepted = tokio::select! {
             biased;
             _ = subscription.changed() => continue,
@@ -41,7 +49,9 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<Served>, socket: TcpLis
                 match AcceptError::classify(&error) {
                     AcceptError::PerConnection => {}
                     AcceptError::Exhausted => {
-                        tracing::warn!(listener = %listener.context().name, %error, "accept failed; pausing");
+                        if listener.begins_pause(PAUSE) {
+                            tracing::warn!(listener = %listener.context().name, %error, "accept failed; pausing");
+                        }
                         tokio::time::sleep(PAUSE).await;
                     }
                     AcceptError::Fatal => {

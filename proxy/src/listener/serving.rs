@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 use tokio::net::TcpListener;
@@ -52,8 +52,8 @@ pub(crate) struct Serve {
     pub(crate) index: ListenerIndex,
     /// Sockets that its requests are logged to.
     pub(crate) access_log: SinkSet,
-    /// Addresses to accept on besides those that stay, each with a socket of this worker.
-    pub(crate) open: Vec<(SocketAddr, std::net::TcpListener)>,
+    /// Addresses to accept on besides those that stay, each with the sockets of this worker.
+    pub(crate) open: Vec<(SocketAddr, Vec<std::net::TcpListener>)>,
     /// Addresses to accept on no longer.
     pub(crate) close: Vec<SocketAddr>,
     pub(crate) done: Done,
@@ -71,6 +71,8 @@ pub(crate) struct Served {
     /// What the process is told.
     process: Cell<State>,
     leaving: Cell<Leaving>,
+    /// Until when its accept loops pause.
+    paused: Cell<Option<Instant>>,
     /// Tasks of open connections.
     connections: RefCell<Slab<AbortHandle>>,
 }
@@ -92,6 +94,7 @@ impl Served {
             context: RefCell::new(Rc::new(context)),
             process: Cell::default(),
             leaving: Cell::new(Leaving::No),
+            paused: Cell::default(),
             connections: RefCell::default(),
         })
     }
@@ -99,6 +102,16 @@ impl Served {
     /// What a new connection gets.
     pub(crate) fn context(&self) -> Rc<ListenerContext> {
         Rc::clone(&self.context.borrow())
+    }
+
+    /// Notes that an accept loop pauses now. Whether it is the first to: what one of them meets, all do.
+    pub(crate) fn begins_pause(&self, pause: Duration) -> bool {
+        let now = Instant::now();
+        let first = self.paused.get().is_none_or(|until| until <= now);
+        if first {
+            self.paused.set(Some(now + pause));
+        }
+        first
     }
 
     /// For the accept loops.
@@ -166,7 +179,8 @@ pub(crate) struct Serving {
 
 struct Entry {
     served: Rc<Served>,
-    accepting: BTreeMap<SocketAddr, JoinHandle<()>>,
+    /// The accept loops of each address, one for each of its sockets.
+    accepting: BTreeMap<SocketAddr, Vec<JoinHandle<()>>>,
     /// Ends the connections of a listener that was taken out.
     ending: Option<JoinHandle<()>>,
 }
@@ -231,18 +245,17 @@ impl Serving {
         for address in close {
             entry.close(address).await;
         }
-        for (address, socket) in open {
-            match TcpListener::from_std(socket) {
-                Ok(socket) => {
-                    // A task that lost its place here would accept for ever.
-                    entry.close(address).await;
-                    let run = accept::run(Rc::clone(&self.worker), Rc::clone(&entry.served), socket);
-                    entry.accepting.insert(address, tokio::task::spawn_local(run));
-                }
-                Err(error) => {
-                    tracing::error!(%address, %error, "a worker cannot accept from a socket");
-                    // Fails only when nobody waits for the outcome, or has the first error already.
-                    let _ = done.try_send(error);
+        for (address, sockets) in open {
+            // Tasks that lost their place here would accept for ever.
+            entry.close(address).await;
+            for socket in sockets {
+                match TcpListener::from_std(socket) {
+                    Ok(socket) => entry.accept(&self.worker, address, socket),
+                    Err(error) => {
+                        tracing::error!(%address, %error, "a worker cannot accept from a socket");
+                        // Fails only when nobody waits for the outcome, or has the first error already.
+                        let _ = done.try_send(error);
+                    }
                 }
             }
         }
@@ -272,12 +285,19 @@ impl Entry {
         self.served.leave(Leaving::No);
     }
 
-    /// Closes the socket of `address`.
+    /// Starts accepting from `socket`.
+    fn accept(&mut self, worker: &Rc<Worker>, address: SocketAddr, socket: TcpListener) {
+        let run = accept::run(Rc::clone(worker), Rc::clone(&self.served), socket);
+        self.accepting.entry(address).or_default().push(tokio::task::spawn_local(run));
+    }
+
+    /// Closes the sockets of `address`.
     async fn close(&mut self, address: SocketAddr) {
-        if let Some(accepting) = self.accepting.remove(&address) {
-            accepting.abort();
-            // The socket is closed when the task is gone, not before.
-            let _ = accepting.await;
+        let accepting = self.accepting.remove(&address).unwrap_or_default();
+        accepting.iter().for_each(JoinHandle::abort);
+        for task in accepting {
+            // A socket is closed when its task is gone, not before.
+            let _ = task.await;
         }
     }
 

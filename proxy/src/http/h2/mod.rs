@@ -7,7 +7,6 @@ mod connection;
 mod driver;
 mod prefixed;
 mod request;
-mod retry;
 mod stream;
 mod transfer;
 mod upstream;

@@ -129,7 +129,7 @@ fn no_accept_loop_outlives_the_listener() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let address = socket.local_addr().unwrap();
-        twice.open = vec![(address, socket.try_clone().unwrap()), (address, socket)];
+        twice.open = vec![(address, vec![socket.try_clone().unwrap()]), (address, vec![socket])];
         serving.obey(Command::Serve(twice)).await;
         serving.obey(remove(LONG)).await;
         assert!(std::net::TcpStream::connect(address).is_err(), "nobody listens any more");
