@@ -1,0 +1,72 @@
+//! What a tenant has used on one worker. The worker writes, anybody reads; no lock and no contended write.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Upper bounds of the classes of [`Usage::delays`], in nanoseconds; the last class has none.
+pub const DELAY_BOUNDS: [u64; 7] = [50_000, 200_000, 1_000_000, 5_000_000, 20_000_000, 100_000_000, 500_000_000];
+
+/// Counts since the account was opened.
+#[derive(Debug, Default)]
+pub struct Account {
+    cpu: AtomicU64,
+    polls: AtomicU64,
+    longest: AtomicU64,
+    panics: AtomicU64,
+    waited: AtomicU64,
+    delays: [AtomicU64; DELAY_BOUNDS.len() + 1],
+}
+
+/// What an account says at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time, in nanoseconds; up to 200 us of the newest may be missing.
+    pub cpu: u64,
+    /// Polls of tasks.
+    pub polls: u64,
+    /// The longest of them, in nanoseconds.
+    pub longest: u64,
+    /// Tasks that panicked.
+    pub panics: u64,
+    /// Nanoseconds that tasks could have run and did not, in sum.
+    pub waited: u64,
+    /// How often that time was in the class of [`DELAY_BOUNDS`].
+    pub delays: [u64; DELAY_BOUNDS.len() + 1],
+}
+
+impl Account {
+    /// What was used so far.
+    pub fn usage(&self) -> Usage {
+        let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        Usage {
+            cpu: read(&self.cpu),
+            polls: read(&self.polls),
+            longest: read(&self.longest),
+            panics: read(&self.panics),
+            waited: read(&self.waited),
+            delays: std::array::from_fn(|class| read(&self.delays[class])),
+        }
+    }
+
+    pub(crate) fn poll(&self, took: u64, waited: u64) {
+        add(&self.polls, 1);
+        add(&self.waited, waited);
+        if took > self.longest.load(Ordering::Relaxed) {
+            self.longest.store(took, Ordering::Relaxed);
+        }
+        let class = DELAY_BOUNDS.iter().position(|bound| waited <= *bound).unwrap_or(DELAY_BOUNDS.len());
+        add(&self.delays[class], 1);
+    }
+
+    pub(crate) fn add_cpu(&self, nanoseconds: u64) {
+        add(&self.cpu, nanoseconds);
+    }
+
+    pub(crate) fn panicked(&self) {
+        add(&self.panics, 1);
+    }
+}
+
+/// Adds without a locked instruction: only the worker writes.
+fn add(cell: &AtomicU64, n: u64) {
+    cell.store(cell.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}

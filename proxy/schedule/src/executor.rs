@@ -1,0 +1,223 @@
+//! Runs the tasks of one worker, the one of the group whose turn it is first.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::Duration;
+
+use async_task::Runnable;
+use slab::Slab;
+
+use crate::clock::Clock;
+use crate::current;
+use crate::fair::Fair;
+use crate::meter::{Ledger, Meter};
+use crate::remote::Remote;
+use crate::slice::SLICE;
+use crate::task::Group;
+use crate::{GroupKey, TenantId, Weight};
+
+/// Time that tasks run before the event loop has its turn, in nanoseconds.
+pub const QUANTUM: u64 = 200_000;
+/// How long the end of an executor waits for a thread that is just handing a task over. It takes a microsecond.
+const HANDOVER: Duration = Duration::from_secs(1);
+
+/// A task that may run; with it the place where its group queues, which changes when the group does.
+pub(crate) type Ready = Runnable<Arc<AtomicUsize>>;
+
+/// The tasks of one thread. Dropping it drops all that are left.
+#[derive(Debug)]
+pub struct Executor(Handle);
+
+/// Makes groups.
+#[derive(Clone, Debug)]
+pub struct Handle(Rc<Local>);
+
+pub(crate) struct Local {
+    pub(crate) clock: Box<dyn Clock>,
+    ledger: Box<dyn Ledger>,
+    fair: RefCell<Fair<Queued>>,
+    meter: RefCell<Meter>,
+    pub(crate) remote: Arc<Remote<Ready>>,
+    /// Wakers of all tasks that have not ended.
+    pub(crate) active: RefCell<Slab<Waker>>,
+    /// What drives the executor.
+    pump: RefCell<Option<Waker>>,
+    /// Nothing can run, and the pump does not know of anything that has come since.
+    asleep: Cell<bool>,
+    /// When the present poll began; `None` in the event loop, where time passes unseen.
+    now: Cell<Option<u64>>,
+    /// Place of the tenant whose task is polled.
+    running: Cell<Option<usize>>,
+    /// When the present poll has used up its slice.
+    pub(crate) slice_end: Cell<u64>,
+}
+
+#[derive(Debug)]
+struct Queued {
+    task: Ready,
+    since: u64,
+}
+
+impl fmt::Debug for Local {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Executor").finish_non_exhaustive()
+    }
+}
+
+impl Executor {
+    /// An executor for this thread. One per thread: of several, all but the newest pass their wakes the long way round.
+    pub fn new(clock: impl Clock + 'static, ledger: impl Ledger + 'static) -> Self {
+        let (overhead, _) = ledger.open(TenantId::OVERHEAD);
+        let local = Rc::new(Local {
+            clock: Box::new(clock),
+            ledger: Box::new(ledger),
+            fair: RefCell::default(),
+            meter: RefCell::new(Meter::new(overhead)),
+            remote: Arc::new(Remote::new()),
+            active: RefCell::default(),
+            pump: RefCell::default(),
+            asleep: Cell::new(false),
+            now: Cell::new(None),
+            running: Cell::new(None),
+            slice_end: Cell::new(u64::MAX),
+        });
+        current::set(Rc::clone(&local));
+        Self(Handle(local))
+    }
+
+    /// For those who spawn.
+    pub fn handle(&self) -> Handle {
+        self.0.clone()
+    }
+
+    /// Runs tasks for a [`QUANTUM`], then completes: let the event loop have its turn, and come back. While nothing can run it
+    /// waits. Run it without a budget of the event loop's own, which all tenants would share.
+    pub async fn quantum(&self) {
+        poll_fn(|context| self.0.0.poll_quantum(context)).await;
+    }
+}
+
+impl Handle {
+    /// A new group with this key; groups with equal keys share.
+    pub fn group(&self, key: GroupKey) -> Group {
+        Group::new(&self.0, key)
+    }
+
+    /// Changes the weight of a tenant that runs here. One that comes later has the weight that the ledger names then.
+    pub fn set_weight(&self, tenant: TenantId, weight: Weight) {
+        self.0.fair.borrow_mut().set_weight(tenant, weight);
+    }
+}
+
+impl Local {
+    /// Adds a member to a group and returns where it queues.
+    pub(crate) fn join(&self, key: GroupKey) -> usize {
+        let mut opened = None;
+        let (slot, tenant) = self.fair.borrow_mut().join(key, || {
+            let (account, weight) = self.ledger.open(key.tenant);
+            opened = Some(account);
+            weight
+        });
+        if let Some(account) = opened {
+            self.meter.borrow_mut().admit(tenant, account, &*self.clock);
+        }
+        slot
+    }
+
+    pub(crate) fn leave(&self, slot: usize) {
+        self.fair.borrow_mut().leave(slot);
+    }
+
+    /// Queues a task that was woken on this thread.
+    pub(crate) fn push(&self, task: Ready) {
+        let since = self.now.get().unwrap_or_else(|| {
+            // The first wake of many that the event loop found: they came together.
+            let now = self.clock.now();
+            self.now.set(Some(now));
+            now
+        });
+        let slot = task.metadata().load(Ordering::Relaxed);
+        self.fair.borrow_mut().push(slot, Queued { task, since });
+        if self.asleep.replace(false)
+            && let Some(pump) = &*self.pump.borrow()
+        {
+            pump.wake_by_ref();
+        }
+    }
+
+    /// Takes over what other threads have woken.
+    fn take_remote(&self) {
+        if self.remote.has_news() {
+            self.remote.take().into_iter().for_each(|task| self.push(task));
+        }
+    }
+
+    fn poll_quantum(&self, context: &Context<'_>) -> Poll<()> {
+        if !self.pump.borrow().as_ref().is_some_and(|known| known.will_wake(context.waker())) {
+            self.remote.set_worker(context.waker().clone());
+            self.pump.replace(Some(context.waker().clone()));
+        }
+        self.asleep.set(false);
+        let began = self.clock.now();
+        let mut now = began;
+        self.now.set(Some(now));
+        while now.saturating_sub(began) < QUANTUM {
+            self.take_remote();
+            let Some(turn) = self.fair.borrow_mut().next() else { break };
+            let waited = now.saturating_sub(turn.item.since);
+            self.slice_end.set(now.saturating_add(SLICE));
+            self.running.set(Some(turn.tenant));
+            turn.item.task.run();
+            self.running.set(None);
+            let ended = self.clock.now();
+            let cost = self.meter.borrow_mut().polled(turn.tenant, ended.saturating_sub(now), waited, &*self.clock);
+            self.fair.borrow_mut().charge(cost);
+            now = ended;
+            self.now.set(Some(now));
+        }
+        self.slice_end.set(u64::MAX);
+        self.now.set(None);
+        self.meter.borrow_mut().pause(now, &*self.clock);
+        if !self.fair.borrow().is_idle() {
+            return Poll::Ready(());
+        }
+        self.asleep.set(true);
+        Poll::Pending
+    }
+
+    /// Counts a task that has panicked in the present poll.
+    pub(crate) fn panicked(&self) {
+        let Some(place) = self.running.get() else { return };
+        self.meter.borrow().panicked(place);
+        let tenant = self.fair.borrow().tenant(place);
+        self.ledger.panicked(tenant);
+    }
+}
+
+impl Drop for Executor {
+    /// Drops every task that has not ended, here and now: their futures belong to this thread.
+    fn drop(&mut self) {
+        let local = &self.0.0;
+        let began = std::time::Instant::now();
+        // Dropping one may wake or start others.
+        while !local.active.borrow().is_empty() && began.elapsed() < HANDOVER {
+            let wakers: Vec<Waker> = local.active.borrow().iter().map(|(_, waker)| waker.clone()).collect();
+            wakers.into_iter().for_each(Waker::wake);
+            local.take_remote();
+            loop {
+                let next = local.fair.borrow_mut().next();
+                let Some(turn) = next else { break };
+                drop(turn.item.task);
+            }
+            // Only a task that another thread is just handing over is left, if any.
+            thread::yield_now();
+        }
+        current::remove(local);
+    }
+}

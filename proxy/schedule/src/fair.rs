@@ -1,0 +1,264 @@
+//! Start-time fair queueing (Goyal, Vin and Cheng, 1996) in two levels: tenants share a worker by weight, and inside a
+//! tenant its flows share alike. Pure: no clock and no IO; whoever runs a task says afterwards what it cost.
+//!
+//! Each tenant, and each flow inside one, has a start tag in virtual time. The smallest one runs next and then starts
+//! later, by cost over weight. Who comes back after a rest starts where the one in service did, or where its own last
+//! turn ended if that is later: a rest earns nothing, and what was used is not forgotten. Two that both want to run all
+//! the time never differ by more than the longest turn of each, over their weights.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+
+use slab::Slab;
+
+use crate::{GroupKey, TenantId, Weight};
+
+/// Cost over weight. Wide enough for ever: with 64 bits a day of work at full precision would wrap.
+type Virtual = u128;
+
+/// Who shares on one level, and who of them is next.
+#[derive(Debug, Default)]
+struct Level {
+    runnable: BinaryHeap<Reverse<Place>>,
+    /// Start tag of the one in service; when nobody is left, the end of the last busy period.
+    now: Virtual,
+    latest_finish: Virtual,
+    /// Makes equal start tags run in the order of their arrival.
+    arrivals: u64,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    start: Virtual,
+    arrival: u64,
+    slot: usize,
+}
+
+/// Where one tenant or flow stands on its level.
+#[derive(Debug)]
+struct Standing {
+    start: Virtual,
+    finish: Virtual,
+    /// Virtual time of a nanosecond.
+    rate: u64,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Idle,
+    Runnable,
+    InService,
+}
+
+impl Standing {
+    fn new(weight: Weight) -> Self {
+        Self { start: 0, finish: 0, rate: weight.rate(), state: State::Idle }
+    }
+}
+
+impl Level {
+    /// Lets one run again that had nothing to do.
+    fn wake(&mut self, who: &mut Standing, slot: usize) {
+        if who.state == State::Idle {
+            self.enter(who, slot, who.finish.max(self.now));
+        }
+    }
+
+    fn enter(&mut self, who: &mut Standing, slot: usize, start: Virtual) {
+        who.start = start;
+        who.state = State::Runnable;
+        self.arrivals += 1;
+        self.runnable.push(Reverse(Place { start, arrival: self.arrivals, slot }));
+    }
+
+    /// The slot of who runs next.
+    fn pick(&mut self) -> Option<usize> {
+        let Reverse(Place { start, slot, .. }) = self.runnable.pop()?;
+        self.now = start;
+        Some(slot)
+    }
+
+    /// Ends the turn of the one in service.
+    fn charge(&mut self, who: &mut Standing, slot: usize, cost: u64, again: bool) {
+        who.finish = who.start + Virtual::from(cost) * Virtual::from(who.rate);
+        self.latest_finish = self.latest_finish.max(who.finish);
+        who.state = State::Idle;
+        if again {
+            self.enter(who, slot, who.finish);
+        } else if self.runnable.is_empty() {
+            self.now = self.latest_finish;
+        }
+    }
+
+    /// Whether forgetting this one would forgive it nothing.
+    fn is_even_with(&self, who: &Standing) -> bool {
+        who.state == State::Idle && who.finish <= self.now
+    }
+}
+
+#[derive(Debug)]
+struct Tenant {
+    id: TenantId,
+    standing: Standing,
+    flows: Level,
+    /// Flows that exist.
+    count: usize,
+}
+
+#[derive(Debug)]
+struct Flow<T> {
+    key: GroupKey,
+    tenant: usize,
+    standing: Standing,
+    queue: VecDeque<T>,
+    /// Who may still push here.
+    members: usize,
+}
+
+/// What runs next, and for whom.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Turn<T> {
+    pub(crate) item: T,
+    /// The tenant's place; stays the same while the tenant has a member.
+    pub(crate) tenant: usize,
+}
+
+/// The run queue of a worker.
+#[derive(Debug)]
+pub(crate) struct Fair<T> {
+    tenants: Slab<Tenant>,
+    flows: Slab<Flow<T>>,
+    tenant_slots: HashMap<TenantId, usize>,
+    flow_slots: HashMap<GroupKey, usize>,
+    level: Level,
+    /// Slot of the flow in service.
+    in_service: Option<usize>,
+    /// Flows that had no member when last looked at.
+    leaving: VecDeque<usize>,
+}
+
+impl<T> Default for Fair<T> {
+    fn default() -> Self {
+        Self {
+            tenants: Slab::new(),
+            flows: Slab::new(),
+            tenant_slots: HashMap::new(),
+            flow_slots: HashMap::new(),
+            level: Level::default(),
+            in_service: None,
+            leaving: VecDeque::new(),
+        }
+    }
+}
+
+impl<T> Fair<T> {
+    /// Adds a member to a group, which begins to exist with its first one. A tenant that is new gets this weight. Returns
+    /// where to push, and the tenant's place.
+    pub(crate) fn join(&mut self, key: GroupKey, weight: impl FnOnce() -> Weight) -> (usize, usize) {
+        self.forget_some();
+        if let Some(&slot) = self.flow_slots.get(&key) {
+            self.flows[slot].members += 1;
+            return (slot, self.flows[slot].tenant);
+        }
+        let tenant = *self.tenant_slots.entry(key.tenant).or_insert_with(|| {
+            let standing = Standing::new(weight());
+            self.tenants.insert(Tenant { id: key.tenant, standing, flows: Level::default(), count: 0 })
+        });
+        self.tenants[tenant].count += 1;
+        let standing = Standing::new(Weight::DEFAULT);
+        let slot = self.flows.insert(Flow { key, tenant, standing, queue: VecDeque::new(), members: 1 });
+        self.flow_slots.insert(key, slot);
+        (slot, tenant)
+    }
+
+    /// Takes a member away. The group is forgotten once it has none, is idle, and nobody waits for what it used.
+    pub(crate) fn leave(&mut self, slot: usize) {
+        let flow = &mut self.flows[slot];
+        flow.members = flow.members.saturating_sub(1);
+        if flow.members == 0 {
+            self.leaving.push_back(slot);
+            self.forget_some();
+        }
+    }
+
+    /// Changes a tenant's weight from its next turn on. One that is not here gets it when it comes.
+    pub(crate) fn set_weight(&mut self, tenant: TenantId, weight: Weight) {
+        if let Some(&slot) = self.tenant_slots.get(&tenant) {
+            self.tenants[slot].standing.rate = weight.rate();
+        }
+    }
+
+    /// Queues an item behind the others of its group.
+    pub(crate) fn push(&mut self, slot: usize, item: T) {
+        let flow = &mut self.flows[slot];
+        flow.queue.push_back(item);
+        let tenant = &mut self.tenants[flow.tenant];
+        tenant.flows.wake(&mut flow.standing, slot);
+        self.level.wake(&mut tenant.standing, flow.tenant);
+    }
+
+    /// What runs next. To be followed by [`Fair::charge`] when it has run.
+    pub(crate) fn next(&mut self) -> Option<Turn<T>> {
+        self.charge(0);
+        let tenant_slot = self.level.pick()?;
+        let tenant = &mut self.tenants[tenant_slot];
+        tenant.standing.state = State::InService;
+        let slot = tenant.flows.pick()?;
+        let flow = &mut self.flows[slot];
+        flow.standing.state = State::InService;
+        self.in_service = Some(slot);
+        Some(Turn { item: flow.queue.pop_front()?, tenant: tenant_slot })
+    }
+
+    /// Ends the turn that [`Fair::next`] began, with its cost in nanoseconds.
+    pub(crate) fn charge(&mut self, cost: u64) {
+        let Some(slot) = self.in_service.take() else { return };
+        let flow = &mut self.flows[slot];
+        let tenant = &mut self.tenants[flow.tenant];
+        tenant.flows.charge(&mut flow.standing, slot, cost, !flow.queue.is_empty());
+        let again = !tenant.flows.runnable.is_empty();
+        self.level.charge(&mut tenant.standing, flow.tenant, cost, again);
+    }
+
+    /// Whether nothing is queued.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.level.runnable.is_empty() && self.in_service.is_none_or(|slot| self.flows[slot].queue.is_empty())
+    }
+
+    /// Whose place this is.
+    pub(crate) fn tenant(&self, slot: usize) -> TenantId {
+        self.tenants[slot].id
+    }
+
+    /// Looks at two groups that were left. Each arrival does so, and each is left once for each time that it was joined:
+    /// there are never many.
+    fn forget_some(&mut self) {
+        for _ in 0..self.leaving.len().min(2) {
+            let Some(slot) = self.leaving.pop_front() else { return };
+            let Some(flow) = self.flows.get(slot).filter(|flow| flow.members == 0) else { continue };
+            let tenant = &mut self.tenants[flow.tenant];
+            let last = tenant.count == 1;
+            let even = tenant.flows.is_even_with(&flow.standing);
+            if !even || last && !self.level.is_even_with(&tenant.standing) {
+                self.leaving.push_back(slot);
+                continue;
+            }
+            tenant.count -= 1;
+            self.flow_slots.remove(&flow.key);
+            if last {
+                self.tenant_slots.remove(&tenant.id);
+                self.tenants.remove(flow.tenant);
+            }
+            self.flows.remove(slot);
+        }
+    }
+}
+
+#[cfg(test)]
+impl<T> Fair<T> {
+    /// Tenants and flows that are known.
+    pub(crate) fn known(&self) -> (usize, usize) {
+        (self.tenants.len(), self.flows.len())
+    }
+}

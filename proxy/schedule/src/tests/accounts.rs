@@ -1,0 +1,88 @@
+//! Where the time of a worker goes.
+
+use super::Bench;
+use crate::{DELAY_BOUNDS, QUANTUM, TenantId};
+
+const A: TenantId = TenantId::from_raw(20);
+const B: TenantId = TenantId::from_raw(21);
+
+impl Bench {
+    /// CPU time of both tenants, and of nobody.
+    fn booked(&self) -> [u64; 3] {
+        [A, B, TenantId::OVERHEAD].map(|tenant| self.usage(tenant).cpu)
+    }
+}
+
+#[test]
+fn all_time_is_somebodys_or_overhead() {
+    let bench = Bench::new();
+    bench.time.work(5_000_000);
+    let (_a, _b) = (bench.greedy(&bench.group(20, 1), 30_000), bench.greedy(&bench.group(21, 1), 10_000));
+    for _ in 0..100 {
+        bench.turn();
+        // The event loop's own.
+        bench.time.work(20_000);
+        // And its sleep.
+        bench.time.stall(500_000);
+    }
+    bench.turn();
+    let [a, b, overhead] = bench.booked();
+    assert_eq!(a + b + overhead, bench.time.1.get(), "{a} {b} {overhead}");
+    assert_eq!(overhead, 5_000_000 + 100 * 20_000);
+    assert!(a.abs_diff(b) <= 30_000, "{a} {b}");
+}
+
+#[test]
+fn nobody_pays_for_what_the_kernel_ran_meanwhile() {
+    let bench = Bench::new();
+    let time = bench.time.clone();
+    let interrupted = bench.group(20, 1).spawn(async move {
+        for _ in 0..100 {
+            time.work(20_000);
+            // A poll that is interrupted for 4 ms, then one of which nothing is noticed but its sum.
+            time.stall(4_000_000);
+            super::again().await;
+            time.work(20_000);
+            time.stall(5_000);
+            super::again().await;
+        }
+    });
+    let other = bench.greedy(&bench.group(21, 1), 20_000);
+    while bench.usage(A).polls < 200 {
+        bench.turn();
+    }
+    drop(interrupted);
+    let [a, b, overhead] = bench.booked();
+    let truth = 200 * 20_000;
+    assert!(a.abs_diff(truth) < truth / 10, "{a}, and not {truth}");
+    let of_other = other.get() * 20_000;
+    assert!(b.abs_diff(of_other) < of_other / 10 + QUANTUM, "{b}, and not {of_other}");
+    assert!(a.abs_diff(b) < truth / 5, "nor was it anybody's turn for that: {a} {b}");
+    assert!(overhead <= QUANTUM, "{overhead}");
+    assert!(bench.usage(A).longest <= 60_000, "{:?}", bench.usage(A));
+}
+
+#[test]
+fn waits_are_counted_by_length() {
+    let bench = Bench::new();
+    bench.greedy(&bench.group(20, 1), 150_000);
+    bench.greedy(&bench.group(20, 1), 150_000);
+    bench.turns(10);
+    let usage = bench.usage(A);
+    // Each waits for the other's poll; it was woken in its own.
+    assert_eq!((usage.polls, usage.longest), (20, 150_000));
+    assert_eq!(usage.delays.iter().sum::<u64>(), usage.polls);
+    assert!(DELAY_BOUNDS[1] < 300_000 && usage.delays[2] >= 17, "{usage:?}");
+    assert!(usage.waited >= 17 * 150_000, "{usage:?}");
+}
+
+#[test]
+fn an_idle_worker_settles_what_it_has_done() {
+    let bench = Bench::new();
+    let time = bench.time.clone();
+    let small = bench.group(20, 1).spawn(async move { time.work(7_000) });
+    bench.time.stall(20_000_000);
+    bench.settle();
+    drop(small);
+    assert_eq!(bench.booked(), [7_000, 0, 0]);
+}

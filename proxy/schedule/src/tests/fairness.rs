@@ -1,0 +1,288 @@
+//! The run queue alone, against a model that knows what every two that share are owed.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use super::key;
+use crate::fair::Fair;
+use crate::{GroupKey, TenantId, Weight};
+
+const TENANTS: usize = 6;
+const FLOWS: usize = 4;
+
+/// The same numbers in every run (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize) % bound
+    }
+
+    /// Mostly short turns, and some a thousand times as long.
+    fn cost(&mut self) -> u64 {
+        1 + match self.below(20) {
+            0 => self.below(5_000_000),
+            1..3 => 0,
+            _ => self.below(50_000),
+        } as u64
+    }
+}
+
+/// What those who share one level were given, in virtual time, while both of two wanted to run.
+struct Ledger<const N: usize> {
+    backlog: [usize; N],
+    /// Largest virtual cost of one turn so far.
+    largest: [i128; N],
+    /// For each two: how much more the first was given, and the range of that, since both began to want to run.
+    ahead: [[Option<(i128, i128, i128)>; N]; N],
+    checked: usize,
+}
+
+impl<const N: usize> Ledger<N> {
+    fn new() -> Self {
+        Self { backlog: [0; N], largest: [0; N], ahead: [[None; N]; N], checked: 0 }
+    }
+
+    /// Notes a turn of `who`, then that it has one item less to run.
+    fn charge(&mut self, who: usize, cost: i128) {
+        self.largest[who] = self.largest[who].max(cost);
+        self.backlog[who] -= 1;
+        for (a, b) in (0..N).map(|other| (who.min(other), who.max(other))) {
+            if let Some((ahead, least, most)) = &mut self.ahead[a][b] {
+                *ahead += if a == who { cost } else { -cost };
+                (*least, *most) = ((*least).min(*ahead), (*most).max(*ahead));
+                let bound = self.largest[a] + self.largest[b];
+                assert!(*most - *least <= bound, "{a} and {b} differ by {} and not {bound}", *most - *least);
+                self.checked += 1;
+            }
+        }
+        self.note(who);
+    }
+
+    /// Two that want to run are compared from here on; one that does not is owed nothing.
+    fn note(&mut self, who: usize) {
+        for other in (0..N).filter(|other| *other != who) {
+            let both = self.backlog[who] > 0 && self.backlog[other] > 0;
+            let ahead = &mut self.ahead[who.min(other)][who.max(other)];
+            *ahead = if both { ahead.or(Some((0, 0, 0))) } else { None };
+        }
+    }
+}
+
+struct Model {
+    fair: Fair<(GroupKey, u64)>,
+    random: Random,
+    slots: HashMap<GroupKey, usize>,
+    queues: HashMap<GroupKey, VecDeque<u64>>,
+    weights: [u32; TENANTS],
+    tenants: Ledger<TENANTS>,
+    flows: Vec<Ledger<FLOWS>>,
+    items: u64,
+    seen: HashSet<u64>,
+    /// Nothing new comes.
+    ending: bool,
+}
+
+impl Model {
+    fn new(seed: u64) -> Self {
+        Self {
+            fair: Fair::default(),
+            random: Random(seed),
+            slots: HashMap::new(),
+            queues: HashMap::new(),
+            weights: [100; TENANTS],
+            tenants: Ledger::new(),
+            flows: (0..TENANTS).map(|_| Ledger::new()).collect(),
+            items: 0,
+            seen: HashSet::new(),
+            ending: false,
+        }
+    }
+
+    fn any_key(&mut self) -> GroupKey {
+        // Some have much more to do than others.
+        let tenant = self.random.below(TENANTS).min(self.random.below(TENANTS));
+        key(tenant as u32, self.random.below(FLOWS) as u32)
+    }
+
+    fn slot(&mut self, key: GroupKey) -> usize {
+        if let Some(slot) = self.slots.get(&key) {
+            return *slot;
+        }
+        let weight = Weight::new(self.weights[key.tenant.raw() as usize]);
+        let (slot, _) = self.fair.join(key, || weight);
+        // What the queue took the tenant in with, if it had not forgotten it.
+        self.fair.set_weight(key.tenant, weight);
+        self.slots.insert(key, slot);
+        slot
+    }
+
+    fn push(&mut self) {
+        let key = self.any_key();
+        let slot = self.slot(key);
+        self.items += 1;
+        self.fair.push(slot, (key, self.items));
+        self.queues.entry(key).or_default().push_back(self.items);
+        let tenant = key.tenant.raw() as usize;
+        self.tenants.backlog[tenant] += 1;
+        self.tenants.note(tenant);
+        self.flows[tenant].backlog[key.flow as usize] += 1;
+        self.flows[tenant].note(key.flow as usize);
+    }
+
+    fn leave(&mut self) {
+        let key = self.any_key();
+        if self.queues.get(&key).is_none_or(VecDeque::is_empty)
+            && let Some(slot) = self.slots.remove(&key)
+        {
+            self.fair.leave(slot);
+        }
+    }
+
+    fn reweigh(&mut self) {
+        let tenant = self.random.below(TENANTS);
+        self.weights[tenant] = [1, 50, 100, 200, 400, 10_000][self.random.below(6)];
+        self.fair.set_weight(TenantId::from_raw(tenant as u32), Weight::new(self.weights[tenant]));
+    }
+
+    /// One turn; false when nothing was queued.
+    fn run(&mut self) -> bool {
+        let Some(turn) = self.fair.next() else {
+            assert_eq!(self.items as usize, self.seen.len(), "idle while something waits");
+            return false;
+        };
+        let (key, item) = turn.item;
+        assert!(self.seen.insert(item), "item {item} ran twice");
+        assert_eq!(self.queues.get_mut(&key).and_then(VecDeque::pop_front), Some(item), "out of order in its group");
+        assert_eq!(self.fair.tenant(turn.tenant), key.tenant);
+        // What runs may wake others, and itself.
+        for _ in 0..self.random.below(3) * usize::from(!self.ending) {
+            self.push();
+        }
+        let cost = self.random.cost();
+        self.fair.charge(cost);
+        let tenant = key.tenant.raw() as usize;
+        let rate = |weight: u32| i128::from((1 << 24) / u64::from(weight));
+        self.tenants.charge(tenant, i128::from(cost) * rate(self.weights[tenant]));
+        self.flows[tenant].charge(key.flow as usize, i128::from(cost) * rate(100));
+        true
+    }
+}
+
+#[test]
+fn no_two_that_want_to_run_differ_by_more_than_their_longest_turns() {
+    let mut model = Model::new(0x5eed);
+    // Phases of overload and of rest.
+    let mut pressure = 5;
+    for step in 0..1_000_000 {
+        if step % 5_000 == 0 {
+            pressure = [1, 4, 6, 8][model.random.below(4)];
+        }
+        match model.random.below(20) {
+            0 => model.leave(),
+            1 if step % 50 == 1 => model.reweigh(),
+            n if n < 2 + pressure => model.push(),
+            _ => drop(model.run()),
+        }
+    }
+    model.ending = true;
+    while model.run() {}
+    assert_eq!(model.seen.len(), model.items as usize, "nothing is lost");
+    let of_flows: usize = model.flows.iter().map(|flows| flows.checked).sum();
+    assert!(model.tenants.checked > 500_000 && of_flows > 100_000, "{} {of_flows}", model.tenants.checked);
+}
+
+/// Runs `turns` turns of groups that can always run; returns what each was given.
+fn saturate(fair: &mut Fair<usize>, slots: &[usize], turns: usize, cost: impl Fn(usize, usize) -> u64) -> Vec<u64> {
+    let mut given = vec![0; slots.len()];
+    for turn in 0..turns {
+        let who = fair.next().expect("everybody can run").item;
+        let cost = cost(who, turn);
+        given[who] += cost;
+        fair.push(slots[who], who);
+        fair.charge(cost);
+    }
+    given
+}
+
+fn joined(fair: &mut Fair<usize>, groups: &[(u32, u32, u32)]) -> Vec<usize> {
+    let slots: Vec<_> =
+        groups.iter().map(|&(tenant, flow, weight)| fair.join(key(tenant, flow), || Weight::new(weight)).0).collect();
+    slots.iter().enumerate().for_each(|(who, slot)| fair.push(*slot, who));
+    slots
+}
+
+#[test]
+fn time_is_shared_by_weight_whatever_a_turn_costs() {
+    let mut fair = Fair::default();
+    let slots = joined(&mut fair, &[(1, 0, 100), (2, 0, 200), (3, 0, 400)]);
+    let given = saturate(&mut fair, &slots, 100_000, |who, turn| [90_000, 10_000, 1_000][who] + turn as u64 % 7);
+    let total: u64 = given.iter().sum();
+    for (given, weight) in given.iter().zip([1, 2, 4]) {
+        let share = *given as f64 / total as f64 * 7.0 / f64::from(weight);
+        assert!((0.99..1.01).contains(&share), "{share}");
+    }
+    fair.set_weight(TenantId::from_raw(1), Weight::new(400));
+    let given = saturate(&mut fair, &slots, 100_000, |_, _| 10_000);
+    let share = given[0] as f64 / given[2] as f64;
+    assert!((0.99..1.01).contains(&share), "a new weight counts at once: {share}");
+}
+
+#[test]
+fn flows_of_a_tenant_share_what_the_tenant_has() {
+    let mut fair = Fair::default();
+    let slots = joined(&mut fair, &[(1, 1, 100), (1, 2, 100), (1, 3, 100), (2, 1, 100)]);
+    let given = saturate(&mut fair, &slots, 100_000, |who, _| [50_000, 5_000, 500, 5_000][who]);
+    let total: u64 = given.iter().sum();
+    for (given, share) in given.iter().zip([6.0, 6.0, 6.0, 2.0]) {
+        let share = *given as f64 / total as f64 * share;
+        assert!((0.99..1.01).contains(&share), "{share}");
+    }
+}
+
+#[test]
+fn a_rest_earns_nothing() {
+    let mut fair = Fair::default();
+    let slots = joined(&mut fair, &[(1, 0, 100)]);
+    saturate(&mut fair, &slots, 10_000, |_, _| 10_000);
+    let (late, _) = fair.join(key(2, 0), || Weight::DEFAULT);
+    fair.push(late, 1);
+    let given = saturate(&mut fair, &[slots[0], late], 1_000, |_, _| 10_000);
+    assert!(given[0].abs_diff(given[1]) <= 20_000, "{given:?}");
+}
+
+#[test]
+fn what_was_used_is_not_forgotten_by_leaving() {
+    let mut fair = Fair::default();
+    let slots = joined(&mut fair, &[(1, 0, 100), (2, 0, 100)]);
+    // The second has one long turn, and leaves.
+    let mut at = 0;
+    while fair.next().unwrap().item == 0 {
+        fair.push(slots[0], 0);
+        fair.charge(1_000);
+        at += 1;
+        assert!(at < 10);
+    }
+    fair.leave(slots[1]);
+    fair.charge(1_000_000);
+    let (back, _) = fair.join(key(2, 0), || Weight::DEFAULT);
+    fair.push(back, 1);
+    let given = saturate(&mut fair, &[slots[0], back], 500, |_, _| 1_000);
+    assert_eq!(given[1], 0, "the other is owed a thousand turns");
+}
+
+#[test]
+fn groups_that_nobody_uses_are_forgotten() {
+    let mut fair = Fair::default();
+    for tenant in 0..10_000 {
+        let (slot, _) = fair.join(key(tenant, tenant), || Weight::DEFAULT);
+        fair.push(slot, 0);
+        fair.next().unwrap();
+        fair.charge(10);
+        fair.leave(slot);
+    }
+    let (tenants, flows) = fair.known();
+    assert!(tenants <= 4 && flows <= 4, "{tenants} {flows}");
+}
