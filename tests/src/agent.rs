@@ -24,7 +24,7 @@ use tollgate_proto::envoy::service::discovery::v3::{
 use tollgate_proto::google::protobuf::Any;
 use tonic::{Request, Response, Status, Streaming};
 
-pub use listeners::{http_ingress, logging_to, with_bpf_root};
+pub use listeners::{http_egress, http_ingress, logging_to, with_bpf_root};
 
 use crate::control_plane::Answer;
 use crate::wait::DEADLINE;

@@ -4,8 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
+use std::sync::mpsc::channel;
 
 use serde_json::{Value, json};
 use tollgate_proto::envoy::config::cluster::v3::Cluster;
@@ -16,14 +17,15 @@ use tollgate_tests::admin::Admin;
 use tollgate_tests::agent::{self, Agent, logging_to, with_bpf_root};
 use tollgate_tests::bpf::{Maps, inside};
 use tollgate_tests::control_plane::Answer;
-use tollgate_tests::peer::Peer;
+use tollgate_tests::http2::{CLIENT_START, SERVER_START, get as get_2, headers_of};
+use tollgate_tests::peer::{End, Peer};
 use tollgate_tests::policy::http_rule;
 use tollgate_tests::process::Process;
 use tollgate_tests::proxy::binary;
 use tollgate_tests::python::python;
-use tollgate_tests::steered::{HTTP_PORT, LISTENER_PORT, SLEEP, Steered};
+use tollgate_tests::steered::{HELLOWORLD, HTTP_PORT, HTTP2_PORT, LISTENER_PORT, SLEEP, Steered};
 use tollgate_tests::upstream::{OK, Upstream, next_request};
-use tollgate_tests::wait::until;
+use tollgate_tests::wait::{DEADLINE, until};
 
 const BOOTSTRAP: &str = include_str!("../../proxy/src/bootstrap/testdata/ads.yaml");
 
@@ -213,4 +215,117 @@ fn what_cannot_be_served_hurts_nothing_else() {
     let elsewhere = node.http_ingress("cilium-http-egress", port + 1, "");
     assert_eq!(node.agent.push(&[good, elsewhere]), Answer::Ack);
     until("both listeners", || node.listeners().contains(&format!("127.0.0.1:{}", port + 1)).then_some(()));
+}
+
+/// Has `sleep` as the only endpoint of the node: it may GET /hello and /allowed from `helloworld`.
+fn only_egress(node: &mut Node) {
+    let rule =
+        json!({"remotePolicies": [HELLOWORLD], "httpRules": {"httpRules": [http_rule("GET", "/hello|/allowed")]}});
+    let policy = json!({
+        "endpointIps": node.steered.addresses("sleep"),
+        "endpointId": "17",
+        "egressPerPortPolicies": [{"port": HTTP_PORT, "rules": [rule]}, {"port": HTTP2_PORT, "rules": [rule]}],
+    });
+    node.steered.addresses("helloworld").into_iter().for_each(|address| node.maps.put(address, HELLOWORLD));
+    assert_eq!(node.agent.push(&[network_policy_from_value(policy).unwrap()]), Answer::Ack);
+}
+
+/// Ends, addresses, identities and direction are those of the pod that asks; a request that was sent again is told once.
+#[test]
+fn an_agent_gets_the_access_log_of_egress() {
+    let Some(python) = python() else { return };
+    if !inside("an_agent_gets_the_access_log_of_egress") {
+        return;
+    }
+    let mut node = Node::new();
+    only_egress(&mut node);
+    let socket = node.steered.path("one.sock");
+    let reader = AccessLogReader::start(python, &socket);
+    let listener = with_bpf_root(agent::http_egress("cilium-http-egress", LISTENER_PORT, None), node.maps.root());
+    assert_eq!(node.agent.push(&[logging_to(listener, socket.to_str().unwrap())]), Answer::Ack);
+    // The first try of each connection fails.
+    let http_2 = |peer: &mut Peer, _| {
+        peer.send(SERVER_START);
+        for (stream, status) in [(1_u32, b"\x8e"), (3, b"\x88")] {
+            peer.read_until(&headers_of(stream));
+            peer.send([&b"\0\0\x01\x01\x05"[..], &stream.to_be_bytes(), status].concat());
+        }
+        peer.read_to_any_end();
+    };
+    let pod = |port| node.steered.sockets("helloworld", port)[0];
+    let _http_2 = node.steered.serve("helloworld", pod(HTTP2_PORT), http_2);
+    let check = |entry: &Value, kind: &str, status: u16, ends: (SocketAddr, SocketAddr), identity: u32| {
+        let whole = &entry["http"]["status"];
+        assert_eq!((&entry["entry_type"], whole.as_u64()), (&json!(kind), (!whole.is_null()).then_some(status.into())));
+        let name = &node.steered.addresses("sleep")[0];
+        assert_eq!((&entry["policy_name"], &entry["is_ingress"]), (&json!(name), &json!(false)), "{entry}");
+        assert_eq!(
+            (&entry["proxy_id"], &entry["source_security_id"]),
+            (&json!(LISTENER_PORT), &json!(SLEEP)),
+            "{entry}"
+        );
+        assert_eq!(entry["destination_security_id"], identity, "{entry}");
+        let addresses = [&entry["source_address"], &entry["destination_address"]];
+        assert_eq!(addresses, [&json!(ends.0.to_string()), &json!(ends.1.to_string())], "{entry}");
+    };
+
+    let mut client = node.connect();
+    let ends = (client.local(), pod(HTTP_PORT));
+    for (path, kind, status) in [("/hello", "Request", 200), ("/other", "Denied", 403)] {
+        assert_eq!(get(&mut client, path).0, status);
+        let [asked, answered] = reader.entries(2).try_into().unwrap();
+        check(&asked, kind, 0, ends, HELLOWORLD);
+        check(&answered, "Response", status, ends, HELLOWORLD);
+        assert_eq!((&asked["http"]["path"], &answered["http"]["path"]), (&json!(path), &json!(path)));
+    }
+    let mut client = node.steered.connect("sleep", pod(HTTP2_PORT));
+    let ends = (client.local(), pod(HTTP2_PORT));
+    client.send(CLIENT_START);
+    client.send(get_2(1));
+    client.read_until(b"\x01\x05\0\0\0\x01\x88");
+    let [asked, answered] = reader.entries(2).try_into().unwrap();
+    check(&asked, "Request", 0, ends, HELLOWORLD);
+    check(&answered, "Response", 200, ends, HELLOWORLD);
+    assert_eq!(node.admin.metric("tollgate_upstream_retries_total"), 1.0);
+
+    let refused = node.steered.sockets("other", HTTP_PORT)[0];
+    node.steered.expect_reset("sleep", refused, "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
+    let denied = reader.entry();
+    let from = denied["source_address"].as_str().unwrap().parse().unwrap();
+    check(&denied, "Denied", 0, (from, refused), 2);
+    assert!(denied["http"].is_null(), "{denied}");
+}
+
+/// What the server sees of the end of a connection from the client's own address and port.
+#[test]
+fn connections_from_the_clients_port_linger_as_the_agent_says() {
+    if !inside("connections_from_the_clients_port_linger_as_the_agent_says") {
+        return;
+    }
+    let mut node = Node::new();
+    only_egress(&mut node);
+    let (told, seen) = channel();
+    let server = node.steered.sockets("helloworld", HTTP2_PORT)[0];
+    let _server = node.steered.serve("helloworld", server, move |peer, connection| {
+        let from = peer.stream().peer_addr().unwrap();
+        assert!(next_request(peer).is_some());
+        // One try fails, and the next has the same port.
+        let fails = connection == 0;
+        peer.send(if fails { "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n" } else { OK });
+        told.send((from, peer.read_to_any_end().1)).unwrap();
+    });
+    let mut before = true;
+    for (linger, end) in [(None, End::Closed), (Some(0), End::Reset), (Some(5), End::Closed)] {
+        let listener = with_bpf_root(agent::http_egress("cilium-http-egress", LISTENER_PORT, linger), node.maps.root());
+        assert_eq!(node.agent.push(&[listener]), Answer::Ack);
+        let mut client = node.steered.connect("sleep", server);
+        assert_eq!(get(&mut client, "/hello").0, 200);
+        let from = client.local();
+        drop(client);
+        if std::mem::take(&mut before) {
+            assert_eq!(seen.recv_timeout(DEADLINE).unwrap(), (from, End::Reset), "the try that failed");
+        }
+        assert_eq!(seen.recv_timeout(DEADLINE).unwrap(), (from, end), "{linger:?}");
+    }
+    assert_eq!(node.admin.metric("tollgate_upstream_source_port_changed_total"), 0.0);
 }

@@ -90,8 +90,24 @@ fn manager(cluster: &str, denied_body: &str) -> HttpConnectionManager {
 
 /// The listener that an agent sends for HTTP rules on ingress, on both loopback addresses.
 pub fn http_ingress(name: &str, port: u16, denied_body: &str) -> Listener {
+    let metadata = cilium::BpfMetadata { is_ingress: true, ..cilium::BpfMetadata::default() };
+    http(name, port, denied_body, metadata)
+}
+
+/// The same for egress, whose upstream connections keep the client's address. Those from its port linger for so many seconds.
+pub fn http_egress(name: &str, port: u16, linger: Option<u32>) -> Listener {
+    let metadata = cilium::BpfMetadata {
+        use_original_source_address: true,
+        original_source_so_linger_time: linger,
+        ..cilium::BpfMetadata::default()
+    };
+    http(name, port, "", metadata)
+}
+
+fn http(name: &str, port: u16, denied_body: &str, metadata: cilium::BpfMetadata) -> Listener {
+    let direction = if metadata.is_ingress { "ingress" } else { "egress" };
     let chain = |tls: bool| {
-        let cluster = if tls { "ingress-cluster-tls" } else { "ingress-cluster" };
+        let cluster = &format!("{direction}-cluster{}", if tls { "-tls" } else { "" });
         let filter = |name: &str, config| Filter {
             name: name.into(),
             config_type: Some(filter::ConfigType::TypedConfig(config)),
@@ -106,7 +122,7 @@ pub fn http_ingress(name: &str, port: u16, denied_body: &str) -> Listener {
             ..FilterChain::default()
         }
     };
-    let metadata = cilium::BpfMetadata { is_ingress: true, proxy_id: port.into(), ..cilium::BpfMetadata::default() };
+    let metadata = cilium::BpfMetadata { proxy_id: port.into(), ..metadata };
     Listener {
         name: name.into(),
         address: address("127.0.0.1", port),
@@ -125,7 +141,7 @@ pub fn http_ingress(name: &str, port: u16, denied_body: &str) -> Listener {
 /// The same listener, with its requests logged to the socket at `path`.
 ///
 /// # Panics
-/// When it is no listener of [`http_ingress`].
+/// When it is no listener of this module.
 #[must_use]
 pub fn logging_to(mut listener: Listener, path: &str) -> Listener {
     for filter in listener.filter_chains.iter_mut().filter_map(|chain| chain.filters.last_mut()) {
@@ -144,7 +160,7 @@ pub fn logging_to(mut listener: Listener, path: &str) -> Listener {
 /// The same listener, with identities looked up in the maps below `root`.
 ///
 /// # Panics
-/// When it is no listener of [`http_ingress`].
+/// When it is no listener of this module.
 #[must_use]
 pub fn with_bpf_root(mut listener: Listener, root: &std::path::Path) -> Listener {
     let Some(listener_filter::ConfigType::TypedConfig(config)) = &mut listener.listener_filters[0].config_type else {
