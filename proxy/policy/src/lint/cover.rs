@@ -3,17 +3,10 @@
 use super::finding::{Element, Finding, Lint};
 use super::probe::Probes;
 use crate::compile::server_name::{self, Pattern};
-use crate::model::{HeaderMatcher, HttpRule, PortRule, ValueMatch};
+use crate::model::{HeaderMatcher, HttpRule, ValueMatch};
 
-/// Whether every connection of `other` from one of `remotes` is one of `rule`'s. Empty `remotes`: from anybody.
-pub(super) fn covers_peer(rule: &PortRule, other: &PortRule, remotes: &[u32], probes: &mut Probes) -> bool {
-    let from_all =
-        rule.remotes.is_empty() || (!remotes.is_empty() && remotes.iter().all(|remote| rule.remotes.contains(remote)));
-    let at_listener = rule.proxy_id == 0 || rule.proxy_id == other.proxy_id;
-    from_all && at_listener && covers_names(&rule.server_names, &other.server_names, probes)
-}
-
-fn covers_names(patterns: &[String], others: &[String], probes: &mut Probes) -> bool {
+/// Whether every server name that one of `others` accepts is accepted by one of `patterns`. No patterns: any name, also none.
+pub(super) fn covers_names(patterns: &[String], others: &[String], probes: &mut Probes) -> bool {
     let mut covered = |other: &String| patterns.iter().any(|pattern| covers_name(pattern, other, probes));
     patterns.is_empty() || (!others.is_empty() && others.iter().all(&mut covered))
 }
@@ -28,18 +21,7 @@ fn covers_name(pattern: &str, other: &str, probes: &mut Probes) -> bool {
     }
 }
 
-/// Whether every request of `other` is one of `http`'s. `None` stands for a rule without HTTP conditions.
-pub(super) fn covers_request(http: Option<&HttpRule>, other: Option<&HttpRule>, probes: &mut Probes) -> bool {
-    let Some(http) = http else {
-        return true;
-    };
-    // Without its own matchers a rule has no condition; what it does besides is not a condition.
-    let conditions: &[HeaderMatcher] = other.map_or(&[], |other| &other.headers);
-    http.unsupported.is_empty()
-        && http.header_matches.is_empty()
-        && http.headers.iter().all(|mine| conditions.iter().any(|theirs| covers_matcher(mine, theirs, probes)))
-}
-
+/// Whether the field is as `mine` asks wherever it is as `theirs` does.
 pub(super) fn covers_matcher(mine: &HeaderMatcher, theirs: &HeaderMatcher, probes: &mut Probes) -> bool {
     if mine == theirs {
         return true;

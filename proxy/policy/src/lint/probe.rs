@@ -134,6 +134,20 @@ impl Probe {
         }
     }
 
+    /// What it is asked about.
+    pub(super) const fn value(&self) -> &ValueMatch {
+        &self.value
+    }
+
+    /// What values have to begin with, where nothing else is asked of them (but that a `.*` takes it).
+    pub(super) fn prefix(&self) -> Option<&[u8]> {
+        match (&self.value, &self.expression) {
+            (ValueMatch::Text { part: TextPart::Prefix, text, ignore_case: false }, _) => Some(text.as_bytes()),
+            (_, Some(expression)) => prefix_before_anything(&expression.hir),
+            _ => None,
+        }
+    }
+
     /// Whether every value that `other` accepts is accepted here. `false` when that cannot be shown.
     pub(super) fn covers(&self, other: &Self) -> bool {
         if self.value == other.value {

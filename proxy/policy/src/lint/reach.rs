@@ -4,60 +4,30 @@
 //! rules are added to each part. A rule is said to be shadowed when in each of its parts one other rule, which no pass
 //! rule skips, holds whenever it does; or when it can be taken apart (see [`cells`]) so that this is so of each piece.
 
-use std::cmp::Reverse;
-use std::collections::HashSet;
+mod coverers;
+mod terms;
+#[cfg(test)]
+mod tests;
+mod unit;
 
-use super::cells::{self, Cell};
-use super::cover::{covers_peer, covers_request};
+use super::cells;
 use super::finding::{Element, Finding, Lint};
 use super::probe::Probes;
 use super::quarantined::BadRules;
-use crate::model::{HttpRule, PortPolicy, PortRule, Protocol, RuleVerdict};
+use crate::model::{PortPolicy, PortRule, RuleVerdict};
 
-/// Comparisons of two rules, per direction of a policy.
-const BUDGET: usize = 10_000_000;
+use self::coverers::Coverers;
+use self::terms::{Steps, TooMany};
+use self::unit::{Span, Unit, overlap, units};
 
-/// Comparisons of a rule with a piece of another one, per direction of a policy. What is not shown within them is not
-/// claimed.
-const CELL_BUDGET: usize = 1_000_000;
+/// Steps of comparing rules, per direction of a policy; when they do not suffice, nothing is claimed, which is said.
+const STEPS: usize = 10_000_000;
 
-/// A rule, or one of its HTTP alternatives.
-#[derive(Clone, Copy)]
-struct Unit<'a> {
-    entry: usize,
-    /// `None`: the entry has no rules, which allows everything.
-    index: Option<usize>,
-    rule: &'a PortRule,
-    alternative: Option<(usize, &'a HttpRule)>,
-}
+/// The same for pieces of rules. What is not shown within them is not claimed.
+const CELL_STEPS: usize = 2_000_000;
 
-impl Unit<'_> {
-    const fn position(&self) -> (usize, Option<usize>, Option<usize>) {
-        let alternative = match self.alternative {
-            Some((index, _)) => Some(index),
-            None => None,
-        };
-        (self.entry, self.index, alternative)
-    }
-
-    fn http(&self) -> Option<&HttpRule> {
-        self.alternative.map(|(_, http)| http)
-    }
-
-    fn same_rule(&self, other: &Self) -> bool {
-        (self.entry, self.index) == (other.entry, other.index)
-    }
-
-    /// Which rules decide first: higher precedence, then deny before allow before pass.
-    fn order(&self) -> (Reverse<u32>, u8) {
-        let verdict = match self.rule.verdict {
-            RuleVerdict::Deny => 0,
-            RuleVerdict::Allow => 1,
-            RuleVerdict::Pass(_) => 2,
-        };
-        (Reverse(self.rule.precedence), verdict)
-    }
-}
+/// Steps that making one piece takes.
+const OF_CELL: usize = 16;
 
 pub(super) fn check(
     direction: &Element,
@@ -71,15 +41,14 @@ pub(super) fn check(
     }
     let everything = PortRule::default();
     let units = units(entries, bad, &everything);
-    let parts = parts(entries, &units);
-    let compared: usize = parts.iter().map(|part| part.len().saturating_mul(part.len())).sum();
-    if compared > BUDGET {
-        let what = format!("{} rules and alternatives are too many to compare each with each", units.len());
-        let instead = "fewer rules, or fewer overlapping ports".to_owned();
+    let mut steps = Steps::new(STEPS);
+    let Ok(covered) = Reach::new(&units, probes).covered(&mut steps) else {
+        let what =
+            format!("the {} rules and alternatives are too much alike to find out which never decide", units.len());
+        let instead = "fewer rules, or fewer that overlap".to_owned();
         findings.push(Finding::new(Lint::NotCompared, direction.clone(), what, instead));
         return;
-    }
-    let covered = covered(&units, &parts, probes);
+    };
     let mut number = 0;
     while number < units.len() {
         let rule = units[number];
@@ -109,121 +78,127 @@ fn together<'a>(units: &'a [Unit<'a>], mut numbers: Vec<usize>) -> Vec<&'a Unit<
     numbers.into_iter().map(|number| &units[number]).collect()
 }
 
-/// For each unit those that make it pointless, one alone where there is one; none when it is not.
-fn covered(units: &[Unit<'_>], parts: &[Vec<usize>], probes: &mut Probes) -> Vec<Vec<usize>> {
-    let alone: Vec<Vec<usize>> =
-        (0..units.len()).map(|number| covering(units, number, parts, probes).unwrap_or_default()).collect();
-    let mut covered = alone.clone();
-    let mut left = CELL_BUDGET;
-    for number in (0..units.len()).filter(|number| alone[*number].is_empty()) {
-        // Only what decides something itself: two rules would otherwise be said to go because of each other.
-        let decides = |other: usize| alone[other].is_empty();
-        covered[number] = covering_together(units, number, parts, &decides, probes, &mut left).unwrap_or_default();
-    }
-    covered
+/// The units of one direction while it is found out which never decide.
+struct Reach<'u, 'a, 'p> {
+    units: &'u [Unit<'a>],
+    coverers: Coverers<'u, 'a>,
+    passes: Vec<&'u Unit<'a>>,
+    probes: &'p mut Probes,
 }
 
-fn units<'a>(entries: &'a [PortPolicy], bad: &BadRules, everything: &'a PortRule) -> Vec<Unit<'a>> {
-    let mut units = Vec::new();
-    for (entry, policy) in entries.iter().enumerate().filter(|(_, policy)| policy.protocol == Protocol::Tcp) {
-        if policy.rules.is_empty() && !bad.holds(entry, None, None) {
-            units.push(Unit { entry, index: None, rule: everything, alternative: None });
+impl<'u, 'a, 'p> Reach<'u, 'a, 'p> {
+    fn new(units: &'u [Unit<'a>], probes: &'p mut Probes) -> Self {
+        // What a header match makes of a request is known when it comes.
+        let plain = |unit: &Unit<'_>| {
+            unit.http().is_none_or(|http| http.unsupported.is_empty() && http.header_matches.is_empty())
+        };
+        let passes = units.iter().filter(|unit| unit.passes()).collect();
+        Self { units, coverers: Coverers::new(units, plain, probes), passes, probes }
+    }
+
+    /// For each unit those that make it pointless, one alone where there is one; none when it is not.
+    fn covered(&mut self, steps: &mut Steps) -> Result<Vec<Vec<usize>>, TooMany> {
+        let mut alone = Vec::with_capacity(self.units.len());
+        for number in 0..self.units.len() {
+            alone.push(self.covering(number, steps)?);
         }
-        for (index, rule) in policy.rules.iter().enumerate() {
-            let unit = Unit { entry, index: Some(index), rule, alternative: None };
-            match &rule.http {
-                Some(alternatives) if rule.verdict == RuleVerdict::Allow => {
-                    let good = |alternative| !bad.holds(entry, Some(index), Some(alternative));
-                    let alternatives = alternatives.iter().enumerate().filter(|(alternative, _)| good(*alternative));
-                    units.extend(alternatives.map(|http| Unit { alternative: Some(http), ..unit }));
-                }
-                _ if bad.holds(entry, Some(index), None) => {}
-                _ => units.push(unit),
+        let mut covered = alone.clone();
+        let mut steps = Steps::new(CELL_STEPS);
+        for number in (0..self.units.len()).filter(|number| alone[*number].is_empty()) {
+            // Only what decides something itself: two rules would otherwise be said to go because of each other.
+            let decides = |other: usize| alone[other].is_empty();
+            match self.covering_together(number, &decides, &mut steps) {
+                Ok(by) => covered[number] = by,
+                Err(TooMany) => break,
             }
         }
+        Ok(covered)
     }
-    units
-}
 
-/// For each part of the port space the numbers of its units; parts with the same units once.
-fn parts(entries: &[PortPolicy], units: &[Unit<'_>]) -> Vec<Vec<usize>> {
-    let span = |entry: usize| {
-        let PortPolicy { port, end_port, .. } = entries[entry];
-        (port, if end_port == 0 { port } else { end_port })
-    };
-    let mut starts: Vec<u32> = vec![0];
-    for (first, last) in units.iter().map(|unit| span(unit.entry)).filter(|(first, _)| *first != 0) {
-        starts.extend([first, last + 1]);
-    }
-    starts.sort_unstable();
-    starts.dedup();
-    let covers = |entry, port| {
-        let (first, last) = span(entry);
-        first == 0 || (first..=last).contains(&port)
-    };
-    let of_port = |port| (0..units.len()).filter(|unit| covers(units[*unit].entry, port)).collect::<Vec<usize>>();
-    let parts: HashSet<Vec<usize>> = starts.into_iter().map(of_port).collect();
-    parts.into_iter().filter(|part| !part.is_empty()).collect()
-}
-
-/// In every part the first unit that makes this one pointless there; so that the answer is always the same, in their order.
-fn covering(units: &[Unit<'_>], number: usize, parts: &[Vec<usize>], probes: &mut Probes) -> Option<Vec<usize>> {
-    let mut by = Vec::new();
-    for part in parts.iter().filter(|part| part.contains(&number)) {
-        let passes = passes(units, part);
-        by.push(part.iter().copied().find(|other| covers(&units[*other], &units[number], &passes, probes))?);
-    }
-    Some(by)
-}
-
-/// Units that make this one pointless in every part, each a piece of it.
-fn covering_together(
-    units: &[Unit<'_>],
-    number: usize,
-    parts: &[Vec<usize>],
-    decides: &dyn Fn(usize) -> bool,
-    probes: &mut Probes,
-    left: &mut usize,
-) -> Option<Vec<usize>> {
-    let unit = &units[number];
-    let cells = cells::of(unit.rule, unit.http(), probes);
-    let mut by = Vec::new();
-    for part in parts.iter().filter(|part| part.contains(&number)) {
-        *left = left.checked_sub(cells.len().saturating_mul(part.len()))?;
-        let passes = passes(units, part);
-        for cell in &cells {
-            let mut others = part.iter().copied().filter(|other| decides(*other));
-            by.push(others.find(|other| covers_cell(&units[*other], unit, cell, &passes, probes))?);
+    /// Units that make this one pointless, on each of its ports another one if need be.
+    fn covering(&mut self, number: usize, steps: &mut Steps) -> Result<Vec<usize>, TooMany> {
+        if let Some(same) = self.coverers.same_as(number) {
+            return Ok(vec![same]); // of two that say the same the later one is superfluous
         }
+        let unit = &self.units[number];
+        let mut able = Vec::new();
+        for other in self.coverers.of_unit(number, self.probes, steps)?.iter().copied() {
+            steps.take(1)?;
+            let keeps_this = match precedes(&self.units[other], unit) {
+                None => true,
+                Some(equal_rank) => {
+                    equal_rank
+                        && other > number
+                        && self.coverers.of_unit(other, self.probes, steps)?.binary_search(&number).is_ok()
+                }
+            };
+            if !keeps_this {
+                able.push(other);
+            }
+        }
+        Ok(self.on_all_ports(&able, unit, steps)?.unwrap_or_default())
     }
-    Some(by)
+
+    /// Units that make this one pointless, each a piece of it.
+    fn covering_together(
+        &mut self,
+        number: usize,
+        decides: &dyn Fn(usize) -> bool,
+        steps: &mut Steps,
+    ) -> Result<Vec<usize>, TooMany> {
+        let unit = &self.units[number];
+        let cells = cells::of(unit.rule, unit.http(), self.probes);
+        steps.take(OF_CELL * cells.len())?;
+        let mut by = Vec::new();
+        for cell in cells.iter().filter(|_| cells.len() > 1) {
+            let mut able = self.coverers.of_cell(cell, unit.ports, self.probes, steps)?;
+            // Of equal rank only one that stands before it counts, so that no two go because of each other.
+            able.retain(|other| {
+                let before =
+                    precedes(&self.units[*other], unit).is_some_and(|equal_rank| !equal_rank || *other < number);
+                before && decides(*other)
+            });
+            match self.on_all_ports(&able, unit, steps)? {
+                Some(these) => by.extend(these),
+                None => return Ok(Vec::new()),
+            }
+        }
+        Ok(by)
+    }
+
+    /// One of `able` that no pass rule skips, for all ports of `unit` or for each part of them; `None` where there is none.
+    fn on_all_ports(&self, able: &[usize], unit: &Unit<'_>, steps: &mut Steps) -> Result<Option<Vec<usize>>, TooMany> {
+        let passes =
+            self.passes.iter().copied().filter(|pass| overlap(pass.ports, unit.ports) && may_skip_to(pass, unit));
+        let passes: Vec<&Unit<'_>> = passes.collect();
+        let find = |ports: Span| {
+            able.iter().copied().find(|other| {
+                let other = &self.units[*other];
+                let holds = |outer: Span| outer.0 <= ports.0 && ports.1 <= outer.1;
+                holds(other.ports) && !passes.iter().any(|pass| overlap(pass.ports, ports) && skips(pass, other))
+            })
+        };
+        let work = (1 + able.len()) * (1 + passes.len());
+        steps.take(work)?;
+        if let Some(all) = find(unit.ports) {
+            return Ok(Some(vec![all]));
+        }
+        // Parts of the ports on which the same rules stand.
+        let spans = able.iter().map(|other| self.units[*other].ports).chain(passes.iter().map(|pass| pass.ports));
+        let mut starts: Vec<u32> = spans.flat_map(|(first, last)| [first, last + 1]).collect();
+        starts.retain(|start| unit.ports.0 < *start && *start <= unit.ports.1);
+        starts.push(unit.ports.0);
+        starts.sort_unstable();
+        starts.dedup();
+        steps.take(work.saturating_mul(starts.len()))?;
+        let ends = starts[1..].iter().map(|next| next - 1).chain([unit.ports.1]);
+        Ok(starts.iter().copied().zip(ends).map(find).collect())
+    }
 }
 
-fn passes<'a>(units: &'a [Unit<'a>], part: &[usize]) -> Vec<&'a Unit<'a>> {
-    let units = part.iter().map(|unit| &units[*unit]);
-    units.filter(|unit| matches!(unit.rule.verdict, RuleVerdict::Pass(_))).collect()
-}
-
-/// Whether `unit` decides whatever `other` could, and does so first.
-fn covers(unit: &Unit<'_>, other: &Unit<'_>, passes: &[&Unit<'_>], probes: &mut Probes) -> bool {
-    let Some(equal_rank) = precedes(unit, other, passes) else {
-        return false;
-    };
-    // Of two that say the same the later one is superfluous.
-    covers_all(unit, other, probes)
-        && (!equal_rank || unit.position() < other.position() || !covers_all(other, unit, probes))
-}
-
-/// Whether `unit` decides whatever this piece of `other` could, and does so first. Of equal rank only one that stands before
-/// it counts, so that no two go because of each other.
-fn covers_cell(unit: &Unit<'_>, other: &Unit<'_>, cell: &Cell, passes: &[&Unit<'_>], probes: &mut Probes) -> bool {
-    precedes(unit, other, passes).is_some_and(|equal_rank| !equal_rank || unit.position() < other.position())
-        && covers_peer(unit.rule, &cell.rule, &cell.rule.remotes, probes)
-        && covers_request(unit.http(), cell.http.as_ref(), probes)
-}
-
-/// Whether `unit` comes to decide no later than `other` wherever both match, and if so whether they are of equal rank.
-fn precedes(unit: &Unit<'_>, other: &Unit<'_>, passes: &[&Unit<'_>]) -> Option<bool> {
+/// Whether `unit` comes to decide no later than `other` wherever both match and no pass rule skips it, and if so whether they
+/// are of equal rank.
+fn precedes(unit: &Unit<'_>, other: &Unit<'_>) -> Option<bool> {
     if unit.position() == other.position() {
         return None;
     }
@@ -234,7 +209,7 @@ fn precedes(unit: &Unit<'_>, other: &Unit<'_>, passes: &[&Unit<'_>]) -> Option<b
         }
         _ => unit.order() < other.order(),
     };
-    if !(decides_first || equal_rank) || skipped(unit, other, passes) {
+    if !(decides_first || equal_rank) {
         return None;
     }
     // Where nobody reads server names, an allow that asks for one admits nothing, and any other such rule refuses.
@@ -247,18 +222,14 @@ fn precedes(unit: &Unit<'_>, other: &Unit<'_>, passes: &[&Unit<'_>]) -> Option<b
     (!carried_out).then_some(equal_rank)
 }
 
-fn covers_all(unit: &Unit<'_>, other: &Unit<'_>, probes: &mut Probes) -> bool {
-    covers_peer(unit.rule, other.rule, &other.rule.remotes, probes) && covers_request(unit.http(), other.http(), probes)
+/// Whether a pass rule goes on at `unit`, or behind it.
+const fn may_skip_to(pass: &Unit<'_>, unit: &Unit<'_>) -> bool {
+    matches!(pass.rule.verdict, RuleVerdict::Pass(below) if unit.rule.precedence < below)
 }
 
-/// Whether a pass rule may skip `unit` and go on at `other`.
-fn skipped(unit: &Unit<'_>, other: &Unit<'_>, passes: &[&Unit<'_>]) -> bool {
-    passes.iter().any(|pass| match pass.rule.verdict {
-        RuleVerdict::Pass(below) => {
-            pass.order() <= unit.order() && below <= unit.rule.precedence && other.rule.precedence < below
-        }
-        _ => false,
-    })
+/// Whether a pass rule skips `unit`.
+fn skips(pass: &Unit<'_>, unit: &Unit<'_>) -> bool {
+    matches!(pass.rule.verdict, RuleVerdict::Pass(below) if pass.order() <= unit.order() && below <= unit.rule.precedence)
 }
 
 /// Most rules that a finding names.
