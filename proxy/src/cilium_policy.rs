@@ -14,7 +14,7 @@ mod selector;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 use tollgate_policy::{EndpointKey, NetworkPolicy, PortPolicy};
@@ -56,7 +56,7 @@ pub(crate) fn kind(object: &Value) -> Kind {
 }
 
 /// What cannot be carried over as it is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Problem {
     pub(crate) kind: ProblemKind,
     /// Path in the resource, such as `spec.ingress[0].toPorts[0].rules.http[1].path`.
@@ -65,7 +65,7 @@ pub(crate) struct Problem {
     pub(crate) instead: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ProblemKind {
     /// The resource has no such field.
     UnknownField,
@@ -82,6 +82,8 @@ pub(crate) enum ProblemKind {
 pub(crate) struct Translated {
     pub(crate) policy: NetworkPolicy,
     pub(crate) parts: Vec<Part>,
+    /// Entries of which the resource says more, or something else.
+    pub(crate) partial: Vec<(tollgate_policy::Direction, usize)>,
 }
 
 /// An element of a policy and the element of a resource that it was made of.
@@ -98,7 +100,12 @@ pub(crate) struct Part {
 /// What a list of resources comes to.
 #[derive(Debug, Default)]
 pub(crate) struct Translation {
+    /// One for each `spec`. Equal peers are described in equal words, so what these say to each other is so wherever the
+    /// resource is in force.
     pub(crate) policies: Vec<Translated>,
+    /// One for each endpoint that is known, with the identities that are known. Who else there may be, and where else a
+    /// resource is in force, is not.
+    pub(crate) given: Vec<Translated>,
     /// By index of their resource.
     pub(crate) problems: Vec<(usize, Problem)>,
 }
@@ -115,8 +122,7 @@ struct Spec {
     egress: Rules,
 }
 
-/// Translates resources that are in force together. With `known` there is a policy for each of its endpoints that a
-/// resource selects, otherwise one for each resource.
+/// Translates resources that are in force together.
 pub(crate) fn translate(resources: &[&Value], known: Option<&KnownIdentities>) -> Translation {
     let mut translation = Translation::default();
     let mut specs = Vec::new();
@@ -127,37 +133,35 @@ pub(crate) fn translate(resources: &[&Value], known: Option<&KnownIdentities>) -
             translation.problems.extend(root.problems().into_iter().map(|problem| (number, problem)));
         }
     }
-    let mut peers = Peers { known, made_up: BTreeMap::new() };
-    match known {
-        None => {
-            for (spec, id) in specs.iter().zip(1..) {
-                let names = vec![EndpointKey::Name(spec.name.as_str().into())];
-                translation.policies.push(assemble(id, names, &[spec], &mut peers, &mut Vec::new()));
-            }
-        }
-        Some(known) => {
-            for spec in specs.iter().filter(|spec| !known.endpoints.iter().any(|e| spec.endpoints.selects(&e.labels))) {
-                let path = format!("{}.endpointSelector", spec.path);
-                translation.problems.push((spec.resource, nobody(path, "endpoint")));
-            }
-            for endpoint in &known.endpoints {
-                let here: Vec<&Spec> = specs.iter().filter(|spec| spec.endpoints.selects(&endpoint.labels)).collect();
-                if !here.is_empty() {
-                    let keys = endpoint.keys.clone();
-                    let made = assemble(endpoint.id, keys, &here, &mut peers, &mut translation.problems);
-                    translation.policies.push(made);
-                }
-            }
-            // A spec for several endpoints says the same for each.
-            let mut seen: Vec<(usize, Problem)> = Vec::new();
-            translation.problems.retain(|problem| {
-                let new = !seen.contains(problem);
-                seen.push(problem.clone());
-                new
-            });
-        }
+    let mut peers = Peers { known: None, made_up: BTreeMap::new() };
+    for (spec, id) in specs.iter().zip(1..) {
+        let names = vec![EndpointKey::Name(spec.name.as_str().into())];
+        translation.policies.push(assemble(id, names, &[spec], &mut peers, &mut Vec::new()));
+    }
+    if let Some(known) = known {
+        with_identities(&specs, known, &mut translation);
     }
     translation
+}
+
+fn with_identities(specs: &[Spec], known: &KnownIdentities, translation: &mut Translation) {
+    let mut peers = Peers { known: Some(known), made_up: BTreeMap::new() };
+    let mut problems: Vec<(usize, Problem)> = Vec::new();
+    for spec in specs.iter().filter(|spec| !known.endpoints.iter().any(|e| spec.endpoints.selects(&e.labels))) {
+        let path = format!("{}.endpointSelector", spec.path);
+        problems.push((spec.resource, nobody(path, "endpoint")));
+    }
+    for endpoint in &known.endpoints {
+        let here: Vec<&Spec> = specs.iter().filter(|spec| spec.endpoints.selects(&endpoint.labels)).collect();
+        if !here.is_empty() {
+            let made = assemble(endpoint.id, endpoint.keys.clone(), &here, &mut peers, &mut problems);
+            translation.given.push(made);
+        }
+    }
+    // A spec for several endpoints says the same for each.
+    let mut seen = HashSet::new();
+    problems.retain(|problem| seen.insert(problem.clone()));
+    translation.problems.extend(problems);
 }
 
 fn nobody(path: String, what: &str) -> Problem {
@@ -256,10 +260,12 @@ fn assemble(
             |element: &str, path: &str| Part { element: element.into(), resource: spec.resource, path: path.into() };
         parts.extend([at("", &spec.path), at("endpoint_ips", "metadata.name"), at("endpoint_id", "metadata.name")]);
     }
+    let mut partial = Vec::new();
     let mut side = |direction: Direction| {
         let list = direction.list();
         let mut entries: Vec<PortPolicy> = Vec::new();
         let mut enforced = false;
+        let narrowed = specs.iter().any(|spec| direction.of(&spec.ingress, &spec.egress).narrowed);
         for spec in specs {
             let rules = direction.of(&spec.ingress, &spec.egress);
             enforced |= rules.enforced;
@@ -280,6 +286,9 @@ fn assemble(
                     resource: spec.resource,
                     path: path.clone(),
                 }));
+                if entry.partial || narrowed {
+                    partial.push((direction.of_policy(), entries.len()));
+                }
                 let (port, end_port) = entry.ports;
                 entries.push(PortPolicy { port, end_port, rules: vec![rule], ..PortPolicy::default() });
             }
@@ -290,5 +299,5 @@ fn assemble(
         entries
     };
     let (ingress, egress) = (side(Direction::Ingress), side(Direction::Egress));
-    Translated { policy: NetworkPolicy { endpoint_id, endpoints, ingress, egress }, parts }
+    Translated { policy: NetworkPolicy { endpoint_id, endpoints, ingress, egress }, parts, partial }
 }

@@ -6,10 +6,12 @@
 //! catches a value is said with a value that was tried.
 
 mod address;
+mod alternatives;
 mod cells;
 mod cover;
 mod finding;
 mod host;
+mod lookup;
 mod method;
 mod path;
 mod probe;
@@ -24,14 +26,34 @@ mod text;
 
 pub use finding::{Element, Finding, Lint, Severity};
 
+use self::alternatives::Alternatives;
 use self::probe::Probes;
 use crate::model::{HttpRule, NetworkPolicy, PortPolicy, PortRule, Protocol, RuleVerdict};
 use crate::{Direction, Snapshot};
 
+/// What is known beside the policies.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known<'a> {
+    /// SDS names of the secrets that will be there.
+    pub secrets: &'a [String],
+    /// Entries that say something else than what they were made of. They neither decide before others nor go for others.
+    pub partial: &'a [PartialEntry],
+}
+
+/// An entry of a policy by its numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PartialEntry {
+    /// Index in the list that is looked at.
+    pub policy: usize,
+    /// Which of the policy's lists.
+    pub direction: Direction,
+    /// Index in that list.
+    pub entry: usize,
+}
+
 /// Looks at policies that are in force together, each compiled as the proxy compiles it. Findings come in the order of
-/// their policies and elements. The `policy` of an [`Element`] is an index into `policies`. `secrets` are the SDS names of
-/// the secrets that will be there.
-pub fn lint(policies: &[NetworkPolicy], secrets: &[String]) -> Vec<Finding> {
+/// their policies and elements. The `policy` of an [`Element`] is an index into `policies`.
+pub fn lint(policies: &[NetworkPolicy], known: &Known<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     set::check(policies, &mut findings);
     for (number, policy) in policies.iter().enumerate() {
@@ -45,9 +67,11 @@ pub fn lint(policies: &[NetworkPolicy], secrets: &[String]) -> Vec<Finding> {
             let element = Element::direction(number, direction);
             for (index, entry) in entries.iter().enumerate() {
                 check_entry(&element.entry(index), entry, &mut probes, &mut findings);
-                secret::check(&element.entry(index), entry, secrets, &mut findings);
+                secret::check(&element.entry(index), entry, known.secrets, &mut findings);
             }
-            reach::check(&element, entries, &bad.of(direction), &mut probes, &mut findings);
+            let here = known.partial.iter().filter(|at| (at.policy, at.direction) == (number, direction));
+            let bad = bad.of(direction, here.map(|at| at.entry).collect());
+            reach::check(&element, entries, &bad, &mut probes, &mut findings);
         }
     }
     findings.sort_by(|a, b| a.element.cmp(&b.element));
@@ -78,14 +102,17 @@ fn check_rule(element: &Element, port: u32, rule: &PortRule, probes: &mut Probes
             Lint::DenyIgnoresHttp,
             element.field("http_rules"),
             "only an allow rule looks at requests; this rule refuses or passes on whatever is requested".to_owned(),
-            "write allow rules for the requests that are fine, and leave the HTTP rules of this one out".to_owned(),
+            "say in HTTP rules of allow rules which requests are fine, and only then leave these out: on a port without HTTP \
+             rules any bytes pass"
+                .to_owned(),
         ));
         return;
     }
-    for (index, http) in alternatives.iter().enumerate() {
+    let alternatives = Alternatives::of(alternatives);
+    for (index, http) in alternatives.rules.iter().enumerate() {
         let element = element.http_rule(index);
-        method::check_head(&element, http, alternatives, probes, findings);
-        check_http_rule(&element, port, http, alternatives, probes, findings);
+        method::check_head(&element, http, &alternatives, probes, findings);
+        check_http_rule(&element, port, http, &alternatives, probes, findings);
     }
 }
 
@@ -93,7 +120,7 @@ fn check_http_rule(
     element: &Element,
     port: u32,
     http: &HttpRule,
-    alternatives: &[HttpRule],
+    alternatives: &Alternatives<'_>,
     probes: &mut Probes,
     findings: &mut Vec<Finding>,
 ) {

@@ -31,6 +31,15 @@ impl<'a> Object<'a> {
         self.problems.take()
     }
 
+    /// Whether something in it, or below, is a mistake, so that it is not known what it was to say.
+    pub(super) fn is_mistaken(&self) -> bool {
+        let mistake = |problem: &Problem| matches!(problem.kind, ProblemKind::UnknownField | ProblemKind::InvalidValue);
+        let here = |path: &str| {
+            path.strip_prefix(&self.path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        self.problems.borrow().iter().any(|problem| mistake(problem) && here(&problem.path))
+    }
+
     /// The path of a field.
     pub(super) fn at(&self, key: &str) -> String {
         let dot = if self.path.is_empty() { "" } else { "." };

@@ -24,6 +24,13 @@ impl Direction {
         }
     }
 
+    pub(super) const fn of_policy(self) -> tollgate_policy::Direction {
+        match self {
+            Self::Ingress => tollgate_policy::Direction::Ingress,
+            Self::Egress => tollgate_policy::Direction::Egress,
+        }
+    }
+
     pub(super) const fn of<'a, T>(self, ingress: &'a T, egress: &'a T) -> &'a T {
         match self {
             Self::Ingress => ingress,
@@ -69,6 +76,9 @@ pub(super) struct Rules {
     /// There are rules, also empty ones, so that what none of them allows is denied. An empty list holds none (Cilium's
     /// `Rule.Sanitize` looks at its length).
     pub(super) enforced: bool,
+    /// A rule narrows the peers of all rules of the direction, for all that select the same endpoint (Cilium's `FromRequires`
+    /// and `ToRequires`), which is not looked at.
+    pub(super) narrowed: bool,
     pub(super) entries: Vec<Entry>,
 }
 
@@ -84,6 +94,8 @@ pub(super) struct Entry {
     pub(super) rule: PortRule,
     /// For elements below the entry (`.rules[0]`) their paths in the resource.
     pub(super) parts: Vec<(String, String)>,
+    /// The resource says more about it, or something else.
+    pub(super) partial: bool,
 }
 
 impl Rules {
@@ -103,7 +115,12 @@ impl Rules {
                 items => rules.enforced |= items.is_some(),
             }
             for rule in spec.objects(list) {
+                let before = rules.entries.len();
                 read_rule(&rule, &keys, verdict, namespace, &mut rules.entries);
+                rules.narrowed |= rule.has(keys.requires);
+                if rule.has("authentication") || rule.is_mistaken() {
+                    rules.entries[before..].iter_mut().for_each(|entry| entry.partial = true);
+                }
             }
         }
         rules
@@ -136,7 +153,8 @@ fn read_rule(rule: &Object<'_>, keys: &Keys, verdict: RuleVerdict, namespace: Op
     if to_ports.is_empty() && (peers.is_some() || rule.has(keys.entities)) {
         let parts = vec![(String::new(), rule.path().to_owned())];
         let template = PortRule { verdict, ..PortRule::default() };
-        entries.push(Entry { path: rule.path().to_owned(), ports: (0, 0), peers, rule: template, parts });
+        let path = rule.path().to_owned();
+        entries.push(Entry { path, ports: (0, 0), peers, rule: template, parts, partial: false });
     }
 }
 
@@ -187,7 +205,8 @@ fn read_ports(
         template.unsupported.push(Unsupported { element: key.into(), reason: "TLS is not intercepted".into() });
         parts.push((format!(".rules[0].{key}"), to_port.at(key)));
     }
-    if to_port.has("listener") {
+    let partial = to_port.has("listener");
+    if partial {
         to_port.not_translated("listener", "which proxy_id the listener has is known to the agent only");
     }
     for (index, (path, name)) in to_port.texts("serverNames").into_iter().enumerate() {
@@ -199,7 +218,11 @@ fn read_ports(
         if let Some(key) = ["kafka", "dns", "l7proto", "l7"].into_iter().find(|key| rules.has(key)) {
             return rules.not_translated(key, "is no HTTP rule");
         }
-        if rules.has("http") {
+        if rules.get("http").and_then(Value::as_array).is_some_and(Vec::is_empty) {
+            // Source: Cilium's `createL4Filter` looks at its length.
+            let what = "http is empty: to an agent that is no HTTP rule, and any bytes pass on the port".to_owned();
+            rules.invalid("http", what, "at least one HTTP rule, `{}` for every request; or no `rules`");
+        } else if rules.has("http") {
             parts.push((".rules[0].http_rules".to_owned(), rules.at("http")));
             template.http = Some(http::read(&rules, &mut parts));
         }
@@ -208,7 +231,7 @@ fn read_ports(
         let mut parts = parts.clone();
         parts.push((String::new(), path.to_owned()));
         let (path, peers, rule) = (path.to_owned(), peers.cloned(), template.clone());
-        entries.push(Entry { path, ports, peers, rule, parts });
+        entries.push(Entry { path, ports, peers, rule, parts, partial });
     };
     let ports: Vec<Object<'_>> = to_port.objects("ports").collect();
     if ports.is_empty() {

@@ -78,7 +78,7 @@ fn shop_rules() -> Vec<HttpRule> {
 fn http_rules_become_what_an_agent_sends() {
     let translation = translate(&[&yaml(SHOP)], Some(&known(WHO)));
     assert_eq!(translation.problems, []);
-    let [Translated { policy, .. }] = &translation.policies[..] else { panic!("{translation:?}") };
+    let [Translated { policy, .. }] = &translation.given[..] else { panic!("{translation:?}") };
     let rule = PortRule { remotes: vec![12001, 12044], http: Some(shop_rules()), ..PortRule::default() };
     let expected = NetworkPolicy {
         endpoint_id: 1234,
@@ -93,7 +93,7 @@ fn http_rules_become_what_an_agent_sends() {
 #[test]
 fn elements_lead_back_to_the_resource() {
     let translation = translate(&[&yaml(SHOP)], None);
-    let [Translated { policy, parts }] = &translation.policies[..] else { panic!("{translation:?}") };
+    let [Translated { policy, parts, .. }] = &translation.policies[..] else { panic!("{translation:?}") };
     assert_eq!(policy.endpoints, [EndpointKey::Name("shop/l7-demo".into())]);
     let path = |element: &str| &*parts.iter().find(|part| part.element == element).expect(element).path;
     let entry = "ingress_per_port_policies[0]";
@@ -122,7 +122,7 @@ fn ingress(spec: Value) -> (Vec<PortVerdictRemotes>, Vec<(ProblemKind, String)>)
     let who = "identities: [{ identity: 7, labels: { app: web } }, { identity: 8, labels: { app: db } }]\n\
                endpoints: [{ endpoint_id: 1, addresses: [a], labels: { app: api } }]\n";
     let translation = translate(&[&resource], Some(&known(who)));
-    let entries = translation.policies.iter().flat_map(|made| &made.policy.ingress).map(|entry| {
+    let entries = translation.given.iter().flat_map(|made| &made.policy.ingress).map(|entry| {
         let rule = entry.rules.first().cloned().unwrap_or_default();
         (entry.port, rule.verdict, rule.remotes)
     });
@@ -167,6 +167,39 @@ fn an_empty_list_of_rules_denies_nothing() {
         assert_eq!(found, [(ProblemKind::InvalidValue, format!("spec.{list}").as_str())]);
     }
     assert_eq!(ingress(json!({ "ingress": [{}], "ingressDeny": [] })).0, vec![]);
+}
+
+/// What a rule of which only a part is known says is not held against others.
+#[test]
+fn what_is_translated_in_part_is_marked() {
+    let partial = |rule: Value| {
+        let resource = json!({ "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "spec": { "ingress": [
+            rule, { "fromEntities": ["host"], "toPorts": [{ "ports": [{ "port": "1" }, { "port": "2" }] }] }] } });
+        translate(&[&resource], None).policies[0].partial.iter().map(|(_, entry)| *entry).collect::<Vec<_>>()
+    };
+    let ports = |key: &str, value: Value| json!([{ "ports": [{ "port": "80" }], key: value }]);
+    let on_ports = |key: &str, value: Value| json!({ "fromEntities": ["host"], "toPorts": ports(key, value) });
+    assert_eq!(partial(json!({ "fromEntities": ["host"] })), Vec::<usize>::new());
+    assert_eq!(partial(json!({ "fromEntities": ["host"], "authentication": { "mode": "required" } })), [0]);
+    assert_eq!(partial(on_ports("listener", json!({}))), [0]);
+    assert_eq!(partial(on_ports("rules", json!({ "http": [{ "paths": "/" }] }))), [0]);
+    assert_eq!(partial(on_ports("rules", json!({ "http": [] }))), [0]);
+    assert_eq!(partial(json!({ "fromEntities": ["host", "hots"] })), [0]);
+    // It narrows all rules of the direction.
+    assert_eq!(partial(json!({ "fromEntities": ["host"], "fromRequires": [{}] })), [0, 1, 2]);
+    assert_eq!(partial(json!({ "fromRequires": [{}] })), [0, 1]);
+}
+
+/// An agent looks at the length of the list, so nothing is restricted to HTTP.
+#[test]
+fn an_empty_list_of_http_rules_is_none() {
+    let ports = json!([{ "ports": [{ "port": "80" }], "rules": { "http": [] } }]);
+    let resource = json!({ "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
+        "spec": { "ingress": [{ "toPorts": ports }] } });
+    let translation = translate(&[&resource], None);
+    assert_eq!(translation.policies[0].policy.ingress[0].rules, [PortRule::default()]);
+    let found: Vec<_> = translation.problems.iter().map(|(_, problem)| (problem.kind, &*problem.path)).collect();
+    assert_eq!(found, [(ProblemKind::InvalidValue, "spec.ingress[0].toPorts[0].rules.http")]);
 }
 
 #[test]
@@ -259,7 +292,7 @@ fn selectors_of_a_namespaced_policy_stay_in_its_namespace() {
     let selects = |selector: &str| {
         let text = SHOP.replace("matchLabels: { app: web }", selector);
         let translation = translate(&[&yaml(&text)], Some(&who));
-        translation.policies[0].policy.ingress[0].rules[0].remotes.clone()
+        translation.given[0].policy.ingress[0].rules[0].remotes.clone()
     };
     assert_eq!(selects("matchLabels: { app: web }"), [12001, 12044]);
     assert_eq!(selects("matchLabels: { app: web, \"k8s:io.kubernetes.pod.namespace\": other }"), [12099]);

@@ -8,10 +8,11 @@ mod kubernetes;
 mod report;
 mod rules;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use tollgate_policy::lint::{self, Severity};
+use tollgate_policy::lint::{self, Known, PartialEntry, Severity};
 
 use self::input::{Input, Located, Origin, Source};
 use self::rules::Rule;
@@ -168,7 +169,7 @@ fn check(inputs: Vec<(PathBuf, Input)>, known: Option<&KnownIdentities>, secrets
     }
     for mut set in sets {
         checked.policies += set.sources.len() + set.kubernetes.len();
-        let made = kubernetes::translate(std::mem::take(&mut set.kubernetes), known);
+        let (made, given) = kubernetes::translate(std::mem::take(&mut set.kubernetes), known);
         set.join(made);
         checked.unusable |= set.unusable;
         checked.findings.append(&mut set.findings);
@@ -179,6 +180,7 @@ fn check(inputs: Vec<(PathBuf, Input)>, known: Option<&KnownIdentities>, secrets
             Vec::into_iter(written).partition(|source: &Source| source.mistakes.is_empty());
         lint_set(sound, secrets, &mut checked.findings);
         lint_set(made, secrets, &mut checked.findings);
+        add_as_given(given, secrets, &mut checked.findings);
         for source in damaged {
             lint_set(vec![source], secrets, &mut checked.findings);
         }
@@ -188,16 +190,38 @@ fn check(inputs: Vec<(PathBuf, Input)>, known: Option<&KnownIdentities>, secrets
         finding.what = policy_file::shortened(&finding.what);
         finding.instead = policy_file::shortened(&finding.instead);
     }
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     // Several endpoints can have one source.
     checked.findings.retain(|finding| seen.insert((finding.rule, finding.at.clone(), finding.what.clone())));
     checked
 }
 
+/// What is found of resources with the identities that are known.
+fn add_as_given(given: Vec<Source>, secrets: &[String], findings: &mut Vec<Reported>) {
+    let pointless = |finding: &Reported| matches!(finding.rule, Rule::Policy(lint) if kubernetes::is_pointless(lint));
+    let always: HashSet<Located> = findings.iter().filter(|f| pointless(f)).map(|f| f.at.clone()).collect();
+    let mut found = Vec::new();
+    lint_set(given, secrets, &mut found);
+    found.retain(|finding| !pointless(finding) || !always.contains(&finding.at));
+    findings.extend(found.into_iter().map(|f| if pointless(&f) { kubernetes::as_given(f) } else { f }));
+}
+
 fn lint_set(sources: Vec<Source>, secrets: &[String], findings: &mut Vec<Reported>) {
     let mistakes: Vec<Vec<String>> = sources.iter().map(|source| source.mistakes.clone()).collect();
+    let partial = sources.iter().enumerate().flat_map(|(policy, source)| {
+        source.partial.iter().map(move |(direction, entry)| PartialEntry {
+            policy,
+            direction: *direction,
+            entry: *entry,
+        })
+    });
+    let partial: Vec<PartialEntry> = partial.collect();
     let (models, origins): (Vec<_>, Vec<_>) = sources.into_iter().map(|source| (source.policy, source.origin)).unzip();
-    for finding in lint::lint(&models, secrets) {
+    let mut found = lint::lint(&models, &Known { secrets, partial: &partial });
+    if origins.iter().any(|origin| matches!(origin, Origin::Parts(_))) {
+        kubernetes::keep_what_holds_everywhere(&mut found, &models, &origins);
+    }
+    for finding in found {
         if !damage::still_holds(&finding, &mistakes[finding.element.policy]) {
             continue;
         }
@@ -207,11 +231,11 @@ fn lint_set(sources: Vec<Source>, secrets: &[String], findings: &mut Vec<Reporte
             rule: Rule::Policy(finding.lint),
             at: locate(&finding.element),
             because_of: finding.because_of.as_ref().map(locate),
-            what: finding.what,
-            instead: finding.instead,
+            what: finding.what.clone(),
+            instead: finding.instead.clone(),
         };
         if let Origin::Parts(_) = origin {
-            kubernetes::reword(finding.lint, &mut reported, origin);
+            kubernetes::reword(&finding, &mut reported, origin);
         }
         findings.push(reported);
     }

@@ -163,7 +163,7 @@ pub(crate) fn compile(
     }
     match (&rule.http, rule.verdict) {
         (Some(http), RuleVerdict::Allow) if http.is_empty() => {
-            let reason = "is empty, so nothing says which requests to allow; remove it or list a rule";
+            let reason = "is empty, so nothing says which requests to allow; list a rule";
             findings.add(origin, None, "http_rules", reason);
             compiled.peer.push(never("http_rules", reason));
             compiled.http = Some(Vec::new());

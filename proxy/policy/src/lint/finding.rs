@@ -97,11 +97,13 @@ pub struct Finding {
     pub instead: String,
     /// The other element that it takes, such as the rule that decides first.
     pub because_of: Option<Element>,
+    /// Although the element never decides, more would be allowed without it: the port would not be read as HTTP.
+    pub needed: bool,
 }
 
 impl Finding {
     pub(super) const fn new(lint: Lint, element: Element, what: String, instead: String) -> Self {
-        Self { lint, element, what, instead, because_of: None }
+        Self { lint, element, what, instead, because_of: None, needed: false }
     }
 }
 
@@ -177,7 +179,7 @@ lints! {
         "the rule looks as if it did something and never does";
     /// HTTP rules whose peers are allowed everything anyway.
     HttpRuleWithoutEffect "http-rule-without-effect" Warning
-        "the HTTP rules restrict nobody, because a rule without any allows the same peers everything";
+        "the HTTP rules keep no request out, because a rule without any allows the same peers every one";
     /// HTTP rules in a deny or pass rule.
     DenyIgnoresHttp "deny-ignores-http" Warning
         "it refuses more than its HTTP rules say";
@@ -225,7 +227,7 @@ lints! {
         "until the secret is delivered and while there is no inline value, the rule allows nothing";
     /// A rule that another one says already.
     RedundantRule "redundant-rule" Note
-        "it can go without any change, or one of the two was meant to say something else";
+        "it says nothing that others do not say, or one of them was meant to say something else";
     /// GET without HEAD.
     GetWithoutHead "get-without-head" Note
         "health checks and caches ask with HEAD, and are refused";

@@ -1,6 +1,6 @@
 //! Matchers on `:method`.
 
-use super::cover::covers_matcher;
+use super::alternatives::{Alternatives, accepts};
 use super::finding::{Element, Finding, Lint};
 use super::probe::{Probe, Probes};
 use crate::model::{HeaderMatcher, HttpRule};
@@ -89,7 +89,7 @@ fn unknown_method_remedy(method: &str) -> String {
 pub(super) fn check_head(
     element: &Element,
     http: &HttpRule,
-    alternatives: &[HttpRule],
+    alternatives: &Alternatives<'_>,
     probes: &mut Probes,
     findings: &mut Vec<Finding>,
 ) {
@@ -97,24 +97,13 @@ pub(super) fn check_head(
     let Some((index, matcher)) = method else {
         return;
     };
-    let admits = |matcher: &HeaderMatcher, method: &str, probes: &mut Probes| {
-        probes.of(&matcher.value).is_some_and(|probe| probe.accepts(method.as_bytes()) != matcher.invert)
-    };
-    if !admits(matcher, "GET", probes) || admits(matcher, "HEAD", probes) {
+    if !accepts(matcher, b"GET", probes) || accepts(matcher, b"HEAD", probes) || alternatives.admit_head(http, probes) {
         return;
     }
-    let head_elsewhere = alternatives.iter().any(|other| {
-        other.headers.iter().all(|mine| match &*mine.name {
-            ":method" => admits(mine, "HEAD", probes),
-            _ => http.headers.iter().any(|theirs| covers_matcher(mine, theirs, probes)),
-        })
-    });
-    if !head_elsewhere {
-        findings.push(Finding::new(
-            Lint::GetWithoutHead,
-            element.header(index),
-            format!("{} allows \"GET\" and not \"HEAD\"", matcher.value),
-            "the regex \"GET|HEAD\", if HEAD is fine".to_owned(),
-        ));
-    }
+    findings.push(Finding::new(
+        Lint::GetWithoutHead,
+        element.header(index),
+        format!("{} allows \"GET\" and not \"HEAD\"", matcher.value),
+        "the regex \"GET|HEAD\", if HEAD is fine".to_owned(),
+    ));
 }

@@ -1,15 +1,16 @@
 //! Matchers on `:path`: the canonical path with its query, compared in full.
 
+use super::alternatives::Alternatives;
 use super::finding::{Element, Finding, Lint};
 use super::probe::{Probe, Probes};
 use super::regex_text::without_anchors;
-use crate::model::{HeaderMatcher, HttpRule, TextPart, ValueMatch};
+use crate::model::{HeaderMatcher, TextPart, ValueMatch};
 
 pub(super) fn check(
     element: &Element,
     matcher: &HeaderMatcher,
     probe: &Probe,
-    alternatives: &[HttpRule],
+    alternatives: &Alternatives<'_>,
     probes: &mut Probes,
     findings: &mut Vec<Finding>,
 ) {
@@ -23,9 +24,7 @@ pub(super) fn check(
     {
         return;
     }
-    let mut allowed = |path: &str| {
-        probe.accepts(path.as_bytes()) || alternatives.iter().any(|other| admits_path(other, path.as_bytes(), probes))
-    };
+    let mut allowed = |path: &str| probe.accepts(path.as_bytes()) || alternatives.admit_path(path.as_bytes(), probes);
     let examples = probe.examples();
     if let Some(path) = examples.iter().find(|path| !path.contains('?') && !allowed(&format!("{path}?x=1"))) {
         findings.push(Finding::new(
@@ -64,12 +63,6 @@ pub(super) fn check(
             return;
         }
     }
-}
-
-/// Whether an alternative may admit the path, whatever else it asks for.
-fn admits_path(http: &HttpRule, path: &[u8], probes: &mut Probes) -> bool {
-    let mut paths = http.headers.iter().filter(|matcher| &*matcher.name == ":path");
-    paths.all(|matcher| probes.of(&matcher.value).is_some_and(|probe| probe.accepts(path) != matcher.invert))
 }
 
 /// The text as a regular expression that matches it alone.

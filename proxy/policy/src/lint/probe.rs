@@ -134,11 +134,6 @@ impl Probe {
         }
     }
 
-    /// What it is asked about.
-    pub(super) const fn value(&self) -> &ValueMatch {
-        &self.value
-    }
-
     /// What values have to begin with, where nothing else is asked of them (but that a `.*` takes it).
     pub(super) fn prefix(&self) -> Option<&[u8]> {
         match (&self.value, &self.expression) {

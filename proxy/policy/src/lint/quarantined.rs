@@ -1,5 +1,7 @@
 //! What compilation sets aside, as findings.
 
+use std::collections::HashSet;
+
 use super::finding::{Element, Finding, Lint};
 use crate::model::{NetworkPolicy, PortPolicy, RuleVerdict, ValueMatch};
 use crate::{Direction, Quarantine, RuleRef};
@@ -10,25 +12,27 @@ pub(super) struct Bad(Vec<(RuleRef, bool)>);
 /// The same for one direction.
 pub(super) struct BadRules {
     /// Entry, rule, and HTTP alternative; `None`: all of them.
-    rules: Vec<(usize, Option<usize>, Option<usize>)>,
+    rules: HashSet<(usize, Option<usize>, Option<usize>)>,
+    /// Entries that say something else than what they were made of.
+    pub(super) partial: HashSet<usize>,
     /// Something else than an allow is among them, so which rules decide cannot be told from what is written.
     pub(super) undecidable: bool,
 }
 
 impl Bad {
-    pub(super) fn of(&self, direction: Direction) -> BadRules {
+    pub(super) fn of(&self, direction: Direction, partial: HashSet<usize>) -> BadRules {
         let here = || self.0.iter().filter(|(rule, _)| rule.direction == direction);
         let index = |number: Option<u32>| number.map(|number| number as usize);
         let rules = here().map(|(bad, _)| (bad.port_entry as usize, index(bad.rule), index(bad.http_rule)));
-        BadRules { rules: rules.collect(), undecidable: here().any(|(_, allow)| !allow) }
+        BadRules { rules: rules.collect(), partial, undecidable: here().any(|(_, allow)| !allow) }
     }
 }
 
 impl BadRules {
-    /// Whether the alternative, or what holds it, is not enforced as written.
+    /// Whether the alternative, or what holds it, is not enforced as written, or not known as it was written.
     pub(super) fn holds(&self, entry: usize, rule: Option<usize>, alternative: Option<usize>) -> bool {
-        let wider = |bad: Option<usize>, here: Option<usize>| bad.is_none() || bad == here;
-        self.rules.iter().any(|bad| bad.0 == entry && wider(bad.1, rule) && wider(bad.2, alternative))
+        let wider = [(entry, None, None), (entry, rule, None), (entry, rule, alternative)];
+        self.partial.contains(&entry) || wider.iter().any(|bad| self.rules.contains(bad))
     }
 }
 

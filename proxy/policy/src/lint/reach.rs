@@ -5,10 +5,14 @@
 //! rule skips, holds whenever it does; or when it can be taken apart (see [`cells`]) so that this is so of each piece.
 
 mod coverers;
+mod left;
 mod terms;
 #[cfg(test)]
 mod tests;
 mod unit;
+mod wording;
+
+use std::collections::HashSet;
 
 use super::cells;
 use super::finding::{Element, Finding, Lint};
@@ -17,8 +21,10 @@ use super::quarantined::BadRules;
 use crate::model::{PortPolicy, PortRule, RuleVerdict};
 
 use self::coverers::Coverers;
+use self::left::Left;
 use self::terms::{Steps, TooMany};
 use self::unit::{Span, Unit, overlap, units};
+use self::wording::describe;
 
 /// Steps of comparing rules, per direction of a policy; when they do not suffice, nothing is claimed, which is said.
 const STEPS: usize = 10_000_000;
@@ -49,33 +55,63 @@ pub(super) fn check(
         findings.push(Finding::new(Lint::NotCompared, direction.clone(), what, instead));
         return;
     };
+    let pointless = pointless(&units, &covered);
+    let left = Left::of(entries, bad, &pointless);
+    findings.extend(pointless.iter().map(|pointless| describe(direction, pointless, &left)));
+}
+
+/// A rule, or an HTTP alternative of one, that never decides, and those that do.
+struct Pointless<'u> {
+    unit: Unit<'u>,
+    by: Vec<Unit<'u>>,
+}
+
+fn pointless<'u>(units: &[Unit<'u>], covered: &[Vec<usize>]) -> Vec<Pointless<'u>> {
+    let mut pointless = Vec::new();
     let mut number = 0;
     while number < units.len() {
         let rule = units[number];
         let alternatives = units[number..].iter().take_while(|unit| unit.same_rule(&rule)).count();
         let range = number..number + alternatives;
-        // A rule goes as a whole only if others, not its own alternatives, cover all of it.
-        let by_others = covered[range.clone()].iter().map(|by| match by.iter().any(|by| units[*by].same_rule(&rule)) {
-            true => &[][..],
-            false => by,
-        });
-        let by_others: Vec<&[usize]> = by_others.collect();
-        if by_others.iter().all(|by| !by.is_empty()) {
-            describe(direction, &Unit { alternative: None, ..rule }, &together(&units, by_others.concat()), findings);
+        let by_others: Option<Vec<Vec<usize>>> =
+            range.clone().map(|unit| by_other_rules(units, covered, unit)).collect();
+        if let Some(by) = by_others {
+            pointless.push(Pointless { unit: Unit { alternative: None, ..rule }, by: together(units, by.concat()) });
         } else {
-            for unit in range.clone().filter(|unit| !covered[*unit].is_empty()) {
-                describe(direction, &units[unit], &together(&units, covered[unit].clone()), findings);
-            }
+            // At least one of them stays.
+            let alternatives = range.clone().filter(|unit| !covered[*unit].is_empty());
+            pointless.extend(
+                alternatives.map(|unit| Pointless { unit: units[unit], by: together(units, covered[unit].clone()) }),
+            );
         }
         number = range.end;
     }
+    pointless
+}
+
+/// Units of other rules that make this one pointless: where its own rule's alternatives do, those that make these so. `None`
+/// when something of the rule decides.
+fn by_other_rules(units: &[Unit<'_>], covered: &[Vec<usize>], number: usize) -> Option<Vec<usize>> {
+    let mut others = Vec::new();
+    let mut seen = HashSet::from([number]);
+    let mut open = vec![number];
+    while let Some(unit) = open.pop() {
+        if covered[unit].is_empty() {
+            return None;
+        }
+        let (own, other): (Vec<usize>, Vec<usize>) =
+            covered[unit].iter().partition(|by| units[**by].same_rule(&units[number]));
+        others.extend(other);
+        open.extend(own.into_iter().filter(|unit| seen.insert(*unit)));
+    }
+    (!others.is_empty()).then_some(others)
 }
 
 /// Units without repetition, in their order.
-fn together<'a>(units: &'a [Unit<'a>], mut numbers: Vec<usize>) -> Vec<&'a Unit<'a>> {
+fn together<'u>(units: &[Unit<'u>], mut numbers: Vec<usize>) -> Vec<Unit<'u>> {
     numbers.sort_unstable();
     numbers.dedup();
-    numbers.into_iter().map(|number| &units[number]).collect()
+    numbers.into_iter().map(|number| units[number]).collect()
 }
 
 /// The units of one direction while it is found out which never decide.
@@ -98,9 +134,15 @@ impl<'u, 'a, 'p> Reach<'u, 'a, 'p> {
 
     /// For each unit those that make it pointless, one alone where there is one; none when it is not.
     fn covered(&mut self, steps: &mut Steps) -> Result<Vec<Vec<usize>>, TooMany> {
-        let mut alone = Vec::with_capacity(self.units.len());
+        let mut alone: Vec<Vec<usize>> = Vec::with_capacity(self.units.len());
         for number in 0..self.units.len() {
-            alone.push(self.covering(number, steps)?);
+            let by = match self.coverers.same_as(number) {
+                // Of two that say the same the later one is superfluous, or both are.
+                Some(same) if alone[same].is_empty() => vec![same],
+                Some(same) => Vec::clone(&alone[same]),
+                None => self.covering(number, steps)?,
+            };
+            alone.push(by);
         }
         let mut covered = alone.clone();
         let mut steps = Steps::new(CELL_STEPS);
@@ -117,9 +159,6 @@ impl<'u, 'a, 'p> Reach<'u, 'a, 'p> {
 
     /// Units that make this one pointless, on each of its ports another one if need be.
     fn covering(&mut self, number: usize, steps: &mut Steps) -> Result<Vec<usize>, TooMany> {
-        if let Some(same) = self.coverers.same_as(number) {
-            return Ok(vec![same]); // of two that say the same the later one is superfluous
-        }
         let unit = &self.units[number];
         let mut able = Vec::new();
         for other in self.coverers.of_unit(number, self.probes, steps)?.iter().copied() {
@@ -230,61 +269,4 @@ const fn may_skip_to(pass: &Unit<'_>, unit: &Unit<'_>) -> bool {
 /// Whether a pass rule skips `unit`.
 fn skips(pass: &Unit<'_>, unit: &Unit<'_>) -> bool {
     matches!(pass.rule.verdict, RuleVerdict::Pass(below) if pass.order() <= unit.order() && below <= unit.rule.precedence)
-}
-
-/// Most rules that a finding names.
-const NAMED: usize = 4;
-
-fn describe(direction: &Element, unit: &Unit<'_>, by: &[&Unit<'_>], findings: &mut Vec<Finding>) {
-    let Some(first) = by.first() else { return };
-    let element = |unit: &Unit<'_>| {
-        let entry = direction.entry(unit.entry);
-        match (unit.index, unit.alternative) {
-            (Some(rule), Some((alternative, _))) => entry.rule(rule).http_rule(alternative),
-            (Some(rule), None) => entry.rule(rule),
-            (None, _) => entry,
-        }
-    };
-    let same_verdict = by.iter().all(|by| by.rule.verdict == unit.rule.verdict);
-    let lint = match (same_verdict, unit.rule.http.is_some() && by.iter().all(|by| by.http().is_none())) {
-        (true, true) => Lint::HttpRuleWithoutEffect,
-        (true, false) => Lint::RedundantRule,
-        (false, _) => Lint::ShadowedRule,
-    };
-    let does = match (by, by.iter().all(|by| by.rule.verdict == first.rule.verdict)) {
-        (_, false) => "decide",
-        ([_], true) => match first.rule.verdict {
-            RuleVerdict::Allow => "allows",
-            RuleVerdict::Deny => "denies",
-            RuleVerdict::Pass(_) => "passes over",
-        },
-        (_, true) => match first.rule.verdict {
-            RuleVerdict::Allow => "allow",
-            RuleVerdict::Deny => "deny",
-            RuleVerdict::Pass(_) => "pass over",
-        },
-    };
-    let named = |by: &Unit<'_>| {
-        let name = if by.rule.name.is_empty() { String::new() } else { format!(" ({:?})", by.rule.name) };
-        format!("{}{name}", element(by).path)
-    };
-    let what = match by {
-        [by] => format!("{} {does} everything that this one matches", named(by)),
-        _ => {
-            let names: Vec<String> = by.iter().take(NAMED).map(|by| named(by)).collect();
-            let more = by.len().checked_sub(NAMED).filter(|more| *more > 0);
-            let more = more.map(|more| format!(" and {more} more")).unwrap_or_default();
-            format!("{}{more} together {does} everything that this one matches", names.join(", "))
-        }
-    };
-    let instead = match (lint, by) {
-        (Lint::HttpRuleWithoutEffect, _) => {
-            "narrow the other rule to other peers or ports, or leave these HTTP rules out"
-        }
-        (Lint::RedundantRule, [_]) => "leave one of the two out",
-        (Lint::RedundantRule, _) => "leave this one out, or the others",
-        _ => "raise its precedence above the other's, narrow the other rule, or leave this one out",
-    };
-    let finding = Finding::new(lint, element(unit), what, instead.to_owned());
-    findings.push(Finding { because_of: Some(element(first)), ..finding });
 }

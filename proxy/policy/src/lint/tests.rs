@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::probe::{Probe, Probes};
 use super::*;
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
-use crate::{EndpointKey, Flow, NoHeaders, Request, SecurityId, Verdict};
+use crate::{ConnectionVerdict, EndpointKey, Flow, NoHeaders, Request, SecurityId, Verdict};
 
 fn regex(pattern: &str) -> ValueMatch {
     ValueMatch::Regex(pattern.into())
@@ -34,7 +34,10 @@ fn on_port(port: u32, rules: Vec<PortRule>) -> PortPolicy {
 }
 
 fn found(ingress: Vec<PortPolicy>) -> Vec<(Lint, String)> {
-    lint(&[policy(ingress)], &[]).into_iter().map(|finding| (finding.lint, finding.element.path)).collect()
+    lint(&[policy(ingress)], &Known::default())
+        .into_iter()
+        .map(|finding| (finding.lint, finding.element.path))
+        .collect()
 }
 
 /// Findings of one matcher, in the order of [`Lint`].
@@ -116,7 +119,7 @@ fn hosts() {
 fn a_host_with_an_open_end_is_closed_where_it_ends() {
     let instead = |value: ValueMatch| {
         let rule = PortRule { http: Some(vec![http(&[(":authority", value)])]), ..PortRule::default() };
-        let found = lint(&[policy(vec![on_port(80, vec![rule])])], &[]);
+        let found = lint(&[policy(vec![on_port(80, vec![rule])])], &Known::default());
         found.into_iter().find(|finding| finding.lint == Lint::HostSuffix).map(|finding| finding.instead)
     };
     let expected = Some(r#"the regex "shop\\.example\\.com(:[0-9]+)?""#.to_owned());
@@ -128,7 +131,7 @@ fn a_host_with_an_open_end_is_closed_where_it_ends() {
 fn texts_that_were_meant_as_patterns() {
     let meant = |name: &str, value: ValueMatch| {
         let rule = PortRule { http: Some(vec![http(&[(name, value)])]), ..PortRule::default() };
-        let found = lint(&[policy(vec![on_port(80, vec![rule])])], &[]);
+        let found = lint(&[policy(vec![on_port(80, vec![rule])])], &Known::default());
         let [finding] = &found[..] else { return None };
         (finding.lint == Lint::PatternInText).then(|| finding.instead.clone())
     };
@@ -255,7 +258,7 @@ fn a_rule_is_shadowed_only_where_all_of_its_ports_are() {
 /// What the second of two lists of rules on a port is said to be because of the first.
 fn last_of(rules: Vec<PortRule>) -> Option<(Lint, String)> {
     let last = format!("ingress_per_port_policies[0].rules[{}]", rules.len() - 1);
-    let found = lint(&[policy(vec![on_port(80, rules)])], &[]);
+    let found = lint(&[policy(vec![on_port(80, rules)])], &Known::default());
     let reach = [Lint::RedundantRule, Lint::ShadowedRule, Lint::HttpRuleWithoutEffect];
     found.into_iter().find(|f| f.element.path == last && reach.contains(&f.lint)).map(|f| (f.lint, f.what))
 }
@@ -363,22 +366,31 @@ fn entries() -> impl Strategy<Value = Vec<PortPolicy>> {
     prop::collection::vec(entry, 1..3)
 }
 
-/// The policy without what the finding is about; `None` when that is a whole entry.
-fn without(ingress: &[PortPolicy], element: &str) -> Option<Vec<PortPolicy>> {
-    let numbers: Vec<usize> = element.split(['[', ']']).filter_map(|part| part.parse().ok()).collect();
+/// The policy without what the findings are about, as each of them says.
+fn without(ingress: &[PortPolicy], findings: &[&Finding]) -> Vec<PortPolicy> {
     let mut ingress = ingress.to_vec();
-    match numbers[..] {
-        [entry, rule, alternative] => drop(ingress[entry].rules[rule].http.as_mut()?.remove(alternative)),
-        // An entry without rules would allow everything.
-        [entry, rule] if ingress[entry].rules.len() > 1 => drop(ingress[entry].rules.remove(rule)),
-        [entry, _] | [entry] => drop(ingress.remove(entry)),
-        _ => return None,
+    // What stands later first, so that the others keep their numbers.
+    for finding in findings.iter().rev().filter(|finding| !finding.needed) {
+        let numbers = finding.element.path.split(['[', ']']).filter_map(|part| part.parse().ok());
+        match numbers.collect::<Vec<usize>>()[..] {
+            [entry, rule, alternative] => drop(ingress[entry].rules[rule].http.as_mut().unwrap().remove(alternative)),
+            [entry, rule] => {
+                ingress[entry].rules.remove(rule);
+                if ingress[entry].rules.is_empty() {
+                    // It would allow everything.
+                    assert!(finding.instead.contains("the entry too"), "{finding:?}");
+                    ingress.remove(entry);
+                }
+            }
+            [entry] => drop(ingress.remove(entry)),
+            _ => unreachable!(),
+        }
     }
-    Some(ingress)
+    ingress
 }
 
-/// For every port, peer, listener, server name and path whether a request is allowed.
-fn verdicts(ingress: Vec<PortPolicy>) -> Vec<bool> {
+/// For every port, peer, listener, server name and path whether a request is allowed, and whether any bytes are.
+fn verdicts(ingress: Vec<PortPolicy>) -> Vec<(bool, bool)> {
     use crate::ServerName::{Absent, Name, Unknown};
     let mut builder = Snapshot::empty().update();
     builder.replace_all([policy(ingress)]);
@@ -398,9 +410,12 @@ fn verdicts(ingress: Vec<PortPolicy>) -> Vec<bool> {
             for path in ["/", "/a", "/b", "/ab", "/abc", "/\u{e9}"] {
                 let path = path.as_bytes();
                 let request = Request { method: b"GET", scheme: b"http", authority: b"h", path, headers: &NoHeaders };
-                verdicts.push(matches!(
-                    snapshot.evaluate_request(&flow, &request, &crate::Secrets::default()),
-                    Verdict::Allow { .. }
+                verdicts.push((
+                    matches!(
+                        snapshot.evaluate_request(&flow, &request, &crate::Secrets::default()),
+                        Verdict::Allow { .. }
+                    ),
+                    matches!(snapshot.evaluate_connection(&flow), ConnectionVerdict::AllowTcp { .. }),
                 ));
             }
         }
@@ -409,14 +424,152 @@ fn verdicts(ingress: Vec<PortPolicy>) -> Vec<bool> {
 }
 
 proptest! {
+    /// Each alone and all at once.
     #[test]
     fn what_is_said_to_have_no_effect_has_none(ingress in entries()) {
         let lints = [Lint::ShadowedRule, Lint::RedundantRule, Lint::HttpRuleWithoutEffect];
-        let findings = lint(&[policy(ingress.clone())], &[]);
-        for finding in findings.iter().filter(|finding| lints.contains(&finding.lint)) {
-            if let Some(rest) = without(&ingress, &finding.element.path) {
-                prop_assert_eq!(verdicts(ingress.clone()), verdicts(rest), "{:?}", finding);
-            }
+        let findings = lint(&[policy(ingress.clone())], &Known::default());
+        let findings: Vec<&Finding> = findings.iter().filter(|finding| lints.contains(&finding.lint)).collect();
+        for finding in &findings {
+            // What the entry is told holds when all of it goes.
+            let rest = without(&ingress, &[finding]);
+            prop_assert_eq!(verdicts(ingress.clone()), verdicts(rest), "{:?}", finding);
+        }
+        prop_assert_eq!(verdicts(ingress.clone()), verdicts(without(&ingress, &findings)), "{:?}", findings);
+    }
+}
+
+#[test]
+fn the_last_http_rule_of_a_port_stays() {
+    let everything = PortRule { remotes: vec![7, 8], ..PortRule::default() };
+    let public = PortRule {
+        remotes: vec![7],
+        http: Some(vec![http(&[(":path", part(TextPart::Prefix, "/public/"))])]),
+        ..PortRule::default()
+    };
+    let needed = |ingress: Vec<PortPolicy>| -> Vec<(Lint, bool)> {
+        let found = lint(&[policy(ingress)], &Known::default()).into_iter();
+        found
+            .inspect(|f| assert_eq!(f.needed, f.instead.starts_with("keep it"), "{f:?}"))
+            .map(|f| (f.lint, f.needed))
+            .collect()
+    };
+    let without_effect = |needed| (Lint::HttpRuleWithoutEffect, needed);
+    assert_eq!(needed(vec![on_port(80, vec![everything.clone(), public.clone()])]), [without_effect(true)]);
+    // Two that could each go, but not both.
+    let twice = vec![everything.clone(), public.clone(), public.clone()];
+    assert_eq!(needed(vec![on_port(80, twice)]), [without_effect(true), without_effect(true)]);
+    // Another one stays, on all of the ports.
+    let other = PortRule { remotes: vec![9], ..public.clone() };
+    assert_eq!(
+        needed(vec![on_port(80, vec![everything.clone(), public.clone(), other.clone()])]),
+        [without_effect(false)]
+    );
+    let ranges = |last| {
+        let rules = vec![everything.clone(), public.clone()];
+        vec![
+            PortPolicy { end_port: 90, ..on_port(80, rules) },
+            PortPolicy { end_port: last, ..on_port(70, vec![other.clone()]) },
+        ]
+    };
+    assert_eq!(needed(ranges(90)), [without_effect(false)]);
+    assert_eq!(needed(ranges(89)), [without_effect(true)]);
+    // What a deny has of HTTP rules is to go.
+    let deny = PortRule { verdict: RuleVerdict::Deny, remotes: vec![9], ..public.clone() };
+    let found = needed(vec![on_port(80, vec![everything, public.clone(), deny])]);
+    assert_eq!(found, [without_effect(true), (Lint::DenyIgnoresHttp, false)]);
+    // Behind a deny.
+    let deny = PortRule { precedence: 1, verdict: RuleVerdict::Deny, ..PortRule::default() };
+    assert_eq!(needed(vec![on_port(80, vec![deny, public])]), [(Lint::ShadowedRule, true)]);
+}
+
+#[test]
+fn a_lookup_leaves_out_only_what_does_not_accept() {
+    let values = [
+        exact("/a"),
+        regex("/a|/b"),
+        regex("/a.*"),
+        regex("/.*"),
+        regex("/[ab]/c"),
+        regex(".*"),
+        regex("(?i)/A"),
+        regex("^/a[0-9]*"),
+        part(TextPart::Prefix, "/a"),
+        part(TextPart::Prefix, ""),
+        part(TextPart::Suffix, "b"),
+        part(TextPart::Anywhere, "/"),
+        ValueMatch::Present(true),
+        ValueMatch::Any,
+        regex("\\b/a"),
+        ValueMatch::Range { start: 0, end: 9 },
+        ValueMatch::Text { part: TextPart::Whole, text: "/A".into(), ignore_case: true },
+    ];
+    let mut probes = Probes::default();
+    let mut lookup = lookup::Lookup::default();
+    let matchers: Vec<HeaderMatcher> = values
+        .iter()
+        .flat_map(|value| {
+            let plain = HeaderMatcher::new(":path", value.clone());
+            [HeaderMatcher { invert: true, ..plain.clone() }, plain]
+        })
+        .collect();
+    for (number, matcher) in matchers.iter().enumerate() {
+        lookup.add(number as u32, Some(matcher), &mut probes);
+    }
+    for text in ["", "/", "/a", "/b", "/A", "/a1", "/a/b", "/b/c", "5", "x"] {
+        let found = lookup.accepting(text.as_bytes());
+        for (number, matcher) in matchers.iter().enumerate() {
+            let accepts = alternatives::accepts(matcher, text.as_bytes(), &mut probes);
+            assert!(!accepts || found.contains(&(number as u32)), "{text:?}: {matcher:?}");
         }
     }
+    for (theirs, value) in matchers.iter().zip(&values) {
+        let found = lookup.covering(theirs, &mut probes);
+        for (number, mine) in matchers.iter().enumerate().filter(|(_, mine)| !mine.invert && *mine != theirs) {
+            let covers = cover::covers_matcher(mine, theirs, &mut probes);
+            assert!(!covers || found.contains(&(number as u32)), "{value}: {mine:?} covers {theirs:?}");
+        }
+    }
+}
+
+#[test]
+fn what_was_not_translated_as_it_is_covers_nothing_and_keeps_no_http() {
+    let all = || on_port(80, vec![PortRule::default()]);
+    let public = || {
+        on_port(80, vec![PortRule { http: Some(vec![http(&[(":path", regex("/public/.*"))])]), ..PortRule::default() }])
+    };
+    let found = |ingress: Vec<PortPolicy>, partial: &[usize]| -> Vec<(Lint, bool)> {
+        let at = |entry: &usize| PartialEntry { policy: 0, direction: Direction::Ingress, entry: *entry };
+        let partial: Vec<PartialEntry> = partial.iter().map(at).collect();
+        let known = Known { partial: &partial, ..Known::default() };
+        lint(&[policy(ingress)], &known).into_iter().map(|finding| (finding.lint, finding.needed)).collect()
+    };
+    let without_effect = |needed| vec![(Lint::HttpRuleWithoutEffect, needed)];
+    assert_eq!(found(vec![all(), public()], &[]), without_effect(true));
+    assert_eq!(found(vec![all(), public()], &[0]), []);
+    assert_eq!(found(vec![all(), public()], &[1]), []);
+    let mut elsewhere = public();
+    elsewhere.rules[0].remotes = vec![7];
+    elsewhere.rules[0].http.as_mut().unwrap()[0].header_matches = vec![crate::model::HeaderMatch::new("a", "")];
+    let mut one = all();
+    one.rules[0].remotes = vec![8];
+    let mut of_one = public();
+    of_one.rules[0].remotes = vec![8];
+    assert_eq!(found(vec![one.clone(), of_one.clone(), elsewhere.clone()], &[]), without_effect(false));
+    assert_eq!(found(vec![one, of_one, elsewhere], &[2]), without_effect(true));
+}
+
+#[test]
+fn a_rule_whose_alternatives_all_go_goes_as_a_whole() {
+    let wide = PortRule { remotes: vec![7], ..PortRule::default() };
+    let paths = ["/a/b", "/a/.*"].map(|path| http(&[(":path", regex(path))])).to_vec();
+    let rules = vec![PortRule { http: Some(paths), ..wide.clone() }, wide];
+    let path = "ingress_per_port_policies[0].rules[0]".to_owned();
+    assert_eq!(
+        found(vec![on_port(80, rules)])
+            .into_iter()
+            .filter(|(lint, _)| *lint == Lint::HttpRuleWithoutEffect || *lint == Lint::RedundantRule)
+            .collect::<Vec<_>>(),
+        [(Lint::HttpRuleWithoutEffect, path)]
+    );
 }

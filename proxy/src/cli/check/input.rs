@@ -1,12 +1,13 @@
 //! From files to policies that know where they came from. A file that is wrong, or a resource in it, hides none of the
 //! others.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use prost::Message as _;
 use serde_json::Value;
-use tollgate_policy::NetworkPolicy;
+use tollgate_policy::{Direction, NetworkPolicy};
 use tollgate_proto::envoy::service::discovery::v3::DiscoveryResponse;
 use tollgate_proto::json::JsonError;
 use tollgate_proto::{cilium, type_url};
@@ -35,6 +36,8 @@ pub(super) struct Source {
     pub(super) origin: Origin,
     /// Paths of fields that were taken out because they cannot be used; with any, nothing of it is enforced.
     pub(super) mistakes: Vec<String>,
+    /// Entries that say something else than what they were made of.
+    pub(super) partial: Vec<(Direction, usize)>,
 }
 
 /// Where a policy comes from.
@@ -43,7 +46,7 @@ pub(super) enum Origin {
     /// It is the resource.
     Same(Place),
     /// It was made of resources: for elements of the policy the resource and the path in it.
-    Parts(Vec<(String, Place, String)>),
+    Parts(HashMap<String, (Place, String)>),
 }
 
 /// A resource of a file.
@@ -68,19 +71,21 @@ impl Origin {
         match self {
             Self::Same(place) => place.locate(element),
             Self::Parts(parts) => {
-                let around = parts.iter().filter(|(part, ..)| holds(part, element)).max_by_key(|(part, ..)| part.len());
-                match around {
-                    Some((_, place, path)) => place.locate(path),
-                    None => Located { file: PathBuf::new(), line: None, element: element.to_owned() },
+                let mut around = element;
+                loop {
+                    if let Some((place, path)) = parts.get(around) {
+                        return place.locate(path);
+                    }
+                    match around.rfind(['.', '[']) {
+                        Some(end) => around = &around[..end],
+                        None if around.is_empty() => break,
+                        None => around = "",
+                    }
                 }
+                Located { file: PathBuf::new(), line: None, element: element.to_owned() }
             }
         }
     }
-}
-
-/// Whether an element is, or is part of, another one.
-fn holds(outer: &str, element: &str) -> bool {
-    element.strip_prefix(outer).is_some_and(|rest| outer.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 impl Place {
@@ -268,7 +273,12 @@ impl Input {
                 if let Some(bytes) = bytes {
                     set_unknown_fields_aside(&mut model, bytes);
                 }
-                self.sources.push(Source { policy: model, origin: Origin::Same(place), mistakes: Vec::new() });
+                self.sources.push(Source {
+                    policy: model,
+                    origin: Origin::Same(place),
+                    mistakes: Vec::new(),
+                    partial: Vec::new(),
+                });
             }
             Err(error) => {
                 let message = error.to_string();
@@ -289,7 +299,7 @@ impl Input {
             policy.endpoint_ips.push("unnamed".to_owned());
         }
         if let Ok(policy) = NetworkPolicy::try_from(&policy) {
-            self.sources.push(Source { policy, origin: Origin::Same(place), mistakes });
+            self.sources.push(Source { policy, origin: Origin::Same(place), mistakes, partial: Vec::new() });
         }
     }
 }

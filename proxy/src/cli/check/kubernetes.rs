@@ -1,15 +1,18 @@
 //! CiliumNetworkPolicies as policies that know which file they were made of.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
-use tollgate_policy::lint::Lint;
+use tollgate_policy::NetworkPolicy;
+use tollgate_policy::lint::{Finding, Lint};
 
 use super::Reported;
-use super::input::{Input, Origin, Place, Source};
-use super::rules::FileRule;
-use crate::cilium_policy::{self, KnownIdentities, ProblemKind};
+use super::input::{Input, Located, Origin, Place, Source};
+use super::rules::{FileRule, Rule};
+use crate::cilium_policy::{self, KnownIdentities, ProblemKind, Translated};
 
-/// What the resources come to, with what cannot be translated as findings.
-pub(super) fn translate(resources: Vec<(Place, Value)>, known: Option<&KnownIdentities>) -> Input {
+/// What the resources come to, with what cannot be translated as findings; and the same with the identities that are known.
+pub(super) fn translate(resources: Vec<(Place, Value)>, known: Option<&KnownIdentities>) -> (Input, Vec<Source>) {
     let (places, values): (Vec<Place>, Vec<Value>) = resources.into_iter().unzip();
     let translation = cilium_policy::translate(&values.iter().collect::<Vec<_>>(), known);
     let mut made = Input::default();
@@ -23,20 +26,57 @@ pub(super) fn translate(resources: Vec<(Place, Value)>, known: Option<&KnownIden
         made.unusable |= matches!(rule, FileRule::UnknownField | FileRule::InvalidValue);
         made.findings.push(places[resource].report(rule, &problem.path, problem.what, &problem.instead));
     }
-    for translated in translation.policies {
-        let parts = translated.parts.into_iter();
-        let parts = parts.map(|part| (part.element, places[part.resource].clone(), part.path)).collect();
-        made.sources.push(Source { policy: translated.policy, origin: Origin::Parts(parts), mistakes: Vec::new() });
+    let source = |Translated { policy, parts, partial }| {
+        let parts = parts.into_iter().map(|part| (part.element, (places[part.resource].clone(), part.path)));
+        Source { policy, origin: Origin::Parts(parts.collect()), mistakes: Vec::new(), partial }
+    };
+    made.sources = translation.policies.into_iter().map(source).collect();
+    (made, translation.given.into_iter().map(source).collect())
+}
+
+/// Whether the finding says that a rule, or an HTTP rule of it, never decides.
+pub(super) const fn is_pointless(lint: Lint) -> bool {
+    matches!(lint, Lint::ShadowedRule | Lint::RedundantRule | Lint::HttpRuleWithoutEffect)
+}
+
+/// Takes out what is said of a part of a resource that stands for several elements (ports, endpoints) and not of all of them.
+pub(super) fn keep_what_holds_everywhere(found: &mut Vec<Finding>, policies: &[NetworkPolicy], origins: &[Origin]) {
+    if !found.iter().any(|finding| is_pointless(finding.lint)) {
+        return;
     }
-    made
+    let mut elements: HashMap<Located, usize> = HashMap::new();
+    for (policy, origin) in policies.iter().zip(origins) {
+        let lists = [("ingress_per_port_policies", &policy.ingress), ("egress_per_port_policies", &policy.egress)];
+        let entries =
+            lists.into_iter().flat_map(|(list, entries)| entries.iter().enumerate().map(move |at| (list, at)));
+        for (list, (entry, rules)) in entries {
+            for (rule, written) in rules.rules.iter().enumerate() {
+                let path = format!("{list}[{entry}].rules[{rule}]");
+                *elements.entry(origin.locate(&path)).or_default() += 1;
+                for alternative in 0..written.http.as_ref().map_or(0, Vec::len) {
+                    let path = format!("{path}.http_rules.http_rules[{alternative}]");
+                    *elements.entry(origin.locate(&path)).or_default() += 1;
+                }
+            }
+        }
+    }
+    let place = |finding: &Finding| origins[finding.element.policy].locate(&finding.element.path);
+    let mut pointless: HashMap<Located, usize> = HashMap::new();
+    for finding in found.iter().filter(|finding| is_pointless(finding.lint)) {
+        *pointless.entry(place(finding)).or_default() += 1;
+    }
+    found.retain(|finding| {
+        let place = place(finding);
+        !is_pointless(finding.lint) || pointless.get(&place) == elements.get(&place)
+    });
 }
 
 /// Puts a finding about a policy that was made into the words of the resource that it was made of.
-pub(super) fn reword(lint: Lint, finding: &mut Reported, origin: &Origin) {
+pub(super) fn reword(found: &Finding, finding: &mut Reported, origin: &Origin) {
     finding.what = with_paths(&finding.what, origin).replace("end_port", "endPort");
-    let instead = match lint {
+    let instead = match found.lint {
+        lint if is_pointless(lint) => pointless_remedy(found, &finding.at.element),
         Lint::InvalidPort => "a port from 1 to 65535, and an endPort that is not below it; no `ports` for every port",
-        Lint::ShadowedRule => "narrow the other rule, or leave this one out",
         Lint::PatternInText => "the value as it is sent: `headers` and `headerMatches` have no patterns",
         Lint::ColonMissing => "`path`, `method` or `host` of the HTTP rule itself",
         Lint::MatchesEverything if finding.instead.contains("present_match") => "the name without a value",
@@ -45,6 +85,28 @@ pub(super) fn reword(lint: Lint, finding: &mut Reported, origin: &Origin) {
         _ => return,
     };
     instead.clone_into(&mut finding.instead);
+}
+
+fn pointless_remedy(found: &Finding, element: &str) -> &'static str {
+    let of_ports = element.ends_with(']') && element.rfind("toPorts[").is_some_and(|at| !element[at..].contains('.'));
+    match (found.lint, found.needed) {
+        (Lint::ShadowedRule, true) => "keep it; if it was meant to decide, narrow the other rule",
+        (_, true) => "keep it, and narrow the other rule if this one was meant to restrict",
+        (_, false) if of_ports => {
+            "leave this item of `toPorts` out, with its rule if it is the only one: a rule without `toPorts` is for every port"
+        }
+        (_, false) => "leave this one out, or narrow the other rule if this one was meant to restrict",
+    }
+}
+
+/// What is so with the identities and endpoints that are known, and may be otherwise with others.
+pub(super) fn as_given(finding: Reported) -> Reported {
+    Reported {
+        rule: Rule::File(FileRule::CoveredAsGiven),
+        what: format!("with the identities and endpoints given, {}", finding.what),
+        instead: "nothing, if that is meant; left out, it may be missed when labels change".to_owned(),
+        ..finding
+    }
 }
 
 /// The text, with paths of the policy in it as paths of the resource.

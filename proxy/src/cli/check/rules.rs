@@ -22,6 +22,7 @@ pub(super) enum FileRule {
     NotAPolicy,
     NotTranslated,
     SelectsNobody,
+    CoveredAsGiven,
     RefusedByProxy,
     HostsWithoutEffect,
 }
@@ -37,6 +38,7 @@ impl FileRule {
         Self::NotAPolicy,
         Self::NotTranslated,
         Self::SelectsNobody,
+        Self::CoveredAsGiven,
         Self::RefusedByProxy,
         Self::HostsWithoutEffect,
     ];
@@ -52,6 +54,11 @@ impl FileRule {
             Self::UnusablePolicy => ("unusable-policy", Severity::Error, "the policy could never be found"),
             Self::NotTranslated => ("not-translated", Severity::Note, "nothing can be said about it"),
             Self::SelectsNobody => ("selects-nobody", Severity::Warning, "an agent leaves out what selects nobody"),
+            Self::CoveredAsGiven => (
+                "covered-as-given",
+                Severity::Note,
+                "whether it stays so depends on labels: other pods, or other endpoints, may make a difference",
+            ),
             Self::RefusedByProxy => {
                 ("refused-by-proxy", Severity::Error, "the proxy refuses the file, so nothing of it is enforced")
             }

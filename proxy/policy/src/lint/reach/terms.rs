@@ -5,8 +5,9 @@ use std::hash::Hash;
 use std::rc::Rc;
 
 use super::super::cover::{covers_matcher, covers_names};
-use super::super::probe::{Probe, Probes};
-use crate::model::{HeaderMatcher, HttpRule, PortRule, ValueMatch};
+use super::super::lookup::Lookup;
+use super::super::probe::Probes;
+use crate::model::{HeaderMatcher, HttpRule, PortRule};
 
 /// What comparing two conditions costs, in steps; one step is a comparison of numbers.
 const COMPARISON: usize = 8;
@@ -205,23 +206,8 @@ impl Remotes {
 struct Matchers {
     numbers: Numbers<HeaderMatcher>,
     list: Vec<HeaderMatcher>,
-    by_name: HashMap<Box<str>, Named>,
+    by_name: HashMap<Box<str>, Lookup>,
     covering: HashMap<u32, Rc<[u32]>>,
-}
-
-/// Matchers on one field that may cover others.
-#[derive(Debug, Default)]
-struct Named {
-    /// By each value that they list.
-    listed: HashMap<Box<[u8]>, Vec<u32>>,
-    /// Those that ask for nothing but a beginning, by it.
-    prefixes: HashMap<Box<[u8]>, Vec<u32>>,
-    /// Other expressions, which cover nothing but listed values, by what these begin with.
-    expressions: HashMap<Box<[u8]>, Vec<u32>>,
-    /// How long the beginnings are.
-    lengths: BTreeSet<usize>,
-    /// Any other.
-    others: Vec<u32>,
 }
 
 impl Matchers {
@@ -230,12 +216,8 @@ impl Matchers {
         if number as usize == self.list.len() {
             self.list.push(matcher.clone());
             // Others cover nothing but themselves.
-            if covers
-                && !matcher.invert
-                && !matcher.treat_missing_as_empty
-                && let Some(probe) = probes.of(&matcher.value)
-            {
-                self.by_name.entry(matcher.name.clone()).or_default().add(number, &probe);
+            if covers && !matcher.invert && !matcher.treat_missing_as_empty {
+                self.by_name.entry(matcher.name.clone()).or_default().add(number, Some(matcher), probes);
             }
         }
         number
@@ -247,8 +229,8 @@ impl Matchers {
         }
         let matcher = &self.list[number as usize];
         let mut covering = vec![number];
-        if let (Some(named), Some(probe)) = (self.by_name.get(&matcher.name), probes.of(&matcher.value)) {
-            for candidate in named.candidates(matcher, &probe) {
+        if let Some(lookup) = self.by_name.get(&matcher.name) {
+            for candidate in lookup.covering(matcher, probes) {
                 steps.take(COMPARISON)?;
                 if candidate != number && covers_matcher(&self.list[candidate as usize], matcher, probes) {
                     covering.push(candidate);
@@ -260,53 +242,5 @@ impl Matchers {
         let covering: Rc<[u32]> = covering.into();
         self.covering.insert(number, Rc::clone(&covering));
         Ok(covering)
-    }
-}
-
-impl Named {
-    fn add(&mut self, number: u32, probe: &Probe) {
-        if let Some(listed) = probe.listed() {
-            for value in listed {
-                self.listed.entry(value.clone()).or_default().push(number);
-            }
-            return;
-        }
-        let (map, beginning) = match (probe.prefix(), probe.value()) {
-            (Some(prefix), _) => (&mut self.prefixes, prefix),
-            (None, ValueMatch::Regex(_)) => (&mut self.expressions, probe.beginning()),
-            (None, _) => return self.others.push(number),
-        };
-        self.lengths.insert(beginning.len());
-        map.entry(beginning.into()).or_default().push(number);
-    }
-
-    /// All that may cover the matcher, and some that do not.
-    fn candidates(&self, matcher: &HeaderMatcher, probe: &Probe) -> Vec<u32> {
-        if matcher.treat_missing_as_empty {
-            return Vec::new();
-        }
-        let mut found = self.others.clone();
-        if matcher.invert {
-            return found;
-        }
-        let listed = probe.listed().map(<[_]>::first);
-        let beginning = match listed {
-            None => probe.beginning(),
-            Some(Some(value)) => value,
-            Some(None) => return found,
-        };
-        let all = |map: &HashMap<Box<[u8]>, Vec<u32>>, key: &[u8], found: &mut Vec<u32>| {
-            found.extend(map.get(key).into_iter().flatten());
-        };
-        for length in self.lengths.range(..=beginning.len()) {
-            all(&self.prefixes, &beginning[..*length], &mut found);
-            if listed.is_some() {
-                all(&self.expressions, &beginning[..*length], &mut found);
-            }
-        }
-        if listed.is_some() {
-            all(&self.listed, beginning, &mut found);
-        }
-        found
     }
 }
