@@ -130,8 +130,24 @@ def check_daemonset(daemonset, configs):
         require(f"{get['host']}:{get['port']}" == config["health"]["address"], where, f"{probe} asks {get}")
     port = int(config["metrics"]["address"].rpartition(":")[2])
     require(port in [entry["containerPort"] for entry in proxy["ports"]], where, f"metrics port {port} is not declared")
+    check_maps(config, proxy, volumes, pod["securityContext"], where)
     grace, drain = pod["terminationGracePeriodSeconds"], int(config["drain_timeout"].removesuffix("s"))
     require(grace == drain + 10, where, f"terminationGracePeriodSeconds {grace} does not fit drain_timeout {drain}s")
+
+
+def check_maps(config, proxy, volumes, context, where):
+    """Whoever looks identities up in the agent's maps can, and nobody else has what that takes."""
+    has = "BPF" in proxy["securityContext"]["capabilities"]["add"]
+    wants = config["listeners"] == "xds" and config.get("identities", "agent") == "agent"
+    require(has == wants, where, "BPF and a configuration that reads an agent's maps belong together")
+    if wants:
+        host = {name for name, volume in volumes.items() if volume.get("hostPath", {}).get("path") == "/sys/fs/bpf"}
+        mounts = [mount for mount in proxy["volumeMounts"] if mount["mountPath"] == "/sys/fs/bpf"]
+        followed = any(
+            mount["name"] in host and mount.get("mountPropagation") == "HostToContainer" for mount in mounts
+        )
+        require(followed, where, "/sys/fs/bpf of the host is not mounted, or not with HostToContainer")
+        require(context["runAsUser"] == 0, where, "an agent's maps are for root")
 
 
 def check_hardening(container, where):
@@ -139,7 +155,7 @@ def check_hardening(container, where):
     require(context["readOnlyRootFilesystem"] and not context["privileged"], where, "not hardened")
     require(context["capabilities"]["drop"] == ["ALL"], where, "capabilities are not dropped")
     added = context["capabilities"]["add"]
-    require(set(added) <= {"NET_RAW", "NET_ADMIN"}, where, f"adds {added}")
+    require(set(added) <= {"NET_RAW", "NET_ADMIN", "BPF"}, where, f"adds {added}")
 
 
 def check_service(service, daemonset):
@@ -172,11 +188,20 @@ SEEDED = (
      "SYS_ADMIN"),
 )
 
+# The same for those that read an agent's maps.
+SEEDED_WITH_MAPS = (
+    ([{"op": "remove", "path": "/spec/template/spec/containers/0/securityContext/capabilities/add/1"}], "BPF"),
+    ([{"op": "remove", "path": "/spec/template/spec/containers/0/volumeMounts/2/mountPropagation"}], "HostToContainer"),
+    ([{"op": "replace", "path": "/spec/template/spec/securityContext/runAsUser", "value": 65532}], "root"),
+)
+
 
 def check_the_checker(objects):
     """Every seeded mistake must be found, or this check is worth nothing."""
     index = next(index for index, item in enumerate(objects) if item["kind"] == "DaemonSet")
-    for operations, expected in SEEDED:
+    proxy = objects[index]["spec"]["template"]["spec"]["containers"][0]
+    seeded = SEEDED + (SEEDED_WITH_MAPS if "BPF" in proxy["securityContext"]["capabilities"]["add"] else ())
+    for operations, expected in seeded:
         broken = copy.deepcopy(objects)
         broken[index] = jsonpatch.apply_patch(broken[index], operations)
         try:
