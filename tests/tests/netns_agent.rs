@@ -7,8 +7,11 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use tollgate_proto::envoy::config::cluster::v3::Cluster;
 use tollgate_proto::envoy::config::listener::v3::Listener;
 use tollgate_proto::json::network_policy_from_value;
@@ -36,7 +39,7 @@ struct Node {
     agent: Agent,
     admin: Admin,
     _proxy: Process,
-    server: Upstream,
+    server: [Upstream; 2],
 }
 
 impl Node {
@@ -48,6 +51,7 @@ impl Node {
         let mut maps = Maps::mount(steered.path("bpf"));
         maps.create_ipcache();
         maps.create_conntrack();
+        maps.create_conntrack_v6();
         steered.addresses("sleep").into_iter().for_each(|address| maps.put(address, SLEEP));
         let rule = json!({"remotePolicies": [SLEEP], "httpRules": {"httpRules": [http_rule("GET", "/hello")]}});
         let policy = json!({
@@ -76,10 +80,12 @@ impl Node {
         let admin = Admin::at(steered.path("admin.sock"));
         admin.until_ready(&mut proxy);
         assert_eq!(agent.answer(&policies), Answer::Ack);
-        let server = steered.serve("helloworld", steered.sockets("helloworld", HTTP_PORT)[0], |peer, _| {
-            while next_request(peer).is_some() {
-                peer.send(OK);
-            }
+        let server = steered.sockets("helloworld", HTTP_PORT).map(|address| {
+            steered.serve("helloworld", address, |peer, _| {
+                while next_request(peer).is_some() {
+                    peer.send(OK);
+                }
+            })
         });
         Self { steered, maps, agent, admin, _proxy: proxy, server }
     }
@@ -120,7 +126,7 @@ fn an_agent_configures_the_proxy() {
     let mut open = node.connect();
     assert_eq!(get(&mut open, "/hello"), (200, "ok".into()));
     assert_eq!(get(&mut open, "/other"), (403, "Not here.\r\n".into()));
-    let forwarded = node.server.text();
+    let forwarded = node.server[0].text();
     assert!(forwarded.contains("x-forwarded-proto: http") && forwarded.contains("x-request-id: "), "{forwarded}");
     let dump = node.admin.get("/config_dump").1;
     assert!(dump.contains("\"timeout\": \"3600000ms\"") && dump.contains("\"retries\": 3"), "{dump}");
@@ -328,4 +334,95 @@ fn connections_from_the_clients_port_linger_as_the_agent_says() {
         assert_eq!(seen.recv_timeout(DEADLINE).unwrap(), (from, end), "{linger:?}");
     }
     assert_eq!(node.admin.metric("tollgate_upstream_source_port_changed_total"), 0.0);
+}
+
+/// What no rule admits, and another one that it does not either.
+const STRANGERS: [u32; 2] = [4711, 4712];
+
+/// The agent names no time to live: answers of the map are asked for again when they are older than 3 ms.
+fn let_answers_expire() {
+    thread::sleep(Duration::from_millis(20));
+}
+
+/// A connection from `sleep` that conntrack knows from its first packet on.
+fn connect_tracked(node: &mut Node, server: SocketAddr, identity: u32) -> Peer {
+    let (steered, maps) = (&node.steered, &mut node.maps);
+    let pod = steered.addresses("sleep")[usize::from(server.is_ipv6())];
+    let connect = || {
+        let socket = Socket::new(Domain::for_address(server), Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(pod, 0).into()).unwrap();
+        maps.track(socket.local_addr().unwrap().as_socket().unwrap(), server, identity);
+        socket.connect(&server.into()).unwrap();
+        Peer::new(socket.into())
+    };
+    steered.world().run_in("sleep", connect).unwrap()
+}
+
+#[test]
+fn on_ingress_the_agents_maps_say_who_asks() {
+    if !inside("on_ingress_the_agents_maps_say_who_asks") {
+        return;
+    }
+    let mut node = Node::new();
+    let listener = node.http_ingress("cilium-http-ingress", LISTENER_PORT, "");
+    assert_eq!(node.agent.push(&[listener]), Answer::Ack);
+    the_peer_changes_hands(&mut node, "sleep", SLEEP, "source");
+
+    // Conntrack's word counts before that of the address, until the address is somebody else's.
+    for (pod, server) in node.steered.addresses("sleep").into_iter().zip(node.steered.sockets("helloworld", HTTP_PORT))
+    {
+        node.maps.put(pod, STRANGERS[0]);
+        let_answers_expire();
+        let mut tracked = connect_tracked(&mut node, server, SLEEP);
+        assert_eq!(get(&mut tracked, "/hello").0, 200);
+        let flow = node.admin.flows().pop().unwrap();
+        assert_eq!(flow["source"]["identity"], SLEEP, "{flow}");
+        node.steered.expect_reset("sleep", server, "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
+        node.maps.put(pod, STRANGERS[1]);
+        let_answers_expire();
+        assert_eq!(get(&mut tracked, "/hello").0, 403);
+        connect_tracked(&mut node, server, STRANGERS[0]).expect_reset();
+    }
+}
+
+#[test]
+fn on_egress_the_agents_maps_say_who_is_asked() {
+    if !inside("on_egress_the_agents_maps_say_who_is_asked") {
+        return;
+    }
+    let mut node = Node::new();
+    only_egress(&mut node);
+    let listener = agent::http_egress("cilium-http-egress", LISTENER_PORT, None);
+    assert_eq!(node.agent.push(&[with_bpf_root(listener, node.maps.root())]), Answer::Ack);
+    the_peer_changes_hands(&mut node, "helloworld", HELLOWORLD, "destination");
+}
+
+/// The addresses of the pod `peer` carry identities that no rule admits, and its own again, while a connection is open.
+fn the_peer_changes_hands(node: &mut Node, peer: &str, own: u32, end: &str) {
+    for (address, server) in node.steered.addresses(peer).into_iter().zip(node.steered.sockets("helloworld", HTTP_PORT))
+    {
+        let mut open = node.steered.connect("sleep", server);
+        assert_eq!(
+            [get(&mut open, "/hello").0, get(&mut open, "/other").0, get(&mut open, "/hello").0],
+            [200, 403, 200]
+        );
+        node.maps.put(address, STRANGERS[0]);
+        let_answers_expire();
+        assert_eq!(get(&mut open, "/hello").0, 403, "{server}");
+        assert_eq!(open.read_to_end(), b"", "nothing is left that this connection could ask");
+        node.steered.expect_reset("sleep", server, "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
+        let flow = node.admin.flows().pop().unwrap();
+        assert_eq!(flow[end]["identity"], STRANGERS[0], "{flow}");
+
+        node.maps.put(address, own);
+        let_answers_expire();
+        let mut open = node.steered.connect("sleep", server);
+        assert_eq!(get(&mut open, "/hello").0, 200);
+        node.maps.remove(address);
+        let_answers_expire();
+        assert_eq!(get(&mut open, "/hello").0, 403, "who is in no map is the world");
+        node.maps.put(address, own);
+        let_answers_expire();
+        assert_eq!(get(&mut node.steered.connect("sleep", server), "/hello").0, 200);
+    }
 }
