@@ -19,6 +19,7 @@ pub mod peer;
 pub mod policy;
 pub mod process;
 pub mod proxy;
+pub mod public_control_plane;
 pub mod python;
 pub mod script;
 pub mod site;

@@ -68,13 +68,18 @@ impl ControlPlane {
     /// The process cannot be started.
     pub fn script(python: &Path, name: &str) -> anyhow::Result<Self> {
         let proto = fs::canonicalize(Path::new(CRATE).join("../proto"))?;
-        let mut child = Command::new(python)
-            .arg(Path::new(SCRIPTS).join(name))
-            .args([proto.join("proto"), proto.join("stubs")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("{}", python.display()))?;
+        let mut command = Command::new(python);
+        command.arg(Path::new(SCRIPTS).join(name)).args([proto.join("proto"), proto.join("stubs")]);
+        Self::run(command)
+    }
+
+    /// Starts a program that is driven in the same way, whatever it is written in.
+    ///
+    /// # Errors
+    /// The process cannot be started.
+    pub fn run(mut command: Command) -> anyhow::Result<Self> {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().with_context(|| format!("{command:?}"))?;
         let commands = child.stdin.take().context("its standard input is a pipe")?;
         let output = child.stdout.take().context("its standard output is a pipe")?;
         let (sender, events) = mpsc::sync_channel(10_000);
@@ -93,7 +98,7 @@ impl ControlPlane {
     /// # Errors
     /// The process has ended.
     pub fn tell(&mut self, command: &Value) -> anyhow::Result<()> {
-        writeln!(self.commands, "{command}").context("the Python control plane has ended")
+        writeln!(self.commands, "{command}").context("the control plane has ended")
     }
 
     /// The next event.
@@ -101,7 +106,7 @@ impl ControlPlane {
     /// # Errors
     /// None came for a minute, the process has ended, or it reports an error.
     pub fn event(&mut self) -> anyhow::Result<Value> {
-        let line = self.events.recv_timeout(EVENT_TIMEOUT).context("no event from the Python control plane")?;
+        let line = self.events.recv_timeout(EVENT_TIMEOUT).context("no event from the control plane")?;
         let event: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
         ensure!(event["event"] != "error", "{event}");
         Ok(event)
