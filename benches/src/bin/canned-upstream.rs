@@ -1,31 +1,41 @@
-//! The upstream of the side-by-side runs: answers 64 bytes, fast enough not to be what is measured.
+//! The upstream of the side-by-side runs and of the neighbours: answers 64 bytes, fast enough not to be what is measured.
 //!
 //! HTTP/1.1 is scanned by hand, because a full parser would cost as much as the proxies under test:
 //! - any request without a body: 200 and 64 bytes; pipelining works
 //! - a request with `content-length`: the body is read and dropped first
 //! - `GET /bytes/N`: N bytes
+//! - `GET /slow/MS`: 64 bytes after so many milliseconds
 //!
-//! HTTP/2 is hyper's, for want of a cheaper one; every request is answered with the same 64 bytes.
+//! HTTP/2 is hyper's, for want of a cheaper one; the same paths. HTTP1_LISTEN answers it too, by the preface.
 //!
 //! Usage: `canned-upstream HTTP1_LISTEN HTTP2_LISTEN`
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper::{Request, Response, body::Incoming};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{LocalSet, spawn_local};
+use tokio::time::sleep;
 
 const BODY: [u8; 64] = [b'x'; 64];
 const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: ";
 const CHUNK: usize = 64 * 1024;
+static CHUNK_OF_X: [u8; CHUNK] = [b'x'; CHUNK];
+/// How HTTP/2 begins, as far as no HTTP/1 request does.
+const PREFACE: &[u8] = b"PRI * HTTP/2";
+/// Longest time that `/slow/` waits.
+const MAX_SLOW_MS: u64 = 600_000;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -49,8 +59,12 @@ async fn serve_http1(listen: SocketAddr) -> anyhow::Result<()> {
         stream.set_nodelay(true)?;
         let canned = canned.clone();
         spawn_local(async move {
+            let mut first = [0; PREFACE.len()];
             // Proxies reset idle connections as they please; that is theirs to report.
-            drop(answer_http1(stream, &canned).await);
+            match stream.peek(&mut first).await {
+                Ok(count) if count > 0 && first[..count] == PREFACE[..count] => answer_http2(stream).await,
+                _ => drop(answer_http1(stream, &canned).await),
+            }
         });
     }
 }
@@ -68,11 +82,15 @@ async fn answer_http1(mut stream: TcpStream, canned: &[u8]) -> std::io::Result<(
         while let Some(length) = find(&buffer[start..filled], b"\r\n\r\n") {
             let head = &buffer[start..start + length];
             let bytes = head.strip_prefix(b"GET /bytes/").map(leading_number);
+            let slow = head.strip_prefix(b"GET /slow/").map(leading_number);
             let body = content_length(head);
             start += length + 4;
             let buffered = usize::try_from(body).unwrap_or(usize::MAX).min(filled - start);
             start += buffered;
             drop_body(&mut stream, body - buffered as u64).await?;
+            if let Some(ms) = slow {
+                sleep(Duration::from_millis(ms.min(MAX_SLOW_MS))).await;
+            }
             match bytes {
                 Some(count) => send_bytes(&mut stream, count).await?,
                 None => stream.write_all(canned).await?,
@@ -126,17 +144,49 @@ async fn serve_http2(listen: SocketAddr) -> anyhow::Result<()> {
     loop {
         let stream = listener.accept().await?.0;
         stream.set_nodelay(true)?;
-        spawn_local(async move {
-            let service = service_fn(|_: Request<Incoming>| async {
-                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(&BODY))))
-            });
-            // A load generator that ends resets all its streams at once, through the proxy; that is no attack here.
-            let connection = http2::Builder::new(Local)
-                .max_pending_accept_reset_streams(10_000)
-                .max_local_error_reset_streams(None)
-                .serve_connection(TokioIo::new(stream), service);
-            drop(connection.await);
-        });
+        spawn_local(answer_http2(stream));
+    }
+}
+
+async fn answer_http2(stream: TcpStream) {
+    let service = service_fn(|request: Request<Incoming>| async move {
+        let path = request.uri().path().as_bytes();
+        if let Some(ms) = path.strip_prefix(b"/slow/").map(leading_number) {
+            sleep(Duration::from_millis(ms.min(MAX_SLOW_MS))).await;
+        }
+        let left = path.strip_prefix(b"/bytes/").map_or(BODY.len() as u64, leading_number);
+        Ok::<_, Infallible>(Response::new(Letters { left }))
+    });
+    // A load generator that ends resets all its streams at once, through the proxy; that is no attack here.
+    let connection = http2::Builder::new(Local)
+        .max_pending_accept_reset_streams(10_000)
+        .max_local_error_reset_streams(None)
+        .max_concurrent_streams(10_000)
+        .serve_connection(TokioIo::new(stream), service);
+    drop(connection.await);
+}
+
+/// A body of so many bytes.
+struct Letters {
+    left: u64,
+}
+
+impl Body for Letters {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let count = usize::try_from(self.left).unwrap_or(CHUNK).min(CHUNK);
+        self.left -= count as u64;
+        Poll::Ready((count > 0).then(|| Ok(Frame::data(Bytes::from_static(&CHUNK_OF_X[..count])))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
     }
 }
 

@@ -1,0 +1,143 @@
+"""Runs an experiment: interleaved batches, which of them count, and what they say together."""
+
+import statistics
+import threading
+import time
+
+import load
+
+# A batch counts when the victim alone was served well, and the others got what they can get. Otherwise somebody else had
+# the machine.
+QUIET_P99_US = 1_000
+FULL_LOAD = 0.95
+# Before the victim is looked at under load.
+SETTLE_SECONDS = 0.5
+
+
+def batch(experiment, proxy, generators, timing):
+    """The victim alone, then with its neighbours."""
+    alone = summary(load.finish(generators.victim(proxy, timing.alone, experiment.victim)))
+    before = experiment.before(proxy) if experiment.before else None
+    others = [generators.start(arguments, SETTLE_SECONDS + timing.loud + 0.5) for arguments in experiment.loads(proxy)]
+    peak, done = [proxy.resident_mib()], threading.Event()
+    sampler = threading.Thread(target=sample_memory, args=(proxy, peak, done))
+    sampler.start()
+    if not experiment.from_the_start:
+        time.sleep(SETTLE_SECONDS)
+    (cpu_before, waited_before), begun = proxy.times(), time.monotonic()
+    victim = generators.victim(proxy, timing.loud, experiment.victim)
+    disturbed = experiment.disturb(proxy, timing.loud) if experiment.disturb else {}
+    loud_result = load.finish(victim)
+    (cpu, waited), elapsed = proxy.times(), time.monotonic() - begun
+    results = [load.finish(other) for other in others]
+    done.set()
+    sampler.join()
+    found = {
+        "alone": alone,
+        "loud": summary(loud_result),
+        "rate": sum(rate(result) for result in results),
+        "counts": counts(results),
+        "cpu_share": (cpu - cpu_before) / elapsed,
+        "run_delay_ms": (waited - waited_before) * 1e3,
+        "victim_delay_ms": loud_result["run_delay_ms"],
+        "peak_mib": max(peak),
+        "alive": proxy.alive(),
+        "results": results,
+        **disturbed,
+    }
+    if experiment.extra:
+        found.update(experiment.extra(proxy, found, loud_result, before))
+    found["results"] = [{key: value for key, value in result.items() if key != "until_goaway_ms"} for result in results]
+    return found
+
+
+def sample_memory(proxy, peak, done):
+    while not done.wait(0.02):
+        peak.append(proxy.resident_mib())
+
+
+def summary(result):
+    """Percentiles of what was served, and what was not."""
+    samples = result["samples"]
+    served = [latency for _, latency, outcome in samples if outcome == 200]
+    errors = {}
+    for _, _, outcome in samples:
+        if outcome != 200:
+            errors[str(outcome)] = errors.get(str(outcome), 0) + 1
+    shares = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+    return {
+        "count": len(samples),
+        "errors": errors,
+        **{name: load.percentile(served, share) for name, share in shares.items()},
+    }
+
+
+def answers(counts):
+    return sum(count for what, count in counts.items() if what.isdigit())
+
+
+def rate(result):
+    """What one generator got done per second: answers, bytes, frames or connections."""
+    if "groups" in result:
+        return sum(answers(group["counts"]) for group in result["groups"]) / result["seconds"]
+    if "bytes" in result:
+        return result["bytes"] / result["seconds"]
+    return result.get("frames", result["counts"].get("opened", 0))
+
+
+def counts(results):
+    total = {}
+    for result in results:
+        for part in result.get("groups", [result]):
+            for what, count in part["counts"].items():
+                total[what] = total.get(what, 0) + count
+    return total
+
+
+def clean(found, best_rate, experiment):
+    """Whether a batch counts."""
+    quiet = found["alone"]["p99"] < QUIET_P99_US and not found["alone"]["errors"]
+    return quiet and (not experiment.steady or found["rate"] >= FULL_LOAD * best_rate)
+
+
+def choose(batches, experiment):
+    """(the batches that count, whether they are clean). Without a clean one all count, and the report says so."""
+    best = max(found["rate"] for found in batches)
+    good = [found for found in batches if clean(found, best, experiment)]
+    return (good, True) if good else (batches, False)
+
+
+def together(batches, experiment):
+    """What the batches of one proxy say: medians, and the best p99."""
+    chosen, is_clean = choose(batches, experiment)
+
+    def median(get):
+        return statistics.median(get(found) for found in chosen)
+
+    errors = {}
+    for found in batches:  # An error is an error, also in a noisy batch.
+        for what, count in found["loud"]["errors"].items():
+            errors[what] = errors.get(what, 0) + count
+    numbers = [key for key, value in chosen[0].items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return {
+        "batches": len(batches),
+        "chosen": len(chosen),
+        "clean": is_clean,
+        "requests": sum(found["loud"]["count"] for found in batches),
+        "errors": errors,
+        "alone_p50": median(lambda found: found["alone"]["p50"]),
+        "alone_p99": median(lambda found: found["alone"]["p99"]),
+        "p50": median(lambda found: found["loud"]["p50"]),
+        "p99": median(lambda found: found["loud"]["p99"]),
+        "p99_min": min(found["loud"]["p99"] for found in chosen),
+        "max": median(lambda found: found["loud"]["max"]),
+        "added_p99": median(lambda found: found["loud"]["p99"] - found["alone"]["p99"]),
+        "alive": all(found["alive"] for found in batches),
+        **{key: median(lambda found, key=key: found.get(key, 0)) for key in numbers},
+    }
+
+
+def jain(shares):
+    """1 when all have the same, 1/n when one has all (Jain, Chiu and Hawe 1984)."""
+    total = sum(shares)
+    return total * total / (len(shares) * sum(share * share for share in shares)) if total else 0.0

@@ -1,0 +1,305 @@
+"""What is tried, and what must hold. The names are those of the study of tenants that the project began with."""
+
+import dataclasses
+from collections.abc import Callable
+
+import batches
+import disturb
+import load
+from load import group
+from proxies import Setup
+
+ALL = ("tollgate", "fairness-off", "envoy")
+TOLLGATE = ("tollgate", "fairness-off")
+FEW_US, SOME_US = 300, 500
+# Rules of which no request of the load matches one.
+TEN_THOUSAND_RULES = [("GET", f"/api/v1/svc{index:05}/items/[0-9]+") for index in range(10_000)]
+# An automaton that is built while it reads gets a new state for each letter of a path made of its two letters.
+SLOW_RULES = [("GET", "/x.*-.{36}")]
+FLOODS = (
+    "rapid-reset", "made-you-reset", "continuation", "ping", "settings", "empty-data", "window-update", "priority",
+)
+
+
+@dataclasses.dataclass
+class Experiment:
+    """One kind of bad neighbour.
+
+    `loads` gives the arguments of the generators; `check` says of the figures of one proxy whether the target is met;
+    `invariant` likewise, of what does not depend on how fast the machine is. `steady`: whether the load is a closed loop, so
+    that what it gets done tells a disturbed batch."""
+
+    name: str
+    title: str
+    target: str
+    loads: Callable
+    check: Callable
+    invariant: Callable
+    setup: Setup = dataclasses.field(default_factory=Setup)
+    victim: tuple = ()
+    proxies: tuple = ALL
+    unit: str = "requests/s"
+    steady: bool = True
+    # The victim is measured from the moment that the load begins.
+    from_the_start: bool = False
+    before: Callable | None = None
+    disturb: Callable | None = None
+    extra: Callable | None = None
+    # Further figures for the report: (key, heading).
+    columns: tuple = ()
+
+
+def served(row):
+    """Nothing of the victim's failed."""
+    return not row["errors"] and row["alive"]
+
+
+def within(microseconds):
+    return lambda row: served(row) and row["added_p99"] <= microseconds
+
+
+def closed(*groups, **options):
+    arguments = ["closed"]
+    for item in groups:
+        arguments += item
+    for name, value in options.items():
+        arguments += [f"--{name.replace('_', '-')}"] + ([] if value is True else [value])
+    return arguments
+
+
+def cheap(connections):
+    return lambda proxy: [closed(group(proxy, 2, connections), path="/cheap")]
+
+
+def experiments():
+    """All of them, in the order in which they are run."""
+    return [*cpu(), *shares(), *upstreams(), *floods(), *connections(), *memory(), *policies(), *remotes(), *soak()]
+
+
+def cpu():
+    """Threats 1 to 3: time on the worker."""
+    bound = "p99 + 0.3 ms, no errors"
+    slow = Setup(rules={2: SLOW_RULES})
+    return [
+        Experiment("T1", "256 connections, cheap requests", bound, cheap(256), within(FEW_US), served),
+        Experiment(
+            "T1-h2", "8 HTTP/2 connections x 100 streams, cheap requests", bound,
+            lambda proxy: [["streams", *group(proxy, 2, 8), "--streams", 100]], within(FEW_US), served,
+        ),
+        Experiment(
+            "T2-heads", "64 connections, heads of 48 KiB", bound,
+            lambda proxy: [closed(group(proxy, 2, 64), fields=56, field_bytes=850)], within(FEW_US), served,
+        ),
+        Experiment(
+            "T2-denied", "64 connections, denied by 10,000 rules", bound,
+            lambda proxy: [closed(group(proxy, 2, 64), path="/nothing/here")], within(FEW_US), served,
+            setup=Setup(rules={2: TEN_THOUSAND_RULES}),
+        ),
+        Experiment(
+            "T3", "16 connections, rules and paths that are as slow to match as they can be", bound,
+            lambda proxy: [closed(group(proxy, 2, 16), path="/x", hostile=3000)], within(FEW_US), served, setup=slow,
+        ),
+    ]
+
+
+def shares():
+    """Threat 4: connections must not buy a share."""
+    slow = {endpoint: SLOW_RULES for endpoint in range(2, 12)}
+
+    def ten(counts):
+        return lambda proxy: [
+            closed(*(group(proxy, endpoint, count) for endpoint, count in zip(range(2, 12), counts)), path="/x", hostile=100)
+        ]
+
+    def fair(_proxy, found, _victim, _before):
+        done = [batches.answers(part["counts"]) for part in found["results"][0]["groups"]]
+        return {"jain": batches.jain(done), "smallest_share": min(done) / max(1, sum(done))}
+
+    def weighted(_proxy, found, _victim, _before):
+        done = [batches.answers(part["counts"]) for part in found["results"][0]["groups"]]
+        per_weight = [count / weight for count, weight in zip(done, (1, 2, 4))]
+        return {"jain": batches.jain(per_weight), "off": max(per_weight) / max(1, min(per_weight)) - 1}
+
+    return [
+        Experiment(
+            "T4", "10 tenants with 2, 4, … 1,024 connections", "Jain >= 0.99, no errors",
+            ten([2 << exponent for exponent in range(10)]),
+            lambda row: served(row) and row["jain"] >= 0.99, lambda row: served(row) and row["jain"] >= 0.95,
+            setup=Setup(rules=slow), extra=fair, columns=(("jain", "Jain"), ("smallest_share", "smallest share")),
+        ),
+        Experiment(
+            "T4-weights", "3 tenants with weights 1, 2 and 4", "shares within 3 %",
+            lambda proxy: [closed(*(group(proxy, endpoint, 32) for endpoint in (2, 3, 4)), path="/x", hostile=100)],
+            lambda row: served(row) and row["off"] <= 0.03, lambda row: served(row) and row["off"] <= 0.1,
+            setup=Setup(rules=slow, weights={2: 1, 3: 2, 4: 4}), extra=weighted, proxies=("tollgate",),
+            columns=(("jain", "Jain by weight"), ("off", "off by")),
+        ),
+        Experiment(
+            "T5", "109 tenants with 4 connections each", "p99 <= 12 ms, no errors",
+            lambda proxy: [closed(*(group(proxy, endpoint, 4) for endpoint in range(2, 111)), path="/cheap")],
+            lambda row: served(row) and row["p99"] <= 12_000, served, setup=Setup(endpoints=110),
+        ),
+    ]
+
+
+def upstreams():
+    """Threat 9: somebody else's slow upstream."""
+    return [
+        Experiment(
+            "T8-h2", "11 HTTP/2 connections x 100 streams to an upstream that does not answer", "no errors",
+            lambda proxy: [["streams", *group(proxy, 2, 11), "--streams", 100, "--path", "/slow/60000"]],
+            served, served, steady=False,
+        ),
+        Experiment(
+            "T8-h1", "2,200 connections to an upstream that does not answer", "no errors",
+            lambda proxy: [closed(group(proxy, 2, 2200), path="/slow/60000")], served, served, steady=False,
+        ),
+        Experiment(
+            "T14", "8 downloads as fast as they go", "p99 + 0.5 ms, no errors",
+            lambda proxy: [["bulk", *group(proxy, 2, 8)]], within(SOME_US), served, unit="bytes/s",
+        ),
+    ]
+
+
+def floods():
+    """Threats 11 and 12: frames that are cheap to send."""
+    def cut(_proxy, found, _victim, _before):
+        waits = [wait for result in found["results"] for wait in result["until_goaway_ms"]]
+        return {"opened": found["counts"].get("opened", 0), "goaway_ms": load.percentile(waits, 0.5)}
+
+    return [
+        Experiment(
+            f"T10-{kind}", f"8 HTTP/2 connections that flood: {kind}", "p99 + 0.3 ms, no errors",
+            lambda proxy, kind=kind: [["flood", kind, *group(proxy, 2, 8)]], within(FEW_US), served,
+            unit="frames", steady=False, extra=cut, columns=(("opened", "connections"), ("goaway_ms", "ms to GOAWAY")),
+        )
+        for kind in FLOODS
+    ]
+
+
+def connections():
+    """Threats 5 to 8: connections themselves."""
+    def held(_proxy, found, _victim, _before):
+        return {"held": found["results"][0]["most_held"]}
+
+    fresh = ("--fresh", "--rate", 100)
+    return [
+        Experiment(
+            "T6", "10,000 new connections per second", "no errors, connect and answer p99 <= 20 ms",
+            lambda proxy: [["connect", "--target", f"{proxy.address(2)}:8080", "--source", proxy.source(2), "--rate", 10_000]],
+            lambda row: served(row) and row["p99"] <= 20_000, served, victim=fresh, unit="connections", steady=False,
+        ),
+        Experiment(
+            "T6-churn", "64 connections, a new one for each request", "p99 + 0.5 ms, no errors",
+            lambda proxy: [closed(group(proxy, 2, 64), churn=True)], within(SOME_US), served,
+        ),
+        Experiment(
+            "T7", "4,000 silent connections where 2,000 have room", "no errors, the hoarder holds at most half",
+            lambda proxy: [[
+                "connect", "--target", f"{proxy.address(2)}:8080", "--source", proxy.source(2),
+                "--rate", 8000, "--keep", 4000,
+            ]],
+            lambda row: served(row) and row["held"] <= 1000, served,
+            setup=Setup(max_connections=2000), victim=fresh, unit="connections", steady=False, extra=held,
+            columns=(("held", "held at most"),),
+        ),
+    ]
+
+
+def memory():
+    """Threats 13 to 19: memory, and time that the kernel takes away."""
+    def limits(proxy, _found, _victim, before):
+        throttled, kills = proxy.group.throttled()
+        return {"throttled": throttled - before[0], "kills": kills - before[1]}
+
+    limit_columns = (("peak_mib", "peak MiB"), ("kills", "killed"))
+    return [
+        Experiment(
+            "T11", "1,000 HTTP/2 connections x 100 streams that ask for 1 MiB each and never read, in 512 MiB",
+            "alive, RSS within 512 MiB, no errors",
+            lambda proxy: [["bulk", *group(proxy, 2, 1000), "--bytes", 1 << 20, "--unread-streams", 100]],
+            served, served, setup=Setup(memory_mib=512), unit="bytes/s", steady=False,
+            before=lambda proxy: proxy.group.throttled(), extra=limits, columns=limit_columns,
+        ),
+        Experiment(
+            "T12", "64 connections, 16 pipelined heads of 48 KiB each", "p99 + 0.3 ms, no errors",
+            lambda proxy: [closed(group(proxy, 2, 64), fields=56, field_bytes=850, pipeline=16)], within(FEW_US), served,
+            columns=(("peak_mib", "peak MiB"),),
+        ),
+        Experiment(
+            "T13", "T1 in half a core (CFS quota 50 of 100 ms)", "p99 + 1 ms, no errors",
+            cheap(256), within(1000), served, setup=Setup(cpu_quota=0.5),
+            before=lambda proxy: proxy.group.throttled(), extra=limits, columns=(("throttled", "periods throttled"),),
+        ),
+    ]
+
+
+def policies():
+    """Threats 24 to 29: the policy plane and the log."""
+    return [
+        Experiment(
+            "T15", "policies with a pattern of 120 KB, 40,000 classes, 10,000 patterns",
+            "another endpoint's update in force within 10 ms + its file's notice, p99 + 0.3 ms",
+            lambda _proxy: [], within(FEW_US), served, proxies=("tollgate",), steady=False, disturb=disturb.bombs,
+            columns=(("update_ms", "ms to the other update"), ("peak_mib", "peak MiB")),
+        ),
+        Experiment(
+            "T17", "10,000 rules swapped ten times a second", "p99 + 0.5 ms, no errors",
+            lambda _proxy: [], within(SOME_US), served, proxies=("tollgate",), steady=False, disturb=disturb.churn,
+            columns=(("peak_mib", "peak MiB"), ("swaps", "swaps")),
+        ),
+        Experiment(
+            "T18", "a log that nobody reads, requests with heads of 48 KiB", "p99 + 0.3 ms, no errors",
+            lambda proxy: [closed(group(proxy, 2, 64), fields=56, field_bytes=850)], within(FEW_US), served,
+            setup=Setup(stalled_log=True), proxies=TOLLGATE,
+        ),
+    ]
+
+
+def remotes():
+    """Threat 33: the victim and the aggressor are clients of the same endpoint."""
+    return [
+        Experiment(
+            "T21", "another client of the victim's endpoint, 256 connections", "p99 + 0.5 ms, no errors",
+            lambda proxy: [closed(group(proxy, 1, 256), path="/cheap")], within(SOME_US), served,
+        ),
+        Experiment(
+            "T24", "T1, looked at from its first millisecond", "p99 + 0.3 ms from 5 ms after its start",
+            cheap(256), lambda row: served(row) and row["recovered_ms"] <= 5, served, from_the_start=True,
+            extra=recovery, columns=(("recovered_ms", "ms to + 0.3 ms"),),
+        ),
+    ]
+
+
+def recovery(_proxy, found, victim, _before):
+    """How long after the load began the victim was served late for the last time in its first second; what comes later
+    is not the beginning any more."""
+    begun = found["results"][0]["begun"] - victim["begun"]
+    bound = found["alone"]["p99"] + FEW_US
+    late = [
+        due / 1e6 - begun for due, latency, outcome in victim["samples"]
+        if begun <= due / 1e6 <= begun + 1 and (outcome != 200 or latency > bound)
+    ]
+    return {"recovered_ms": max(late, default=0) * 1e3}
+
+
+def soak():
+    """Everybody at once."""
+    def everybody(proxy):
+        return [
+            closed(group(proxy, 2, 256), path="/cheap"),
+            closed(group(proxy, 3, 16), path="/x", hostile=3000),
+            closed(group(proxy, 4, 16), fields=56, field_bytes=850),
+            ["streams", *group(proxy, 5, 11), "--streams", 100, "--path", "/slow/60000"],
+            ["bulk", *group(proxy, 6, 4)],
+            ["flood", "rapid-reset", *group(proxy, 7, 2)],
+            ["flood", "ping", *group(proxy, 8, 2)],
+            closed(group(proxy, 9, 32), churn=True),
+        ]
+
+    return [
+        Experiment(
+            "T27", "all of them at once", "no errors, memory flat", everybody, served, served,
+            setup=Setup(rules={3: SLOW_RULES}), unit="", steady=False, columns=(("peak_mib", "peak MiB"),),
+        ),
+    ]

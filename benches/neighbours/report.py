@@ -1,0 +1,84 @@
+"""Turns the figures of one run into the page that is committed."""
+
+HEADER = (
+    "| proxy | alone p50 / p99 | with neighbours p50 / p99 (best p99) | errors | neighbours get | CPU of core | waited for core |"
+)
+
+
+def markdown(result):
+    machine, rows, lines = result["machine"], result["rows"], []
+    lines.append("# Neighbours\n\n")
+    lines.append(
+        "What bad neighbours behind the same proxy do to a victim that asks 500 times a second. Written by "
+        "`benches/neighbours/run`, whose head says how it is measured. One machine, one run.\n\n"
+    )
+    lines.append(f"{machine['date']}, commit {machine['commit']}, {machine['cpu']}, Linux {machine['kernel']}; ")
+    lines.append(f"{result['repetitions']} or more batches of {result['seconds']:g} s for each proxy, in turns; medians. ")
+    lines.append(
+        "Latencies in ms, of served requests, counted from when each was due. ~: no batch was quiet (the victim alone within 1 ms, "
+        "neighbours at 95 % of their best), so the latencies are worth little; errors and shares count anyway. *Waited for core*: "
+        "how long the proxy's threads were ready and somebody else ran, of a batch: noise from outside, and the neighbours' share of it none.\n"
+    )
+    if not result["first"]:
+        lines.append("\nThe victim had no real-time priority here: its latencies contain the load generator's.\n")
+    lines.append(overview(rows))
+    for name in dict.fromkeys(row["name"] for row in rows):
+        lines.append(section([row for row in rows if row["name"] == name]))
+    return "".join(lines)
+
+
+def overview(rows):
+    """One line for each experiment: what each proxy adds to the victim's p99, and how many of its requests fail."""
+    names = list(dict.fromkeys(row["proxy"] for row in rows))
+    lines = ["\n## All at a glance\n\n| | neighbours | " + " | ".join(f"{name}: p99 added, failed" for name in names)]
+    lines.append(" | target |\n|---|---|" + "---|" * len(names) + "---|\n")
+    for name in dict.fromkeys(row["name"] for row in rows):
+        same = {row["proxy"]: row for row in rows if row["name"] == name}
+        some = next(iter(same.values()))
+        cells = [glance(same[proxy]) if proxy in same else "" for proxy in names]
+        lines.append(f"| {name} | {some['title']} | " + " | ".join(cells) + f" | {some['target']} |\n")
+    return "".join(lines)
+
+
+def glance(row):
+    noisy = "" if row["clean"] else "~"
+    mark = " **met**" if row["met"] else ""
+    failed = sum(row["errors"].values())
+    died = "" if row["alive"] else ", died"
+    if failed == row["requests"]:
+        return f"all failed{died}"
+    return f"{noisy}{row['added_p99'] / 1000:+.2f} ms, {failed / max(1, row['requests']):.1%}{died}{mark}"
+
+
+def section(rows):
+    some = rows[0]
+    extra = "".join(f" {heading} |" for _, heading in some["columns"])
+    lines = [f"\n## {some['name']}: {some['title']}\n\nTarget: {some['target']}.\n\n{HEADER}{extra}\n"]
+    lines.append("|" + "---|" * (7 + len(some["columns"])) + "\n")
+    for row in rows:
+        noisy = "" if row["clean"] else "~"
+        errors = ", ".join(f"{what}: {count}" for what, count in sorted(row["errors"].items())) or "0"
+        failed = sum(row["errors"].values()) == row["requests"]
+        loud = "none served" if failed else f"{noisy}{ms(row['p50'])} / {ms(row['p99'])} ({ms(row['p99_min'])})"
+        further = "".join(f" {figure(row[key])} |" for key, _ in some["columns"])
+        lines.append(
+            f"| {row['proxy']} ({row['chosen']} of {row['batches']}) | {noisy}{ms(row['alone_p50'])} / {ms(row['alone_p99'])} "
+            f"| {loud} | {errors} of {row['requests']} "
+            f"| {count(row['rate'])} {row['unit']} | {row['cpu_share']:.0%} | {row['run_delay_ms']:.0f} ms |{further}\n"
+        )
+    return "".join(lines)
+
+
+def ms(microseconds):
+    return f"{microseconds / 1000:.2f}"
+
+
+def count(number):
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return f"{number:.0f}"
+
+
+def figure(number):
+    return f"{number:.3f}" if 0 < abs(number) < 10 else f"{number:.0f}"

@@ -1,0 +1,112 @@
+//! The one who is measured: an open loop, because a client that waits for the slow answer before it asks again measures
+//! its own patience.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout_at;
+
+use crate::http1::{Connection, Shape, connect, reset_on_close, word};
+
+/// Requests under way at most; further ones wait, and their wait counts.
+const MAX_OPEN: usize = 512;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    #[arg(long)]
+    target: SocketAddr,
+    #[arg(long)]
+    source: Option<IpAddr>,
+    /// Requests per second.
+    #[arg(long, default_value_t = 500.0)]
+    rate: f64,
+    #[arg(long, value_parser = crate::seconds)]
+    seconds: Duration,
+    /// A request that is not answered so long after it was due has failed.
+    #[arg(long, default_value = "5", value_parser = crate::seconds)]
+    timeout: Duration,
+    /// A new connection for each request.
+    #[arg(long)]
+    fresh: bool,
+    #[command(flatten)]
+    shape: Shape,
+}
+
+struct Victim {
+    options: Options,
+    idle: RefCell<Vec<Connection>>,
+    places: Semaphore,
+    /// Due time and latency in microseconds, and what came: a status or a word.
+    samples: RefCell<Vec<Value>>,
+}
+
+/// Prints `{"samples": [[due_us, latency_us, outcome], …]}`; `outcome` is a status or a word for why there is none.
+pub(crate) async fn run(options: Options) -> anyhow::Result<Value> {
+    let interval = Duration::from_secs_f64(1.0 / options.rate);
+    let count = (options.seconds.as_secs_f64() * options.rate) as u32;
+    let mut timer = ticker(interval)?;
+    let start = Instant::now() + interval;
+    let places = Semaphore::new(MAX_OPEN);
+    let victim = Rc::new(Victim { options, idle: RefCell::default(), places, samples: RefCell::default() });
+    let (mut tasks, mut sent) = (JoinSet::new(), 0);
+    while sent < count {
+        timer.read_u64_le().await?;
+        while sent < count && start + interval * sent <= Instant::now() {
+            let (victim, due) = (Rc::clone(&victim), start + interval * sent);
+            tasks.spawn_local(async move { victim.one(start, due).await });
+            sent += 1;
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    Ok(json!({ "samples": victim.samples.take() }))
+}
+
+/// A timer that is exact to microseconds; the runtime's own is to a millisecond.
+///
+/// To the runtime it is a pipe: something to read from when it is ready.
+fn ticker(interval: Duration) -> anyhow::Result<Receiver> {
+    let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)?;
+    let every = Timespec { tv_sec: interval.as_secs() as i64, tv_nsec: interval.subsec_nanos().into() };
+    let setting = Itimerspec { it_interval: every, it_value: every };
+    rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &setting)?;
+    Ok(Receiver::from_owned_fd_unchecked(timer)?)
+}
+
+impl Victim {
+    async fn one(&self, start: Instant, due: Instant) {
+        let outcome: Value = match timeout_at((due + self.options.timeout).into(), self.exchange()).await {
+            Ok(Ok(status)) => status.into(),
+            Ok(Err(error)) => word(&error).into(),
+            Err(_) => "timeout".into(),
+        };
+        let micros = |duration: Duration| duration.as_micros() as u64;
+        self.samples.borrow_mut().push(json!([micros(due - start), micros(due.elapsed()), outcome]));
+    }
+
+    async fn exchange(&self) -> std::io::Result<u16> {
+        let _place = self.places.acquire().await.map_err(std::io::Error::other)?;
+        let Options { target, source, fresh, .. } = self.options;
+        let idle = self.idle.borrow_mut().pop();
+        let mut connection = match idle {
+            Some(connection) => connection,
+            None => Connection::new(connect(source, target).await?),
+        };
+        if fresh {
+            reset_on_close(connection.stream())?;
+        }
+        connection.send(self.options.shape.request(target, !fresh, 0).next()).await?;
+        let answer = connection.answer().await?;
+        if answer.keep && !fresh {
+            self.idle.borrow_mut().push(connection);
+        }
+        Ok(answer.status)
+    }
+}
