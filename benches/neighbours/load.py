@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import world
-from world import LOAD_CORE, OTHERS_PORT, VICTIM_PORT
+from world import LOAD_CORE, OTHERS_PORT
 
 
 class Generators:
@@ -22,9 +22,9 @@ class Generators:
         ]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
-    def victim(self, proxy, seconds, options=()):
-        target = f"{proxy.address(1)}:{VICTIM_PORT}"
-        arguments = ["victim", "--target", target, "--source", proxy.source(1), *options]
+    def victim(self, proxy, seconds, experiment):
+        target = f"{proxy.address(1)}:{experiment.victim_port}"
+        arguments = ["victim", "--target", target, "--source", proxy.source(1), *experiment.victim]
         return self.start(arguments, seconds, first=True)
 
 

@@ -116,7 +116,7 @@ def tollgate(name, setup, folder, binaries):
     place = PLACES[name]
     (folder / "policies").mkdir()
     for endpoint in range(1, setup.endpoints + 1):
-        write_policy(folder, place, endpoint, setup.rules_of(endpoint))
+        put_policy(folder, endpoint, policy(place, endpoint, setup.rules_of(endpoint)))
     write_json(folder / "tollgate.yaml", tollgate_config(name, setup, folder))  # JSON is YAML
     return [binaries[name], "run", "-c", folder / "tollgate.yaml"]
 
@@ -147,11 +147,11 @@ def tollgate_config(name, setup, folder):
     return config
 
 
-def write_policy(folder, place, endpoint, rules):
-    """One endpoint's policy, put in place at once, as a control plane would."""
+def policy(place, endpoint, rules):
+    """The text of one endpoint's policy."""
     headers = [[regex_header(":method", method), regex_header(":path", path)] for method, path in rules]
     http_rules = {"http_rules": [{"headers": pair} for pair in headers]}
-    write_json(folder / "new", {
+    return json.dumps({
         "@type": "type.googleapis.com/cilium.NetworkPolicy",
         "endpoint_ips": [f"127.0.{place}.{endpoint}"],
         "endpoint_id": str(endpoint),
@@ -159,6 +159,11 @@ def write_policy(folder, place, endpoint, rules):
             {"port": port, "rules": [{"http_rules": http_rules}]} for port in (OTHERS_PORT, VICTIM_PORT)
         ],
     })
+
+
+def put_policy(folder, endpoint, text):
+    """Puts a policy in place at once, as a control plane would."""
+    (folder / "new").write_text(text, encoding="utf-8")
     os.replace(folder / "new", folder / "policies" / f"{endpoint}.json")
 
 

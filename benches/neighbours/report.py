@@ -1,5 +1,7 @@
 """Turns the figures of one run into the page that is committed."""
 
+import statistics
+
 HEADER = (
     "| proxy | alone p50 / p99 | with neighbours p50 / p99 (best p99) | errors | neighbours get | CPU of core | waited for core |"
 )
@@ -22,6 +24,7 @@ def markdown(result):
     if not result["first"]:
         lines.append("\nThe victim had no real-time priority here: its latencies contain the load generator's.\n")
     lines.append(overview(rows))
+    lines.append(price(rows))
     for name in dict.fromkeys(row["name"] for row in rows):
         lines.append(section([row for row in rows if row["name"] == name]))
     return "".join(lines)
@@ -48,6 +51,22 @@ def glance(row):
     if failed == row["requests"]:
         return f"all failed{died}"
     return f"{noisy}{row['added_p99'] / 1000:+.2f} ms, {failed / max(1, row['requests']):.1%}{died}{mark}"
+
+
+def price(rows):
+    """What fair shares cost: the same load with and without them, from batches that took turns."""
+    by_name = {(row["name"], row["proxy"]): row for row in rows}
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        fair, unfair = by_name.get((name, "tollgate")), by_name.get((name, "fairness-off"))
+        if fair and unfair and fair["steady"]:
+            pairs = list(zip(fair["samples"], unfair["samples"]))
+            kept = statistics.median(one["rate"] / max(1, other["rate"]) for one, other in pairs)
+            cpu = statistics.median(one["cpu_us"] / other["cpu_us"] for one, other in pairs)
+            lines.append(f"| {name} | {kept:.3f} | {cpu:.3f} |\n")
+    head = "\n## What fair shares cost\n\nWith them, of what it is without them; medians of the pairs.\n\n"
+    table = "| | neighbours get | CPU per answer |\n|---|---|---|\n"
+    return head + table + "".join(lines) if lines else ""
 
 
 def section(rows):

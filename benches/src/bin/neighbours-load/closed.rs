@@ -96,7 +96,7 @@ async fn exchanges(options: &Options, group: Group, counts: &Counts, seed: u64) 
         for _ in 0..options.pipeline {
             let answer = connection.answer().await?;
             counts.add(answer.status);
-            if !answer.keep {
+            if options.churn || !answer.keep {
                 return Ok(());
             }
         }

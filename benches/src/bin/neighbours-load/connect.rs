@@ -78,9 +78,9 @@ async fn one(all: &Connections, source: Option<IpAddr>, target: SocketAddr, keep
         Err(_) => return all.counts.add("timeout"),
     };
     all.counts.add("opened");
+    // Should it fail, the connection is closed in the ordinary way.
+    let _ = reset_on_close(&stream);
     if !keep {
-        // Should it fail, the connection is closed in the ordinary way.
-        let _ = reset_on_close(&stream);
         return;
     }
     *all.held.borrow_mut() += 1;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use h2::client::SendRequest;
 use serde_json::Value;
 use tokio::task::spawn_local;
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::Group;
 use crate::closed::{Counts, report};
@@ -25,6 +25,9 @@ pub(crate) struct Options {
     /// Streams of each connection that are open at a time.
     #[arg(long, default_value_t = 100)]
     streams: usize,
+    /// Give each request up after so many milliseconds.
+    #[arg(long)]
+    cancel_after: Option<u64>,
     #[command(flatten)]
     shape: Shape,
 }
@@ -79,7 +82,17 @@ async fn exchanges(
         sender = sender.ready().await?;
         let uri = format!("http://{}{}", group.target, options.shape.path());
         let (answer, _) = sender.send_request(http::Request::get(uri).body(())?, true)?;
-        let answer = answer.await?;
+        let answer = match options.cancel_after {
+            None => answer.await?,
+            // Dropped, it is cancelled.
+            Some(ms) => match timeout(Duration::from_millis(ms), answer).await {
+                Ok(answer) => answer?,
+                Err(_) => {
+                    counts.add("cancelled");
+                    continue;
+                }
+            },
+        };
         let status = answer.status().as_u16();
         let mut body = answer.into_body();
         while let Some(chunk) = body.data().await {

@@ -2,15 +2,18 @@
 //! its own patience.
 
 use std::cell::RefCell;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use h2::client::SendRequest;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 
@@ -36,6 +39,9 @@ pub(crate) struct Options {
     /// A new connection for each request.
     #[arg(long)]
     fresh: bool,
+    /// All requests as streams of one HTTP/2 connection, which is opened anew when it fails.
+    #[arg(long)]
+    http2: bool,
     #[command(flatten)]
     shape: Shape,
 }
@@ -43,6 +49,7 @@ pub(crate) struct Options {
 struct Victim {
     options: Options,
     idle: RefCell<Vec<Connection>>,
+    http2: Mutex<Option<SendRequest<Bytes>>>,
     places: Semaphore,
     /// Due time and latency in microseconds, and what came: a status or a word.
     samples: RefCell<Vec<Value>>,
@@ -55,7 +62,13 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Value> {
     let mut timer = ticker(interval)?;
     let start = Instant::now() + interval;
     let places = Semaphore::new(MAX_OPEN);
-    let victim = Rc::new(Victim { options, idle: RefCell::default(), places, samples: RefCell::default() });
+    let victim = Rc::new(Victim {
+        options,
+        idle: RefCell::default(),
+        http2: Mutex::default(),
+        places,
+        samples: RefCell::default(),
+    });
     let (mut tasks, mut sent) = (JoinSet::new(), 0);
     while sent < count {
         timer.read_u64_le().await?;
@@ -91,8 +104,44 @@ impl Victim {
         self.samples.borrow_mut().push(json!([micros(due - start), micros(due.elapsed()), outcome]));
     }
 
-    async fn exchange(&self) -> std::io::Result<u16> {
-        let _place = self.places.acquire().await.map_err(std::io::Error::other)?;
+    async fn exchange(&self) -> io::Result<u16> {
+        if self.options.http2 { self.stream().await } else { self.http1().await }
+    }
+
+    async fn stream(&self) -> io::Result<u16> {
+        let Options { target, source, .. } = self.options;
+        let mut sender = {
+            let mut shared = self.http2.lock().await;
+            let ready = match shared.take() {
+                Some(sender) => sender.ready().await.ok(),
+                None => None,
+            };
+            let sender = match ready {
+                Some(sender) => sender,
+                None => {
+                    let stream = connect(source, target).await?;
+                    let (sender, connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
+                    tokio::task::spawn_local(connection);
+                    sender.ready().await.map_err(io::Error::other)?
+                }
+            };
+            *shared = Some(sender.clone());
+            sender
+        };
+        let uri = format!("http://{target}{}", self.options.shape.path());
+        let request = http::Request::get(uri).body(()).map_err(io::Error::other)?;
+        let (answer, _) = sender.send_request(request, true).map_err(io::Error::other)?;
+        let answer = answer.await.map_err(io::Error::other)?;
+        let (head, mut body) = answer.into_parts();
+        while let Some(chunk) = body.data().await {
+            let length = chunk.map_err(io::Error::other)?.len();
+            body.flow_control().release_capacity(length).map_err(io::Error::other)?;
+        }
+        Ok(head.status.as_u16())
+    }
+
+    async fn http1(&self) -> io::Result<u16> {
+        let _place = self.places.acquire().await.map_err(io::Error::other)?;
         let Options { target, source, fresh, .. } = self.options;
         let idle = self.idle.borrow_mut().pop();
         let mut connection = match idle {
