@@ -9,6 +9,8 @@ from world import OTHERS_PORT
 
 # Endpoints that get the bad policies, and the one whose update must not wait for them.
 BOMB, CHURN, INNOCENT = 9, 10, 11
+# Policies of an agent's node.
+MANY = 200
 PATIENCE_SECONDS = 60
 # Becomes another number each time, so that no policy is one that was compiled before.
 SALT = "SALT"
@@ -49,6 +51,24 @@ def bombs(proxy, _seconds):
         proxies.put_policy(proxy.folder, INNOCENT, proxies.policy(proxy.place, INNOCENT, [("GET", path)]))
         found[name] = (wait_until_served(proxy, path) - begun) * 1e3
     return {**found, "update_ms": max(found.values())}
+
+
+def refused(proxy, seconds):
+    """200 policies of which one has a pattern that no proxy takes, from an agent that sends them again at once when they are
+    refused. How often they were, each second, and how long until somebody else's update is in force, in milliseconds."""
+    path = f"/only/{time.monotonic_ns()}"
+    good = {INNOCENT: [("GET", path)], BOMB: [("GET", f"/{time.monotonic_ns()}" + "(a|b)*c" * 17_000)]}
+    sender = proxy.sender
+    texts = [
+        proxies.policy(proxy.place, endpoint, good.get(endpoint, proxies.EVERYTHING)) for endpoint in range(1, MANY + 1)
+    ]
+    before, begun = sender.refusals, time.monotonic()
+    sender.resend = True
+    sender.send(texts)
+    update_ms = (wait_until_served(proxy, path) - begun) * 1e3
+    time.sleep(max(0.0, begun + seconds - time.monotonic()))
+    sender.resend = False
+    return {"nacks": (sender.refusals - before) / seconds, "update_ms": update_ms}
 
 
 def wait_until_served(proxy, path):

@@ -80,7 +80,7 @@ def cheap(connections):
 
 def experiments():
     """All of them, in the order in which they are run."""
-    return [*cpu(), *shares(), *upstreams(), *floods(), *connections(), *memory(), *policies(), *remotes(), *soak()]
+    return [*cpu(), *shares(), *upstreams(), *floods(), *connections(), *memory(), *policies(), *remotes(), *costs(), *soak()]
 
 
 def cpu():
@@ -265,6 +265,14 @@ def policies():
             ),
         ),
         Experiment(
+            "T16", "one bad policy of 200, from an agent that sends it again when it is refused",
+            "at most 1 refusal a second, the other 199 in force, p99 + 0.3 ms",
+            lambda _proxy: [], lambda row: within(FEW_US)(row) and row["nacks"] <= 1 and row["update_ms"] < 1000,
+            lambda row: served(row) and row["nacks"] <= 1,
+            setup=Setup(agent=True, endpoints=disturb.MANY), proxies=("tollgate",), steady=False, disturb=disturb.refused,
+            columns=(("nacks", "NACKs/s"), ("update_ms", "ms to another's update")),
+        ),
+        Experiment(
             "T17", "10,000 rules swapped ten times a second", "p99 + 0.5 ms, no errors",
             lambda _proxy: [], within(SOME_US), served, proxies=("tollgate",), steady=False, disturb=disturb.churn,
             columns=(("peak_mib", "peak MiB"), ("swaps", "swaps")),
@@ -288,6 +296,52 @@ def remotes():
             "T24", "T1, looked at from its first millisecond", "p99 + 0.3 ms from 5 ms after its start",
             cheap(256), lambda row: served(row) and row["recovered_ms"] <= 5, served, from_the_start=True,
             extra=recovery, columns=(("recovered_ms", "ms to + 0.3 ms"),),
+        ),
+    ]
+
+
+def costs():
+    """Who used what: the sum must be the whole, and each tenant's share its own."""
+    def mixed(proxy):
+        return [
+            closed(group(proxy, 2, 32), group(proxy, 3, 8), path="/cheap"),
+            closed(group(proxy, 4, 8), fields=56, field_bytes=850),
+            closed(group(proxy, 5, 16), path="/x", hostile=300),
+            closed(group(proxy, 6, 8), churn=True),
+            ["streams", *group(proxy, 7, 2), "--streams", 20],
+            ["bulk", *group(proxy, 8, 1)],
+        ]
+
+    def account(proxy):
+        return proxy.metrics(), proxy.times()[0]
+
+    def compare(proxy, found, _victim, before):
+        (metrics, cpu), (earlier, earlier_cpu) = account(proxy), before
+        gained = {key: value - earlier.get(key, 0) for key, value in metrics.items()}
+
+        def total(metric, endpoint=None):
+            label = "" if endpoint is None else f'tenant="endpoint-{endpoint}"'
+            return sum(value for (name, labels), value in gained.items() if name == metric and label in labels)
+
+        off = 0.0
+        for part in (part for result in found["results"] for part in result.get("groups", [])):
+            endpoint = int(part["target"].split(":")[0].split(".")[3])
+            answered = batches.answers(part["counts"])
+            # What was under way when the load ended was answered, and nobody heard it.
+            spared = part["connections"] * 20
+            counted = total("tollgate_tenant_requests_total", endpoint)
+            off = max(off, max(0, abs(counted - answered) - spared) / max(1, answered))
+        attributed = total("tollgate_tenant_cpu_seconds_total") + total("tollgate_overhead_cpu_seconds_total")
+        return {"requests_off": off, "cpu_off": abs(attributed / (cpu - earlier_cpu) - 1)}
+
+    return [
+        Experiment(
+            "T22", "7 tenants that use different things", "each request and 98 % of the CPU time accounted for",
+            mixed, lambda row: served(row) and row["requests_off"] == 0 and row["cpu_off"] <= 0.02,
+            lambda row: served(row) and row["requests_off"] == 0 and row["cpu_off"] <= 0.05,
+            setup=Setup(rules={5: SLOW_RULES}), proxies=("tollgate",), steady=False, unit="", before=account, extra=compare,
+            not_yet="no tenant has an account",
+            columns=(("requests_off", "requests off by"), ("cpu_off", "CPU off by")),
         ),
     ]
 

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import urllib.request
 
+import agent
 import cgroup
 import world
 from world import FIRST_LISTENER, OTHERS_PORT, PROXY_CORE, VICTIM_PORT
@@ -30,6 +31,8 @@ class Setup:
     memory_mib: int | None = None
     cpu_quota: float | None = None
     stalled_log: bool = False
+    # Policies come from an agent over xDS, not from a directory.
+    agent: bool = False
 
     def rules_of(self, endpoint):
         return self.rules.get(endpoint, EVERYTHING)
@@ -43,6 +46,7 @@ class Proxy:
     process: subprocess.Popen
     folder: pathlib.Path
     group: cgroup.Group | None
+    sender: agent.Agent | None = None
 
     @property
     def place(self):
@@ -84,6 +88,8 @@ class Proxy:
 
     def stop(self):
         world.stop(self.process)
+        if self.sender:
+            self.sender.stop()
         if self.group:
             self.group.remove()
 
@@ -91,6 +97,10 @@ class Proxy:
 def start(name, setup, folder, binaries):
     """Starts one proxy on its core with one worker. Its files and its log go to `folder`, which is new."""
     folder.mkdir(parents=True)
+    sender = None
+    if setup.agent:
+        sender = agent.Agent(folder / "xds.sock")
+        sender.send([policy(PLACES[name], endpoint, setup.rules_of(endpoint)) for endpoint in range(1, setup.endpoints + 1)])
     command = {"tollgate": tollgate, "fairness-off": tollgate, "envoy": envoy}[name](name, setup, folder, binaries)
     group = cgroup.make(f"{name}-{os.getpid()}", setup.memory_mib, setup.cpu_quota)
 
@@ -105,7 +115,7 @@ def start(name, setup, folder, binaries):
             [*world.pinned(PROXY_CORE), *map(str, command)], stdout=log, stderr=log, cwd=folder, preexec_fn=prepare
         )
     world.wait_for_port(FIRST_LISTENER + PLACES[name], process, f"{name} (see {folder / 'log'})")
-    return Proxy(name, process, folder, group)
+    return Proxy(name, process, folder, group, sender)
 
 
 def metrics_port(place):
@@ -115,7 +125,7 @@ def metrics_port(place):
 def tollgate(name, setup, folder, binaries):
     place = PLACES[name]
     (folder / "policies").mkdir()
-    for endpoint in range(1, setup.endpoints + 1):
+    for endpoint in range(1, 0 if setup.agent else setup.endpoints + 1):
         put_policy(folder, endpoint, policy(place, endpoint, setup.rules_of(endpoint)))
     write_json(folder / "tollgate.yaml", tollgate_config(name, setup, folder))  # JSON is YAML
     return [binaries[name], "run", "-c", folder / "tollgate.yaml"]
@@ -137,6 +147,9 @@ def tollgate_config(name, setup, folder):
     }
     if name == "fairness-off":
         config["fairness"] = "off"
+    if setup.agent:
+        del config["policies"]
+        config["xds"] = {"address": f"unix:{folder}/xds.sock", "mode": "split"}
     if setup.weights:
         config["tenants"] = {"groups": [
             {"name": f"tenant-{endpoint}", "members": {"endpoint_ids": [endpoint]}, "weight": weight}
@@ -265,6 +278,8 @@ def write_json(path, value):
 
 def refusal(name, setup, folder, binaries):
     """Why a proxy cannot be set up so, or an empty string: an older Tollgate knows no fair shares and no weights."""
+    if setup.agent and not os.environ.get(agent.PYTHON):
+        return "no Python environment of the tests"
     if name == "envoy":
         return "it has no tenants" if setup.weights else ""
     (folder / "policies").mkdir(parents=True)

@@ -21,6 +21,11 @@ def markdown(result):
         "neighbours at 95 % of their best), so the latencies are worth little; errors and shares count anyway. *Waited for core*: "
         "how long the proxy's threads were ready and somebody else ran, of a batch: noise from outside, and the neighbours' share of it none.\n"
     )
+    if machine["load"] > 0.5:
+        lines.append(
+            f"\n**The machine was not quiet**: {machine['load']:.1f} processes wanted to run before this began. Take no latency from "
+            "this page; errors, shares and memory stand.\n"
+        )
     if not result["first"]:
         lines.append("\nThe victim had no real-time priority here: its latencies contain the load generator's.\n")
     lines.append(overview(rows))
