@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tollgate_proto::json::network_policy_to_json;
 use tollgate_tests::canary::Canary;
 use tollgate_tests::peer::Peer;
-use tollgate_tests::policy::{http_port, ingress, usual};
+use tollgate_tests::policy::{http_port, http_rule, ingress, usual};
 use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::site::{HTTP_PORT, Site};
 use tollgate_tests::strict_agent::Agent;
@@ -35,13 +35,19 @@ struct World {
 /// A proxy that finds the mode by itself, under an agent that has given it the usual policy. `None`, after saying why,
 /// where there is no Python.
 fn world(mode: &str) -> Option<World> {
+    world_with(mode, "[]", |_, _| ())
+}
+
+/// The same with another section `identities`, and with what `more` has the agent do before the proxy is there.
+fn world_with(mode: &str, identities: &str, more: impl FnOnce(&Site, &mut Agent)) -> Option<World> {
     let site = Site::new();
     let upstream = Upstream::ok(&site);
     let socket = site.path("agent.sock");
     let mut agent = Agent::start(&socket)?;
     agent.run(&json!({"do": "set", "resources": [network_policy_to_json(&usual(&site)).unwrap()]}));
+    more(&site, &mut agent);
     agent.listen(mode);
-    let options = Options { mode: "auto", workers: 2, ..Options::default() };
+    let options = Options { mode: "auto", workers: 2, identities: identities.into(), ..Options::default() };
     let mut proxy = Proxy::attached(&site, upstream.address(), &options, &socket);
     agent.wait_for_ack("NetworkPolicy");
     proxy.wait_until_ready();
@@ -223,13 +229,77 @@ fn secrets_come_rotate_and_go() {
         assert_eq!(missing, json!([{"name": "token", "reason": "is not a generic secret"}]));
         world.agent.change(&json!({"do": "set", "type": "Secret", "resources": [secret("token", "three")]}));
         assert_eq!(status("three"), 200, "{mode}");
+        // A stream that ends takes nothing away, and the next one delivers anew.
+        world.agent.stop();
+        assert_eq!(status("three"), 200, "{mode}: the last one counts while there is no stream");
+        world.agent.run(&json!({"do": "set", "type": "Secret", "resources": [secret("token", "four")]}));
+        world.agent.forget();
+        world.agent.listen(mode);
+        world.agent.wait_for_ack("Secret");
+        assert_eq!((status("three"), status("four")), (403, 200), "{mode}");
+        world.agent.forget();
         world.agent.change(&json!({"do": "set", "type": "Secret", "resources": []}));
-        assert_eq!(status("three"), 403, "{mode}: withdrawn");
+        assert_eq!(status("four"), 403, "{mode}: withdrawn");
         let log = world.proxy.process().output();
-        assert!(!log.contains("three"), "no secret is logged");
+        assert!(!log.contains("three") && !log.contains("four"), "no secret is logged");
 
         // When no policy names one any more, none is asked for.
         world.agent.change(&json!({"do": "set", "resources": [network_policy_to_json(&usual(&world.site)).unwrap()]}));
         until("no interest in secrets", || (world.stream("Secret")["wanted"] == false).then_some(()));
+    }
+}
+
+/// In each mode, for policies and for hosts: what an update omits stays in an increment, nothing is lost with a stream, and the
+/// first update of the next one replaces everything.
+#[test]
+fn only_the_first_update_of_a_stream_takes_away_what_it_omits() {
+    const ADMITTED: u32 = 300;
+    let hosts = |identity: u32, address: &str| json!({"policy": identity.to_string(), "hostAddresses": [address]});
+    let own = |site: &Site| {
+        let mut entry = http_port(HTTP_PORT, &[http_rule("GET", "/allowed")]);
+        entry["rules"][0]["remotePolicies"] = json!([ADMITTED]);
+        network_policy_to_json(&ingress(site, json!([entry]))).unwrap()
+    };
+    for mode in MODES {
+        let Some(mut world) = world_with(mode, "nphds", |site, agent| {
+            let kind = "NetworkPolicyHosts";
+            agent.run(&json!({"do": "set", "resources": [own(site)]}));
+            let known = [hosts(ADMITTED, "127.0.0.1/32"), hosts(301, "192.0.2.1/32")];
+            agent.run(&json!({"do": "set", "type": kind, "resources": known}));
+        }) else {
+            return;
+        };
+        let http = world.proxy.http();
+        let admitted = || {
+            let mut client = Peer::connect(http);
+            client.send("GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n");
+            client.read_message().status() == 200
+        };
+        assert!(admitted(), "{mode}");
+        world.agent.forget();
+        let generation = |world: &World| world.status()["policy"]["generation"].as_u64().unwrap();
+        let before = generation(&world);
+        let other = json!([hosts(301, "192.0.2.2/32")]);
+        world.agent.change(&json!({"do": "patch", "type": "NetworkPolicyHosts", "resources": other, "remove": []}));
+        assert!(admitted(), "{mode}: what did not change is still known");
+        assert_eq!(generation(&world), before, "{mode}: hosts are no policy");
+        let other = json!([{"endpointId": "9", "endpointIps": ["192.0.2.9"]}]);
+        world.agent.change(&json!({"do": "patch", "resources": other, "remove": []}));
+        assert_eq!((world.endpoints(), generation(&world) > before, admitted()), (2, true, true), "{mode}");
+
+        let before = generation(&world);
+        world.agent.stop();
+        until("the end of the stream", || (world.stream("NetworkPolicy")["connected"] == false).then_some(()));
+        assert_eq!((world.endpoints(), generation(&world), admitted()), (2, before, true), "{mode}");
+
+        world.agent.run(&json!({"do": "set", "resources": [own(&world.site)]}));
+        let others = [hosts(301, "192.0.2.1/32")];
+        world.agent.run(&json!({"do": "set", "type": "NetworkPolicyHosts", "resources": others}));
+        world.agent.forget();
+        world.agent.listen(mode);
+        world.agent.wait_for_ack("NetworkPolicy");
+        world.agent.wait_for_ack("NetworkPolicyHosts");
+        assert_eq!((world.endpoints(), generation(&world) > before), (1, true), "{mode}");
+        Peer::expect_reset_at(http, "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n");
     }
 }

@@ -82,9 +82,19 @@ fn the_server_drives_the_proxy(test: &str, name: &str, mode: &str) {
 
     refused(&mut node);
 
-    // What goes is gone.
+    // Without any listener, what comes next still counts.
     node.server.push::<Listener>(&[]);
     assert_eq!(node.steered.admin().get("/listeners").1, "");
+    let other = node.policy(&[http_rule("GET", "/other")]);
+    node.server.push(&[("69", &other)]);
+    node.server.push(&[("1", &node.hosts(1))]);
+    let listener = http_ingress("cilium-http-ingress", LISTENER_PORT, "");
+    node.server.push(&[("cilium-http-ingress", &listener)]);
+    let helloworld = node.steered.sockets("helloworld", HTTP_PORT)[0];
+    node.steered.expect_reset("sleep", helloworld, "GET /other HTTP/1.1\r\nHost: a\r\n\r\n");
+    node.server.push(&[("32226", &node.hosts(SLEEP))]);
+    let mut client = node.connect();
+    assert_eq!([get(&mut client, "/new", "").0, get(&mut client, "/other", "").0], [403, 200]);
 }
 
 /// Bytes that are no policy: the server gets to know why, everything stays as it was, and what is right again is taken.

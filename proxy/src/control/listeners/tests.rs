@@ -329,6 +329,38 @@ fn what_is_not_implemented_is_not_served_and_the_reason_says_what() {
     }
 }
 
+/// Cases of Cilium's own suite (`tests/conformance/README.md`). Where that refuses the listener, it is not served here.
+#[test]
+fn configurations_of_the_metadata_filter() {
+    let default = cilium::BpfMetadata::default;
+    const L7LB: &str = "cilium.bpf_metadata.is_l7lb: load balancing at layer 7 is not implemented";
+    let source = core::ConfigSource::default();
+    for (name, config, reason) in [
+        (
+            "MetadataConfigTest.NpdsConfigSupported",
+            cilium::BpfMetadata { cilium_config_source: Some(source), ..default() },
+            None,
+        ),
+        ("MetadataConfigTest.EmptyConfig", default(), None),
+        (
+            "MetadataConfigTest.InvalidL7lbConfig",
+            cilium::BpfMetadata { is_ingress: true, is_l7lb: true, ..default() },
+            Some(L7LB),
+        ),
+        (
+            "MetadataConfigTest.EastWestL7LbConfig",
+            cilium::BpfMetadata { is_l7lb: true, use_original_source_address: true, ..default() },
+            Some(L7LB),
+        ),
+        ("MetadataConfigTest.NorthSouthL7LbConfig", cilium::BpfMetadata { is_l7lb: true, ..default() }, Some(L7LB)),
+    ] {
+        let mut listener = http_listener();
+        listener.listener_filters[1] = listener_filter("cilium.bpf_metadata", &config);
+        let found = convert(&listener, &DEFAULTS).err().map(|inactive| inactive.to_string());
+        assert_eq!(found.as_deref(), reason, "{name}");
+    }
+}
+
 #[test]
 fn what_would_change_requests_is_not_served() {
     type Change = fn(&mut HttpConnectionManager);
