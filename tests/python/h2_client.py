@@ -197,6 +197,38 @@ def early_answer(client):
     return {"early": early, "after": client.get("/allowed/x")}
 
 
+def retried(client):
+    """Requests whose upstream fails at first. One that is whole when it does may be sent again."""
+
+    def post(path, *pieces, more=()):
+        stream_id = client.begin(path, "POST", more=more, end=False)
+        for piece in pieces:
+            client.send(stream_id, piece)
+        client.h2.end_stream(stream_id)
+        client.flush()
+        return client.finish(stream_id)
+
+    answers = {
+        "bodiless": client.get("/allowed/fail/2"),
+        "pieces": post("/allowed/pieces/fail/2", b"one", b"two"),
+        "empty": post("/allowed/empty/fail/1"),
+        "hangup": post("/allowed/hangup/1", b"body"),
+        "refused": client.get("/allowed/refuse"),
+        "large": post("/allowed/large/fail/1", b"x" * 10_000, b"x" * 10_000),
+        "warned": client.get("/allowed/warned/1"),
+        "last": post("/allowed/last/fail/9", b"body"),
+    }
+    stream_id = client.begin("/allowed/early/1", "POST", end=False)
+    client.send(stream_id, b"part")
+    answers["early"] = client.finish(stream_id)
+    stream_id = client.begin("/allowed/trailers/fail/1", "POST", end=False)
+    client.send(stream_id, b"body")
+    client.h2.send_headers(stream_id, [("x-sum", "7")], end_stream=True)
+    client.flush()
+    answers["trailers"] = client.finish(stream_id)
+    return answers
+
+
 def slow_reader(client):
     """A stream that is not read stops its upstream, and no other stream; then it comes whole."""
     total = 64 << 20

@@ -12,11 +12,18 @@ Prints its address, then one JSON object per line: {"request": PATH} for each re
     .../reset        200 and five bytes; once any of the body comes, RST_STREAM with INTERNAL_ERROR
     .../refuse       RST_STREAM with REFUSED_STREAM instead of an answer
     .../hang         200 and nothing more
+    .../fail/N       503, "busy" to the first N requests for this path, then 200 and the body as it came; once the request has
+                     ended, which is told as {"body": LENGTH, "path": PATH}
+    .../early/N      the same, but 503 before the request has ended
+    .../warned/N     the same, but 103 before the 503
+    .../silent/N     no answer instead of the 503
+    .../hangup/N     the connection ends instead of the 503
     .../goaway       200, "ok", then GOAWAY; this connection takes no more requests
     .../rest         takes no more of the body than the windows allow until a request for .../resume comes; counts it
     anything else    200, "ok"
 """
 
+import collections
 import json
 import socket
 import sys
@@ -27,6 +34,8 @@ import h2.connection
 import h2.events
 import h2.exceptions
 
+FAILING = ("fail", "early", "warned", "silent", "hangup")
+ASKED = collections.Counter()  # requests for each path
 PIECE = bytes(range(256)) * 64
 
 
@@ -46,6 +55,13 @@ class Stream:
         self.pieces = 0  # bytes of PIECE, again and again, after `pending`
         self.ending = False
         self.trailers = None
+        *_, kind, times = ["", *self.path.split("/")]
+        self.kind = kind if kind in FAILING else None
+        self.fails = False
+        if self.kind:
+            ASKED[self.path] += 1
+            self.fails = ASKED[self.path] <= int(times)
+        self.body = bytearray()
 
 
 class Connection:
@@ -88,7 +104,10 @@ class Connection:
         say({"request": path})
         stream = self.streams[stream_id] = Stream(path)
         path = stream.path
-        if path.endswith("/refuse"):
+        if stream.kind:
+            if stream.fails and stream.kind == "early":
+                self.whole(stream_id, stream, b"busy", 503)
+        elif path.endswith("/refuse"):
             self.h2.reset_stream(stream_id, error_code=7)
             del self.streams[stream_id]
         elif path.endswith("/rest"):
@@ -119,8 +138,8 @@ class Connection:
                     self.h2.acknowledge_received_data(other.held, other_id)
                     other.held = 0
 
-    def whole(self, stream_id, stream, body):
-        self.answer(stream_id)
+    def whole(self, stream_id, stream, body, status=200):
+        self.answer(stream_id, status)
         stream.pending += body
         stream.ending = True
 
@@ -133,13 +152,28 @@ class Connection:
         if stream.path.endswith("/rest") and self.resting:
             stream.held += event.flow_controlled_length
             return
+        if stream.kind:
+            stream.body += event.data
         if event.flow_controlled_length:
             self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         if stream.path.endswith("/echo"):
             stream.pending += event.data
 
+    def failing_ended(self, stream_id, stream):
+        say({"body": len(stream.body), "path": stream.path})
+        if not stream.fails:
+            self.whole(stream_id, stream, bytes(stream.body))
+        elif stream.kind == "hangup":
+            raise ConnectionError("as asked")
+        elif stream.kind in ("fail", "warned"):
+            if stream.kind == "warned":
+                self.h2.send_headers(stream_id, [(":status", "103")])
+            self.whole(stream_id, stream, b"busy", 503)
+
     def ended(self, stream_id, stream):
-        if stream.path.endswith("/echo"):
+        if stream.kind:
+            self.failing_ended(stream_id, stream)
+        elif stream.path.endswith("/echo"):
             stream.ending = True
         elif stream.path.endswith("/rest"):
             self.whole(stream_id, stream, str(stream.received).encode())

@@ -83,6 +83,7 @@ pub fn listener(listener: &Listener) -> Value {
         "policy_wait": duration(listener.policy_wait),
         "connect_timeout": duration(listener.connect_timeout),
         "request_head_timeout": duration(listener.request_head_timeout),
+        "tcp_idle_timeout": duration(listener.tcp_idle_timeout.unwrap_or_default()),
         "denied_body": listener.denied_body,
         "reason_header": listener.reason_header,
         "http": {
@@ -97,6 +98,7 @@ pub fn listener(listener: &Listener) -> Value {
             "grpc_timeout": listener.http.grpc_timeout,
             "grpc_timeout_max": duration(listener.http.grpc_timeout_max.unwrap_or_default()),
             "retries": listener.http.retries,
+            "per_try_timeout": duration(listener.http.per_try_timeout.unwrap_or_default()),
             "websocket": listener.http.websocket,
             "upstream_idle_timeout": duration(listener.http.upstream_idle_timeout.unwrap_or_default()),
         },

@@ -99,6 +99,7 @@ impl Listener {
             policy_wait: POLICY_WAIT,
             connect_timeout: CONNECT_TIMEOUT,
             request_head_timeout: REQUEST_HEAD_TIMEOUT,
+            tcp_idle_timeout: None,
             denied_body: DENIED_BODY.to_owned(),
             reason_header: false,
             http: HttpSettings::default(),
@@ -134,6 +135,7 @@ fn listener(field: &Field<'_>, names: &mut HashMap<String, u64>, bound: &mut Bou
             defaults.request_head_timeout,
             scalar::positive_duration,
         ),
+        tcp_idle_timeout: section.read("tcp_idle_timeout", defaults.tcp_idle_timeout, optional_duration),
         denied_body: section.read("denied_body", defaults.denied_body, denied_body),
         reason_header: section.read("reason_header", defaults.reason_header, scalar::boolean),
         http: http(&mut section, defaults.http),
@@ -223,11 +225,15 @@ fn access_log(section: &mut Section<'_>) -> Option<PathBuf> {
     path
 }
 
+/// Zero is none.
+fn optional_duration(value: &Value) -> Result<Option<Duration>, String> {
+    scalar::duration(value).map(|duration| (!duration.is_zero()).then_some(duration))
+}
+
 fn http(section: &mut Section<'_>, default: HttpSettings) -> HttpSettings {
     let Some(mut section) = section.field("http").and_then(|field| field.section("{request_id: true}")) else {
         return default;
     };
-    let optional = |value: &Value| scalar::duration(value).map(|duration| (!duration.is_zero()).then_some(duration));
     let http = HttpSettings {
         request_id: section.read("request_id", default.request_id, scalar::boolean),
         forwarded_proto: section.read("forwarded_proto", default.forwarded_proto, |value| {
@@ -238,15 +244,16 @@ fn http(section: &mut Section<'_>, default: HttpSettings) -> HttpSettings {
             ];
             scalar::word(value, &words)
         }),
-        stream_idle_timeout: section.read("stream_idle_timeout", default.stream_idle_timeout, optional),
-        timeout: section.read("timeout", default.timeout, optional),
+        stream_idle_timeout: section.read("stream_idle_timeout", default.stream_idle_timeout, optional_duration),
+        timeout: section.read("timeout", default.timeout, optional_duration),
         grpc_timeout: section.read("grpc_timeout", default.grpc_timeout, scalar::boolean),
-        grpc_timeout_max: section.read("grpc_timeout_max", default.grpc_timeout_max, optional),
+        grpc_timeout_max: section.read("grpc_timeout_max", default.grpc_timeout_max, optional_duration),
         retries: section.read("retries", default.retries, |value| {
             scalar::integer(value, 0, 10).map(|number| u32::try_from(number).unwrap_or_default())
         }),
+        per_try_timeout: section.read("per_try_timeout", default.per_try_timeout, optional_duration),
         websocket: section.read("websocket", default.websocket, scalar::boolean),
-        upstream_idle_timeout: section.read("upstream_idle_timeout", default.upstream_idle_timeout, optional),
+        upstream_idle_timeout: section.read("upstream_idle_timeout", default.upstream_idle_timeout, optional_duration),
     };
     section.finish(&[]);
     http

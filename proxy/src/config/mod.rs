@@ -188,6 +188,8 @@ pub struct Listener {
     pub connect_timeout: Duration,
     /// Time for a complete request head once its first byte came (and for protocol detection).
     pub request_head_timeout: Duration,
+    /// Longest time in which nothing moves of a connection that passes as bytes.
+    pub tcp_idle_timeout: Option<Duration>,
     /// Body of a 403, without its final CRLF.
     pub denied_body: String,
     /// Whether refusals carry `x-tollgate-reason`.
@@ -215,8 +217,10 @@ pub struct HttpSettings {
     pub grpc_timeout: bool,
     /// The longest of those that counts.
     pub grpc_timeout_max: Option<Duration>,
-    /// How often a request is sent again that got a 5xx, or nothing (HTTP/1).
+    /// How often a request is sent again that got a 5xx, or nothing.
     pub retries: u32,
+    /// Time from the end of a request to the beginning of its response, of each try.
+    pub per_try_timeout: Option<Duration>,
     /// Whether the handshake of a WebSocket may open a tunnel.
     pub websocket: bool,
     /// How long an upstream connection is kept without an exchange.
@@ -244,6 +248,7 @@ impl Default for HttpSettings {
             grpc_timeout: false,
             grpc_timeout_max: None,
             retries: 0,
+            per_try_timeout: None,
             websocket: true,
             upstream_idle_timeout: None,
         }

@@ -106,7 +106,8 @@ listeners:
     denied_body: |
       Stop here.
     reason_header: true
-    http: {{ request_id: true, forwarded_proto: add, stream_idle_timeout: 3s, timeout: 4s, grpc_timeout: true, grpc_timeout_max: 0s, retries: 2, websocket: false }}
+    http: {{ request_id: true, forwarded_proto: add, stream_idle_timeout: 3s, timeout: 4s, grpc_timeout: true, grpc_timeout_max: 0s, retries: 2, per_try_timeout: 6s, websocket: false }}
+    tcp_idle_timeout: 7s
     access_log: {{ unix: /run/cilium/envoy/sockets/access_log.sock }}
 "#
     );
@@ -140,6 +141,8 @@ listeners:
     let limits = (listener.http.stream_idle_timeout, listener.http.timeout);
     assert_eq!(limits, (Some(Duration::from_secs(3)), Some(Duration::from_secs(4))));
     assert_eq!((listener.http.retries, listener.http.forwarded_proto), (2, ForwardedProto::Add));
+    let seconds = |n| Some(Duration::from_secs(n));
+    assert_eq!((listener.http.per_try_timeout, listener.tcp_idle_timeout), (seconds(6), seconds(7)));
     assert!(listener.http.grpc_timeout && listener.http.grpc_timeout_max.is_none() && !listener.http.websocket);
     assert_eq!(listener.proxy_id, 65535);
     let upstream = "127.0.0.1:8080".parse().expect("address");

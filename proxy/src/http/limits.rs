@@ -14,8 +14,19 @@ pub(crate) struct TimeLimits {
     idle: Option<Duration>,
     /// From the end of the request to that of the response.
     response: Option<Duration>,
+    /// The same to its beginning, of one try.
+    per_try: Option<Duration>,
     /// For the whole exchange; the client's own deadline.
     deadline: Option<Instant>,
+}
+
+/// A limit that was exceeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exceeded {
+    /// One of the whole exchange, and whose fault that is.
+    Exchange(Reason),
+    /// That of one try: another may follow.
+    Try,
 }
 
 impl TimeLimits {
@@ -26,23 +37,33 @@ impl TimeLimits {
         Self {
             idle: settings.stream_idle_timeout,
             response: settings.timeout,
+            per_try: settings.per_try_timeout,
             deadline: grpc.and_then(|timeout| Instant::now().checked_add(timeout)),
         }
     }
 
-    /// The limit of what follows an accepted handshake: only that something moves.
-    pub(crate) fn of_tunnel(settings: &HttpSettings) -> Self {
-        Self { idle: settings.stream_idle_timeout, ..Self::default() }
+    /// The limit of bytes that nobody reads: only that something moves.
+    pub(crate) fn of_bytes(idle: Option<Duration>) -> Self {
+        Self { idle, ..Self::default() }
     }
 
-    /// Waits until a limit is exceeded, and says whose fault that is. `moved` is another number whenever a byte has moved,
-    /// and `request_ended` is when the request was complete. Idleness is noticed within a quarter of its limit.
-    pub(crate) async fn exceeded(self, moved: impl Fn() -> u64, request_ended: impl Fn() -> Option<Instant>) -> Reason {
-        let Self { idle, response, deadline } = self;
-        if idle.is_none() && response.is_none() && deadline.is_none() {
+    /// Waits until a limit is exceeded. `moved` is another number whenever a byte has moved, `request_ended` is when the
+    /// request was complete, and once `answered` a try is over. Idleness is noticed within a quarter of its limit.
+    ///
+    /// To be called for each try, when its upstream is there: as in Envoy, a try's time is counted from then, or from the end of
+    /// the request where that comes later.
+    pub(crate) async fn exceeded(
+        self,
+        moved: impl Fn() -> u64,
+        request_ended: impl Fn() -> Option<Instant>,
+        answered: impl Fn() -> bool,
+    ) -> Exceeded {
+        let Self { idle, response, per_try, deadline } = self;
+        if idle.is_none() && response.is_none() && per_try.is_none() && deadline.is_none() {
             return std::future::pending().await;
         }
-        let (mut seen, mut since) = (moved(), Instant::now());
+        let began = Instant::now();
+        let (mut seen, mut since) = (moved(), began);
         loop {
             let now = Instant::now();
             if moved() != seen {
@@ -53,15 +74,34 @@ impl TimeLimits {
             let idle_from = idle.and_then(|limit| since.checked_add(limit));
             if [deadline, answer_by, idle_from].into_iter().flatten().any(|limit| limit <= now) {
                 // Envoy answers 504 to a complete request and 408 to one whose rest did not come.
-                return if ended.is_some() { Reason::UpstreamTimeout } else { Reason::DownstreamTimeout };
+                let reason = if ended.is_some() { Reason::UpstreamTimeout } else { Reason::DownstreamTimeout };
+                return Exceeded::Exchange(reason);
+            }
+            let per_try = per_try.filter(|_| !answered());
+            let try_by = per_try.and_then(|limit| ended?.max(began).checked_add(limit));
+            if try_by.is_some_and(|limit| limit <= now) {
+                return Exceeded::Try;
             }
             let look_again = idle.map(|limit| now + (limit / 4).max(Duration::from_millis(1)));
             let answer_by = answer_by.or_else(|| now.checked_add(response?));
-            let next = [deadline, answer_by, idle_from, look_again].into_iter().flatten().min();
+            let try_by = try_by.or_else(|| now.checked_add(per_try?));
+            let next = [deadline, answer_by, try_by, idle_from, look_again].into_iter().flatten().min();
             match next {
                 Some(next) => tokio::time::sleep_until(next).await,
                 None => return std::future::pending().await,
             }
+        }
+    }
+
+    /// The same for what has no tries, such as a tunnel: whose fault it is.
+    pub(crate) async fn exceeded_as_a_whole(
+        self,
+        moved: impl Fn() -> u64,
+        request_ended: impl Fn() -> Option<Instant>,
+    ) -> Reason {
+        match self.exceeded(moved, request_ended, || true).await {
+            Exceeded::Exchange(reason) => reason,
+            Exceeded::Try => Reason::UpstreamTimeout,
         }
     }
 }
@@ -113,6 +153,7 @@ mod tests {
         let settings = HttpSettings::default();
         let limits = TimeLimits::of(&settings, Some(b"1S"));
         assert!(limits.idle.is_none() && limits.response.is_none() && limits.deadline.is_none());
+        assert!(limits.per_try.is_none());
         let heeding = HttpSettings { grpc_timeout: true, grpc_timeout_max: Some(Duration::ZERO), ..settings };
         let limits = TimeLimits::of(&heeding, Some(b"1H"));
         assert!(limits.deadline.is_some_and(|deadline| deadline <= Instant::now()), "cut to what is allowed");

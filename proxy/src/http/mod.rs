@@ -7,6 +7,7 @@ pub(crate) mod h2;
 pub(crate) mod limits;
 pub(crate) mod request_id;
 pub(crate) mod respond;
+pub(crate) mod retry;
 
 pub use h1::canonical_path_of;
 pub(crate) use h1::{Buffer, BufferPool};

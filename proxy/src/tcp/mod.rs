@@ -13,6 +13,7 @@ pub(crate) use sender::{Sender, Unwritten, write_from};
 
 use crate::flow::{OpenFlow, Outcome, Protocol};
 use crate::http::Buffer;
+use crate::http::limits::TimeLimits;
 use crate::listener::connection::Connection;
 use crate::listener::judge::{Admitted, Basis};
 use crate::reason::Reason;
@@ -39,6 +40,8 @@ pub(crate) async fn relay(
     };
     path.note(flow.record_mut());
     let counts = Counts::default();
+    let limits = TimeLimits::of_bytes(connection.listener.config.tcp_idle_timeout);
+    let (began, moved) = (tokio::time::Instant::now(), || counts.up.get().wrapping_add(counts.down.get()));
     let ended = {
         let pumps = pump_both(&mut downstream, buffer, &mut stream, Buffer::new(&connection.worker.buffers), &counts);
         tokio::select! {
@@ -46,6 +49,7 @@ pub(crate) async fn relay(
             // First, because connecting took time: not a byte may pass under a policy that is gone.
             ended = withdrawn(connection, admitted.source) => ended,
             ended = pumps => ended,
+            reason = limits.exceeded_as_a_whole(moved, || Some(began)) => Ended::TimedOut(reason),
         }
     };
     finish(flow, ended, &counts, &downstream, &stream);

@@ -231,6 +231,36 @@ fn http_2_streams_are_told_as_requests() {
     assert_eq!(field(&entries[1], "x-request-id"), field(&entries[0], "x-request-id"));
 }
 
+/// Only the last try's answer went out.
+#[test]
+fn a_request_that_was_sent_again_is_told_once() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let (_http_2, http_2) = script::serve(python, &site, "h2_upstream.py", &[&site.ip().to_string()]);
+    let http_1 = Upstream::scripted(&site, |peer, connection| {
+        peer.read_head();
+        peer.send(format!("HTTP/1.1 {} Word\r\nContent-Length: 0\r\n\r\n", if connection == 2 { 200 } else { 503 }));
+        peer.read_to_any_end();
+    });
+    for (upstream, version) in [(http_1.address(), "--http1.1"), (http_2.parse().unwrap(), "--http2-prior-knowledge")] {
+        let reader = AccessLogReader::start(python, &socket(&site));
+        let options = Options { listener: "http: { retries: 3 }".into(), ..options(&site) };
+        let proxy = Proxy::with(&site, upstream, &options, &[usual(&site)]);
+        let url = |path: &str| format!("http://{}{path}", proxy.http());
+        for path in ["/allowed/fail/2", "/denied"] {
+            let common = ["-sS", "--noproxy", "*", "--max-time", "20", version];
+            let output = Command::new("curl").args(common).arg(url(path)).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        }
+        let expected =
+            ["Request /allowed/fail/2 0", "Response /allowed/fail/2 200", "Denied /denied 0", "Response /denied 403"];
+        assert_eq!(told(&reader, 4), expected, "{version}");
+        assert!(proxy.metric("tollgate_upstream_retries_total") == 2.0);
+        reader.quit();
+        fs::remove_file(socket(&site)).unwrap();
+    }
+}
+
 const TOKEN: &str = "t0k-5ecret";
 
 /// Like the case `AllowedPathPrefixWrongHeader` of the upstream's suite, but the secret is in no part of an entry.

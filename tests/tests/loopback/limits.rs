@@ -3,7 +3,9 @@
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::json;
 use tollgate::reason::Reason;
+use tollgate_tests::http2::{CLIENT_START, SERVER_START, get, headers_of};
 use tollgate_tests::peer::Peer;
 use tollgate_tests::policy::usual;
 use tollgate_tests::proxy::{Options, Proxy};
@@ -151,6 +153,80 @@ fn an_idle_upstream_connection_is_let_go_and_the_clients_stays() {
         assert_eq!(client.read_message().status(), 200);
         assert_eq!(upstream.connections(), connections);
         until("the idle upstream connection to end", || (upstream.finished() == connections).then_some(()));
+    }
+}
+
+#[test]
+fn an_idle_upstream_connection_of_http_2_is_let_go_and_the_clients_stays() {
+    const GOAWAY: &[u8] = b"\0\0\x08\x07\0\0\0\0\0";
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        peer.send(SERVER_START);
+        peer.read_until(&headers_of(1));
+        peer.send(b"\0\0\x01\x01\x05\0\0\0\x01\x88");
+        peer.read_to_any_end();
+    });
+    let proxy = proxy(&site, &upstream, "upstream_idle_timeout: 200ms");
+    let mut client = Peer::connect(proxy.http());
+    client.send(CLIENT_START);
+    for (connections, stream) in [(1, 1_u32), (2, 3)] {
+        client.send(get(stream));
+        client.read_until(&[&[1, 5][..], &stream.to_be_bytes()].concat());
+        assert_eq!(upstream.connections(), connections);
+        until("the idle upstream connection to end", || (upstream.finished() == connections).then_some(()));
+    }
+    let ended = |bytes: &Vec<u8>| bytes.windows(GOAWAY.len()).any(|part| part == GOAWAY);
+    assert!(upstream.received().iter().all(ended), "{}", upstream.text());
+    proxy.expect_flows(2);
+}
+
+/// However long its answer takes: the next request joins it.
+#[test]
+fn an_upstream_connection_of_http_2_with_a_stream_is_not_idle() {
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        peer.send(SERVER_START);
+        peer.read_until(&headers_of(1));
+        peer.read_until(&headers_of(3));
+        for stream in [1_u32, 3] {
+            peer.send([&b"\0\0\x01\x01\x05"[..], &stream.to_be_bytes(), b"\x88"].concat());
+        }
+        peer.read_to_any_end();
+    });
+    let proxy = proxy(&site, &upstream, "upstream_idle_timeout: 200ms");
+    let mut client = Peer::connect(proxy.http());
+    client.send(CLIENT_START);
+    client.send(get(1));
+    until("the request at the upstream", || (!upstream.text().is_empty()).then_some(()));
+    std::thread::sleep(Duration::from_secs(1));
+    client.send(get(3));
+    client.read_until(b"\x01\x05\0\0\0\x03\x88");
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[test]
+fn bytes_that_do_not_move_are_reset() {
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        peer.send("hello");
+        peer.read_to_any_end();
+    });
+    for (keys, limited) in [("tcp_idle_timeout: 300ms", true), ("http: { stream_idle_timeout: 300ms }", false)] {
+        let options = Options { listener: keys.into(), ..Options::default() };
+        let proxy = Proxy::with(&site, upstream.address(), &options, &[usual(&site)]);
+        let mut client = Peer::connect(proxy.tcp());
+        client.send("hello");
+        assert_eq!(client.read_exact(5), b"hello");
+        if limited {
+            client.expect_reset();
+            let record = proxy.expect_reason(Reason::UpstreamTimeout);
+            assert_eq!((&record["bytes_up"], &record["bytes_down"]), (&json!(5), &json!(5)), "{record}");
+            until("the upstream's end", || (upstream.finished() == 1).then_some(()));
+        } else {
+            std::thread::sleep(Duration::from_secs(1));
+            client.finish_sending();
+            client.read_to_end();
+        }
     }
 }
 

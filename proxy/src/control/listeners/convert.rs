@@ -24,6 +24,8 @@ const MAX_NAME: usize = 256;
 
 /// Longest time for which a looked up identity counts. An address can carry another one by then.
 const MAX_CACHE_ENTRY_TTL: Duration = Duration::from_secs(3600);
+/// Envoy's own, where a proxy of bytes says nothing.
+const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Longest duration of protobuf (`google.protobuf.Duration`): 10,000 years, which added to now is still a time.
 const MAX_DURATION: Duration = Duration::from_secs(315_576_000_000);
 
@@ -188,7 +190,7 @@ fn network_filters(
                 forwarded = true;
             }
             "envoy.filters.network.tcp_proxy" if enforced && !forwarded => {
-                tcp_proxy(&field, &decode(&field, config)?)?;
+                tcp_proxy(&field, &decode(&field, config)?, listener)?;
                 forwarded = true;
             }
             name => return Err(Inactive::new(field, format!("network filter {name} is not implemented here"))),
@@ -216,7 +218,9 @@ pub(super) fn access_log(path: &str, listener: &mut Listener) {
     }
 }
 
-fn tcp_proxy(field: &str, config: &TcpProxy) -> Result<(), Inactive> {
+fn tcp_proxy(field: &str, config: &TcpProxy, listener: &mut Listener) -> Result<(), Inactive> {
+    let idle = config.idle_timeout.as_ref().map_or(Some(TCP_IDLE_TIMEOUT), duration);
+    listener.tcp_idle_timeout = idle.filter(|idle| !idle.is_zero());
     match &config.cluster_specifier {
         Some(tcp_proxy::ClusterSpecifier::Cluster(cluster)) => original_destination(field, cluster),
         _ => Err(Inactive::new(field, "does not name one cluster")),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use prost::Message;
 use tollgate_proto::cilium;
 use tollgate_proto::envoy::config::route::v3::{
-    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
+    RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
 };
 use tollgate_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, http_connection_manager, http_connection_manager::UpgradeConfig, http_filter,
@@ -22,6 +22,10 @@ const MAX_DENIED_BODY: usize = 4096;
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// More would multiply the load of an upstream that fails.
 const MAX_RETRIES: u32 = 10;
+/// The cause that retries are made for, and those that it includes.
+const FAILED: &str = "5xx";
+const PARTS_OF_FAILED: [&str; 5] =
+    ["gateway-error", "reset", "reset-before-request", "connect-failure", "refused-stream"];
 /// Envoy's own, where a route says nothing.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -55,6 +59,11 @@ pub(super) fn read(
         Some(http_connection_manager::RouteSpecifier::RouteConfig(routes)) => {
             let action = route_configuration(&format!("{field}.route_config"), routes)?;
             time_limits(action, &mut listener.http);
+            if action.retry_policy.as_ref().is_some_and(asks_for_more_retries) {
+                ignored.push(format!(
+                    "{field}.route_config.retry_policy (what is more than retries on 5xx with a time for each)"
+                ));
+            }
         }
         Some(http_connection_manager::RouteSpecifier::Rds(_)) => {
             return Err(Inactive::new(format!("{field}.rds"), "routes from elsewhere are not implemented"));
@@ -180,16 +189,37 @@ fn route_configuration<'r>(field: &str, routes: &'r RouteConfiguration) -> Resul
     everything.ok_or_else(|| Inactive::new(format!("{field}.routes"), "none is for every request"))
 }
 
+/// What each try is made again for.
+fn causes(policy: &RetryPolicy) -> impl Iterator<Item = &str> {
+    policy.retry_on.split(',').map(str::trim).filter(|cause| !cause.is_empty())
+}
+
+/// Whether a part of the policy has no effect.
+fn asks_for_more_retries(policy: &RetryPolicy) -> bool {
+    let taken = RetryPolicy {
+        retry_on: policy.retry_on.clone(),
+        num_retries: policy.num_retries,
+        per_try_timeout: policy.per_try_timeout,
+        ..RetryPolicy::default()
+    };
+    let on_failure = causes(policy).any(|cause| cause == FAILED);
+    let is_more = |cause| cause != FAILED && !(on_failure && PARTS_OF_FAILED.contains(&cause));
+    taken != *policy
+        || causes(policy).any(is_more)
+        || policy.num_retries.is_some_and(|number| number.value > MAX_RETRIES)
+}
+
 /// An agent writes the same into each route. Zero is no limit.
 fn time_limits(action: &RouteAction, http: &mut HttpSettings) {
     let limit = |wire: Option<&WireDuration>| wire.and_then(duration).filter(|limit| !limit.is_zero());
     http.timeout = action.timeout.as_ref().map_or(Some(ROUTE_TIMEOUT), duration).filter(|limit| !limit.is_zero());
     http.stream_idle_timeout = limit(action.idle_timeout.as_ref()).or(http.stream_idle_timeout);
     let most = action.max_stream_duration.as_ref().and_then(|most| most.grpc_timeout_header_max.as_ref());
-    if let Some(policy) = &action.retry_policy
-        && policy.retry_on.split(',').any(|cause| cause.trim() == "5xx")
-    {
-        http.retries = policy.num_retries.as_ref().map_or(1, |number| number.value).min(MAX_RETRIES);
+    if let Some(policy) = &action.retry_policy {
+        if causes(policy).any(|cause| cause == FAILED) {
+            http.retries = policy.num_retries.as_ref().map_or(1, |number| number.value).min(MAX_RETRIES);
+        }
+        http.per_try_timeout = limit(policy.per_try_timeout.as_ref());
     }
     http.grpc_timeout = most.is_some();
     http.grpc_timeout_max = limit(most);
@@ -260,7 +290,6 @@ fn note_ignored(field: &str, manager: &HttpConnectionManager, ignored: &mut Vec<
         ("request_timeout", manager.request_timeout.is_some()),
         ("tracing", manager.tracing.is_some()),
         ("use_remote_address (x-forwarded-for)", !manager.skip_xff_append),
-        ("route_config (retries of HTTP/2, per_try_timeout)", true),
     ];
     let names = without_effect.into_iter().filter(|(_, set)| *set);
     ignored.extend(names.map(|(name, _)| format!("{field}.{name}")));

@@ -164,9 +164,14 @@ fn http_listener() -> Listener {
 
 /// The listener that an agent sends for TLS rules on ingress.
 fn tls_listener() -> Listener {
+    tls_listener_with(None)
+}
+
+fn tls_listener_with(idle_timeout: Option<WireDuration>) -> Listener {
     let relay = TcpProxy {
         stat_prefix: "tcp_proxy".into(),
         cluster_specifier: Some(tcp_proxy::ClusterSpecifier::Cluster("ingress-cluster".into())),
+        idle_timeout,
         ..TcpProxy::default()
     };
     let keeping = cilium::BpfMetadata { use_original_source_address: true, ..metadata(true) };
@@ -205,7 +210,7 @@ fn the_agents_http_listener() {
     );
     assert_eq!(listener.access_log, Some(PathBuf::from("/run/access_log.sock")));
     assert!(ignored[0].starts_with("filter_chains[1] (TLS is not intercepted"), "{ignored:?}");
-    assert!(ignored.iter().any(|name| name.contains("per_try_timeout")), "{ignored:?}");
+    assert!(!ignored.iter().any(|name| name.contains("retry_policy")), "{ignored:?}");
     let hours = Some(Duration::from_secs(3600));
     let expected = HttpSettings {
         request_id: true,
@@ -215,6 +220,7 @@ fn the_agents_http_listener() {
         grpc_timeout: true,
         grpc_timeout_max: None,
         retries: 3,
+        per_try_timeout: None,
         websocket: true,
         upstream_idle_timeout: None,
     };
@@ -231,8 +237,50 @@ fn the_agents_http_listener() {
     assert_eq!(listener.http, expected);
 }
 
+/// The agent's listener with another retry policy.
+fn with_retries(retries: RetryPolicy) -> Active {
+    let mut manager = manager();
+    let Some(http_connection_manager::RouteSpecifier::RouteConfig(routes)) = &mut manager.route_specifier else {
+        panic!("{manager:?}");
+    };
+    let Some(route::Action::Route(action)) = &mut routes.virtual_hosts[0].routes[1].action else { panic!("a route") };
+    action.retry_policy = Some(retries);
+    convert(&with_manager(&manager), &DEFAULTS).unwrap()
+}
+
+#[test]
+fn retries() {
+    let most = |value| Some(UInt32Value { value });
+    let policy = |retry_on: &str, num_retries| RetryPolicy {
+        retry_on: retry_on.into(),
+        num_retries,
+        per_try_timeout: seconds(5),
+        ..RetryPolicy::default()
+    };
+    let odd = RetryPolicy { retriable_status_codes: vec![404], ..policy("5xx", None) };
+    for (policy, retries, in_full) in [
+        (policy("5xx", None), 1, true),
+        (policy("connect-failure, 5xx,reset", most(2)), 2, true),
+        (policy("", most(2)), 0, true),
+        (policy("connect-failure", most(2)), 0, false),
+        (policy("5xx,retriable-4xx", most(2)), 2, false),
+        (policy("5xx", most(11)), 10, false),
+        (odd, 1, false),
+    ] {
+        let Active { listener, ignored } = with_retries(policy.clone());
+        assert_eq!(listener.http.retries, retries, "{policy:?}");
+        assert_eq!(listener.http.per_try_timeout, Some(Duration::from_secs(5)), "{policy:?}");
+        assert_eq!(!ignored.iter().any(|name| name.contains("retry_policy")), in_full, "{policy:?}: {ignored:?}");
+    }
+}
+
 #[test]
 fn the_agents_tls_listener() {
+    for (idle_timeout, expected) in [(None, seconds(3600)), (seconds(0), None), (seconds(9), seconds(9))] {
+        let Active { listener, .. } = convert(&tls_listener_with(idle_timeout), &DEFAULTS).unwrap();
+        let expected = expected.map(|expected| Duration::from_secs(expected.seconds.unsigned_abs()));
+        assert_eq!(listener.tcp_idle_timeout, expected);
+    }
     let Active { listener, .. } = convert(&tls_listener(), &DEFAULTS).unwrap();
     assert_eq!((listener.direction, listener.original_source), (Direction::Ingress, OriginalSource::Never));
     assert!(listener.reuse_port, "unless it is switched off");

@@ -18,6 +18,7 @@ use super::retry::Retries;
 use crate::flow::{OpenFlow, Outcome};
 use crate::http::limits::TimeLimits;
 use crate::http::respond::LocalReply;
+use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
 use crate::tcp::{self, Counts, Ended, fill, pump_both};
@@ -270,7 +271,10 @@ impl Session<'_> {
                 Some(paired) => paired,
                 None => match open_upstream(self.connection, &forward.permit, &forward, head.filled()).await {
                     Ok(paired) => paired,
-                    Err(NotOpened::Failed(_)) if forward.retries.again(self.connection).await => continue,
+                    Err(NotOpened::Failed(_)) if forward.retries.may_follow(Failure::Unsent, progress.told()) => {
+                        forward.retries.pause(self.connection).await;
+                        continue;
+                    }
                     Err(NotOpened::Revoked(reason)) => {
                         let error = ExchangeError::Revoked(reason);
                         return self.exchange_failed(forward, &error, false, reader, writer).await;
@@ -284,8 +288,11 @@ impl Session<'_> {
                 exchange::run(self.connection, &forward, head.filled(), downstream, &mut paired, &progress).await;
             note_progress(&mut forward.flow, &progress);
             match &result {
-                Err(error) if progress.may_retry(error) && forward.retries.again(self.connection).await => {
+                Err(error) if may_retry(&forward, error, &progress) => {
                     tracing::debug!(downstream = %self.connection.downstream, %error, "asking the upstream again");
+                    // Of this try it need not do any more, and the client's port is free for the next.
+                    tollgate_net::reset(paired.stream);
+                    forward.retries.pause(self.connection).await;
                     progress = Progress::again(&progress);
                 }
                 _ => break (paired, result),
@@ -342,6 +349,7 @@ impl Session<'_> {
             ExchangeError::ResponseBody(_) => (Outcome::Failed, Reason::UpstreamTruncated),
             ExchangeError::Revoked(reason) => (Outcome::Denied, *reason),
             ExchangeError::TimedOut(reason) => (Outcome::Failed, *reason),
+            ExchangeError::TryTimedOut => (Outcome::Failed, Reason::UpstreamTimeout),
             ExchangeError::Stopped => (Outcome::Failed, Reason::Draining),
         };
         let gone = matches!(error, ExchangeError::Downstream(_));
@@ -414,6 +422,11 @@ async fn open_upstream(
     Ok(Paired { stream, path, source: forward.source, buffer: Buffer::new(&connection.worker.buffers), reused: false })
 }
 
+/// Whether the request is sent again after a try that ended so.
+fn may_retry(forward: &Forward, error: &ExchangeError, progress: &Progress) -> bool {
+    error.failure().is_some_and(|failure| forward.retries.may_follow(failure, progress.told()))
+}
+
 fn note_progress(flow: &mut OpenFlow, progress: &Progress) {
     flow.add_up(progress.up.get());
     flow.add_down(progress.down.get());
@@ -443,14 +456,14 @@ async fn serve_tunnel(
             }
         }
     };
-    let limits = TimeLimits::of_tunnel(&connection.listener.config.http);
+    let limits = TimeLimits::of_bytes(connection.listener.config.http.stream_idle_timeout);
     let (began, moved) = (tokio::time::Instant::now(), || counts.up.get().wrapping_add(counts.down.get()));
     let ended = tokio::select! {
         biased;
         // First, so that what is ready to be moved waits for the judgement.
         ended = withdrawn => ended,
         ended = pump_both(&mut downstream, buffer, &mut upstream, paired.buffer, &counts) => ended,
-        reason = limits.exceeded(moved, || Some(began)) => Ended::TimedOut(reason),
+        reason = limits.exceeded_as_a_whole(moved, || Some(began)) => Ended::TimedOut(reason),
     };
     tcp::finish(flow, ended, &counts, &downstream, &upstream);
 }

@@ -21,6 +21,8 @@ use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
 use super::request::{RequestBody, Version};
 use super::response::{MAX_INTERIM, ResponseBody, ResponseError, ResponseHead, each_field, with_close};
 use super::websocket::WebSocketKey;
+use crate::http::limits::Exceeded;
+use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
 use crate::tcp::{Sender, fill, write_from};
@@ -85,6 +87,9 @@ pub(crate) enum ExchangeError {
     /// It took too long.
     #[error("a time limit of the exchange is exceeded")]
     TimedOut(Reason),
+    /// This try did.
+    #[error("no answer within the time of a try")]
+    TryTimedOut,
     /// The process ends.
     #[error("the process ends")]
     Stopped,
@@ -113,10 +118,9 @@ impl Progress {
         Self { request_ended: before.request_ended.clone(), ..Self::default() }
     }
 
-    /// Whether `error` may be met with another attempt: the client was told nothing yet.
-    pub(crate) fn may_retry(&self, error: &ExchangeError) -> bool {
-        let failed = matches!(error, ExchangeError::ServerError(_) | ExchangeError::NoResponse);
-        failed && !self.interim.get() && !self.half_closed.get()
+    /// Whether another attempt would come too late: the client was told something, or the upstream that the client is gone.
+    pub(crate) fn told(&self) -> bool {
+        self.status.get() != 0 || self.interim.get() || self.half_closed.get()
     }
 
     /// Another number whenever a byte has moved.
@@ -232,8 +236,26 @@ async fn cut_short(connection: &Connection, forward: &Forward, head: &[u8], prog
     tokio::select! {
         biased;
         error = withdrawn => error,
-        reason = forward.limits.exceeded(|| progress.moved(), || progress.request_ended.get()) => {
-            ExchangeError::TimedOut(reason)
+        exceeded = limits_exceeded(forward, progress) => exceeded,
+    }
+}
+
+async fn limits_exceeded(forward: &Forward, progress: &Progress) -> ExchangeError {
+    let answered = || progress.status.get() != 0;
+    match forward.limits.exceeded(|| progress.moved(), || progress.request_ended.get(), answered).await {
+        Exceeded::Exchange(reason) => ExchangeError::TimedOut(reason),
+        Exceeded::Try => ExchangeError::TryTimedOut,
+    }
+}
+
+impl ExchangeError {
+    /// Those that another try may mend.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::ServerError(status) => Some(Failure::Status(*status)),
+            Self::NoResponse => Some(Failure::NoResponse),
+            Self::TryTimedOut => Some(Failure::TimedOut),
+            _ => None,
         }
     }
 }
@@ -344,7 +366,7 @@ impl ResponseReceiver<'_> {
             }
             buffer.consume(length);
         };
-        if head.status >= 500 && self.forward.retries.are_left() && !self.progress.interim.get() {
+        if self.forward.retries.may_follow(Failure::Status(head.status), self.progress.told()) {
             return Err(ExchangeError::ServerError(head.status));
         }
         if head.status == 101 {

@@ -66,6 +66,9 @@ pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer
 /// Starts a task for each stream until the connection ends.
 async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<Prefixed, Bytes>) {
     let connection = &shared.connection;
+    let idle = connection.listener.config.http.upstream_idle_timeout;
+    let upstream_idle = shared.upstream.let_go_when_idle(idle.unwrap_or_default());
+    tokio::pin!(upstream_idle);
     let mut ending = false;
     loop {
         if connection.listener.signals.state().draining && !ending {
@@ -91,6 +94,7 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
                 ending = true;
                 server.graceful_shutdown();
             }
+            never = &mut upstream_idle, if idle.is_some() => match never {},
         }
     }
 }

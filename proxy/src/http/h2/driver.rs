@@ -45,6 +45,11 @@ impl Outbound {
         self.queued.get()
     }
 
+    /// How many there were.
+    pub(super) fn requests(&self) -> u64 {
+        self.queued.get()
+    }
+
     /// Notes that a request got a reset instead of its end. Too many that have not left end the connection: a client
     /// could pile them up without limit while the upstream does not read.
     pub(super) fn abandon(&self, request: u64) {

@@ -7,6 +7,7 @@ mod connection;
 mod driver;
 mod prefixed;
 mod request;
+mod retry;
 mod stream;
 mod transfer;
 mod upstream;

@@ -15,12 +15,14 @@ use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
 use super::connection::Shared;
 use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show};
-use super::transfer::{TransferError, reset_code, transfer};
+use super::retry::Retries;
+use super::transfer::{TransferError, reset_code, send, transfer};
 use crate::flow::{Fields, HttpRecord, OpenFlow, Outcome, Protocol};
 use crate::http::h1::FORWARDED_PROTO;
-use crate::http::limits::TimeLimits;
+use crate::http::limits::{Exceeded, TimeLimits};
 use crate::http::request_id::{self, RequestId};
 use crate::http::respond::LocalReply;
+use crate::http::retry::Failure;
 use crate::listener::judge::Admitted;
 use crate::reason::Reason;
 use crate::worker::{PanicCount, Subscription};
@@ -89,6 +91,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         moment,
         source,
         limits,
+        retries: Retries::of(&config.http, body.is_end_stream()),
         flow,
         respond,
         body,
@@ -137,66 +140,143 @@ struct Exchange<'a> {
     /// Whom it was admitted for.
     source: SecurityId,
     limits: TimeLimits,
+    retries: Retries,
     flow: OpenFlow,
     respond: SendResponse<Bytes>,
     body: RecvStream,
 }
 
-/// How an exchange ended before its response did.
+/// How a try ended before its response did.
 enum Broken {
+    /// Nothing was sent, for this reason.
+    Unsent(Reason),
     /// The client reset the stream or went away.
     Downstream,
     /// The upstream reset the stream or went away.
     Upstream(h2::Reason),
+    /// The upstream failed with this status, and is asked again.
+    ServerError(u16),
     /// It may no longer go on, for this reason.
     Revoked(Reason),
     /// It took too long.
     TimedOut(Reason),
+    /// This try did.
+    TryTimedOut,
+}
+
+impl Broken {
+    /// Those that another try may mend.
+    fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Unsent(Reason::UpstreamConnect | Reason::UpstreamReset) => Some(Failure::Unsent),
+            Self::Upstream(_) => Some(Failure::NoResponse),
+            Self::ServerError(status) => Some(Failure::Status(*status)),
+            Self::TryTimedOut => Some(Failure::TimedOut),
+            Self::Unsent(_) | Self::Downstream | Self::Revoked(_) | Self::TimedOut(_) => None,
+        }
+    }
+}
+
+/// What is known about a try while it runs.
+#[derive(Debug, Default)]
+struct Progress {
+    up: Cell<u64>,
+    down: Cell<u64>,
+    /// Of the response that goes out; 0 before.
+    status: Cell<u16>,
+    /// The client was sent an interim response.
+    interim: Cell<bool>,
+    /// When the request was sent to its end.
+    request_ended: Cell<Option<Instant>>,
+}
+
+impl Progress {
+    /// Of another try.
+    fn again(before: &Self) -> Self {
+        Self { request_ended: before.request_ended.clone(), ..Self::default() }
+    }
+
+    /// Whether the client got anything of an answer.
+    fn told(&self) -> bool {
+        self.status.get() != 0 || self.interim.get()
+    }
+
+    /// Another number whenever a byte has moved.
+    fn moved(&self) -> u64 {
+        self.up.get().wrapping_add(self.down.get()).wrapping_add(self.status.get().into())
+    }
 }
 
 impl Exchange<'_> {
+    /// Asks the upstream, again where that may help, and passes its answer on.
     async fn run(&mut self, permit: Permit) {
-        let connection = &self.shared.connection;
         self.flow.if_dropped(Outcome::Failed, Some(Reason::DownstreamReset));
+        let bodiless = self.body.is_end_stream();
+        let mut progress = Progress { request_ended: Cell::new(bodiless.then(Instant::now)), ..Progress::default() };
+        loop {
+            let Some(broken) = self.attempt(&permit, bodiless, &progress).await else {
+                return self.flow.if_dropped(Outcome::Forwarded, None);
+            };
+            let may_follow = |failure| self.retries.may_follow(failure, progress.told());
+            if !broken.failure().is_some_and(may_follow) {
+                return self.finish(broken, &progress);
+            }
+            // Boxed: a task is as large as its longest way, and few go this one.
+            if let Some(broken) = Box::pin(self.pause(&progress)).await {
+                return self.finish(broken, &progress);
+            }
+            progress = Progress::again(&progress);
+        }
+    }
+
+    /// Waits before the next try, unless something ends the exchange meanwhile.
+    async fn pause(&mut self, progress: &Progress) -> Option<Broken> {
+        let connection = &self.shared.connection;
+        tracing::debug!(downstream = %connection.downstream, "asking the upstream again");
+        connection.worker.flows.metrics().upstream_retry();
+        let moved = || progress.moved();
+        tokio::select! {
+            biased;
+            broken = revoked(self.shared, self.head, self.source, &self.changes) => Some(broken),
+            () = reset(&mut self.respond) => Some(Broken::Downstream),
+            reason = self.limits.exceeded_as_a_whole(moved, || progress.request_ended.get()) => {
+                Some(Broken::TimedOut(reason))
+            }
+            () = tokio::time::sleep(self.retries.take()) => None,
+        }
+    }
+
+    /// One try. Returns what ended it before its response did, if anything.
+    async fn attempt(&mut self, permit: &Permit, bodiless: bool, progress: &Progress) -> Option<Broken> {
+        let connection = &self.shared.connection;
         let opened = tokio::select! {
             biased;
-            opened = self.shared.upstream.turn(connection, &permit, self.source) => opened,
+            opened = self.shared.upstream.turn(connection, permit, self.source) => opened,
             // Connecting and waiting for a turn take time; a request that nobody waits for must not wait here.
-            () = reset(&mut self.respond) => return self.finish(Some(Broken::Downstream), false),
-            broken = revoked(self.shared, self.head, self.source, &self.changes) => return self.finish(Some(broken), false),
+            () = reset(&mut self.respond) => return Some(Broken::Downstream),
+            broken = revoked(self.shared, self.head, self.source, &self.changes) => return Some(broken),
+            reason = self.limits.exceeded_as_a_whole(|| 0, || progress.request_ended.get()) => {
+                return Some(Broken::TimedOut(reason));
+            }
         };
         let mut turn = match opened {
             Ok(turn) => turn,
-            Err(reason) => return self.fail(Outcome::Failed, reason),
+            Err(reason) => return Some(Broken::Unsent(reason)),
         };
         // World or identities may have changed in this very moment, and nothing was sent yet.
         if connection.moment() != self.moment
             && let Err(reason) = connection.still_admits(&self.head.policy_view(), self.source)
         {
             self.shared.end_if_refused();
-            return self.fail(Outcome::Denied, reason);
+            return Some(Broken::Revoked(reason));
         }
         turn.path().note(self.flow.record_mut());
-        let mut request = http::Request::new(());
-        *request.method_mut() = self.head.parts.method.clone();
-        *request.uri_mut() = self.head.parts.uri.clone();
-        *request.version_mut() = http::Version::HTTP_2;
-        *request.headers_mut() = self.head.parts.headers.clone();
-        if apply_edits(request.headers_mut(), &self.edits).is_err() {
-            // The engine makes no such value; not a request without it goes out.
-            return self.fail(Outcome::Failed, Reason::Internal);
-        }
-        if self.head.adds_forwarded_proto(&self.edits) {
-            request.headers_mut().insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
-        }
-        if let Some(id) = self.request_id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()) {
-            request.headers_mut().insert(request_id::NAME, id);
-        }
-        let end = self.body.is_end_stream();
-        let Ok((response, mut upstream_body)) = turn.send(request, end) else {
-            return self.fail(Outcome::Failed, Reason::UpstreamReset);
+        // The engine makes no edit that cannot be made; not a request without it goes out.
+        let Ok(request) = self.request() else { return Some(Broken::Unsent(Reason::Internal)) };
+        let Ok((response, mut upstream_body)) = turn.send(request, bodiless) else {
+            return Some(Broken::Unsent(Reason::UpstreamReset));
         };
-        let (broken, status) = self.relay(response, &mut upstream_body, end).await;
+        let broken = self.relay(response, &mut upstream_body, bodiless, progress).await;
         if let Some(broken) = &broken {
             // No effect on a stream that was reset already.
             upstream_body.send_reset(h2::Reason::CANCEL);
@@ -205,31 +285,52 @@ impl Exchange<'_> {
                 turn.revoke();
             }
         }
-        self.finish(broken, status != 0);
+        broken
     }
 
-    /// Both directions at once, until the response has ended. Returns what ended it before, and the status if
-    /// there was one, else 0.
+    /// The head that is forwarded.
+    fn request(&self) -> Result<http::Request<()>, http::Error> {
+        let mut request = http::Request::new(());
+        *request.method_mut() = self.head.parts.method.clone();
+        *request.uri_mut() = self.head.parts.uri.clone();
+        *request.version_mut() = http::Version::HTTP_2;
+        *request.headers_mut() = self.head.parts.headers.clone();
+        apply_edits(request.headers_mut(), &self.edits)?;
+        if self.head.adds_forwarded_proto(&self.edits) {
+            request.headers_mut().insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        }
+        if let Some(id) = self.request_id.as_ref().and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()) {
+            request.headers_mut().insert(request_id::NAME, id);
+        }
+        Ok(request)
+    }
+
+    /// Both directions at once, until the response has ended. Returns what ended it before, if anything.
     async fn relay(
         &mut self,
         response: ResponseFuture,
         upstream_body: &mut SendStream<Bytes>,
-        end: bool,
-    ) -> (Option<Broken>, u16) {
+        bodiless: bool,
+        progress: &Progress,
+    ) -> Option<Broken> {
         let connection = &self.shared.connection;
-        let (up, down, status) = (Cell::new(0), Cell::new(0), Cell::new(0));
-        let request_ended = Cell::new(end.then(Instant::now));
+        let retries = &self.retries;
         let respond = &mut self.respond;
         let from_client = &mut self.body;
         let request = async {
-            if end {
+            if bodiless {
                 return std::future::pending().await;
             }
             let dropped = |name: &HeaderName| connection.rules_read(name.as_str());
-            match transfer(from_client, upstream_body, &up, dropped).await {
+            let sent = match retries.body() {
+                // Boxed as above.
+                Some(body) => Box::pin(send(upstream_body, body, true, &progress.up)).await,
+                None => transfer(from_client, upstream_body, &progress.up, dropped, Some(retries)).await,
+            };
+            match sent {
                 // The response decides from here on.
                 Ok(()) | Err(TransferError::Sink) => {
-                    request_ended.set(Some(Instant::now()));
+                    progress.request_ended.set(progress.request_ended.get().or_else(|| Some(Instant::now())));
                     std::future::pending().await
                 }
                 Err(TransferError::Source(code)) => {
@@ -239,32 +340,40 @@ impl Exchange<'_> {
             }
         };
         let flow = &self.flow;
-        let moved = || u64::wrapping_add(up.get(), down.get()).wrapping_add(status.get().into());
-        let answered = answer(response, respond, flow, &status, &down);
+        let answered = answer(response, respond, flow, progress, retries);
+        let exceeded =
+            self.limits.exceeded(|| progress.moved(), || progress.request_ended.get(), || progress.status.get() != 0);
         let broken = tokio::select! {
             biased;
             // First, so that what is ready to be moved waits for the judgement.
             broken = revoked(self.shared, self.head, self.source, &self.changes) => Some(broken),
             result = answered => result.err(),
             broken = request => Some(broken),
-            reason = self.limits.exceeded(moved, || request_ended.get()) => Some(Broken::TimedOut(reason)),
+            exceeded = exceeded => Some(match exceeded {
+                Exceeded::Exchange(reason) => Broken::TimedOut(reason),
+                Exceeded::Try => Broken::TryTimedOut,
+            }),
         };
-        self.flow.add_up(up.get());
-        self.flow.add_down(down.get());
+        self.flow.add_up(progress.up.get());
+        self.flow.add_down(progress.down.get());
         if let Some(http) = &mut self.flow.record_mut().http {
-            http.status = status.get();
+            http.status = progress.status.get();
         }
-        (broken, status.get())
+        broken
     }
 
-    fn finish(&mut self, broken: Option<Broken>, started: bool) {
-        let Some(broken) = broken else { return self.flow.if_dropped(Outcome::Forwarded, None) };
+    /// Ends a failed exchange the way its cause asks for; where no response was begun yet, the client is told why.
+    fn finish(&mut self, broken: Broken, progress: &Progress) {
+        let started = progress.status.get() != 0;
         let (outcome, reason, code) = match broken {
+            Broken::Unsent(reason) => (Outcome::Failed, reason, h2::Reason::CANCEL),
             Broken::Downstream => (Outcome::Failed, Reason::DownstreamReset, h2::Reason::CANCEL),
             Broken::Upstream(code) if started => (Outcome::Failed, Reason::UpstreamTruncated, code),
             Broken::Upstream(code) => (Outcome::Failed, Reason::UpstreamReset, code),
+            Broken::ServerError(_) => (Outcome::Failed, Reason::UpstreamReset, h2::Reason::CANCEL),
             Broken::Revoked(reason) => (Outcome::Denied, reason, h2::Reason::CANCEL),
             Broken::TimedOut(reason) => (Outcome::Failed, reason, h2::Reason::CANCEL),
+            Broken::TryTimedOut => (Outcome::Failed, Reason::UpstreamTimeout, h2::Reason::CANCEL),
         };
         if started || reason == Reason::DownstreamReset {
             self.respond.send_reset(code);
@@ -298,13 +407,13 @@ async fn reset(respond: &mut SendResponse<Bytes>) {
     let _ = poll_fn(|cx| respond.poll_reset(cx)).await;
 }
 
-/// Passes interim responses, the response, its body and its trailers on.
+/// Passes interim responses, the response, its body and its trailers on, unless another try follows.
 async fn answer(
     mut response: ResponseFuture,
     respond: &mut SendResponse<Bytes>,
     flow: &OpenFlow,
-    status: &Cell<u16>,
-    down: &Cell<u64>,
+    progress: &Progress,
+    retries: &Retries,
 ) -> Result<(), Broken> {
     enum Step {
         Interim(Response<()>),
@@ -329,6 +438,7 @@ async fn answer(
                 if interim > crate::http::h1::MAX_INTERIM {
                     return Err(Broken::Upstream(h2::Reason::ENHANCE_YOUR_CALM));
                 }
+                progress.interim.set(true);
                 let _ = respond.send_informational(head);
             }
             Step::Final(Ok(response)) => break response,
@@ -337,8 +447,12 @@ async fn answer(
         }
     };
     let (parts, mut body) = response.into_parts();
-    status.set(parts.status.as_u16());
-    flow.log_response(parts.status.as_u16(), |log| {
+    let status = parts.status.as_u16();
+    if retries.may_follow(Failure::Status(status), progress.told()) {
+        return Err(Broken::ServerError(status));
+    }
+    progress.status.set(status);
+    flow.log_response(status, |log| {
         parts.headers.iter().for_each(|(name, value)| log.push(name.as_str().as_bytes(), value.as_bytes()));
     });
     let end = body.is_end_stream();
@@ -346,7 +460,7 @@ async fn answer(
     if end {
         return Ok(());
     }
-    transfer(&mut body, &mut sink, down, |_| false).await.map_err(|error| match error {
+    transfer(&mut body, &mut sink, &progress.down, |_| false, None).await.map_err(|error| match error {
         TransferError::Source(code) => {
             sink.send_reset(code);
             Broken::Upstream(code)

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderName;
 
+use super::retry::Retries;
 use crate::http::h1::FORBIDDEN_TRAILERS;
 
 /// Why a body could not be moved to its end.
@@ -23,12 +24,14 @@ pub(super) fn reset_code(error: &h2::Error) -> Reason {
     error.reason().unwrap_or(Reason::CANCEL)
 }
 
-/// Moves everything that is left of `from`, its end included, without the trailer fields that are to be `dropped`.
+/// Moves everything that is left of `from`, its end included, without the trailer fields that are to be `dropped`. What can be sent
+/// again is `kept`.
 pub(super) async fn transfer(
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
     count: &Cell<u64>,
     dropped: impl Fn(&HeaderName) -> bool,
+    kept: Option<&Retries>,
 ) -> Result<(), TransferError> {
     loop {
         let chunk = tokio::select! {
@@ -40,7 +43,13 @@ pub(super) async fn transfer(
             Some(Ok(chunk)) => {
                 // The end goes out with the last bytes where they came together: no frame of its own for it.
                 let last = from.is_end_stream();
-                send(from, to, chunk, last, count).await?;
+                if let Some(kept) = kept {
+                    kept.keep(&chunk, last);
+                }
+                let total = chunk.len();
+                send(to, chunk, last, count).await?;
+                // Only now may the sender send so much more. Fails only if the stream has ended, which the next read reports.
+                let _ = from.flow_control().release_capacity(total);
                 if last {
                     return Ok(());
                 }
@@ -51,29 +60,35 @@ pub(super) async fn transfer(
     }
     match from.trailers().await {
         Ok(Some(mut trailers)) => {
+            if let Some(kept) = kept {
+                kept.give_up();
+            }
             // As for HTTP/1. Trailers are announced too rarely in HTTP/2 to pass only those that are.
             FORBIDDEN_TRAILERS.iter().for_each(|name| drop(trailers.remove(*name)));
             let names: Vec<HeaderName> = trailers.keys().filter(|name| dropped(name)).cloned().collect();
             names.into_iter().for_each(|name| drop(trailers.remove(name)));
             to.send_trailers(trailers)
         }
-        Ok(None) => to.send_data(Bytes::new(), true),
+        Ok(None) => {
+            if let Some(kept) = kept {
+                kept.keep(b"", true);
+            }
+            to.send_data(Bytes::new(), true)
+        }
         Err(error) => return Err(TransferError::Source(reset_code(&error))),
     }
     .map_err(|_| TransferError::Sink)
 }
 
-/// Sends one chunk, the `last` one with the end of the stream, as the receiver's window allows, and only then lets the sender send so much more.
-async fn send(
-    from: &mut RecvStream,
+/// Sends one chunk, the `last` one with the end of the stream, as the receiver's window allows.
+pub(super) async fn send(
     to: &mut SendStream<Bytes>,
     mut chunk: Bytes,
     last: bool,
     count: &Cell<u64>,
 ) -> Result<(), TransferError> {
     let broken = |_: h2::Error| TransferError::Sink;
-    let total = chunk.len();
-    if total == 0 && last {
+    if chunk.is_empty() && last {
         return to.send_data(chunk, true).map_err(broken);
     }
     while !chunk.is_empty() {
@@ -87,8 +102,6 @@ async fn send(
         count.set(count.get() + part.len() as u64);
         to.send_data(part, last && chunk.is_empty()).map_err(broken)?;
     }
-    // Fails only if the stream has ended, which the next read reports.
-    let _ = from.flow_control().release_capacity(total);
     Ok(())
 }
 

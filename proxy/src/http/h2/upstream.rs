@@ -4,12 +4,14 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
 use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::Instant;
 use tollgate_policy::{Permit, SecurityId};
 
 use super::connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_SEND_BUFFER, STREAM_WINDOW};
@@ -75,6 +77,25 @@ impl UpstreamSlot {
                 return Ok(Turn { connection: upstream, request: 0 });
             }
             upstream.outbound.turns.notified().await;
+        }
+    }
+
+    /// Lets go of a connection that was not in use for `limit`, again and again. That is noticed within half of it: a request
+    /// need not tell anybody.
+    pub(super) async fn let_go_when_idle(&self, limit: Duration) -> Infallible {
+        let mut seen = None;
+        let mut since = Instant::now();
+        loop {
+            tokio::time::sleep((limit / 4).max(Duration::from_millis(1))).await;
+            // Whoever holds it connects.
+            let Ok(mut current) = self.current.try_lock() else { continue };
+            let Some(open) = current.as_ref() else { continue };
+            let now = Some((self.attempts.get().0, open.outbound.requests()));
+            if Rc::strong_count(open) > 1 || now != seen {
+                (seen, since) = (now, Instant::now());
+            } else if since.elapsed() >= limit {
+                *current = None;
+            }
         }
     }
 
