@@ -102,6 +102,10 @@ reasons! {
     // A limit of the process or the tenant.
     /// Too many open connections.
     ConnectionLimit => "connection_limit", 503, 14, true;
+    /// More HTTP/2 frames that move no request than the connection's work and the limit's rate pay for.
+    FrameFlood => "frame_flood", 429, 8, true;
+    /// More HTTP/2 streams cancelled before they were answered, or broken, than the limit's rate allows.
+    ResetFlood => "reset_flood", 429, 8, true;
 
     // The upstream failed.
     /// Connection refused, unreachable, or timed out.
@@ -122,6 +126,11 @@ reasons! {
     Internal => "internal", 500, 13, true;
     /// The record was dropped unfinished: the task ended without saying why.
     Dropped => "dropped", 500, 13, true;
+}
+
+impl Reason {
+    /// Those of limits that can be told to count only.
+    pub(crate) const SHADOWED: [Self; 2] = [Self::FrameFlood, Self::ResetFlood];
 }
 
 impl From<DenyReason> for Reason {

@@ -2,6 +2,7 @@
 
     grpc_peer.py serve IP          prints its address
     grpc_peer.py call HOST:PORT    prints what each call came to, as JSON
+    grpc_peer.py cancel HOST:PORT  gives up 3,000 calls after their first answer, pinging all the while; prints as JSON
 
 `/test.Echo/Unary` and `/test.Echo/Stream` give back what they get; `/test.Echo/Fail` fails with ABORTED. All of it is
 there under `/test.Hidden/`, too.
@@ -9,6 +10,7 @@ there under `/test.Hidden/`, too.
 
 import json
 import sys
+import threading
 from concurrent import futures
 
 import grpc
@@ -75,4 +77,37 @@ def call(address):
         }))
 
 
-{"serve": serve, "call": call}[sys.argv[1]](sys.argv[2])
+def cancel(address):
+    options = [
+        ("grpc.keepalive_time_ms", 10),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    seen = {"cancelled": 0, "answered": 0}
+    codes = set()
+    lock = threading.Lock()
+    with grpc.insecure_channel(address, options) as channel:
+        streaming = channel.stream_stream("/test.Echo/Stream")
+
+        def give_up(_):
+            hold = threading.Event()
+            responses = streaming(iter_then_wait(b"x", hold), timeout=DEADLINE)
+            answer = next(responses)
+            responses.cancel()
+            hold.set()
+            with lock:
+                seen["answered"] += answer == b"x"
+                seen["cancelled"] += responses.cancelled()
+                codes.add(responses.code().name)
+
+        with futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(give_up, range(3000)))
+    print(json.dumps(seen | {"codes": sorted(codes)}))
+
+
+def iter_then_wait(message, event):
+    yield message
+    event.wait(DEADLINE)
+
+
+{"serve": serve, "call": call, "cancel": cancel}[sys.argv[1]](sys.argv[2])

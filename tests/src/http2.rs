@@ -66,3 +66,28 @@ pub fn cancel(stream: u32) -> Vec<u8> {
 pub fn end_of(stream: u32) -> Vec<u8> {
     [&[0, 1][..], &stream.to_be_bytes()].concat()
 }
+
+/// A frame (RFC 9113 section 4.1).
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Type and payload of each whole frame.
+pub fn frames(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let mut frames = Vec::new();
+    while let Some((header, rest)) = bytes.split_first_chunk::<9>() {
+        let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
+        let Some((payload, rest)) = rest.split_at_checked(length) else { break };
+        frames.push((header[3], payload.to_vec()));
+        bytes = rest;
+    }
+    frames
+}
+
+/// Error code and debug data of the GOAWAY among these bytes, whole frames from the first on.
+pub fn go_away(bytes: &[u8]) -> Option<(u32, String)> {
+    let (_, payload) = frames(bytes).into_iter().find(|(kind, _)| *kind == 7)?;
+    let code = u32::from_be_bytes(payload.get(4..8)?.try_into().ok()?);
+    Some((code, String::from_utf8_lossy(&payload[8..]).into_owned()))
+}

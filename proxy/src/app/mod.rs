@@ -315,6 +315,7 @@ fn start_workers(
             world: Arc::clone(store),
             flows,
             slots: slots.clone(),
+            limits: config.limits,
             commands,
             phase: phase.subscribe(),
             ended: ended.clone(),

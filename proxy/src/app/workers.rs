@@ -10,6 +10,7 @@ use std::thread;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::LocalSet;
 
+use crate::config::Limits;
 use crate::control::WorldStore;
 use crate::flow::FlowSender;
 use crate::http::BufferPool;
@@ -34,6 +35,7 @@ pub(super) struct Seed {
     pub(super) world: Arc<WorldStore>,
     pub(super) flows: FlowSender,
     pub(super) slots: ConnectionSlots,
+    pub(super) limits: Limits,
     /// Which listeners to serve.
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) phase: watch::Receiver<Phase>,
@@ -56,13 +58,14 @@ fn run(seed: Seed) -> io::Result<()> {
 }
 
 async fn serve(seed: Seed) {
-    let Seed { world, flows, slots, mut commands, mut phase, .. } = seed;
+    let Seed { world, flows, slots, limits, mut commands, mut phase, .. } = seed;
     let worker = Rc::new(Worker {
         world,
         flows: Rc::new(flows),
         buffers: Rc::new(BufferPool::default()),
         own_addresses: RefCell::default(),
         slots,
+        limits,
         peers: Rc::default(),
         held: Cell::default(),
         open: Cell::default(),

@@ -85,6 +85,7 @@ pub(crate) fn read(document: &Document, mistakes: &Mistakes) -> Option<Config> {
         listeners: Vec::new(),
         access_log: Vec::new(),
         drain_timeout: config::DRAIN_TIMEOUT,
+        limits: config::Limits::default(),
     })
 }
 

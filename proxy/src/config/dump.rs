@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    AccessLog, Agent, Config, EscapedSlashes, ForwardedProto, Identities, IdentitySettings, Listener, OriginalSource,
-    PolicySource, Upstream, XdsMode,
+    AccessLog, Agent, Config, EscapedSlashes, ForwardedProto, Identities, IdentitySettings, Limits, Listener,
+    OriginalSource, PolicySource, Rate, Upstream, XdsMode,
 };
 
 /// Every key with the value in force, for `/config_dump`.
@@ -31,6 +31,7 @@ pub fn to_json(config: &Config) -> Value {
         "workers": config.workers,
         "max_connections": config.max_connections,
         "drain_timeout": duration(config.drain_timeout),
+        "limits": limits(&config.limits),
         "admin": address(config.admin.first()),
         "reported_version": config.reported_version,
         "metrics": address(config.metrics.first()),
@@ -115,6 +116,18 @@ fn agent(agent: &Agent) -> Value {
         "use_nphds": agent.use_nphds,
         "cache_entry_ttl": agent.cache_entry_ttl.map(duration),
         "original_source_linger": agent.original_source_linger.map(duration),
+    })
+}
+
+fn limits(limits: &Limits) -> Value {
+    let rate = |rate: Option<Rate>| match rate {
+        Some(Rate { per_second, burst }) => json!({ "per_second": per_second, "burst": burst }),
+        None => json!("off"),
+    };
+    json!({
+        "mode": if limits.shadow { "shadow" } else { "enforce" },
+        "http2_control_frames": rate(limits.http2_control_frames),
+        "http2_resets": rate(limits.http2_resets),
     })
 }
 

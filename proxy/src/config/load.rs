@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::document::{self, Node, Value};
 use super::error::{ConfigError, ConfigErrors};
-use super::identities;
 use super::listeners::{self, Bound};
 use super::read::{Field, Mistakes, Section};
 use super::{Config, ListenAddress, UpstreamDefaults, scalar, sections};
+use super::{identities, limits};
 use crate::bootstrap;
 
 /// Under the 30 s that Kubernetes gives a pod to end.
@@ -119,6 +119,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         "" => Err("empty; write a version, or remove it".to_owned()),
         text => Ok(Some(text.to_owned())),
     });
+    let limits = limits::limits(&mut top);
     sections::tenants(&mut top);
     top.finish(&[]);
     Some(Config {
@@ -138,6 +139,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         access_log,
         drain_timeout,
         max_connections,
+        limits,
     })
 }
 

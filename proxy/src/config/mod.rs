@@ -8,6 +8,7 @@ pub(crate) mod document;
 mod dump;
 mod error;
 mod identities;
+mod limits;
 mod listeners;
 mod load;
 pub(crate) mod read;
@@ -20,6 +21,7 @@ mod tests;
 pub use dump::{listener as listener_to_json, to_json};
 pub use error::{ConfigError, ConfigErrors};
 pub use identities::{Identities, IdentityMode, IdentitySettings, StaticIdentity};
+pub use limits::{Limits, Rate};
 pub(crate) use listeners::overlap;
 pub(crate) use load::{DRAIN_TIMEOUT, MAX_CONNECTIONS, cores};
 pub use load::{default_admin, load, parse};
@@ -68,6 +70,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Open downstream connections per process, at most; shared between the workers.
     pub max_connections: usize,
+    /// What hostile traffic may cost.
+    pub limits: Limits,
 }
 
 /// Identity towards the control plane.

@@ -7,7 +7,7 @@ use tollgate_policy::{Direction, SecurityId};
 
 use super::{
     AccessLog, Config, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentityMode, IdentitySettings,
-    ListenAddress, OriginalSource, PolicySource, SecretFile, Upstream, XdsMode, load, parse,
+    Limits, ListenAddress, OriginalSource, PolicySource, Rate, SecretFile, Upstream, XdsMode, load, parse,
 };
 
 const FILE: &str = "tollgate.yaml";
@@ -49,6 +49,7 @@ fn a_policy_source_alone_gives_every_default() {
     assert_eq!(config.access_log, []);
     assert_eq!(config.drain_timeout, Duration::from_secs(20));
     assert_eq!(config.max_connections, 50_000);
+    assert_eq!(config.limits, Limits::default());
 
     let [listener] = &config.listeners[..] else {
         panic!("one listener, not {:?}", config.listeners);
@@ -77,6 +78,7 @@ fn every_key_is_read() {
 node: {{ id: "sidecar~10.0.0.9~pod.ns~ns.svc", cluster: edge }}
 workers: 3
 max_connections: 10
+limits: {{ mode: shadow, http2_control_frames: {{ per_second: 7 }}, http2_resets: "off" }}
 drain_timeout: 500ms
 admin: {{ address: 127.0.0.1:9901 }}
 reported_version: "d1c4f0ba/1.2.3"
@@ -115,6 +117,8 @@ listeners:
     assert_eq!(config.node.id, "sidecar~10.0.0.9~pod.ns~ns.svc");
     assert_eq!(config.node.cluster, "edge");
     assert_eq!((config.workers, config.max_connections), (3, 10));
+    let control = Some(Rate { per_second: 7, burst: 2000 });
+    assert_eq!(config.limits, Limits { shadow: true, http2_control_frames: control, http2_resets: None });
     assert_eq!(config.drain_timeout, Duration::from_millis(500));
     assert_eq!(config.reported_version.as_deref(), Some("d1c4f0ba/1.2.3"));
     assert_eq!(config.admin, ["127.0.0.1:9901".parse().expect("address")]);
@@ -194,6 +198,15 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
         (
             "xds: {}\nlisteners:\n  - name: a\n    adress: 127.0.0.1:1",
             "4:5: listeners[0].adress: unknown key; did you mean \"address\"?",
+        ),
+        ("xds: {}\nlimits: {mode: warn}", "2:16: limits.mode: \"warn\" is none of enforce, shadow"),
+        (
+            "xds: {}\nlimits: {http2_resets: {burst: 0}}",
+            "2:32: limits.http2_resets.burst: not a whole number from 1 to 1000000000",
+        ),
+        (
+            "xds: {}\nlimits: {http2_resets: 5}",
+            "2:24: limits.http2_resets: a number where a mapping belongs; write {per_second: 500, burst: 2000}, or off",
         ),
         ("xds: {}\nnode: {qqq: 1}", "2:8: node.qqq: unknown key; known are id, cluster"),
         ("xds: {}\nxds: {}", "2:1: not valid YAML: key \"xds\" appears twice"),

@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::access_log::LoggedFlow;
 use super::{Fields, FlowRecord, FlowSender, LogTarget, Outcome};
@@ -66,6 +66,11 @@ impl OpenFlow {
     #[expect(clippy::expect_used, reason = "`record` is taken only in `drop`, after which nobody can call this")]
     pub fn record_mut(&mut self) -> &mut FlowRecord {
         self.record.as_mut().expect("an open flow has its record")
+    }
+
+    /// Time since it started.
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Counts bytes passed from downstream to upstream.

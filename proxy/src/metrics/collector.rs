@@ -127,6 +127,12 @@ impl Families {
             let value = self.sum(|worker| worker.failures[*reason as usize].value());
             counter(&mut failures, &[("reason", reason.code())], value)?;
         }
+        let help = "What limits in shadow mode let pass, by the reason that it would have been refused for";
+        let mut shadow = families.counter("tollgate_shadow_refusals", help)?;
+        for reason in Reason::SHADOWED {
+            let value = self.sum(|worker| worker.shadow[reason as usize].value());
+            counter(&mut shadow, &[("reason", reason.code())], value)?;
+        }
         Ok(())
     }
 

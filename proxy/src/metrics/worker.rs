@@ -166,6 +166,8 @@ pub(super) struct Counters {
     pub(super) listeners: Box<[ListenerCounters]>,
     pub(super) refusals: [Count; Reason::ALL.len()],
     pub(super) failures: [Count; Reason::ALL.len()],
+    /// What limits in shadow mode let pass.
+    pub(super) shadow: [Count; Reason::ALL.len()],
     /// The last upstream socket that needed a privilege did not get it.
     pub(super) upstreams_refused: AtomicBool,
     pub(super) accept_errors: [Count; AcceptErrorKind::ALL.len()],
@@ -193,6 +195,7 @@ impl Counters {
             listeners: (0..LISTENER_SLOTS).map(|_| ListenerCounters::default()).collect(),
             refusals: std::array::from_fn(|_| Count::default()),
             failures: std::array::from_fn(|_| Count::default()),
+            shadow: std::array::from_fn(|_| Count::default()),
             upstreams_refused: AtomicBool::new(false),
             accept_errors: Default::default(),
             source_port_changed: Count::default(),
@@ -250,6 +253,11 @@ impl Worker {
             let by_reason = if record.outcome == Outcome::Denied { &counters.refusals } else { &counters.failures };
             by_reason[reason as usize].increment();
         }
+    }
+
+    /// Counts what a limit in shadow mode would have refused.
+    pub(crate) fn limit_in_shadow(&self, reason: Reason) {
+        self.counters.shadow[reason as usize].increment();
     }
 
     pub(crate) fn flow_record_lost(&self, outcome: Outcome) {

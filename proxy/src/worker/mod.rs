@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 pub(crate) use signals::{Signals, State, Subscription};
 
+use crate::config::Limits;
 use crate::control::WorldStore;
 use crate::flow::FlowSender;
 use crate::http::BufferPool;
@@ -28,6 +29,7 @@ pub(crate) struct Worker {
     /// Addresses of our own listeners: a flow that would reach one of them is a loop.
     pub(crate) own_addresses: RefCell<Vec<SocketAddr>>,
     pub(crate) slots: ConnectionSlots,
+    pub(crate) limits: Limits,
     /// What the ipcache says about the addresses of its connections.
     pub(crate) peers: Rc<Peers>,
     /// Connections held for a policy now.

@@ -10,8 +10,8 @@ use socket2::SockRef;
 use tollgate::reason::Reason;
 use tollgate_tests::http2::{CLIENT_START, SERVER_START, big_get, cancel, end_of, get, headers_of};
 use tollgate_tests::peer::Peer;
-use tollgate_tests::policy::{http_port, http_rule, ingress};
-use tollgate_tests::proxy::Proxy;
+use tollgate_tests::policy::{http_port, http_rule, ingress, usual};
+use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::python::python;
 use tollgate_tests::script;
 use tollgate_tests::site::{HTTP_PORT, Site};
@@ -99,7 +99,9 @@ fn requests_that_were_given_up_do_not_pile_up() {
     const AT_ONCE: u32 = 40;
     let site = Site::new();
     let (upstream, _gate) = silent_upstream(&site);
-    let mut proxy = Proxy::start(&site, upstream.address());
+    // The rate of resets has a limit of its own.
+    let options = Options { top: "limits: { http2_resets: \"off\" }".into(), ..Options::default() };
+    let mut proxy = Proxy::with(&site, upstream.address(), &options, &[usual(&site)]);
     let (before, _) = proxy.process().memory();
     let mut client = Client::connect(&proxy);
     for _ in 0..ROUNDS {

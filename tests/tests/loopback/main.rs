@@ -8,6 +8,7 @@ mod as_envoy;
 mod big;
 mod conformance;
 mod forwarded_proto;
+mod h2_floods;
 mod h2_limits;
 mod header_matches;
 mod http1;

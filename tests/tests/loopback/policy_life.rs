@@ -369,6 +369,8 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::DownstreamTimeout, "policy_life", "a_head_that_does_not_end_is_not_waited_for"),
     (Reason::DownstreamReset, "tcp", "a_reset_is_a_reset_on_the_other_side"),
     (Reason::ConnectionLimit, "policy_life", "the_third_of_two_connections_is_reset"),
+    (Reason::FrameFlood, "h2_floods", "floods_of_control_frames_end"),
+    (Reason::ResetFlood, "h2_floods", "rapid_resets_end"),
     (Reason::UpstreamConnect, "tcp", "an_upstream_that_refuses_is_a_reset"),
     (Reason::UpstreamReset, "tcp", "a_reset_is_a_reset_on_the_other_side"),
     (Reason::UpstreamMalformed, "http1", "responses_that_could_smuggle_are_502"),
@@ -386,6 +388,7 @@ const ELSEWHERE: &[(Reason, &str)] = &[
 #[test]
 fn every_reason_is_reached() {
     let sources = BTreeMap::from([
+        ("h2_floods", include_str!("h2_floods.rs")),
         ("http1", include_str!("http1.rs")),
         ("identity", include_str!("identity.rs")),
         ("limits", include_str!("limits.rs")),

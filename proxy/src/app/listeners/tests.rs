@@ -51,6 +51,7 @@ fn world(drain_timeout: Duration) -> World {
             world: Arc::clone(&store),
             flows,
             slots: ConnectionSlots::new(100),
+            limits: config::Limits::default(),
             commands,
             phase: phase.subscribe(),
             ended: ended.clone(),

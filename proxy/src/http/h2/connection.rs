@@ -1,17 +1,23 @@
 //! An HTTP/2 connection: accepts streams, starts a task for each, and ends with GOAWAY.
 
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
+use super::budget::Budget;
 use super::prefixed::Prefixed;
 use super::stream;
 use super::upstream::UpstreamSlot;
+use crate::flow::{Outcome, Protocol};
 use crate::http::Buffer;
 use crate::http::h1::MAX_HEAD;
 use crate::listener::connection::Connection;
+use crate::reason::Reason;
 
 /// Streams open at a time on one connection.
 const MAX_STREAMS: u32 = 100;
@@ -24,12 +30,20 @@ pub(super) const CONNECTION_WINDOW: u32 = 1024 * 1024;
 pub(super) const MAX_HEADER_LIST: u32 = MAX_HEAD as u32;
 /// Bytes queued for a peer that does not read, per stream. Times [`MAX_STREAMS`], this is most of what a connection holds.
 pub(super) const MAX_SEND_BUFFER: usize = 64 * 1024;
+/// Streams that a client may give up at once before we have seen them: as many as it may have open. How often is the
+/// budget's business.
+const MAX_UNSEEN_RESETS: usize = MAX_STREAMS as usize;
+/// Streams that we have reset and still know, so that what a client had under way for them is no error of its own.
+const MAX_REMEMBERED_RESETS: usize = MAX_STREAMS as usize;
+/// Time for the client to read why it is sent away.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What the streams of one connection share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) connection: Rc<Connection>,
     pub(super) upstream: UpstreamSlot,
+    pub(super) budget: Rc<Budget>,
     /// Set off when the connection itself may not go on; its streams may end.
     pub(super) goaway: Notify,
 }
@@ -45,26 +59,65 @@ impl Shared {
 
 /// Serves `stream` to its end, which is also that of its streams and of its upstream connections.
 pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer: Buffer) {
+    let started = Instant::now();
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADER_LIST)
+        .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
+        .max_concurrent_reset_streams(MAX_REMEMBERED_RESETS)
         .max_send_buffer_size(MAX_SEND_BUFFER);
-    let handshake = builder.handshake(Prefixed { buffer, stream });
+    let metrics = connection.worker.flows.metrics();
+    let budget = Budget::new(&connection.worker.limits, metrics);
+    let handshake = builder.handshake(Prefixed::new(buffer, stream, Rc::clone(&budget)));
     let timeout = connection.listener.config.request_head_timeout;
     let Ok(Ok(server)) = tokio::time::timeout(timeout, handshake).await else { return };
     let (open, mut closed) = mpsc::channel(1);
     let upstream = UpstreamSlot::new(open);
-    accept_streams(Rc::new(Shared { connection: Rc::clone(connection), upstream, goaway: Notify::new() }), server)
-        .await;
+    let shared = Shared { connection: Rc::clone(connection), upstream, budget, goaway: Notify::new() };
+    let abuse = accept_streams(Rc::new(shared), server).await;
+    if let Some(Abuse { reason, detail }) = abuse {
+        let mut flow = connection.open_flow(Protocol::Http2, started);
+        flow.record_mut().detail = Some(detail.into());
+        flow.finish(Outcome::Denied, Some(reason));
+    }
     // The place of this connection is free only when nothing that it opened is left.
     closed.recv().await;
 }
 
+/// Why a connection was ended that behaves as no client does.
+struct Abuse {
+    reason: Reason,
+    detail: String,
+}
+
+impl Abuse {
+    /// By the budget.
+    fn of(budget: &Budget) -> Option<Self> {
+        budget.over().map(|reason| Self { reason, detail: budget.detail() })
+    }
+
+    /// By `h2`, which has told the client: a limit of its own, or a protocol error.
+    fn told_by(error: &h2::Error, budget: &Budget) -> Option<Self> {
+        if !error.is_library() || !error.is_go_away() {
+            return None;
+        }
+        let reason = match error.reason() {
+            // It told the client which one; here the frames have to say it.
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => budget.blames(),
+            Some(h2::Reason::NO_ERROR) | None => return None,
+            Some(_) => Reason::MalformedRequest,
+        };
+        let frames = budget.detail();
+        let separator = if frames.is_empty() { "" } else { "; " };
+        Some(Self { reason, detail: format!("{error}{separator}{frames}") })
+    }
+}
+
 /// Starts a task for each stream until the connection ends.
-async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<Prefixed, Bytes>) {
+async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<Prefixed, Bytes>) -> Option<Abuse> {
     let connection = &shared.connection;
     let idle = connection.listener.config.http.upstream_idle_timeout;
     let upstream_idle = shared.upstream.let_go_when_idle(idle.unwrap_or_default());
@@ -83,10 +136,16 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
                 }
                 Some(Err(error)) => {
                     tracing::debug!(downstream = %connection.downstream, %error, "HTTP/2 connection failed");
-                    return;
+                    return Abuse::of(&shared.budget).or_else(|| Abuse::told_by(&error, &shared.budget));
                 }
-                None => return,
+                None => return Abuse::of(&shared.budget),
             },
+            () = over(&shared.budget) => {
+                // What has come is no longer served; `server` only says so.
+                let last_words = async { while let Some(Ok(_)) = server.accept().await {} };
+                let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
+                return Abuse::of(&shared.budget);
+            }
             _ = connection.changed() => if connection.is_over() {
                 shared.goaway.notify_one();
             },
@@ -97,4 +156,9 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
             never = &mut upstream_idle, if idle.is_some() => match never {},
         }
     }
+}
+
+/// Waits until the budget is used up. That happens while the connection reads, so in the task that waits here.
+async fn over(budget: &Budget) {
+    poll_fn(|_| if budget.over().is_some() { Poll::Ready(()) } else { Poll::Pending }).await;
 }

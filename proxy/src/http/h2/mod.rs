@@ -3,8 +3,10 @@
 //!
 //! Framing, HPACK and flow control are the `h2` crate's; what is ours is the way of a request.
 
+mod budget;
 mod connection;
 mod driver;
+mod frames;
 mod prefixed;
 mod request;
 mod retry;

@@ -1,23 +1,49 @@
-//! A stream whose first bytes were read already.
+//! The client's socket as `h2` sees it: what was read before it comes first, and every frame is charged to the budget.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::budget::Budget;
+use super::frames::Frames;
 use crate::http::Buffer;
+use crate::reason::Reason;
 
-/// Reads `buffer` first, then `stream`; writes to `stream`.
+/// Bytes thrown away of what a client sends on after its last frame, so that it reads the reason before it meets the reset
+/// that unread bytes would cause.
+const DISCARD: usize = 256 * 1024;
+
+/// Reads `buffer` first, then `stream`; writes to `stream`. Once the budget is used up it reads as ended, behind a whole
+/// frame, so that `h2` writes what it has begun and shuts down; a GOAWAY with the reason is the last that is written then.
 #[derive(Debug)]
 pub(super) struct Prefixed {
-    pub(super) buffer: Buffer,
-    pub(super) stream: TcpStream,
+    buffer: Buffer,
+    stream: TcpStream,
+    frames: Frames,
+    budget: Rc<Budget>,
+    last_words: LastWords,
 }
 
-impl AsyncRead for Prefixed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+#[derive(Debug)]
+enum LastWords {
+    /// None to say.
+    None,
+    /// To be written from there on.
+    Written(Vec<u8>, usize),
+    /// So many bytes were thrown away since.
+    Said(usize),
+}
+
+impl Prefixed {
+    pub(super) fn new(buffer: Buffer, stream: TcpStream, budget: Rc<Budget>) -> Self {
+        Self { buffer, stream, frames: Frames::default(), budget, last_words: LastWords::None }
+    }
+
+    fn poll_bytes(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.buffer.is_empty() {
             return Pin::new(&mut self.stream).poll_read(cx, out);
         }
@@ -25,6 +51,59 @@ impl AsyncRead for Prefixed {
         out.put_slice(&self.buffer.filled()[..n]);
         self.buffer.consume(n);
         self.buffer.release();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Says why the connection ends, if it is our wish, and waits until the client has closed its side.
+    fn poll_last_words(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match &mut self.last_words {
+                LastWords::None => {
+                    let Some(reason) = self.budget.over() else {
+                        return Pin::new(&mut self.stream).poll_shutdown(cx);
+                    };
+                    self.last_words = LastWords::Written(go_away(self.budget.newest(), reason), 0);
+                }
+                LastWords::Written(frame, written) if *written < frame.len() => {
+                    *written += ready!(Pin::new(&mut self.stream).poll_write(cx, &frame[*written..]))?;
+                }
+                LastWords::Written(..) => {
+                    ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+                    self.last_words = LastWords::Said(0);
+                }
+                LastWords::Said(discarded) => {
+                    let mut room = [0; 4096];
+                    let mut out = ReadBuf::new(&mut room);
+                    ready!(Pin::new(&mut self.stream).poll_read(cx, &mut out))?;
+                    *discarded += out.filled().len();
+                    if out.filled().is_empty() || *discarded > DISCARD {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// GOAWAY (RFC 9113 section 6.8) with ENHANCE_YOUR_CALM, and the reason's code as its debug data.
+fn go_away(last_stream: u32, reason: Reason) -> Vec<u8> {
+    let code = reason.code().as_bytes();
+    #[expect(clippy::cast_possible_truncation, reason = "codes are words")]
+    let length = 8 + code.len() as u8;
+    let calm = u32::from(h2::Reason::ENHANCE_YOUR_CALM).to_be_bytes();
+    [&[0, 0, length, 7, 0, 0, 0, 0, 0][..], &last_stream.to_be_bytes(), &calm, code].concat()
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.frames.is_over() {
+            return Poll::Ready(Ok(()));
+        }
+        let before = out.filled().len();
+        ready!(self.poll_bytes(cx, out))?;
+        let Self { frames, budget, .. } = &mut *self;
+        let followed = frames.follow(&out.filled()[before..], |head| budget.take(head));
+        out.set_filled(before + followed);
         Poll::Ready(Ok(()))
     }
 }
@@ -51,6 +130,6 @@ impl AsyncWrite for Prefixed {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.poll_last_words(cx)
     }
 }

@@ -13,6 +13,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tokio::time::Instant;
 use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
+use super::budget::Budget;
 use super::connection::Shared;
 use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show};
 use super::retry::Retries;
@@ -325,7 +326,7 @@ impl Exchange<'_> {
             let sent = match retries.body() {
                 // Boxed as above.
                 Some(body) => Box::pin(send(upstream_body, body, true, &progress.up)).await,
-                None => transfer(from_client, upstream_body, &progress.up, dropped, Some(retries)).await,
+                None => transfer(from_client, upstream_body, &progress.up, |_| {}, dropped, Some(retries)).await,
             };
             match sent {
                 // The response decides from here on.
@@ -340,7 +341,7 @@ impl Exchange<'_> {
             }
         };
         let flow = &self.flow;
-        let answered = answer(response, respond, flow, progress, retries);
+        let answered = answer(response, respond, flow, progress, &self.shared.budget, retries);
         let exceeded =
             self.limits.exceeded(|| progress.moved(), || progress.request_ended.get(), || progress.status.get() != 0);
         let broken = tokio::select! {
@@ -365,7 +366,14 @@ impl Exchange<'_> {
     /// Ends a failed exchange the way its cause asks for; where no response was begun yet, the client is told why.
     fn finish(&mut self, broken: Broken, progress: &Progress) {
         let started = progress.status.get() != 0;
+        if !started && matches!(broken, Broken::Downstream) {
+            self.shared.budget.given_up(self.flow.age());
+        }
         let (outcome, reason, code) = match broken {
+            Broken::Downstream if let Some(reason) = self.shared.budget.over() => {
+                // Its client was sent away, and has been told.
+                return self.flow.if_dropped(Outcome::Denied, Some(reason));
+            }
             Broken::Unsent(reason) => (Outcome::Failed, reason, h2::Reason::CANCEL),
             Broken::Downstream => (Outcome::Failed, Reason::DownstreamReset, h2::Reason::CANCEL),
             Broken::Upstream(code) if started => (Outcome::Failed, Reason::UpstreamTruncated, code),
@@ -413,6 +421,7 @@ async fn answer(
     respond: &mut SendResponse<Bytes>,
     flow: &OpenFlow,
     progress: &Progress,
+    budget: &Budget,
     retries: &Retries,
 ) -> Result<(), Broken> {
     enum Step {
@@ -452,6 +461,7 @@ async fn answer(
         return Err(Broken::ServerError(status));
     }
     progress.status.set(status);
+    budget.answered();
     flow.log_response(status, |log| {
         parts.headers.iter().for_each(|(name, value)| log.push(name.as_str().as_bytes(), value.as_bytes()));
     });
@@ -460,11 +470,13 @@ async fn answer(
     if end {
         return Ok(());
     }
-    transfer(&mut body, &mut sink, &progress.down, |_| false, None).await.map_err(|error| match error {
-        TransferError::Source(code) => {
-            sink.send_reset(code);
-            Broken::Upstream(code)
-        }
-        TransferError::Sink => Broken::Downstream,
-    })
+    transfer(&mut body, &mut sink, &progress.down, |bytes| budget.moved(bytes), |_| false, None).await.map_err(
+        |error| match error {
+            TransferError::Source(code) => {
+                sink.send_reset(code);
+                Broken::Upstream(code)
+            }
+            TransferError::Sink => Broken::Downstream,
+        },
+    )
 }

@@ -24,12 +24,13 @@ pub(super) fn reset_code(error: &h2::Error) -> Reason {
     error.reason().unwrap_or(Reason::CANCEL)
 }
 
-/// Moves everything that is left of `from`, its end included, without the trailer fields that are to be `dropped`. What can be sent
-/// again is `kept`.
+/// Moves everything that is left of `from`, its end included, without the trailer fields that are to be `dropped`. `came` is
+/// told the size of each piece as it was sent. What can be sent again is `kept`.
 pub(super) async fn transfer(
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
     count: &Cell<u64>,
+    came: impl Fn(usize),
     dropped: impl Fn(&HeaderName) -> bool,
     kept: Option<&Retries>,
 ) -> Result<(), TransferError> {
@@ -41,6 +42,7 @@ pub(super) async fn transfer(
         };
         match chunk {
             Some(Ok(chunk)) => {
+                came(chunk.len());
                 // The end goes out with the last bytes where they came together: no frame of its own for it.
                 let last = from.is_end_stream();
                 if let Some(kept) = kept {

@@ -23,6 +23,7 @@ fn serving() -> (Serving, ListenerIndex) {
         buffers: Rc::new(BufferPool::default()),
         own_addresses: RefCell::default(),
         slots: ConnectionSlots::new(1),
+        limits: config::Limits::default(),
         peers: Rc::default(),
         held: Cell::default(),
         open: Cell::default(),

@@ -1,0 +1,77 @@
+//! `limits`: what hostile traffic may cost, whoever sends it.
+
+use super::document::Value;
+use super::read::{Field, Section};
+use super::scalar;
+
+/// Limits of the process that hold for every connection alike; `docs/limits.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Count what is over a limit, and let it pass.
+    pub shadow: bool,
+    /// HTTP/2 frames of a client that move no request, beyond what its requests pay for, per connection; `None`: any.
+    pub http2_control_frames: Option<Rate>,
+    /// HTTP/2 streams that a client resets before they are answered, per connection; `None`: any.
+    pub http2_resets: Option<Rate>,
+}
+
+/// So many per second in the long run, and so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// In the long run; at least 1.
+    pub per_second: u32,
+    /// At once; at least 1.
+    pub burst: u32,
+}
+
+impl Default for Limits {
+    /// Far above what clients do, and far below what costs others anything: a control frame takes half a microsecond.
+    fn default() -> Self {
+        Self {
+            shadow: false,
+            http2_control_frames: Some(Rate { per_second: 500, burst: 2000 }),
+            http2_resets: Some(Rate { per_second: 200, burst: 1000 }),
+        }
+    }
+}
+
+const EXAMPLE: &str = "{per_second: 500, burst: 2000}, or off";
+
+pub(super) fn limits(top: &mut Section<'_>) -> Limits {
+    let default = Limits::default();
+    let field = top.field("limits");
+    let Some(mut section) = field.and_then(|field| field.section("{mode: shadow}")) else { return default };
+    let limits = Limits {
+        shadow: section
+            .read("mode", default.shadow, |value| scalar::word(value, &[("enforce", false), ("shadow", true)])),
+        http2_control_frames: rate(&mut section, "http2_control_frames", default.http2_control_frames),
+        http2_resets: rate(&mut section, "http2_resets", default.http2_resets),
+    };
+    section.finish(&[]);
+    limits
+}
+
+fn rate(section: &mut Section<'_>, key: &'static str, default: Option<Rate>) -> Option<Rate> {
+    let Some(field) = section.field(key) else { return default };
+    if is_off(&field) {
+        return None;
+    }
+    let (Some(mut section), Some(default)) = (field.section(EXAMPLE), default) else { return default };
+    let number = |value: &Value| {
+        scalar::integer(value, 1, 1_000_000_000).map(|number| u32::try_from(number).unwrap_or(u32::MAX))
+    };
+    let rate = Rate {
+        per_second: section.read("per_second", default.per_second, number),
+        burst: section.read("burst", default.burst, number),
+    };
+    section.finish(&[]);
+    Some(rate)
+}
+
+/// YAML 1.1 takes the word for a boolean.
+fn is_off(field: &Field<'_>) -> bool {
+    match &field.node.value {
+        Value::Text(text) => text == "off",
+        value => matches!(value, Value::Bool(false)),
+    }
+}
