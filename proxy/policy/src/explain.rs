@@ -96,7 +96,7 @@ pub enum RuleOutcome {
     Skipped,
     /// An earlier rule had decided already.
     NotReached,
-    /// An earlier rule of the same precedence had decided; its header matches were run as well.
+    /// Another rule of the same precedence decided; its header matches were run as well.
     AlsoAdmitted,
 }
 
@@ -187,6 +187,10 @@ fn explain_rules(
                 RuleOutcome::Undecided
             }
             Failed::None if matches.iter().any(|ran| !ran.matched) => RuleOutcome::NotApplicable,
+            // What it would have admitted, another one refused.
+            Failed::None if !decided && refused_by.is_some() && ran.is_some_and(|ran| ran.ran.contains(&number)) => {
+                RuleOutcome::AlsoAdmitted
+            }
             Failed::None if decided && ran.is_some_and(|ran| ran.ran.contains(&number)) => RuleOutcome::AlsoAdmitted,
             Failed::None if decided => RuleOutcome::NotReached,
             Failed::None if unit.rule < resume => RuleOutcome::Skipped,

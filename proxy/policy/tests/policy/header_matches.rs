@@ -482,6 +482,22 @@ fn no_rule_admits_without_a_change_that_is_not_made() {
     }
 }
 
+/// What would have admitted did not decide.
+#[test]
+fn an_explanation_names_one_rule_that_decides_where_too_much_is_changed() {
+    let add = |n: usize| on(&format!("x-add-{n}"), "v", MatchAction::Continue, MismatchAction::Add);
+    let rules = vec![
+        rule(vec![http("/", vec![])]),
+        rule(vec![http("/", (0..=HeaderEdits::MAX).map(add).collect())]),
+        rule(vec![http("/", vec![])]),
+    ];
+    let world = World::ingress(vec![port(80, rules)]);
+    let explained = world.0.explain(&flow(1, 80), Some(&get("/", &NoHeaders)), &Secrets::default());
+    assert!(matches!(explained.request, Some(Verdict::Deny { reason: DenyReason::MatchBudget, .. })));
+    let outcomes: Vec<_> = explained.policies[0].rules.iter().map(|rule| rule.outcome).collect();
+    assert_eq!(outcomes, [RuleOutcome::AlsoAdmitted, RuleOutcome::Undecided, RuleOutcome::NotReached]);
+}
+
 /// Whose values are not to be shown, for the port of the flow alone.
 #[test]
 fn fields_that_meet_a_secret_are_known() {
