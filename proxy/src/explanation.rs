@@ -40,7 +40,7 @@ pub struct Asked {
     pub port: u16,
     /// `proxy_id` of the listener, when that is not the listener's own matter.
     pub proxy_id: Option<u16>,
-    /// Server name of the TLS ClientHello; `None`: not known.
+    /// Server name of the TLS ClientHello. The data path does not look into TLS, so the answer does not rest on it.
     pub server_name: Option<String>,
     /// Host of the request; `None`: in a `Host` field, else the endpoint's address and port.
     pub host: Option<String>,
@@ -133,6 +133,7 @@ pub struct Explained {
     /// What the proxy itself answers, when it does.
     reply: Option<LocalReply>,
     explanation: Explanation,
+    if_seen: Option<IfSeen>,
     /// Where each policy of the explanation stands.
     places: Vec<Option<String>>,
     /// Elements of the endpoint's policies that are not enforced as written.
@@ -165,6 +166,13 @@ impl Explained {
             _ => None,
         }
     }
+}
+
+/// What a server name would change that the data path does not look for.
+#[derive(Debug)]
+struct IfSeen {
+    name: String,
+    answer: Answer,
 }
 
 /// What was asked, in the form that is judged.
@@ -209,7 +217,7 @@ pub(crate) fn explain(asked: &Asked, enforced: &Enforced<'_>) -> Result<Explaine
         remote: asked.remote,
         port: asked.port,
         proxy_id: asked.proxy_id.unwrap_or(enforced.proxy_id),
-        server_name: asked.server_name.as_deref().map_or(ServerName::Unknown, ServerName::Name),
+        server_name: ServerName::Unknown, // as on the data path
     };
     let written = head::write(asked)?;
     let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
@@ -242,15 +250,25 @@ pub(crate) fn explain(asked: &Asked, enforced: &Enforced<'_>) -> Result<Explaine
             Err(refusal) => Taken::Refused(refusal.clone()),
         },
     });
-    let Asked { direction, remote, port, .. } = *asked;
-    let question = Question { endpoint: asked.endpoint, direction, remote, port, request };
+    let question = Question {
+        endpoint: asked.endpoint,
+        direction: asked.direction,
+        remote: asked.remote,
+        port: asked.port,
+        request,
+    };
+    let if_seen = asked.server_name.as_ref().map(|name| {
+        let flow = Flow { server_name: ServerName::Name(name), ..flow };
+        let explanation = enforced.policies.explain(&flow, judged.map(h1::policy_view).as_ref(), enforced.secrets);
+        IfSeen { name: name.clone(), answer: answer(&question, &explanation, grpc).0 }
+    });
     let policies = enforced.policies.endpoint(&endpoint);
     let quarantined = policies.flat_map(|policy| policy.quarantined()).map(|q| q.to_string()).collect();
     let place = |policy: &PolicyExplanation| enforced.places.get(&*policy.resource).map(ToString::to_string);
     let places = explanation.policies.iter().map(place).collect();
     let (answer, reply) = answer(&question, &explanation, grpc);
     let (checked, offline) = (enforced.reference.is_some(), enforced.offline);
-    Ok(Explained { answer, question, reply, explanation, places, quarantined, checked, offline })
+    Ok(Explained { answer, question, reply, explanation, if_seen, places, quarantined, checked, offline })
 }
 
 /// The answer, and the reply of the proxy's own that the client gets, if it gets one.

@@ -214,6 +214,41 @@ fn explain_asks_the_reference_too() {
     assert!(!stdout(&explain(&["GET", "/hello"])).contains("reference"));
 }
 
+/// The data path does not look into TLS, and the answer is the data path's.
+#[test]
+fn explain_does_not_answer_as_if_server_names_were_seen() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("a.yaml");
+    let policy = |rule: &str| {
+        format!(
+            "endpoint_id: 1\nendpoint_ips: [10.0.0.1]\negress_per_port_policies: [{{ port: 443, rules: [{rule}] }}]\n"
+        )
+    };
+    let ask = |rule: &str, more: &[&str]| {
+        std::fs::write(&file, policy(rule)).unwrap();
+        let file = file.to_str().unwrap();
+        let words = ["policy", "explain", file, "--endpoint", "10.0.0.1", "--egress", "--to", "2", "--port", "443"];
+        tollgate(&[&words[..], more].concat())
+    };
+    let allow = "{ server_names: [a.example] }";
+    let named = ["--server-name", "a.example", "--reference"];
+    let output = ask(allow, &named);
+    assert_eq!(code(&output), 1, "{}", stdout(&output));
+    let note = "\n  note: this version does not look into TLS, so the server name \"a.example\" counts for nothing; if it was \
+                seen: allowed\n";
+    assert!(stdout(&output).starts_with("denied: ") && stdout(&output).contains(note), "{}", stdout(&output));
+    let answer = json(&ask(allow, &["--server-name", "b.example", "-o", "json"]));
+    let seen = &answer["if_server_name_was_seen"];
+    assert_eq!((&answer["verdict"], &seen["verdict"]), (&"denied".into(), &"denied".into()));
+    let answer = json(&ask(
+        "{ deny: true, server_names: [a.example] }, { server_names: [] }",
+        &["--server-name", "b.example", "-o", "json"],
+    ));
+    let seen = &answer["if_server_name_was_seen"];
+    assert_eq!((&answer["verdict"], &seen["verdict"]), (&"denied".into(), &"allowed".into()), "{answer:#}");
+    assert!(!stdout(&ask(allow, &[])).contains("counts for nothing"));
+}
+
 #[test]
 fn explain_denies_other_ports_and_unknown_endpoints() {
     let mut arguments = EXPLAIN.map(str::to_owned);

@@ -62,7 +62,8 @@ pub(super) struct Args {
     /// proxy_id of the listener; 0 for none [default: 0, or that of the running proxy's listener]
     #[arg(long, value_name = "N")]
     proxy_id: Option<u16>,
-    /// Server name of the TLS ClientHello [default: not known, since the proxy does not inspect TLS]
+    /// Server name of the TLS ClientHello: says what the answer would be if it was seen. This version does not look into TLS, so
+    /// the answer itself does not rest on it
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
     /// Host of the request (:authority) [default: the endpoint's address and port]

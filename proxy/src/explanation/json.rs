@@ -6,7 +6,7 @@ use tollgate_policy::{
 };
 
 use super::decision::{Decision, decision, verdict};
-use super::{Answer, AskedRequest, Explained, Taken};
+use super::{Answer, AskedRequest, Explained, IfSeen, Taken};
 use crate::reason::Reason;
 
 pub(super) fn write(explained: &Explained) -> Value {
@@ -53,6 +53,9 @@ pub(super) fn write(explained: &Explained) -> Value {
     object["unusable_secrets"] =
         secrets.map(|(name, why, rule)| json!({ "name": name, "reason": why, "rule": rule.to_string() })).collect();
     object["quarantined"] = quarantined.as_slice().into();
+    if let Some(IfSeen { name, answer }) = &explained.if_seen {
+        object["if_server_name_was_seen"] = json!({ "server_name": name, "verdict": answer.words() });
+    }
     if *checked {
         object["reference"] = "agrees".into();
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use tollgate_policy::{ConnectionVerdict, Explanation, HeaderEdits, HeaderLog, PolicyExplanation, Verdict};
 
 use super::decision::{Decision, decision, verdict};
-use super::{AskedRequest, Explained, Question, Taken};
+use super::{AskedRequest, Explained, IfSeen, Question, Taken};
 use crate::http::respond::LocalReply;
 use crate::reason::Reason;
 
@@ -38,6 +38,13 @@ pub(super) fn write(explained: &Explained) -> String {
     }
     if let Some(line) = note(question, explanation) {
         let _ = writeln!(out, "  note: {line}");
+    }
+    if let Some(IfSeen { name, answer }) = &explained.if_seen {
+        let _ = writeln!(
+            out,
+            "  note: this version does not look into TLS, so the server name {name:?} counts for nothing; if it was seen: {}",
+            answer.words()
+        );
     }
     if let (ConnectionVerdict::InspectHttp, Some(verdict)) = (&explanation.connection, &explanation.request) {
         header_matches(&mut out, verdict);
