@@ -8,6 +8,7 @@
 mod address;
 mod alternatives;
 mod cells;
+mod condition;
 mod cover;
 mod finding;
 mod host;
@@ -19,7 +20,9 @@ mod quarantined;
 mod reach;
 mod regex_text;
 mod secret;
+mod server_name;
 mod set;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -27,6 +30,7 @@ mod text;
 pub use finding::{Element, Finding, Lint, Severity};
 
 use self::alternatives::Alternatives;
+use self::condition::Condition;
 use self::probe::Probes;
 use crate::model::{HttpRule, NetworkPolicy, PortPolicy, PortRule, Protocol, RuleVerdict};
 use crate::{Direction, Snapshot};
@@ -84,7 +88,7 @@ fn check_entry(element: &Element, entry: &PortPolicy, probes: &mut Probes, findi
             Lint::OtherProtocol,
             element.field("protocol"),
             "the entry is for UDP, and this proxy carries TCP only".to_owned(),
-            "leave the entry out, or write TCP".to_owned(),
+            "leave the entry out; TCP, if that was meant".to_owned(),
         ));
         return;
     }
@@ -94,6 +98,7 @@ fn check_entry(element: &Element, entry: &PortPolicy, probes: &mut Probes, findi
 }
 
 fn check_rule(element: &Element, port: u32, rule: &PortRule, probes: &mut Probes, findings: &mut Vec<Finding>) {
+    server_name::check(element, rule, findings);
     let Some(alternatives) = &rule.http else {
         return;
     };
@@ -124,24 +129,27 @@ fn check_http_rule(
     probes: &mut Probes,
     findings: &mut Vec<Finding>,
 ) {
-    for (index, matcher) in http.headers.iter().enumerate() {
-        let element = element.header(index);
-        let Some(probe) = probes.of(&matcher.value) else {
+    for index in 0..http.headers.len() {
+        let Some(condition) = Condition::of(element, http, index, probes) else {
             continue; // it is quarantined, which is said
         };
-        text::check_name(&element, matcher, findings);
-        if regex_text::check(&element, matcher, findings) || text::check(&element, matcher, findings) {
+        let Condition { element, matcher, .. } = &condition;
+        text::check_name(element, matcher, findings);
+        if regex_text::check(element, matcher, findings)
+            || text::check(element, matcher, findings)
+            || regex_text::check_alternatives(&condition, findings)
+        {
             continue;
         }
         let before = findings.len();
         match &*matcher.name {
-            ":path" => path::check(&element, matcher, &probe, alternatives, probes, findings),
-            ":authority" | "host" => host::check(&element, matcher, &probe, port, findings),
-            ":method" => method::check(&element, matcher, &probe, findings),
+            ":path" => path::check(&condition, alternatives, probes, findings),
+            ":authority" | "host" => host::check(&condition, port, findings),
+            ":method" => method::check(element, matcher, &condition.probe, findings),
             _ => {}
         }
         if findings.len() == before {
-            regex_text::check_match_all(&element, matcher, findings);
+            regex_text::check_match_all(&condition, http.headers.len() == 1, findings);
         }
     }
     cover::check_unmatchable(element, http, probes, findings);

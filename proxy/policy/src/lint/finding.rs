@@ -183,12 +183,18 @@ lints! {
     /// HTTP rules in a deny or pass rule.
     DenyIgnoresHttp "deny-ignores-http" Warning
         "it refuses more than its HTTP rules say";
+    /// A rule for TLS server names.
+    ServerNameUnseen "server-names-unseen" Warning
+        "which name a connection asks for is not known to this version, and what is not known never admits";
     /// Conditions that exclude each other.
     UnmatchableRule "unmatchable-rule" Warning
         "no request can meet all of its conditions, so it allows nothing";
     /// An inverted path matcher with a way round it.
     PathExclusionDodged "path-exclusion-dodged" Warning
         "many servers answer these paths with the same resource, so the exclusion can be dodged";
+    /// An inverted host matcher with a way round it.
+    HostExclusionDodged "host-exclusion-dodged" Warning
+        "servers take these for the same host, and a client chooses which it sends, so the exclusion can be dodged";
     /// A path pattern that no request can have.
     PathNeverMatches "path-never-matches" Warning
         "the path of a request begins with a slash and is made canonical before it is matched";
@@ -207,6 +213,12 @@ lints! {
     /// A pattern whose beginning is open.
     OpenBeginning "open-beginning" Warning
         "whatever stands before matches too, which a client chooses";
+    /// A pattern that is open where something else has to follow.
+    OpenMiddle "open-middle" Warning
+        "what stands there a client chooses: in a path also a query, with whatever has to follow in it, in a host another domain";
+    /// An alternative that matches everything.
+    OpenAlternative "open-alternative" Warning
+        "the other alternatives restrict nobody";
     /// A host pattern whose end is open.
     HostSuffix "host-suffix" Warning
         "whatever stands after it matches too, so hosts of others match";

@@ -1,25 +1,25 @@
 //! Matchers on `:path`: the canonical path with its query, compared in full.
 
 use super::alternatives::Alternatives;
+use super::condition::{Condition, Others};
 use super::finding::{Element, Finding, Lint};
 use super::probe::{Probe, Probes};
-use super::regex_text::without_anchors;
+use super::regex_text::{proven, without_anchors};
+use super::shape::Open;
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
 
 pub(super) fn check(
-    element: &Element,
-    matcher: &HeaderMatcher,
-    probe: &Probe,
+    condition: &Condition<'_>,
     alternatives: &Alternatives<'_>,
     probes: &mut Probes,
     findings: &mut Vec<Finding>,
 ) {
+    let Condition { element, matcher, probe, others } = condition;
     if matcher.invert {
-        check_exclusion(element, matcher, probe, findings);
-        return;
+        return check_exclusion(element, matcher, probe, others, findings);
     }
     if check_never(element, matcher, probe, findings)
-        || check_open_beginning(element, matcher, probe, findings)
+        || check_open(element, matcher, probe, others, findings)
         || check_prefix_meant(element, matcher, probe, findings)
     {
         return;
@@ -78,13 +78,19 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// "Everything but this path" has to exclude its other spellings as well.
-fn check_exclusion(element: &Element, matcher: &HeaderMatcher, probe: &Probe, findings: &mut Vec<Finding>) {
+fn check_exclusion(
+    element: &Element,
+    matcher: &HeaderMatcher,
+    probe: &Probe,
+    others: &Others,
+    findings: &mut Vec<Finding>,
+) {
     for path in probe.examples() {
         let bare = path.trim_end_matches('/');
         let ways: Vec<String> = ["/", "?x=1", ";x=1", "/x"]
             .iter()
             .map(|end| format!("{bare}{end}"))
-            .filter(|way| !probe.accepts(way.as_bytes()))
+            .filter(|way| !probe.accepts(way.as_bytes()) && others.accept(way.as_bytes()))
             .map(|way| format!("{way:?}"))
             .collect();
         if !ways.is_empty() {
@@ -101,78 +107,130 @@ fn check_exclusion(element: &Element, matcher: &HeaderMatcher, probe: &Probe, fi
 }
 
 fn check_never(element: &Element, matcher: &HeaderMatcher, probe: &Probe, findings: &mut Vec<Finding>) -> bool {
-    let problem = |text: &[u8]| {
-        let text = String::from_utf8_lossy(text);
-        let path = text.split('?').next().unwrap_or_default();
-        if text.is_empty() || &*text == "*" {
-            None
-        } else if !text.starts_with('/') {
-            Some("does not begin with `/`")
-        } else if path.contains("//") {
-            Some("has `//`, which becomes one slash")
-        } else if path.contains("/./") || path.contains("/../") || path.ends_with("/.") || path.ends_with("/..") {
-            Some("has `.` or `..` as a segment, which is resolved")
-        } else if text.contains('#') {
-            Some("has `#`, which is never sent")
-        } else {
-            None
-        }
-    };
-    let beginning = [Box::from(probe.beginning())];
-    let texts = probe.listed().unwrap_or(&beginning);
-    let found = texts.iter().map(|text| problem(text)).collect::<Option<Vec<_>>>();
-    // A beginning that ends early may still become a slash.
-    let Some(why) = found.and_then(|problems| problems.first().copied()) else {
-        return false;
+    let beginnings = match (probe.listed(), probe.beginnings()) {
+        (Some(listed), _) => listed.iter().map(|text| &**text).collect(),
+        (None, Some(beginnings)) => beginnings,
+        (None, None) => vec![probe.beginning()],
     };
     let whole = probe.listed().is_some();
-    if !whole
-        && why != "does not begin with `/`"
-        && why != "has `#`, which is never sent"
-        && !why.starts_with("has `//`")
-    {
+    let never = beginnings.iter().filter_map(|text| Some((*text, never(text, whole)?)));
+    let never: Vec<(&[u8], &str)> = never.collect();
+    let Some((text, why)) = never.first() else {
         return false;
-    }
-    findings.push(Finding::new(
-        Lint::PathNeverMatches,
-        element.clone(),
-        format!("no path is {}: it {why}", matcher.value),
-        "write the path as a server sees it, beginning with `/`".to_owned(),
-    ));
-    true
+    };
+    let all = never.len() == beginnings.len();
+    let (what, instead) = match all {
+        true => (
+            format!("no path is {}: it {why}", matcher.value),
+            "write the path as a server sees it, beginning with `/`".to_owned(),
+        ),
+        false => {
+            let text = String::from_utf8_lossy(text);
+            let begins = if whole { "is" } else { "begins with" };
+            (
+                format!("in {} the alternative that {begins} {text:?} is no path: it {why}", matcher.value),
+                "`|` separates whole paths: put what is alternative in parentheses, such as `/api/(v1|v2)`".to_owned(),
+            )
+        }
+    };
+    findings.push(Finding::new(Lint::PathNeverMatches, element.clone(), what, instead));
+    all
 }
 
-fn check_open_beginning(
+/// Why no path is the text, or begins with it.
+fn never(text: &[u8], whole: bool) -> Option<&'static str> {
+    let text = String::from_utf8_lossy(text);
+    let path = text.split('?').next().unwrap_or_default();
+    if text.is_empty() || &*text == "*" {
+        None
+    } else if !text.starts_with('/') {
+        Some("does not begin with `/`")
+    } else if text.contains('#') {
+        Some("has `#`, which is never sent")
+    } else if path.contains("//") {
+        Some("has `//`, which becomes one slash unless the listener is told to leave it")
+    } else if path.contains("/./") || path.contains("/../") || whole && (path.ends_with("/.") || path.ends_with("/.."))
+    {
+        // A beginning that ends so may go on as a longer segment.
+        Some("has `.` or `..` as a segment, which is resolved unless the listener is told to leave it")
+    } else {
+        None
+    }
+}
+
+/// Where a client may choose what stands there, it may choose a query, and in it whatever has to follow. It is tried.
+fn check_open(
     element: &Element,
     matcher: &HeaderMatcher,
     probe: &Probe,
+    others: &Others,
     findings: &mut Vec<Finding>,
 ) -> bool {
-    let (end, instead) = match &matcher.value {
+    let open = match &matcher.value {
+        ValueMatch::Text { part: TextPart::Suffix | TextPart::Anywhere, text, .. } if !text.is_empty() => {
+            vec![Open { before: String::new(), after: text.to_string(), dots: true }]
+        }
+        _ => probe.open(),
+    };
+    let accepts = |path: &str| probe.accepts(path.as_bytes()) && others.accept(path.as_bytes());
+    for Open { before, after, .. } in open {
+        if after.is_empty() || after.starts_with('?') || before.contains('?') {
+            continue;
+        }
+        let from = if before.is_empty() { "/" } else { &before };
+        let tried = format!("{from}anything?or=this{after}");
+        // Without what has to follow it is fine by itself.
+        let fine = accepts(&format!("{from}anything")) || accepts(&format!("{from}anything?or=this"));
+        if fine || !accepts(&tried) {
+            continue;
+        }
+        let what = format!("{} allows {tried:?} too", matcher.value);
+        let (lint, instead) = match before.is_empty() {
+            true => (Lint::OpenBeginning, named_beginning(matcher)),
+            false => (Lint::OpenMiddle, closed_middle(matcher, &tried)),
+        };
+        findings.push(Finding::new(lint, element.clone(), what, instead));
+        return true;
+    }
+    false
+}
+
+fn named_beginning(matcher: &HeaderMatcher) -> String {
+    let end = match &matcher.value {
         ValueMatch::Regex(pattern) => {
             let pattern = without_anchors(pattern).2;
-            let open = [".*", ".+"].iter().find_map(|open| pattern.strip_prefix(open));
-            let Some(end) = open.filter(|rest| !rest.is_empty()) else {
-                return false;
-            };
-            (probe.examples().into_iter().next().unwrap_or_default(), format!("/[^/?]*{end}"))
+            ["(.*)", ".*", "(.+)", ".+"].iter().find_map(|open| pattern.strip_prefix(open)).map(str::to_owned)
         }
-        ValueMatch::Text { part: TextPart::Suffix | TextPart::Anywhere, text, .. } if !text.is_empty() => {
-            (text.to_string(), format!("/[^/?]*{}", escape(text)))
-        }
-        _ => return false,
+        ValueMatch::Text { text, .. } => Some(escape(text)),
+        _ => None,
     };
-    let tried = format!("/anything?or=this{end}");
-    if !probe.accepts(tried.as_bytes()) {
-        return false;
+    let closed = end.and_then(|end| proven(&format!("/[^/?]*{end}"), |closed| !closed.open().iter().any(is_open)));
+    match closed {
+        Some(closed) => format!("name the beginning, such as the regex {closed:?}"),
+        None => "name the beginning, and `[^/?]*` for what may be anything".to_owned(),
     }
-    findings.push(Finding::new(
-        Lint::OpenBeginning,
-        element.clone(),
-        format!("{} allows {tried:?} too", matcher.value),
-        format!("name the beginning, such as the regex {instead:?}"),
-    ));
-    true
+}
+
+fn is_open(open: &Open) -> bool {
+    open.before.is_empty() && !open.after.is_empty()
+}
+
+/// The expression with its `.*` as single segments.
+fn closed_middle(matcher: &HeaderMatcher, tried: &str) -> String {
+    let ValueMatch::Regex(pattern) = &matcher.value else {
+        return "`[^/?]*` for what may be anything".to_owned();
+    };
+    let mut bare = without_anchors(pattern).2;
+    let end =
+        [".*", ".+"].iter().find(|end| bare.ends_with(**end) && !bare.ends_with("\\.*") && !bare.ends_with("\\.+"));
+    bare = end.map_or(bare, |end| &bare[..bare.len() - end.len()]);
+    let closed = bare.replace("[^/]", "[^/?]").replace(".*", "[^/?]*").replace(".+", "[^/?]+");
+    let closed = format!("{closed}{}", end.unwrap_or(&""));
+    let tried = |closed: &Probe| !closed.accepts(tried.as_bytes());
+    match proven(&closed, tried) {
+        Some(closed) => format!("{closed:?}, where `?` cannot stand; `[^?]*` for more than one segment"),
+        None => "a class without `?` for what may be anything, such as `[^/?]*`".to_owned(),
+    }
 }
 
 fn check_prefix_meant(element: &Element, matcher: &HeaderMatcher, probe: &Probe, findings: &mut Vec<Finding>) -> bool {

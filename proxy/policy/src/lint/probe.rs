@@ -8,11 +8,12 @@ use std::rc::Rc;
 use regex_automata::meta;
 use regex_syntax::hir::{Class, Hir, HirKind, Look};
 
+use super::shape::{self, Open};
 use crate::model::{TextPart, ValueMatch};
 use crate::re2::{self, Pattern};
 
-/// Longest example that is made up.
-const MAX_EXAMPLE: usize = 1 << 12;
+/// Alternatives of an expression of which an example is made up.
+const EXAMPLES: usize = 16;
 /// Bytes of automaton that one probe may use.
 const SIZE_LIMIT: usize = 4 << 20;
 
@@ -106,16 +107,12 @@ impl Probe {
         self.listed.as_deref()
     }
 
-    /// Some values that it accepts: all that are listed, or one that is made up.
+    /// Some values that it accepts: all that are listed, or one for each alternative that is made up.
     pub(super) fn examples(&self) -> Vec<String> {
         let made_up: Vec<Vec<u8>> = match (&self.listed, &self.expression, &self.value) {
             (Some(listed), ..) => listed.iter().map(|literal| literal.to_vec()).collect(),
             (_, Some(expression), _) => {
-                let mut example = Vec::new();
-                if !write_example(&expression.hir, &mut example) {
-                    return Vec::new();
-                }
-                vec![example]
+                shape::alternatives(&expression.hir).into_iter().take(EXAMPLES).filter_map(shape::example).collect()
             }
             (.., ValueMatch::Text { text, .. }) => vec![text.as_bytes().to_vec()],
             _ => Vec::new(),
@@ -191,14 +188,38 @@ impl Probe {
             && !may_hold_line_feed(&theirs.hir)
     }
 
-    /// Whether it is an expression that accepts any text at all (`.*`), or any path (`/.*`).
-    pub(super) fn accepts_everything(&self, path: bool) -> bool {
-        let prefix = self.expression.as_ref().and_then(|e| prefix_before_anything(&e.hir));
-        match prefix {
+    /// Whether it is an expression that accepts any text at all.
+    pub(super) fn accepts_everything(&self) -> bool {
+        self.hir().and_then(prefix_before_anything) == Some(b"")
+    }
+
+    /// Whether it is an expression that accepts every path: `/.*`.
+    pub(super) fn accepts_every_path(&self) -> bool {
+        self.hir().and_then(prefix_before_anything) == Some(b"/")
+    }
+
+    /// Whether one of its alternatives accepts whatever the others do, `/.*` among the alternatives for a `path` as well.
+    pub(super) fn is_swallowed(&self, path: bool) -> bool {
+        let takes_all = |hir: &Hir, whole: bool| match prefix_before_anything(hir) {
             Some(b"") => true,
-            Some(b"/") => path,
+            Some(b"/") => path && whole,
             _ => false,
-        }
+        };
+        self.hir().is_some_and(|hir| shape::is_swallowed(hir, true, &takes_all))
+    }
+
+    /// What each of its alternatives begins with, for an expression.
+    pub(super) fn beginnings(&self) -> Option<Vec<&[u8]>> {
+        Some(shape::alternatives(self.hir()?).into_iter().map(leading_literal).collect())
+    }
+
+    /// Where a client chooses what stands there, for an expression.
+    pub(super) fn open(&self) -> Vec<Open> {
+        self.hir().map(shape::open).unwrap_or_default()
+    }
+
+    fn hir(&self) -> Option<&Hir> {
+        self.expression.as_ref().map(|expression| &expression.hir)
     }
 }
 
@@ -229,7 +250,10 @@ fn prefix_before_anything(hir: &Hir) -> Option<&[u8]> {
 fn leading_literal(hir: &Hir) -> &[u8] {
     match hir.kind() {
         HirKind::Literal(literal) => &literal.0,
-        HirKind::Concat(parts) => parts.first().map_or(b"", leading_literal),
+        // What is looked for takes nothing.
+        HirKind::Concat(parts) => {
+            parts.iter().find(|part| !matches!(part.kind(), HirKind::Look(_))).map_or(b"", leading_literal)
+        }
         HirKind::Capture(capture) => leading_literal(&capture.sub),
         _ => b"",
     }
@@ -244,42 +268,5 @@ fn may_hold_line_feed(hir: &Hir) -> bool {
         HirKind::Repetition(repetition) => may_hold_line_feed(&repetition.sub),
         HirKind::Capture(capture) => may_hold_line_feed(&capture.sub),
         HirKind::Concat(parts) | HirKind::Alternation(parts) => parts.iter().any(may_hold_line_feed),
-    }
-}
-
-/// Appends a value that the expression accepts, as short as it comes; `false` when there is none or it is too long.
-fn write_example(hir: &Hir, out: &mut Vec<u8>) -> bool {
-    if out.len() > MAX_EXAMPLE {
-        return false;
-    }
-    match hir.kind() {
-        HirKind::Empty | HirKind::Look(_) => true,
-        HirKind::Literal(literal) => {
-            out.extend_from_slice(&literal.0);
-            true
-        }
-        HirKind::Class(Class::Bytes(class)) => {
-            let holds = |byte: u8| class.iter().any(|r| (r.start()..=r.end()).contains(&byte));
-            let familiar = b"xa1A0-_/".iter().copied().find(|byte| holds(*byte));
-            out.extend(familiar.or_else(|| class.iter().next().map(|range| range.start())));
-            !class.ranges().is_empty()
-        }
-        HirKind::Class(Class::Unicode(class)) => match class.iter().next() {
-            Some(range) => {
-                out.extend_from_slice(range.start().encode_utf8(&mut [0; 4]).as_bytes());
-                true
-            }
-            None => false,
-        },
-        HirKind::Repetition(repetition) => (0..repetition.min).all(|_| write_example(&repetition.sub, out)),
-        HirKind::Capture(capture) => write_example(&capture.sub, out),
-        HirKind::Concat(parts) => parts.iter().all(|part| write_example(part, out)),
-        HirKind::Alternation(parts) => {
-            let length = out.len();
-            parts.iter().any(|part| {
-                out.truncate(length);
-                write_example(part, out)
-            })
-        }
     }
 }

@@ -1,7 +1,8 @@
 //! What the text of a regular expression gives away about its author, whatever field it is for.
 
+use super::condition::Condition;
 use super::finding::{Element, Finding, Lint};
-use super::probe::Probes;
+use super::probe::{Probe, Probes};
 use crate::model::{HeaderMatcher, ValueMatch};
 
 /// One character of a pattern that is not part of a bracket class.
@@ -43,13 +44,19 @@ pub(super) fn tokens(pattern: &str) -> Vec<Token> {
     tokens
 }
 
+/// An expression that is advised, if it is one and does what it is advised for.
+pub(super) fn proven(pattern: &str, does: impl Fn(&Probe) -> bool) -> Option<String> {
+    let probe = Probes::default().of(&ValueMatch::Regex(pattern.into()))?;
+    does(&probe).then(|| pattern.to_owned())
+}
+
 /// Whether the rest of what could be said about the pattern would miss the point.
 pub(super) fn check(element: &Element, matcher: &HeaderMatcher, findings: &mut Vec<Finding>) -> bool {
     let ValueMatch::Regex(pattern) = &matcher.value else {
         return false;
     };
     check_anchors(element, pattern, findings);
-    check_glob(element, without_anchors(pattern).2, findings)
+    check_glob(element, without_anchors(pattern).2, &*matcher.name == ":path", findings)
 }
 
 /// Whether the pattern begins with `^` and ends with `$`, and the pattern without them. A pattern has to match the whole
@@ -64,7 +71,10 @@ pub(super) fn without_anchors(pattern: &str) -> (bool, bool, &str) {
 
 fn check_anchors(element: &Element, pattern: &str, findings: &mut Vec<Finding>) {
     let (first, last, bare) = without_anchors(pattern);
-    if !first && !last {
+    // In `\\Q…$` or before a repetition they are something else.
+    let examples =
+        |pattern: &str| Probes::default().of(&ValueMatch::Regex(pattern.into())).map(|probe| probe.examples());
+    if !first && !last || examples(pattern) != examples(bare) {
         return;
     }
     let which = match (first, last) {
@@ -80,8 +90,8 @@ fn check_anchors(element: &Element, pattern: &str, findings: &mut Vec<Finding>) 
     ));
 }
 
-/// A star that repeats one literal letter or slash, where words end.
-fn check_glob(element: &Element, pattern: &str, findings: &mut Vec<Finding>) -> bool {
+/// A star that repeats one literal letter or slash, where words end. In the middle of a path any text would include a query.
+fn check_glob(element: &Element, pattern: &str, path: bool, findings: &mut Vec<Finding>) -> bool {
     let tokens = tokens(pattern);
     let star = tokens.windows(2).enumerate().find_map(|(index, pair)| {
         let after = tokens.get(index + 2);
@@ -96,22 +106,61 @@ fn check_glob(element: &Element, pattern: &str, findings: &mut Vec<Finding>) -> 
         Lint::GlobInRegex,
         element.clone(),
         format!("in {pattern:?} the `*` repeats `{repeated}`, so nothing else may stand in its place"),
-        format!("{:?}, if any text is meant", format!("{}.*{}", &pattern[..at], &pattern[at + 1..])),
+        match path && at + 1 < pattern.len() {
+            true => format!("{:?}, if any segment is meant", format!("{}[^/?]*{}", &pattern[..at], &pattern[at + 1..])),
+            false => format!("{:?}, if any text is meant", format!("{}.*{}", &pattern[..at], &pattern[at + 1..])),
+        },
     ));
     true
 }
 
-/// A pattern that says nothing. Asked last: where something else is wrong with it, that is the thing to say.
-pub(super) fn check_match_all(element: &Element, matcher: &HeaderMatcher, findings: &mut Vec<Finding>) {
-    let everything =
-        Probes::default().of(&matcher.value).is_some_and(|p| p.accepts_everything(&*matcher.name == ":path"));
-    if everything && !matcher.invert && !matcher.treat_missing_as_empty {
-        let field = &matcher.name;
-        let (what, instead) = if field.starts_with(':') {
-            (format!("{} matches every request", matcher.value), "leave the matcher out".to_owned())
-        } else {
-            (format!("{} matches whatever `{field}` says", matcher.value), "write `present_match: true`".to_owned())
-        };
-        findings.push(Finding::new(Lint::MatchesEverything, element.clone(), what, instead));
+/// An alternative that says nothing makes the others say nothing.
+pub(super) fn check_alternatives(condition: &Condition<'_>, findings: &mut Vec<Finding>) -> bool {
+    let Condition { element, matcher, probe, others } = condition;
+    let tried = match &*matcher.name {
+        ":path" => "/any/other",
+        ":authority" | "host" => "any.other.example",
+        _ => "anything",
+    };
+    let before = String::from_utf8_lossy(probe.beginning());
+    let tried = [tried.to_owned(), format!("{before}{tried}")];
+    let accepted = |tried: &&String| probe.accepts(tried.as_bytes()) && others.accept(tried.as_bytes());
+    let Some(tried) = tried.iter().find(accepted).filter(|_| probe.is_swallowed(&*matcher.name == ":path")) else {
+        return false;
+    };
+    let excluded = if matcher.invert { "excludes" } else { "allows" };
+    findings.push(Finding::new(
+        Lint::OpenAlternative,
+        element.clone(),
+        format!("{} {excluded} {tried:?} too, because one of its alternatives is anything", matcher.value),
+        "the other alternatives alone".to_owned(),
+    ));
+    true
+}
+
+/// A pattern that says nothing. Asked last: where something else is wrong with it, that is the thing to say. `alone`: the HTTP
+/// rule has no other condition.
+pub(super) fn check_match_all(condition: &Condition<'_>, alone: bool, findings: &mut Vec<Finding>) {
+    let Condition { element, matcher, probe, .. } = condition;
+    let every_path = &*matcher.name == ":path" && probe.accepts_every_path();
+    if !probe.accepts_everything() && !every_path || matcher.invert || matcher.treat_missing_as_empty {
+        return;
     }
+    let kept = if alone { ", but not the HTTP rule: on a port without any, all bytes pass" } else { "" };
+    let (what, instead) = match &*matcher.name {
+        ":path" if every_path => {
+            ("matches every path; all that it keeps out is `OPTIONS *`", "if that is fine, too, leave it out")
+        }
+        ":authority" | "host" => {
+            ("matches every host; all that it keeps out is HTTP/1.0 without one", "if that is fine, too, leave it out")
+        }
+        name if name.starts_with(':') => ("matches every request", "leave it out"),
+        _ => {
+            let what = format!("{} matches whatever `{}` says in UTF-8", matcher.value, matcher.name);
+            let instead = "write `present_match: true`, if bytes that are not UTF-8 are fine, too".to_owned();
+            return findings.push(Finding::new(Lint::MatchesEverything, element.clone(), what, instead));
+        }
+    };
+    let what = format!("{} {what}", matcher.value);
+    findings.push(Finding::new(Lint::MatchesEverything, element.clone(), what, format!("{instead}{kept}")));
 }

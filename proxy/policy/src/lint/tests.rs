@@ -81,6 +81,26 @@ fn paths() {
         (part(TextPart::Suffix, "/public"), &["open-beginning"]),
         (part(TextPart::Anywhere, "public"), &["open-beginning"]),
         (regex("/("), &["invalid-regex"]),
+        (regex("(.*)/public"), &["open-beginning"]),
+        (regex("/users/.*/profile"), &["open-middle"]),
+        (regex("/users/.*/profile.*"), &["open-middle"]),
+        (regex("/users/[^/]+/profile"), &["open-middle"]),
+        (regex("/users/(.*)[.]json"), &["open-middle"]),
+        (regex("/users/([^/]*/x)?"), &["open-middle"]),
+        (regex("/users/[^/?]+/profile(\\?.*)?"), &[]),
+        (regex("/users/[^/]+(/profile)?"), &[]),
+        (regex("/users/[^/]*\\?id=[0-9]+"), &[]),
+        (regex("/users\\?.*id=[0-9]+"), &[]),
+        (regex("/users/[a-z]+/profile(\\?.*)?"), &[]),
+        (regex("/static|.*"), &["open-alternative"]),
+        (regex("/static/.*|/.*"), &["open-alternative"]),
+        (regex("/(static|.*)"), &["open-alternative"]),
+        (regex("/api(/v1|.*)"), &["open-alternative"]),
+        (regex("/api(|/.*)"), &["path-without-query"]),
+        (regex("/api(/v1|/v2).*"), &[]),
+        (regex("/api/v1|v2"), &["path-never-matches", "path-without-query", "path-without-slash"]),
+        (regex("/api/v1.*|v2.*"), &["path-never-matches"]),
+        (regex("\\Qa$"), &["path-never-matches"]),
     ];
     for (value, expected) in cases {
         assert_eq!(of_matcher(":path", value.clone()), *expected, "{value}");
@@ -99,7 +119,21 @@ fn hosts() {
         (part(TextPart::Suffix, ".example.com"), &["host-without-port"]),
         (part(TextPart::Suffix, "example.com"), &["open-beginning", "host-without-port"]),
         (exact("API.example.com"), &["host-upper-case", "host-without-port"]),
-        (regex("(?i)API.*"), &[]),
+        (regex("(?i)API.*"), &["host-suffix"]),
+        (regex("^shop[.]example[.]com.*"), &["host-suffix", "superfluous-anchors"]),
+        (regex("shop[.]example[.]com.+"), &["host-suffix"]),
+        (regex("(a|b)[.]example[.]com.*"), &["host-suffix"]),
+        (regex("(.*)example[.]com"), &["open-beginning", "host-without-port"]),
+        (regex("(?i).*EXAMPLE[.]com"), &["open-beginning", "host-without-port"]),
+        (regex("(www[.])?.+example[.]com(:[0-9]+)?"), &["open-beginning"]),
+        (regex("[a-z]+example[.]com(:[0-9]+)?"), &["open-beginning"]),
+        (regex("[a-z]+-api[.]example[.]com(:[0-9]+)?"), &[]),
+        (regex("[a-z]+[0-9][.]example[.]com(:[0-9]+)?"), &[]),
+        (regex("node-[a-z0-9]+[.]example[.]com(:[0-9]+)?"), &[]),
+        (regex("(.*[.])?example[.]com(:[0-9]+)?"), &[]),
+        (regex("api.*example[.]com(:[0-9]+)?"), &["open-middle"]),
+        (regex("a[.]example[.]com|.*b[.]example[.]com(:[0-9]+)?"), &["open-beginning", "host-without-port"]),
+        (regex("shop[.]example|.*"), &["open-alternative"]),
         (regex(".*"), &["matches-everything"]),
         (regex("*.example.com"), &["invalid-regex"]),
         (part(TextPart::Prefix, "api"), &["host-suffix"]),
@@ -137,11 +171,11 @@ fn texts_that_were_meant_as_patterns() {
     };
     for (value, pattern) in [
         (exact("/api/*"), "/api/.*"),
-        (exact("/v1.0/*/x"), "/v1\\\\.0/.*/x"),
+        (exact("/v1.0/*/x"), "/v1\\\\.0/[^/?]*/x"),
         (exact("/api/.*"), "/api/.*"),
         (part(TextPart::Prefix, "/api/*"), "/api/.*"),
-        (part(TextPart::Prefix, "/a*/b"), "/a.*/b.*"),
-        (part(TextPart::Suffix, "/*/b"), ".*/.*/b"),
+        (part(TextPart::Prefix, "/a*/b"), "/a[^/?]*/b.*"),
+        (part(TextPart::Suffix, "/*/b"), ".*/[^/?]*/b"),
     ] {
         let expected = format!("did you mean `safe_regex` with the regex \"{pattern}\"?");
         assert_eq!(meant(":path", value.clone()), Some(expected), "{value}");
@@ -153,6 +187,134 @@ fn texts_that_were_meant_as_patterns() {
         let found = of_matcher(name, regex("[a-z]+"));
         assert_eq!(found.contains(&"colon-missing"), expected, "{name}: {found:?}");
     }
+}
+
+/// Excluding is not allowing: what is left out of the expression is let in.
+#[test]
+fn exclusions() {
+    let found = |name: &str, value: ValueMatch| {
+        let headers = vec![HeaderMatcher { invert: true, ..HeaderMatcher::new(name, value) }];
+        let rule = PortRule { http: Some(vec![HttpRule { headers, ..HttpRule::default() }]), ..PortRule::default() };
+        let found = lint(&[policy(vec![on_port(8080, vec![rule])])], &Known::default());
+        found.into_iter().map(|finding| (finding.lint, finding.what, finding.instead)).collect::<Vec<_>>()
+    };
+    let (lint, what, instead) = found(":authority", exact("admin.example.com")).remove(0);
+    assert_eq!(lint, Lint::HostExclusionDodged);
+    for way in ["\"ADMIN.EXAMPLE.COM\"", "\"admin.example.com:8080\"", "\"admin.example.com.\""] {
+        assert!(what.contains(way), "{what}");
+    }
+    let wider = r#""(?i)admin\\.example\\.com\\.?(:[0-9]+)?""#;
+    assert!(instead.ends_with(wider), "{instead}");
+    for dodged in [
+        exact("ADMIN.example.com:8080"),
+        regex("admin[.]example[.]com"),
+        regex("(?i)admin[.]example[.]com"),
+        regex("admin[.]example[.]com(:[0-9]+)?"),
+        part(TextPart::Prefix, "admin."),
+        part(TextPart::Suffix, ".internal"),
+    ] {
+        let (lint, what, instead) = found(":authority", dodged.clone()).remove(0);
+        assert_eq!(lint, Lint::HostExclusionDodged, "{dodged}: {what}");
+        let quoted =
+            instead.rsplit_once("the regex ").map(|(_, quoted)| serde_json::from_str::<String>(quoted).unwrap());
+        let wider = quoted.unwrap_or_else(|| panic!("{dodged}: {instead}"));
+        assert_eq!(found(":authority", regex(&wider)), [], "{dodged}");
+    }
+    let plain = |value: ValueMatch| HeaderMatcher::new(":authority", value);
+    let both = vec![HeaderMatcher { invert: true, ..plain(exact("a.b")) }, plain(regex("[a-z.]+(:8080)?"))];
+    let rule = PortRule { http: Some(vec![HttpRule { headers: both, ..HttpRule::default() }]), ..PortRule::default() };
+    let found = lint_of(vec![on_port(8080, vec![rule])]);
+    let what = found.iter().find(|finding| finding.lint == Lint::HostExclusionDodged).map(|finding| &*finding.what);
+    assert!(what.is_some_and(|what| !what.contains("A.B") && what.contains("\"a.b:8080\"")), "{what:?}");
+}
+
+fn lint_of(ingress: Vec<PortPolicy>) -> Vec<Finding> {
+    lint(&[policy(ingress)], &Known::default())
+}
+
+/// What is advised against a pattern that can be dodged cannot be dodged itself, and admits no more.
+#[test]
+fn what_is_advised_closes_what_was_open() {
+    let narrower =
+        [Lint::OpenBeginning, Lint::OpenMiddle, Lint::OpenAlternative, Lint::HostSuffix, Lint::HostUnescapedDot];
+    let mut advised = 0;
+    for (name, value) in [
+        (":authority", regex(".*example.com")),
+        (":authority", regex("(.*)example[.]com(:[0-9]+)?")),
+        (":authority", regex("(.+)example[.]com(:[0-9]+)?")),
+        (":authority", regex("a.*|b.*")),
+        (":authority", regex("shop.example.com.+")),
+        (":authority", part(TextPart::Suffix, "example.com")),
+        (":authority", part(TextPart::Prefix, "shop.example.com")),
+        (":path", regex(".*/public")),
+        (":path", regex(".*a|/b.*c")),
+        (":path", regex("(.+)/public")),
+        (":path", part(TextPart::Suffix, "/public")),
+        (":path", part(TextPart::Anywhere, "public")),
+        (":path", regex("/users/.*/profile")),
+        (":path", regex("/users/[^/]+/.+/x.*")),
+        (":path", regex("/a/(.*)[.]json")),
+    ] {
+        let of = |value: &ValueMatch| {
+            let rule = PortRule { http: Some(vec![http(&[(name, value.clone())])]), ..PortRule::default() };
+            lint_of(vec![on_port(80, vec![rule])])
+        };
+        let found = of(&value);
+        let found: Vec<&Finding> = found.iter().filter(|finding| narrower.contains(&finding.lint)).collect();
+        assert!(!found.is_empty(), "{value}");
+        for finding in found {
+            let Some(start) = finding.instead.find('"') else { continue };
+            let mut quoted = serde_json::Deserializer::from_str(&finding.instead[start..]).into_iter::<String>();
+            let instead = regex(&quoted.next().unwrap().unwrap());
+            let left = of(&instead);
+            let left: Vec<_> = left.iter().filter(|finding| finding.lint.severity() > Severity::Note).collect();
+            assert!(left.iter().all(|left| left.lint != finding.lint), "{value}: {left:?}");
+            for example in probe(&instead).examples() {
+                assert!(probe(&value).accepts(example.as_bytes()), "{value}: {instead} allows {example:?} too");
+            }
+            advised += 1;
+        }
+    }
+    assert!(advised > 10, "{advised}");
+}
+
+#[test]
+fn what_matches_everything_is_said_as_it_is() {
+    let said = |name: &str, pattern: &str, more: bool| {
+        let mut matchers = vec![(name, regex(pattern))];
+        matchers.extend(more.then(|| ("x-a", exact("b"))));
+        let rule = PortRule { http: Some(vec![http(&matchers)]), ..PortRule::default() };
+        let found = lint_of(vec![on_port(80, vec![rule])]);
+        let [finding] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(finding.lint, Lint::MatchesEverything);
+        (finding.what.clone(), finding.instead.clone())
+    };
+    let (what, instead) = said(":path", "/.*", true);
+    assert_eq!(what, r#"regex "/.*" matches every path; all that it keeps out is `OPTIONS *`"#);
+    assert_eq!(instead, "if that is fine, too, leave it out");
+    assert_eq!(
+        said(":path", ".*", true),
+        (r#"regex ".*" matches every request"#.to_owned(), "leave it out".to_owned())
+    );
+    assert!(said(":path", ".*", false).1.contains("but not the HTTP rule"));
+    assert!(said(":authority", ".*", true).0.contains("HTTP/1.0"));
+    assert!(said("x-b", ".*", true).1.contains("not UTF-8"));
+}
+
+/// Nobody knows the server name of a connection here.
+#[test]
+fn rules_for_server_names_say_what_they_come_to() {
+    let of = |verdict: RuleVerdict| {
+        let rule = PortRule { verdict, precedence: 2, server_names: vec!["**".to_owned()], ..PortRule::default() };
+        let found = lint_of(vec![on_port(443, vec![rule])]);
+        let [finding] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((finding.lint, finding.lint.severity()), (Lint::ServerNameUnseen, Severity::Warning));
+        assert_eq!(finding.element.path, "ingress_per_port_policies[0].rules[0].server_names");
+        finding.what.clone()
+    };
+    assert!(of(RuleVerdict::Allow).ends_with("the rule admits nothing"));
+    assert!(of(RuleVerdict::Deny).contains("denies everything that its other conditions cover"));
+    assert!(of(RuleVerdict::Pass(1)).ends_with("is denied, not passed over"));
 }
 
 #[test]

@@ -35,6 +35,11 @@ pub(super) fn check(element: &Element, matcher: &HeaderMatcher, findings: &mut V
     }
     let middle = match text.contains(".*") {
         true => text.to_string(),
+        // Any text in the middle of a path would include a query.
+        false if &*matcher.name == ":path" => {
+            let (begin, end) = text.strip_suffix('*').map_or((&**text, ""), |begin| (begin, ".*"));
+            begin.split('*').map(escape).collect::<Vec<_>>().join("[^/?]*") + end
+        }
         false => text.split('*').map(escape).collect::<Vec<_>>().join(".*"),
     };
     let open = |here: bool, there: bool| if here && !there { ".*" } else { "" };

@@ -74,13 +74,12 @@ pub(super) fn keep_what_holds_everywhere(found: &mut Vec<Finding>, policies: &[N
 /// Puts a finding about a policy that was made into the words of the resource that it was made of.
 pub(super) fn reword(found: &Finding, finding: &mut Reported, origin: &Origin) {
     finding.what = with_paths(&finding.what, origin).replace("end_port", "endPort");
+    finding.instead = finding.instead.replace("server_names", "serverNames");
     let instead = match found.lint {
         lint if is_pointless(lint) => pointless_remedy(found, &finding.at.element),
         Lint::InvalidPort => "a port from 1 to 65535, and an endPort that is not below it; no `ports` for every port",
         Lint::PatternInText => "the value as it is sent: `headers` and `headerMatches` have no patterns",
         Lint::ColonMissing => "`path`, `method` or `host` of the HTTP rule itself",
-        Lint::MatchesEverything if finding.instead.contains("present_match") => "the name without a value",
-        Lint::MatchesEverything => "leave it out",
         Lint::MissingSecret => "say `--secret NAME` if it will be there, or give a `value` for the time without it",
         _ => return,
     };
