@@ -30,7 +30,7 @@ use crate::control::{self, Control, WorldStore};
 use crate::flow::{self, FlowLog, FlowSettings, FlowThread};
 use crate::listener::serving::Command;
 use crate::metrics::Metrics;
-use crate::readiness::Readiness;
+use crate::readiness::{Pending, Readiness};
 use crate::worker::ConnectionSlots;
 use listeners::Listeners;
 use views::{ProcessActions, ProcessViews};
@@ -119,6 +119,8 @@ impl Process {
         let metrics = Arc::new(metrics);
         let (commands, received): (Vec<_>, Vec<_>) =
             (0..config.workers).map(|_| mpsc::channel(config.listeners.len() + 16)).unzip();
+        // Before anybody can ask.
+        let received = received.into_iter().map(|commands| (commands, readiness.pending("workers"))).collect();
         let (senders, consumer) = flow::channel(worker_metrics, FLOW_CAPACITY);
         let flows = consumer
             .spawn(&FlowSettings { sinks: config.access_log.clone(), ..FlowSettings::default() })
@@ -301,7 +303,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
 
 fn start_workers(
     config: &Config,
-    commands: Vec<mpsc::Receiver<Command>>,
+    commands: Vec<(mpsc::Receiver<Command>, Pending)>,
     senders: Vec<flow::FlowSender>,
     store: &Arc<WorldStore>,
     phase: &watch::Sender<Phase>,
@@ -309,7 +311,7 @@ fn start_workers(
 ) -> anyhow::Result<Vec<JoinHandle<std::io::Result<()>>>> {
     let slots = ConnectionSlots::new(config.max_connections);
     let mut handles = Vec::new();
-    for (index, (flows, commands)) in senders.into_iter().zip(commands).enumerate() {
+    for (index, (flows, (commands, starting))) in senders.into_iter().zip(commands).enumerate() {
         let seed = Seed {
             index,
             world: Arc::clone(store),
@@ -318,6 +320,7 @@ fn start_workers(
             limits: config.limits,
             commands,
             phase: phase.subscribe(),
+            starting,
             ended: ended.clone(),
         };
         handles.push(workers::start(seed).context("cannot start a worker thread")?);

@@ -16,6 +16,7 @@ use crate::flow::FlowSender;
 use crate::http::BufferPool;
 use crate::identity::sweep;
 use crate::listener::serving::{CUT, Command, Serving};
+use crate::readiness::Pending;
 use crate::worker::{ConnectionSlots, State, Worker};
 
 /// What the process asks of its workers; it only ever moves forward.
@@ -39,6 +40,8 @@ pub(super) struct Seed {
     /// Which listeners to serve.
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) phase: watch::Receiver<Phase>,
+    /// Dropped when it serves the listeners of the configuration.
+    pub(super) starting: Pending,
     /// Dropped when the thread ends.
     pub(super) ended: mpsc::Sender<Infallible>,
 }
@@ -50,7 +53,10 @@ pub(super) fn start(seed: Seed) -> io::Result<thread::JoinHandle<io::Result<()>>
 
 fn run(seed: Seed) -> io::Result<()> {
     let _ended = seed.ended.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.inspect_err(|error| {
+        tracing::error!(worker = seed.index, %error, "a worker cannot start; raise the limit of open files");
+    })?;
     let tasks = LocalSet::new();
     tasks.block_on(&runtime, serve(seed));
     Ok(())
@@ -58,7 +64,7 @@ fn run(seed: Seed) -> io::Result<()> {
 }
 
 async fn serve(seed: Seed) {
-    let Seed { world, flows, slots, limits, mut commands, mut phase, .. } = seed;
+    let Seed { world, flows, slots, limits, mut commands, mut phase, starting, .. } = seed;
     let worker = Rc::new(Worker {
         world,
         flows: Rc::new(flows),
@@ -74,6 +80,7 @@ async fn serve(seed: Seed) {
     tokio::task::spawn_local(sweep::run(Rc::clone(&worker)));
     let mut serving = Serving::new(Rc::clone(&worker));
     let mut generation = worker.world.subscribe();
+    let mut starting = Some(starting);
     loop {
         let phase_now = *phase.borrow_and_update();
         let state = State {
@@ -94,6 +101,9 @@ async fn serve(seed: Seed) {
             // What has not reset its ends by then is dropped.
             let _ = tokio::time::timeout(CUT, all_closed).await;
             return;
+        }
+        if commands.is_empty() {
+            drop(starting.take());
         }
         tokio::select! {
             changed = generation.changed() => if changed.is_err() { return },

@@ -14,6 +14,7 @@ use crate::config::Upstream;
 use crate::control::WorldStore;
 use crate::flow;
 use crate::identity::{IdentityTable, Sources};
+use crate::readiness::Readiness;
 use crate::worker::ConnectionSlots;
 
 /// Far longer than anything takes.
@@ -54,6 +55,7 @@ fn world(drain_timeout: Duration) -> World {
             limits: config::Limits::default(),
             commands,
             phase: phase.subscribe(),
+            starting: Readiness::default().pending("workers"),
             ended: ended.clone(),
         };
         workers::start(seed).unwrap();
