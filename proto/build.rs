@@ -1,4 +1,4 @@
-//! Generates the Rust types of `cilium.*` and the descriptors that JSON is read by.
+//! Generates the Rust types of `cilium.*` and `tollgate.*`, and the descriptors that JSON is read by.
 //!
 //! Reads only files of this crate; needs no `protoc` and no network.
 
@@ -12,6 +12,9 @@ use protox::prost::Message;
 /// Our definitions, and the stand-ins for what they import of Envoy.
 const INCLUDES: [&str; 2] = ["proto", "stubs"];
 
+/// What types are generated for.
+const OURS: [&str; 2] = ["proto/cilium", "proto/tollgate/tenant/v1"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     for directory in INCLUDES {
         println!("cargo::rerun-if-changed={directory}");
@@ -20,8 +23,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut compiler = Compiler::new(INCLUDES)?;
     compiler.include_imports(true).include_source_info(true);
-    for file in cilium_files(Path::new("proto/cilium"))? {
-        compiler.open_file(file)?;
+    for directory in OURS {
+        for file in proto_files(Path::new(directory))? {
+            compiler.open_file(file)?;
+        }
     }
 
     let mut descriptors = compiler.file_descriptor_set();
@@ -48,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Every `.proto` file in `directory`, sorted so that builds are reproducible.
-fn cilium_files(directory: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
+fn proto_files(directory: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();

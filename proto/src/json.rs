@@ -18,6 +18,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Serialize
 use serde_json::Value;
 
 use crate::cilium::{NetworkPolicy, NetworkPolicyHosts};
+use crate::tenant::Tenant;
 use crate::{FILE_DESCRIPTOR_SET, type_url};
 
 /// How deep a document may be nested. A policy needs about 15 levels; the bound keeps a hostile file
@@ -173,6 +174,15 @@ pub fn network_policy_hosts_from_value(value: Value) -> Result<NetworkPolicyHost
 /// None for this message; the type is shared with [`network_policy_to_json`].
 pub fn network_policy_hosts_to_json(hosts: &NetworkPolicyHosts) -> Result<Value, JsonError> {
     print(hosts)
+}
+
+/// Reads one `tollgate.tenant.v1.Tenant` from a parsed document.
+///
+/// # Errors
+///
+/// As [`network_policy_from_value`].
+pub fn tenant_from_value(value: Value) -> Result<Tenant, JsonErrors> {
+    read(value)
 }
 
 /// Decodes a policy with its unknown fields, for [`crate::unknown`].

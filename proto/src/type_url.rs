@@ -7,6 +7,8 @@ pub const PREFIX: &str = "type.googleapis.com/";
 pub const NETWORK_POLICY: &str = "type.googleapis.com/cilium.NetworkPolicy";
 /// NPHDS resources.
 pub const NETWORK_POLICY_HOSTS: &str = "type.googleapis.com/cilium.NetworkPolicyHosts";
+/// Tenants; Tollgate's own.
+pub const TENANT: &str = "type.googleapis.com/tollgate.tenant.v1.Tenant";
 /// SDS resources.
 pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 /// LDS resources.

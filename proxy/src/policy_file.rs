@@ -2,7 +2,8 @@
 //!
 //! `*.json` holds resources in proto3 JSON, one or a list of them; `*.yaml` and `*.yml` hold the same spelling in YAML,
 //! also as several documents separated by `---`. A resource is a `cilium.NetworkPolicyHosts` when its `@type` says so,
-//! or, without one, when it has that message's fields; otherwise it is a `cilium.NetworkPolicy`.
+//! or, without one, when it has that message's fields; a `tollgate.tenant.v1.Tenant` in the same way, by its `members`;
+//! otherwise it is a `cilium.NetworkPolicy`.
 
 pub(crate) mod claims;
 pub(crate) mod lines;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 use tollgate_proto::json::{self, JsonError, JsonErrors};
+use tollgate_proto::tenant::Tenant;
 
 pub(crate) use self::quoted::shortened;
 use crate::config::{document, io_reason};
@@ -39,6 +41,8 @@ pub enum PolicyResource {
     Policy(Box<NetworkPolicy>),
     /// Addresses of one identity.
     Hosts(NetworkPolicyHosts),
+    /// Endpoints that share one account.
+    Tenant(Box<Tenant>),
 }
 
 /// Where a resource stands. Displays as `file:line`.
@@ -329,6 +333,13 @@ pub(crate) fn resource(value: Value) -> Result<PolicyResource, JsonErrors> {
             expected: "a cilium.NetworkPolicy (`tollgate policy check` reads Cilium's resources, too)".to_owned(),
         }
         .into());
+    }
+    let tenant = match value.get("@type").and_then(Value::as_str) {
+        Some(type_url) => type_url.ends_with("/tollgate.tenant.v1.Tenant"),
+        None => value.get("members").is_some(),
+    };
+    if tenant {
+        return json::tenant_from_value(value).map(|tenant| PolicyResource::Tenant(Box::new(tenant)));
     }
     let hosts = match value.get("@type").and_then(Value::as_str) {
         Some(type_url) => type_url.ends_with("/cilium.NetworkPolicyHosts"),

@@ -106,6 +106,30 @@ reasons! {
     FrameFlood => "frame_flood", 429, 8, true;
     /// More HTTP/2 streams cancelled before they were answered, or broken, than the limit's rate allows.
     ResetFlood => "reset_flood", 429, 8, true;
+    /// The tenant has as many connections open as it may have.
+    TenantConnections => "tenant_connections", 503, 14, true;
+    /// The tenant opens connections faster than it may.
+    TenantConnectionRate => "tenant_connection_rate", 503, 14, true;
+    /// The tenant sends requests faster than it may.
+    TenantRate => "tenant_rate", 429, 8, false;
+    /// The tenant has as many requests under way as it may have.
+    TenantInFlight => "tenant_in_flight", 503, 14, false;
+    /// The tenant has as many tunnels and endless exchanges open as it may have.
+    TenantLongStreams => "tenant_long_streams", 503, 14, false;
+    /// The tenant's requests wait too long for their share of the processor.
+    TenantCpu => "tenant_cpu", 503, 14, false;
+    /// What all tenants share is short, and this one has more of it than others.
+    TenantShare => "tenant_share", 503, 14, false;
+    /// The tenant has as much buffered as it may have.
+    TenantMemory => "tenant_memory", 503, 14, true;
+    /// The request's head is longer than the tenant's may be.
+    TenantHeaders => "tenant_headers", 431, 8, true;
+    /// The tenant has as many connections to the destination as it may have.
+    TenantUpstreams => "tenant_upstreams", 503, 14, false;
+    /// The tenant moves more bytes than it may. Slows down; refuses only what does not fit at all.
+    TenantBandwidth => "tenant_bandwidth", 503, 14, false;
+    /// The tenant is kept out for a while, because of what its connections did to the proxy.
+    TenantIsolated => "tenant_isolated", 503, 14, true;
 
     // The upstream failed.
     /// Connection refused, unreachable, or timed out.
@@ -131,6 +155,24 @@ reasons! {
 impl Reason {
     /// Those of limits that can be told to count only.
     pub(crate) const SHADOWED: [Self; 2] = [Self::FrameFlood, Self::ResetFlood];
+
+    /// Whether it says that there is no room, rather than that something is wrong or too fast: `x-envoy-overloaded`, which
+    /// clients and meshes know, goes with it.
+    pub const fn is_overload(self) -> bool {
+        matches!(
+            self,
+            Self::TenantConnections
+                | Self::TenantConnectionRate
+                | Self::TenantInFlight
+                | Self::TenantLongStreams
+                | Self::TenantCpu
+                | Self::TenantShare
+                | Self::TenantMemory
+                | Self::TenantUpstreams
+                | Self::TenantBandwidth
+                | Self::TenantIsolated
+        )
+    }
 }
 
 impl From<DenyReason> for Reason {

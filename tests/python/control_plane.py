@@ -2,7 +2,7 @@
 
     control_plane.py PROTO_DIR STUBS_DIR
 
-Speaks the state-of-the-world streams of NetworkPolicy and NetworkPolicyHosts. Driven by one JSON object per line on
+Speaks the state-of-the-world streams of NetworkPolicy, NetworkPolicyHosts and Tenant. Driven by one JSON object per line on
 standard input, tells what happens by one JSON object per line on standard output. It does nothing on its own except to
 send the current state of a type to each stream that opens.
 
@@ -36,11 +36,17 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import json_format
 from grpc_tools import protoc
 
+TYPES = {
+    "NetworkPolicy": "cilium.NetworkPolicy",
+    "NetworkPolicyHosts": "cilium.NetworkPolicyHosts",
+    "Tenant": "tollgate.tenant.v1.Tenant",
+}
 METHODS = {
     "NetworkPolicy": ("cilium.NetworkPolicyDiscoveryService", "StreamNetworkPolicies"),
     "NetworkPolicyHosts": ("cilium.NetworkPolicyHostsDiscoveryService", "StreamNetworkPolicyHosts"),
+    "Tenant": ("tollgate.tenant.v1.TenantDiscoveryService", "StreamTenants"),
 }
-TYPE_URL = "type.googleapis.com/cilium."
+TYPE_URL = "type.googleapis.com/"
 
 OUTPUT = threading.Lock()
 
@@ -51,17 +57,25 @@ def tell(event, **fields):
         print(json.dumps({"event": event, **fields}), flush=True)
 
 
+TENANT = "tollgate/tenant/v1/tenant.proto"
+
+
 def compile_messages(proto_dir, stubs_dir):
     """The message class of each type, generated from the project's own `.proto` files."""
     well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
     out = tempfile.mkdtemp(prefix="control-plane-")
     arguments = ["protoc", f"-I{proto_dir}", f"-I{stubs_dir}", f"-I{well_known}", f"--python_out={out}"]
-    if protoc.main(arguments + ["cilium/npds.proto", "cilium/nphds.proto"]) != 0:
+    if protoc.main(arguments + ["cilium/npds.proto", "cilium/nphds.proto", TENANT]) != 0:
         sys.exit("protoc refused the .proto files")
     sys.path.append(out)
     from cilium import npds_pb2, nphds_pb2
+    from tollgate.tenant.v1 import tenant_pb2
 
-    return {"NetworkPolicy": npds_pb2.NetworkPolicy, "NetworkPolicyHosts": nphds_pb2.NetworkPolicyHosts}
+    return {
+        "NetworkPolicy": npds_pb2.NetworkPolicy,
+        "NetworkPolicyHosts": nphds_pb2.NetworkPolicyHosts,
+        "Tenant": tenant_pb2.Tenant,
+    }
 
 
 class Stream:
@@ -159,7 +173,7 @@ class ControlPlane:
         response = discovery_pb2.DiscoveryResponse(
             version_info=command["version"],
             nonce=command.get("nonce", command["version"]),
-            type_url=command.get("type_url", TYPE_URL + command["type"]),
+            type_url=command.get("type_url", TYPE_URL + TYPES[command["type"]]),
         )
         for type_url, value in resources:
             response.resources.add(type_url=type_url, value=value)
@@ -169,7 +183,7 @@ class ControlPlane:
         return [stream for stream in self.streams if stream.kind == kind]
 
     def publish(self, command, messages):
-        resources = [(TYPE_URL + command["type"], message.SerializeToString()) for message in messages]
+        resources = [(TYPE_URL + TYPES[command["type"]], message.SerializeToString()) for message in messages]
         version, nonce, encoded = self.response(command, resources)
         with self.lock:
             self.states[command["type"]] = (version, nonce, encoded)
@@ -192,7 +206,7 @@ class ControlPlane:
                 messages = [new(endpoint_id=n + 1, endpoint_ips=[text]) for n in range(command["count"])]
                 self.publish(command, messages)
             case "send":
-                own = TYPE_URL + kind
+                own = TYPE_URL + TYPES[kind]
                 resources = [(r.get("type_url", own), bytes.fromhex(r["hex"])) for r in command["resources"]]
                 version, nonce, encoded = self.response(command, resources)
                 with self.lock:

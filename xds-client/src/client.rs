@@ -17,11 +17,12 @@ use crate::{ClientConfig, GrpcTransport, Handler, Service, Status, Transport, Va
 
 /// In which order an aggregated stream asks for types: what others refer to comes first, and policy before the listeners
 /// that need it.
-const ORDER: [&str; 7] = [
+const ORDER: [&str; 8] = [
     "envoy.config.cluster.v3.Cluster",
     "envoy.config.endpoint.v3.ClusterLoadAssignment",
     "cilium.NetworkPolicyHosts",
     "cilium.NetworkPolicy",
+    "tollgate.tenant.v1.Tenant",
     "envoy.extensions.transport_sockets.tls.v3.Secret",
     "envoy.config.listener.v3.Listener",
     "envoy.config.route.v3.RouteConfiguration",

@@ -35,7 +35,7 @@ pub use handler::{Handler, Rejection, State, Update};
 pub use resource::Resource;
 pub use service::{
     CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, NETWORK_POLICY, NETWORK_POLICY_HOSTS, ROUTE_CONFIGURATION, SECRET,
-    Service,
+    Service, TENANT,
 };
 pub use status::{Status, StreamStatus};
 pub use transport::{Call, GrpcTransport, Transport, TransportError};

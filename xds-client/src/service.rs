@@ -61,6 +61,14 @@ pub const CLUSTER_LOAD_ASSIGNMENT: Service = Service {
     incremental: "/envoy.service.endpoint.v3.EndpointDiscoveryService/DeltaEndpoints",
 };
 
+/// Who pays for what: one `tollgate.tenant.v1.Tenant` per group of local endpoints. Only control planes that are made for
+/// it know the type.
+pub const TENANT: Service = Service {
+    type_url: "type.googleapis.com/tollgate.tenant.v1.Tenant",
+    state_of_the_world: "/tollgate.tenant.v1.TenantDiscoveryService/StreamTenants",
+    incremental: "/tollgate.tenant.v1.TenantDiscoveryService/DeltaTenants",
+};
+
 /// SDS: the secrets that policies and listeners name.
 pub const SECRET: Service = Service {
     type_url: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
@@ -86,6 +94,8 @@ mod tests {
         network_policy_hosts_discovery_service_server as nphds,
     };
 
+    use tollgate_proto::tenant::{Tenant, tenant_discovery_service_server as tenants};
+
     use super::*;
 
     #[test]
@@ -98,6 +108,7 @@ mod tests {
             (ROUTE_CONFIGURATION, RouteConfiguration::full_name(), rds::SERVICE_NAME, "Routes"),
             (CLUSTER_LOAD_ASSIGNMENT, ClusterLoadAssignment::full_name(), eds::SERVICE_NAME, "Endpoints"),
             (SECRET, Secret::full_name(), sds::SERVICE_NAME, "Secrets"),
+            (TENANT, Tenant::full_name(), tenants::SERVICE_NAME, "Tenants"),
         ] {
             assert_eq!(service.type_url, format!("type.googleapis.com/{message}"));
             assert_eq!(service.state_of_the_world, format!("/{name}/Stream{methods}"));

@@ -42,6 +42,7 @@ fn record(listener: &std::sync::Arc<str>) -> FlowRecord {
         generation: 1,
         bytes_up: 0,
         bytes_down: 0,
+        tenant: tollgate::tenant::TenantId::UNKNOWN,
     }
 }
 

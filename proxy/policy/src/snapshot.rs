@@ -125,6 +125,21 @@ impl Snapshot {
         all.into_iter()
     }
 
+    /// Policies that `before` has and this one has not, and those that this one has and `before` has not; one that was replaced
+    /// is among both. Costs what differs, where this snapshot was made from the other.
+    pub fn changes_since<'a>(&'a self, before: &'a Self) -> (Vec<&'a EndpointPolicy>, Vec<&'a EndpointPolicy>) {
+        let only_in = |one: &'a Self, other: &'a Self| {
+            let shards =
+                one.resources.each().zip(other.resources.each()).filter(|(one, other)| !Arc::ptr_eq(one, other));
+            let elements = shards.flat_map(|(one, _)| one.iter());
+            let differs = move |policy: &&'a Arc<EndpointPolicy>| {
+                !other.resource(&policy.resource).is_some_and(|same| Arc::ptr_eq(same, policy))
+            };
+            elements.filter(differs).map(|policy| &**policy).collect()
+        };
+        (only_in(before, self), only_in(self, before))
+    }
+
     /// The policy of this resource name.
     pub fn policy(&self, resource: &str) -> Option<&EndpointPolicy> {
         self.resource(resource).map(|policy| &**policy)

@@ -90,6 +90,8 @@ pub trait Views: Send + Sync + 'static {
     fn explain(&self, asked: &Asked) -> Result<Explained, String>;
     /// Names of the clusters that the control plane has told of.
     fn clusters(&self) -> Vec<String>;
+    /// For `/tenants`: who is a tenant, what each may use and has used.
+    fn tenants(&self) -> serde_json::Value;
     /// The listeners that are bound now.
     fn listeners(&self) -> Vec<BoundListener>;
 }

@@ -38,6 +38,7 @@ enum Endpoint {
     ServerInfo,
     Stats,
     Status,
+    Tenants,
 }
 
 struct Route {
@@ -65,7 +66,7 @@ const ROUTES: &[Route] = &[
          dynamic_active_clusters, dynamic_listeners",
     ),
     change("/drain", Endpoint::Drain, "stop accepting, let connections end"),
-    show("/flows", Endpoint::Flows, "flow records as JSON lines; ?follow=1 ?denied=1 ?limit=N"),
+    show("/flows", Endpoint::Flows, "flow records as JSON lines; ?follow=1 ?denied=1 ?tenant=NAME ?limit=N"),
     show("/healthz", Endpoint::Healthz, "200 while the process serves this"),
     show("/listeners", Endpoint::Listeners, "name and address of each listener; ?format=json"),
     change("/logging", Endpoint::Logging, "change the log level; ?level=off|error|warn|info|debug|trace"),
@@ -82,6 +83,7 @@ const ROUTES: &[Route] = &[
     show("/stats", Endpoint::Stats, "what is counted, under Envoy's names; ?usedonly ?filter=REGEX ?format=json"),
     show("/stats/prometheus", Endpoint::Metrics, "same as /metrics"),
     show("/status", Endpoint::Status, "policy, control plane, listeners, connections, drain state"),
+    show("/tenants", Endpoint::Tenants, "who is a tenant, what each may use and has used"),
 ];
 
 impl Surface {
@@ -143,6 +145,7 @@ pub(super) fn respond<B>(request: &Request<B>, surface: Surface, state: &AdminSt
         Endpoint::ServerInfo => json(&server_info(state)),
         Endpoint::Stats => stats(request, &query, state),
         Endpoint::Status => json(&status(state)),
+        Endpoint::Tenants => json(&state.views.tenants()),
     }
 }
 

@@ -29,6 +29,10 @@ impl Views for Process {
         })
     }
 
+    fn tenants(&self) -> Value {
+        json!({ "tenants": [{ "name": "team-a" }] })
+    }
+
     fn clusters(&self) -> Vec<String> {
         vec!["egress-cluster".into()]
     }

@@ -4,6 +4,7 @@
 //! becomes the control thread; each worker has a thread of its own; one more thread writes flow records.
 
 mod listeners;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -26,11 +27,13 @@ use crate::control::directory::Directory;
 use crate::control::identities::AgentIdentities;
 use crate::control::listeners::{Clusters, ListenerHandler, Report};
 use crate::control::secrets::SecretFiles;
+use crate::control::tenants::TenantHandler;
 use crate::control::{self, Control, WorldStore};
 use crate::flow::{self, FlowLog, FlowSettings, FlowThread};
 use crate::listener::serving::Command;
 use crate::metrics::Metrics;
 use crate::readiness::{Pending, Readiness};
+use crate::tenant::Registry;
 use crate::worker::ConnectionSlots;
 use listeners::Listeners;
 use views::{ProcessActions, ProcessViews};
@@ -123,7 +126,11 @@ impl Process {
         let received = received.into_iter().map(|commands| (commands, readiness.pending("workers"))).collect();
         let (senders, consumer) = flow::channel(worker_metrics, FLOW_CAPACITY);
         let flows = consumer
-            .spawn(&FlowSettings { sinks: config.access_log.clone(), ..FlowSettings::default() })
+            .spawn(&FlowSettings {
+                sinks: config.access_log.clone(),
+                tenants: metrics.tenants().names(),
+                ..FlowSettings::default()
+            })
             .context("flow records")?;
         metrics.watch_sinks(flows.sinks());
         metrics.watch_access_logs(flows.access_logs());
@@ -135,7 +142,8 @@ impl Process {
         }
 
         let sources = control::identities::sources(&config.identities).context("identities")?;
-        let store = Arc::new(WorldStore::new(sources));
+        let tenants = Registry::new(metrics.tenants(), config.tenants.clone());
+        let store = Arc::new(WorldStore::with_tenants(sources, tenants));
         let (requests, incoming) = mpsc::channel(4);
         let side = ControlSide {
             readiness: readiness.clone(),
@@ -233,6 +241,9 @@ fn drain(readiness: &Readiness, phase: &watch::Sender<Phase>) {
 
 /// Starts the endpoints and the source of policy on the control runtime.
 fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<()>> {
+    for problem in config.tenants.groups.iter().filter_map(control::tenants::without_effect) {
+        tracing::warn!("{problem}");
+    }
     let first_policy = side.readiness.pending("first policy");
     let control = Arc::new(Control::new(side.store, side.metrics.control(), first_policy));
     let mut tasks = JoinSet::new();
@@ -254,6 +265,10 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
                     ListenerHandler::new(Arc::clone(&side.listeners), report.clone(), config.upstream)
                         .with_identities(AgentIdentities::new(&control, &config.identities.source)),
                 ),
+                false => client,
+            };
+            let client = match config.tenants_from_xds {
+                true => client.subscribe(tollgate_xds::TENANT, TenantHandler::new(&control)),
                 false => client,
             };
             side.metrics.watch_streams(client.status());

@@ -11,6 +11,7 @@ use tollgate_xds::{Status, Variant};
 
 use super::Request;
 use super::listeners::Listeners;
+use super::tenants;
 use crate::admin::{Actions, BoundListener, Views};
 use crate::config::{Config, ForwardedProto, Identities, Normalize, PolicySource};
 use crate::control::Control;
@@ -88,6 +89,7 @@ impl Views for ProcessViews {
                 "missing_secrets": missing_secrets,
             }),
         );
+        status.insert("tenants".into(), tenants::status(&self.control.store().tenants()));
         status.insert("identities".into(), identities(&world.identities));
         status.insert("xds".into(), self.streams.as_ref().map_or(Value::Null, streams));
         let listeners = self.listeners.in_service().into_iter().map(|open| {
@@ -155,6 +157,10 @@ impl Views for ProcessViews {
 
     fn clusters(&self) -> Vec<String> {
         self.clusters.names().into_iter().collect()
+    }
+
+    fn tenants(&self) -> Value {
+        tenants::all(&self.control.store().tenants())
     }
 
     fn listeners(&self) -> Vec<BoundListener> {

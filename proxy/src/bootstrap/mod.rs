@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::config::document::{Node as Document, Value};
 use crate::config::read::Mistakes;
 use crate::config::{self, Bootstrap, Config, Identities, IdentitySettings, Node, PolicySource, XdsMode};
+use crate::tenant::TenantConfig;
 use control_plane::ControlPlane;
 use endpoints::Endpoints;
 use object::{Field, Notes, Object};
@@ -75,6 +76,7 @@ pub(crate) fn read(document: &Document, mistakes: &Mistakes) -> Option<Config> {
         metrics: endpoints.metrics,
         health: endpoints.health,
         policy_source: PolicySource::Xds { address, mode: XdsMode::Auto },
+        tenants_from_xds: false,
         identities: IdentitySettings::new(Identities::Agent),
         dynamic_listeners: true,
         upstream,
@@ -86,6 +88,7 @@ pub(crate) fn read(document: &Document, mistakes: &Mistakes) -> Option<Config> {
         access_log: Vec::new(),
         drain_timeout: config::DRAIN_TIMEOUT,
         limits: config::Limits::default(),
+        tenants: TenantConfig::default(),
     })
 }
 

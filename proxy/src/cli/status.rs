@@ -62,6 +62,9 @@ fn findings(status: &Map<String, Value>) -> Vec<String> {
             findings.push(format!("{meaning}: {}", inline(item)));
         }
     }
+    for item in list(status.get("tenants").and_then(|tenants| tenants.get("refused"))) {
+        findings.push(format!("tenant set aside, so its endpoints are tenants of their own: {}", inline(item)));
+    }
     for item in list(status.get("listeners_not_served")) {
         findings.push(format!("listener not served as the control plane asks: {}", inline(item)));
     }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::tenant::{Group, TenantConfig};
+
 use super::{
     AccessLog, Agent, Config, EscapedSlashes, ForwardedProto, Identities, IdentitySettings, Limits, Listener,
     OriginalSource, PolicySource, Rate, Upstream, XdsMode,
@@ -13,7 +15,8 @@ use super::{
 pub fn to_json(config: &Config) -> Value {
     let (xds, policies) = match &config.policy_source {
         PolicySource::Xds { address, mode } => {
-            (json!({ "address": address.to_string(), "mode": xds_mode(*mode) }), Value::Null)
+            let tenants = config.tenants_from_xds;
+            (json!({ "address": address.to_string(), "mode": xds_mode(*mode), "tenants": tenants }), Value::Null)
         }
         PolicySource::Directory(path) => (Value::Null, json!({ "directory": path })),
     };
@@ -41,11 +44,22 @@ pub fn to_json(config: &Config) -> Value {
         "identities": identities(&config.identities),
         "secrets": config.secrets.iter().map(|s| json!({ "name": s.name, "file": s.file })).collect::<Vec<_>>(),
         "access_log": access_log,
+        "tenants": tenants(&config.tenants),
         "listeners": match config.dynamic_listeners {
             true => json!("xds"),
             false => config.listeners.iter().map(listener).collect(),
         },
     })
+}
+
+/// Settings in the words of `/tenants`.
+fn tenants(tenants: &TenantConfig) -> Value {
+    let members = |group: &Group| group.members.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let groups = tenants
+        .groups
+        .iter()
+        .map(|group| json!({ "name": &*group.name, "members": members(group), "settings": group.settings }));
+    json!({ "default": tenants.default, "groups": groups.collect::<Value>() })
 }
 
 /// One listener with the values in force.

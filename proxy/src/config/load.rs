@@ -8,7 +8,7 @@ use super::error::{ConfigError, ConfigErrors};
 use super::listeners::{self, Bound};
 use super::read::{Field, Mistakes, Section};
 use super::{Config, ListenAddress, UpstreamDefaults, scalar, sections};
-use super::{identities, limits};
+use super::{identities, limits, tenants};
 use crate::bootstrap;
 
 /// Under the 30 s that Kubernetes gives a pod to end.
@@ -120,8 +120,9 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         text => Ok(Some(text.to_owned())),
     });
     let limits = limits::limits(&mut top);
-    sections::tenants(&mut top);
+    let tenants = tenants::tenants(&mut top);
     top.finish(&[]);
+    let (policy_source, tenants_from_xds) = policy_source?;
     Some(Config {
         node,
         workers,
@@ -129,7 +130,8 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         reported_version,
         metrics: metrics.value.into_iter().collect(),
         health: health.value.into_iter().collect(),
-        policy_source: policy_source?,
+        policy_source,
+        tenants_from_xds,
         identities,
         secrets,
         listeners,
@@ -140,6 +142,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         drain_timeout,
         max_connections,
         limits,
+        tenants,
     })
 }
 

@@ -15,6 +15,7 @@ pub(crate) mod read;
 mod scalar;
 mod secret_names;
 mod sections;
+mod tenants;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,8 @@ use std::time::Duration;
 
 use tollgate_policy::Direction;
 
+use crate::tenant::TenantConfig;
+
 /// The whole configuration, resolved: defaults filled in, every value checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -52,6 +55,8 @@ pub struct Config {
     pub health: Vec<SocketAddr>,
     /// Where policy comes from.
     pub policy_source: PolicySource,
+    /// Whether the xDS control plane says which endpoints make up a tenant.
+    pub tenants_from_xds: bool,
     /// Where peer identities come from, and whose word counts.
     pub identities: IdentitySettings,
     /// Secrets out of files.
@@ -72,6 +77,8 @@ pub struct Config {
     pub max_connections: usize,
     /// What hostile traffic may cost.
     pub limits: Limits,
+    /// Who is a tenant, and what each may use.
+    pub tenants: TenantConfig,
 }
 
 /// Identity towards the control plane.

@@ -73,6 +73,44 @@ pub(super) fn duration(value: &Value) -> Result<Duration, String> {
         .ok_or_else(|| format!("\"{text}\" is longer than 24h"))
 }
 
+/// `1500`, `64KiB`, `16MiB` or `2GiB`; not 0.
+pub(super) fn bytes(value: &Value) -> Result<u64, String> {
+    let text = match value {
+        Value::Text(text) => text.as_str(),
+        Value::Integer(number) => {
+            return u64::try_from(*number)
+                .ok()
+                .filter(|bytes| *bytes > 0)
+                .ok_or_else(|| format!("{number} is no number of bytes"));
+        }
+        _ => return Err(format!("{} where a size belongs, such as 64KiB", value.kind())),
+    };
+    let wrong = || format!("\"{text}\" is not a size; write a whole number and KiB, MiB or GiB, such as 64KiB");
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let shift = match unit {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+/// `2` or `500m`, in thousandths of a CPU.
+pub(super) fn cpu(value: &Value) -> Result<u32, String> {
+    let wrong =
+        || "not an amount of CPU; write a whole number of them, such as 2, or of thousandths, such as 500m".to_owned();
+    let millis = match value {
+        Value::Integer(number) => u32::try_from(*number).ok().and_then(|cpus| cpus.checked_mul(1000)),
+        Value::Text(text) => text.strip_suffix('m').and_then(|millis| millis.parse().ok()),
+        _ => None,
+    };
+    millis.filter(|millis| *millis > 0).ok_or_else(wrong)
+}
+
 /// A duration that must not be zero.
 pub(super) fn positive_duration(value: &Value) -> Result<Duration, String> {
     match duration(value)? {

@@ -1,4 +1,4 @@
-//! The sections beside `listeners` and `identities`: node, policy source, access log, tenants.
+//! The sections beside `listeners`, `identities` and `tenants`: node, policy source, secrets, access log.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -49,15 +49,15 @@ pub(crate) fn check_node_id(text: &str) -> Result<(), String> {
     }
 }
 
-/// `xds` or `policies`: exactly one.
-pub(super) fn policy_source(top: &mut Section<'_>) -> Option<PolicySource> {
+/// `xds` or `policies`: exactly one. Also says whether tenants come from the control plane, too.
+pub(super) fn policy_source(top: &mut Section<'_>) -> Option<(PolicySource, bool)> {
     let both = top.has("xds") && top.has("policies");
     let xds = match top.field("xds") {
         Some(field) => xds(&field),
         // The key without a value: all defaults, as for every section.
-        None => top.has("xds").then(|| PolicySource::Xds {
-            address: ListenAddress::Unix(PathBuf::from(XDS_SOCKET)),
-            mode: XdsMode::Auto,
+        None => top.has("xds").then(|| {
+            let address = ListenAddress::Unix(PathBuf::from(XDS_SOCKET));
+            (PolicySource::Xds { address, mode: XdsMode::Auto }, false)
         }),
     };
     let directory = top.field("policies").and_then(|field| policies(&field));
@@ -71,10 +71,10 @@ pub(super) fn policy_source(top: &mut Section<'_>) -> Option<PolicySource> {
             "no policy source; add xds: {{address: \"unix:{XDS_SOCKET}\"}} or policies: {{directory: ./policies}}"
         ));
     }
-    xds.or(directory)
+    xds.or_else(|| Some((directory?, false)))
 }
 
-fn xds(field: &Field<'_>) -> Option<PolicySource> {
+fn xds(field: &Field<'_>) -> Option<(PolicySource, bool)> {
     let mut section = field.section("{address: \"unix:run/xds.sock\"}")?;
     let address = section.read("address", ListenAddress::Unix(PathBuf::from(XDS_SOCKET)), xds_address);
     let modes = [
@@ -84,9 +84,10 @@ fn xds(field: &Field<'_>) -> Option<PolicySource> {
         ("delta-split", XdsMode::DeltaSplit),
     ];
     let mode = section.read("mode", XdsMode::Auto, |value| scalar::word(value, &modes));
+    let tenants = section.read("tenants", false, scalar::boolean);
     section.refuse("tls", "TLS to the control plane is not implemented in this version; use a Unix socket");
     section.finish(&["tls"]);
-    Some(PolicySource::Xds { address, mode })
+    Some((PolicySource::Xds { address, mode }, tenants))
 }
 
 fn xds_address(value: &Value) -> Result<ListenAddress, String> {
@@ -251,46 +252,5 @@ fn json_sink(value: &Value) -> Result<AccessLog, String> {
                 None => Ok(AccessLog::JsonFile(path)),
             }
         }
-    }
-}
-
-/// `tenants: {default: {weight: 1}}`: the one setting that says what happens anyway. Everything else would be a promise
-/// that this version does not keep.
-pub(super) fn tenants(top: &mut Section<'_>) {
-    let Some(field) = top.field("tenants") else {
-        return;
-    };
-    let Value::Map(entries) = &field.node.value else {
-        field.refuse("not a mapping; write {default: {weight: 1}} or remove it");
-        return;
-    };
-    for entry in entries {
-        let path = format!("{}.{}", field.path, entry.key);
-        if entry.key != "default" {
-            let message =
-                "tenants are not implemented in this version; only default: {weight: 1} is taken, remove the rest";
-            field.mistakes.note(entry.key_place, path, message);
-            continue;
-        }
-        if matches!(entry.node.value, Value::Null) {
-            continue;
-        }
-        let default = Field { node: &entry.node, path, mistakes: field.mistakes };
-        let Some(settings) = default.section("{weight: 1}") else {
-            continue;
-        };
-        tenant_default(settings, &entry.node.value, default.mistakes);
-    }
-}
-
-fn tenant_default(mut section: Section<'_>, value: &Value, mistakes: &super::read::Mistakes) {
-    section.read("weight", 1, |value| match value {
-        Value::Integer(1) => Ok(1),
-        _ => Err("tenant weights other than 1 are not implemented in this version; write 1 or remove it".to_owned()),
-    });
-    let Value::Map(entries) = value else { return };
-    for entry in entries.iter().filter(|entry| entry.key != "weight") {
-        let message = "tenant limits are not implemented in this version; remove it";
-        mistakes.note(entry.key_place, section.path_of(&entry.key), message);
     }
 }

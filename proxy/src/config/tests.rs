@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::json;
 use tollgate_policy::{Direction, SecurityId};
 
 use super::{
     AccessLog, Config, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentityMode, IdentitySettings,
     Limits, ListenAddress, OriginalSource, PolicySource, Rate, SecretFile, Upstream, XdsMode, load, parse,
 };
+use crate::tenant::TenantConfig;
 
 const FILE: &str = "tollgate.yaml";
 
@@ -317,20 +319,8 @@ fn one_mistake_is_one_line_with_place_and_remedy() {
             "xds: {}\nidentities: { ipcache: /sys }",
             "2:24: identities.ipcache: /sys is a directory; write the path of a pinned map, or bpf_root",
         ),
-        (
-            "xds: {}\ntenants: {gold: {weight: 2}}",
-            "2:11: tenants.gold: tenants are not implemented in this version; only default: {weight: 1} is taken, \
-             remove the rest",
-        ),
-        (
-            "xds: {}\ntenants: {default: {weight: 2}}",
-            "2:29: tenants.default.weight: tenant weights other than 1 are not implemented in this version; write 1 or \
-             remove it",
-        ),
-        (
-            "xds: {}\ntenants: {default: {connections: 2}}",
-            "2:21: tenants.default.connections: tenant limits are not implemented in this version; remove it",
-        ),
+        ("xds: {}\ntenants: {gold: {weight: 2}}", "2:11: tenants.gold: unknown key; known are default, groups"),
+        ("xds: {}\ntenants: {default: {weight: 0}}", "2:29: tenants.default.weight: not a whole number from 1 to 1000"),
         // Access log.
         (
             "xds: {}\naccess_log: [{json: stdout}, {json: stdout}]",
@@ -533,6 +523,109 @@ fn listeners_must_not_compete_or_loop() {
     ] {
         assert_eq!(errors(&format!("xds: {{}}\n{text}")), [expected], "{text}");
     }
+}
+
+#[test]
+fn tenants_are_read() {
+    let text = r#"
+xds: {tenants: true}
+tenants:
+  default: {ceilings: {requests: 100}, shadow: true}
+  groups:
+  - name: team-a
+    members: {endpoint_ids: [69], addresses: [10.244.1.17, 10.244.2.0/28, "fd00::/64"], identities: [32226]}
+    weight: 1000
+    guarantee: {connections: 500, in_flight: 200, memory: 16MiB, cpu: 500m}
+    ceilings:
+      connections: 5000
+      new_connections: {per_second: 500, burst: 1000}
+      requests: {per_second: 2000}
+      in_flight: 1000
+      long_streams: 50
+      bytes: {per_second: 200MiB, burst: 16MiB}
+      header: 64KiB
+      memory: 1GiB
+      cpu: 2
+      upstream_connections: 256
+      log_bytes: 256KiB
+    policy: {rules: 5000, expression: 1KiB, program: 256KiB, compile_per_second: 50ms}
+    isolation: lane
+"#;
+    let config = config(text);
+    assert!(config.tenants_from_xds);
+    let TenantConfig { default, groups } = config.tenants;
+    assert_eq!(default.without_effect(), ["ceilings.requests", "shadow"]);
+    let [group] = &groups[..] else { panic!("{groups:?}") };
+    let members: Vec<String> = group.members.iter().map(ToString::to_string).collect();
+    let expected = ["endpoint 69", "address 10.244.1.17", "prefix 10.244.2.0/28", "prefix fd00::/64", "identity 32226"];
+    assert_eq!(members, expected);
+    let settings = serde_json::to_value(&group.settings).expect("plain values");
+    let rate = |per_second: u64, burst: u64| json!({ "per_second": per_second, "burst": burst });
+    let expected = json!({
+        "weight": 1000,
+        "guarantee": { "connections": 500, "in_flight": 200, "memory_bytes": 16 << 20, "cpu_millis": 500 },
+        "ceilings": {
+            "connections": 5000, "new_connections": rate(500, 1000), "requests": rate(2000, 2000), "in_flight": 1000,
+            "long_streams": 50, "bytes": rate(200 << 20, 16 << 20), "header_bytes": 64 << 10,
+            "memory_bytes": 1 << 30, "cpu_millis": 2000, "upstream_connections": 256,
+            "log_bytes": rate(256 << 10, 256 << 10),
+        },
+        "policy": { "rules": 5000, "expression_bytes": 1 << 10, "program_bytes": 256 << 10,
+            "compile_millis_per_second": 50 },
+        "shadow": false,
+        "isolation": "lane",
+    });
+    assert_eq!(settings, expected);
+}
+
+#[test]
+fn mistakes_in_tenants_are_named() {
+    let cases = [
+        (
+            "{}",
+            "2:19: tenants.groups: a mapping where a list belongs; write [{name: team-a, members: {endpoint_ids: [69]}, weight: 2}]",
+        ),
+        (
+            "[{members: {endpoint_ids: [1]}}]",
+            "2:20: tenants.groups[0]: no name; add name: what metrics and flow records call the tenant",
+        ),
+        (
+            "[{name: a, members: {}}]",
+            "2:39: tenants.groups[0].members: there are none; write {endpoint_ids: [69], addresses: [10.244.1.17, 10.244.2.0/28], identities: [32226]}",
+        ),
+        (
+            "[{name: default, members: {endpoint_ids: [1]}}]",
+            "2:27: tenants.groups[0].name: \"default\" has a meaning of its own; choose another name",
+        ),
+        (
+            "[{name: a, members: {endpoint_ids: [0]}}]",
+            "2:55: tenants.groups[0].members.endpoint_ids[0]: not a whole number from 1 to 18446744073709551615",
+        ),
+        (
+            "[{name: a, members: {identities: [1]}, ceilings: {memory: 3k}}]",
+            "2:77: tenants.groups[0].ceilings.memory: \"3k\" is not a size; write a whole number and KiB, MiB or GiB, such as 64KiB",
+        ),
+        (
+            "[{name: a, members: {identities: [1]}, ceilings: {requests: {burst: 3}}}]",
+            "2:79: tenants.groups[0].ceilings.requests: no per_second; write {per_second: 2000, burst: 4000}",
+        ),
+        (
+            "[{name: a, members: {identities: [1]}, guarantee: {cpu: half}}]",
+            "2:75: tenants.groups[0].guarantee.cpu: not an amount of CPU; write a whole number of them, such as 2, or of thousandths, such as 500m",
+        ),
+        (
+            "[{name: a, members: {identities: [1]}}, {name: b, members: {identities: [1]}}]",
+            "2:59: tenants.groups[1]: members: identity 1 belongs to tenant \"a\" already; name it in one of them",
+        ),
+        (
+            "[{name: a, members: {identities: [1]}, limits: {}}]",
+            "2:58: tenants.groups[0].limits: unknown key; known are name, members, weight, shadow, isolation, guarantee, ceilings, policy",
+        ),
+    ];
+    let found: Vec<Vec<String>> =
+        cases.iter().map(|(groups, _)| errors(&format!("xds: {{}}\ntenants: {{groups: {groups}}}"))).collect();
+    let expected: Vec<_> = cases.iter().map(|(_, expected)| vec![(*expected).to_owned()]).collect();
+    assert_eq!(found, expected, "{found:#?}");
 }
 
 #[test]

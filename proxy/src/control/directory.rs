@@ -18,6 +18,7 @@ use notify::Event;
 use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RemoveKind};
 use tokio::time::{Instant, sleep, timeout};
 use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
+use tollgate_proto::tenant::Tenant;
 
 use super::watch::Watch;
 use crate::policy_file::claims::{Contested, contested};
@@ -41,6 +42,8 @@ pub struct PolicySet {
     pub places: Vec<FilePlace>,
     /// Addresses of identities.
     pub hosts: Vec<NetworkPolicyHosts>,
+    /// Tenants, and where they stand.
+    pub tenants: Vec<(Tenant, FilePlace)>,
 }
 
 impl PolicySet {
@@ -198,6 +201,7 @@ impl Directory {
                     set.places.push(place.clone());
                 }
                 PolicyResource::Hosts(hosts) => set.hosts.push(hosts.clone()),
+                PolicyResource::Tenant(tenant) => set.tenants.push(((**tenant).clone(), place.clone())),
             }
         }
         set

@@ -7,6 +7,7 @@ mod policies;
 mod sds;
 mod secret_sources;
 pub mod secrets;
+pub mod tenants;
 mod watch;
 mod world;
 pub mod xds;

@@ -48,6 +48,8 @@ struct State {
     warned: Warned,
     /// What it has said of secrets.
     warned_of_secrets: Warned,
+    /// What it has said of tenants.
+    warned_of_tenants: Warned,
     /// Held until the first policy set is in force.
     first_policy: Option<Pending>,
 }
@@ -309,7 +311,10 @@ impl Control {
             if first && !reading.set.hosts.is_empty() {
                 tracing::warn!("NetworkPolicyHosts in a policy directory have no effect; list them under `identities`");
             }
-            let PolicySet { policies, places, .. } = reading.set;
+            let PolicySet { policies, places, tenants, .. } = reading.set;
+            if !tenants.is_empty() || !self.store.tenants().delivers(&[]) {
+                self.replace_tenants_of_files(tenants.iter().map(|(tenant, place)| (tenant, place)));
+            }
             if (reading.changed || first)
                 && let Err(error) = self.replace_policies(policies.into_iter().zip(places).collect()).await
             {
@@ -327,6 +332,11 @@ impl Control {
         for problem in news {
             tracing::warn!("{problem}: rules that need it admit nothing");
         }
+    }
+
+    /// What of these problems was not said before, all of which are about tenants.
+    pub(super) fn say_once_of_tenants(&self, problems: Vec<String>) -> Vec<String> {
+        self.lock().warned_of_tenants.keep("", problems)
     }
 
     /// Says what of a policy has no effect or not the one that is written, unless that was said before.

@@ -1,7 +1,7 @@
 //! What workers decide by: one immutable value, replaced as a whole and visible to every worker at once.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, Guard};
@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tollgate_policy::{EndpointKey, Secrets, Snapshot};
 
 use crate::identity::{IdentityTable, Sources};
+use crate::tenant::{Delivered, Registry, Table, TenantConfig};
 
 /// Policies, identities and secrets of one moment.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct World {
     pub identities: Arc<Sources>,
     /// What policies name and others deliver.
     pub secrets: Arc<Secrets>,
+    /// Who pays for whom.
+    pub tenants: Table,
 }
 
 impl World {
@@ -65,14 +68,20 @@ pub struct Owner {
 #[derive(Debug)]
 pub struct WorldStore {
     current: ArcSwap<World>,
-    /// Serialises publishers; never touched by workers.
-    publishing: Mutex<()>,
+    /// Serialises publishers, and what only they need; never touched by workers.
+    publishing: Mutex<Registry>,
     generation: watch::Sender<u64>,
 }
 
 impl WorldStore {
-    /// A store with no policy yet, and these sources of identities.
+    /// A store with no policy yet, and these sources of identities. Every endpoint is a tenant of its own, and nobody reads
+    /// the accounts.
     pub fn new(identities: Sources) -> Self {
+        Self::with_tenants(identities, Registry::new(Arc::default(), TenantConfig::default()))
+    }
+
+    /// A store with no policy yet, these sources of identities and these tenants.
+    pub fn with_tenants(identities: Sources, tenants: Registry) -> Self {
         let world = World {
             generation: 0,
             published: None,
@@ -80,8 +89,13 @@ impl WorldStore {
             policy: Arc::new(Snapshot::empty()),
             identities: Arc::new(identities),
             secrets: Arc::default(),
+            tenants: tenants.table().clone(),
         };
-        Self { current: ArcSwap::from_pointee(world), publishing: Mutex::new(()), generation: watch::Sender::new(0) }
+        Self {
+            current: ArcSwap::from_pointee(world),
+            publishing: Mutex::new(tenants),
+            generation: watch::Sender::new(0),
+        }
     }
 
     /// The current world. Do not hold the guard across an await: decide, then let go.
@@ -92,36 +106,54 @@ impl WorldStore {
     /// Replaces the policies. When this returns, every decision taken by any worker from now on is taken by them: the
     /// update may be acknowledged.
     pub fn publish_policy(&self, policy: Snapshot) -> u64 {
-        self.publish(|world| World { has_policy: true, policy: Arc::new(policy), ..world })
+        self.publish(|world, tenants| {
+            tenants.follow(&world.policy, &policy);
+            World { has_policy: true, policy: Arc::new(policy), tenants: tenants.table().clone(), ..world }
+        })
+    }
+
+    /// Takes these groups of tenants instead of those that were delivered before; see [`WorldStore::publish_policy`].
+    pub fn publish_tenants(&self, delivered: Vec<Delivered>) -> u64 {
+        self.publish(|world, tenants| {
+            tenants.deliver(delivered, &world.policy);
+            World { tenants: tenants.table().clone(), ..world }
+        })
+    }
+
+    /// Who is a tenant and why. Holds up publishers for as long as it is kept.
+    pub fn tenants(&self) -> MutexGuard<'_, Registry> {
+        self.publishing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces the table of identities; see [`WorldStore::publish_policy`].
     pub fn publish_identities(&self, table: IdentityTable) -> u64 {
-        self.publish(|world| World { identities: Arc::new(world.identities.with_table(table)), ..world })
+        self.publish(|world, _| World { identities: Arc::new(world.identities.with_table(table)), ..world })
     }
 
     /// Replaces the sources of identities; see [`WorldStore::publish_policy`].
     pub fn publish_sources(&self, sources: Sources) -> u64 {
-        self.publish(|world| World { identities: Arc::new(sources), ..world })
+        self.publish(|world, _| World { identities: Arc::new(sources), ..world })
     }
 
     /// Replaces the secrets; see [`WorldStore::publish_policy`]. No policy is compiled again.
     pub fn publish_secrets(&self, secrets: Secrets) -> u64 {
-        self.publish(|world| World { secrets: Arc::new(secrets), ..world })
+        self.publish(|world, _| World { secrets: Arc::new(secrets), ..world })
     }
 
-    fn publish(&self, change: impl FnOnce(World) -> World) -> u64 {
-        let _turn = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+    fn publish(&self, change: impl FnOnce(World, &mut Registry) -> World) -> u64 {
+        let mut tenants = self.tenants();
         let old = self.current.load();
         let generation = old.generation + 1;
-        let next = change(World {
+        let world = World {
             generation,
             published: Some(SystemTime::now()),
             has_policy: old.has_policy,
             policy: Arc::clone(&old.policy),
             identities: Arc::clone(&old.identities),
             secrets: Arc::clone(&old.secrets),
-        });
+            tenants: old.tenants.clone(),
+        };
+        let next = change(world, &mut tenants);
         self.current.store(Arc::new(next));
         self.generation.send_replace(generation);
         generation

@@ -14,9 +14,10 @@ use std::time::SystemTime;
 use tollgate_policy::LoggedHeader;
 
 use super::{FlowRecord, HttpRecord, Outcome, Protocol, Sequenced};
+use crate::tenant::NamesNow;
 
-/// Appends the record as one line of JSON, with its newline.
-pub fn write_line(out: &mut Vec<u8>, item: &Sequenced) {
+/// Appends the record as one line of JSON, with its newline. `names` are those of tenants.
+pub fn write_line(out: &mut Vec<u8>, item: &Sequenced, names: &NamesNow) {
     let record = &*item.record;
     out.extend_from_slice(b"{\"time\":\"");
     time(out, record.time);
@@ -51,6 +52,10 @@ pub fn write_line(out: &mut Vec<u8>, item: &Sequenced) {
     }
     out.extend_from_slice(b",\"listener\":");
     text(out, &record.listener);
+    if let Some(tenant) = names.of(record.tenant) {
+        out.extend_from_slice(b",\"tenant\":");
+        text(out, tenant);
+    }
     if let Some(upstream) = record.upstream {
         out.extend_from_slice(b",\"upstream\":\"");
         socket_address(out, upstream);

@@ -11,20 +11,24 @@ use tollgate_policy::LoggedHeader;
 
 use super::json;
 use super::{FlowRecord, HttpRecord, Outcome, Sequenced};
+use crate::tenant::{Names, NamesNow};
 
 /// Records turned to JSON while the log is locked, at most: the flow thread waits that long.
 const PAGE: usize = 128;
 
 /// What a reader wants to see.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowFilter {
     /// Only flows that were refused.
     pub denied: bool,
+    /// Only flows of the tenant of this name.
+    pub tenant: Option<String>,
 }
 
 impl FlowFilter {
-    fn admits(self, record: &FlowRecord) -> bool {
-        !self.denied || record.outcome == Outcome::Denied
+    fn admits(&self, record: &FlowRecord, names: &NamesNow) -> bool {
+        let of_tenant = || self.tenant.is_none() || names.of(record.tenant) == self.tenant.as_deref();
+        (!self.denied || record.outcome == Outcome::Denied) && of_tenant()
     }
 }
 
@@ -34,6 +38,7 @@ pub struct FlowLog {
     recent: Mutex<Recent>,
     /// Position after the newest record; wakes readers.
     end: watch::Sender<u64>,
+    names: Names,
 }
 
 #[derive(Debug)]
@@ -47,9 +52,9 @@ struct Recent {
 }
 
 impl FlowLog {
-    pub(super) fn new(max_records: usize, max_bytes: usize) -> Arc<Self> {
+    pub(super) fn new(max_records: usize, max_bytes: usize, names: Names) -> Arc<Self> {
         let recent = Recent { records: VecDeque::new(), first: 0, bytes: 0, max_records, max_bytes };
-        Arc::new(Self { recent: Mutex::new(recent), end: watch::Sender::new(0) })
+        Arc::new(Self { recent: Mutex::new(recent), end: watch::Sender::new(0), names })
     }
 
     /// Takes the batch, forgetting the oldest records where the bounds demand it.
@@ -76,11 +81,12 @@ impl FlowLog {
         let recent = self.lock();
         let mut next = recent.end();
         let mut wanted = last;
+        let names = self.names.load();
         for (back, item) in (1..).zip(recent.records.iter().rev()) {
             if wanted == 0 {
                 break;
             }
-            if filter.admits(&item.record) {
+            if filter.admits(&item.record, &names) {
                 wanted -= 1;
                 next = recent.end() - back;
             }
@@ -133,9 +139,10 @@ impl FlowReader {
         }
         let skip = usize::try_from(self.next - recent.first).unwrap_or(usize::MAX);
         let mut seen = 0;
+        let names = self.log.names.load();
         for item in recent.records.iter().skip(skip).take(PAGE) {
-            if self.filter.admits(&item.record) {
-                json::write_line(out, item);
+            if self.filter.admits(&item.record, &names) {
+                json::write_line(out, item, &names);
             }
             seen += 1;
         }

@@ -5,8 +5,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::access_log::LoggedFlow;
-use super::{Fields, FlowRecord, FlowSender, LogTarget, Outcome};
+use super::{Fields, FlowRecord, FlowSender, LogTarget, Outcome, Protocol};
 use crate::reason::Reason;
+use crate::tenant::{Charge, Payer};
 
 /// The record of a request or connection that is still open; hold it where the end is seen (for HTTP, in the
 /// response body).
@@ -23,6 +24,8 @@ pub struct OpenFlow {
     if_dropped: (Outcome, Option<Reason>),
     /// Where somebody wants entries in an access log.
     log: Option<LoggedFlow>,
+    /// On whose account it is.
+    charge: Option<Charge>,
 }
 
 impl OpenFlow {
@@ -34,7 +37,12 @@ impl OpenFlow {
     /// Starts a flow whose first byte came at `started`.
     pub fn started_at(sender: Rc<FlowSender>, record: FlowRecord, started: Instant) -> Self {
         let if_dropped = (Outcome::Failed, Some(Reason::Dropped));
-        Self { record: Some(Box::new(record)), sender, started, if_dropped, log: None }
+        Self { record: Some(Box::new(record)), sender, started, if_dropped, log: None, charge: None }
+    }
+
+    /// Puts the flow on the account that the connection is on, wherever that goes meanwhile.
+    pub(crate) fn charge_to(&mut self, payer: &Rc<Payer>, protocol: Protocol) {
+        self.charge = Some(payer.charge(protocol));
     }
 
     /// Has the flow write entries to an access log, too.
@@ -79,6 +87,9 @@ impl OpenFlow {
         record.bytes_up += bytes;
         let direction = record.direction;
         self.sender.metrics().bytes_up(direction, bytes);
+        if let Some(charge) = &mut self.charge {
+            charge.add_up(bytes);
+        }
     }
 
     /// Counts bytes passed from upstream to downstream.
@@ -87,6 +98,9 @@ impl OpenFlow {
         record.bytes_down += bytes;
         let direction = record.direction;
         self.sender.metrics().bytes_down(direction, bytes);
+        if let Some(charge) = &mut self.charge {
+            charge.add_down(bytes);
+        }
     }
 
     /// What a drop means from here on: for example, once the response body streams, that the client went away.
@@ -116,6 +130,9 @@ impl Drop for OpenFlow {
         };
         (record.outcome, record.reason) = self.if_dropped;
         record.duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if let Some(charge) = self.charge.take() {
+            charge.end(&mut record);
+        }
         if let Some(log) = &self.log {
             log.end(&self.sender, &record);
         }

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use tollgate_policy::{Direction, HeaderLog, NearestMiss, RuleRef, SecurityId};
 
 use crate::reason::Reason;
+use crate::tenant::TenantId;
 
 /// What the proxy did with the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +123,8 @@ pub struct FlowRecord {
     pub bytes_up: u64,
     /// Bytes of body (HTTP) or payload (TCP) from upstream to downstream.
     pub bytes_down: u64,
+    /// Who pays for it; set at its end.
+    pub tenant: TenantId,
 }
 
 impl FlowRecord {
@@ -169,6 +172,7 @@ impl FlowRecord {
             generation: 0,
             bytes_up: 0,
             bytes_down: 0,
+            tenant: TenantId::UNKNOWN,
         }
     }
 }

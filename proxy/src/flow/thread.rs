@@ -12,6 +12,7 @@ use super::channel::Doorbell;
 use super::sink::{Lines, Sink, SinkCounters};
 use super::{AccessLogs, FlowConsumer, FlowLog, Sequenced, json};
 use crate::config::AccessLog;
+use crate::tenant::Names;
 
 /// Records taken at once, at most.
 const BATCH: usize = 512;
@@ -57,11 +58,13 @@ pub struct FlowSettings {
     pub recent_bytes: usize,
     /// Where JSON lines and entries of the access log go.
     pub sinks: Vec<AccessLog>,
+    /// What tenants are called.
+    pub tenants: Names,
 }
 
 impl Default for FlowSettings {
     fn default() -> Self {
-        Self { recent_records: 4096, recent_bytes: 8 << 20, sinks: Vec::new() }
+        Self { recent_records: 4096, recent_bytes: 8 << 20, sinks: Vec::new(), tenants: Names::default() }
     }
 }
 
@@ -101,7 +104,8 @@ impl FlowConsumer {
         alive: SyncSender<()>,
         ended: Receiver<()>,
     ) -> Result<FlowThread, FlowError> {
-        let log = FlowLog::new(settings.recent_records, settings.recent_bytes);
+        let log = FlowLog::new(settings.recent_records, settings.recent_bytes, settings.tenants.clone());
+        let names = settings.tenants.clone();
         let flows = FlowThread {
             log: Arc::clone(&log),
             sinks: sinks.iter().map(Sink::counters).collect(),
@@ -115,7 +119,7 @@ impl FlowConsumer {
                 // Being as important as a worker is no reason to give up.
                 let _ = rustix::process::setpriority_process(None, NICE);
                 let access_logs = self.access_logs();
-                run(self, &log, &sinks);
+                run(self, &log, &sinks, &names);
                 access_logs.close();
                 drop(sinks);
                 drop(alive);
@@ -149,7 +153,7 @@ impl FlowThread {
     }
 }
 
-fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink]) {
+fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink], names: &Names) {
     let doorbell = consumer.doorbell();
     doorbell.attach();
     let access_logs = consumer.access_logs();
@@ -171,7 +175,7 @@ fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink]) {
             continue;
         }
         if !sinks.is_empty() && taken > 0 {
-            last_size = offer(&batch, sinks, last_size);
+            last_size = offer(&batch, sinks, last_size, names);
         }
         log.append(&mut batch);
         if taken < BATCH / 2 && logged < BATCH && !stopping {
@@ -181,10 +185,11 @@ fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink]) {
 }
 
 /// Returns the size of the lines, a good first size for the next batch.
-fn offer(batch: &[Sequenced], sinks: &[Sink], capacity: usize) -> usize {
+fn offer(batch: &[Sequenced], sinks: &[Sink], capacity: usize, names: &Names) -> usize {
+    let names = names.load();
     let mut bytes = Vec::with_capacity(capacity);
     for item in batch {
-        json::write_line(&mut bytes, item);
+        json::write_line(&mut bytes, item, &names);
     }
     let size = bytes.len();
     let lines = Lines { bytes: Arc::new(bytes), records: batch.len() as u64 };

@@ -2,6 +2,7 @@
 
 use crate::flow::OpenFlow;
 use crate::reason::Reason;
+use crate::tenant::Limited;
 
 /// `content-type` values that make a request gRPC (the gRPC over HTTP/2 protocol).
 pub(crate) fn is_grpc(content_type: &[u8]) -> bool {
@@ -27,6 +28,10 @@ pub(crate) struct LocalReply {
     pub(crate) reason: Option<Reason>,
     /// Whether the downstream connection ends.
     pub(crate) close: bool,
+    /// `retry-after` in seconds, where 429 and 503 do not say 1.
+    retry_after: Option<u64>,
+    /// `x-envoy-overloaded`.
+    overloaded: bool,
 }
 
 impl LocalReply {
@@ -43,7 +48,15 @@ impl LocalReply {
             location: None,
             reason: reason_header.then_some(reason),
             close: answer.close,
+            retry_after: None,
+            overloaded: reason.is_overload(),
         }
+    }
+
+    /// The refusal of a tenant's limit.
+    pub(crate) fn limited(limited: Limited, grpc: bool, reason_header: bool) -> Self {
+        let refusal = Self::refusal(limited.reason, grpc, "", reason_header);
+        Self { retry_after: Some(limited.retry_after_seconds()), ..refusal }
     }
 
     /// 307 to the canonical form of the path.
@@ -57,6 +70,8 @@ impl LocalReply {
             location: Some(location),
             reason: reason_header,
             close: answer.close,
+            retry_after: None,
+            overloaded: false,
         }
     }
 
@@ -75,8 +90,11 @@ impl LocalReply {
         if let Some(location) = &self.location {
             fields.push(("location", location.clone()));
         }
-        if matches!(self.status, 429 | 503) {
-            fields.push(("retry-after", b"1".to_vec()));
+        if let Some(seconds) = self.retry_after.or_else(|| matches!(self.status, 429 | 503).then_some(1)) {
+            fields.push(("retry-after", seconds.to_string().into_bytes()));
+        }
+        if self.overloaded {
+            fields.push(("x-envoy-overloaded", b"true".to_vec()));
         }
         if self.status == 405 {
             fields.push(("allow", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS".to_vec()));
@@ -133,6 +151,25 @@ mod tests {
         let custom = LocalReply::refusal(Reason::DenyRule, false, "no\r\n", true);
         assert_eq!(custom.body, b"no\r\n");
         assert!(custom.fields().contains(&("x-tollgate-reason", b"deny_rule".to_vec())));
+    }
+
+    #[test]
+    fn limits_say_when_to_come_back() {
+        for (reason, status, grpc_status, retry_after, overloaded) in [
+            (Reason::TenantRate, 429, 8, 3, false),
+            (Reason::TenantInFlight, 503, 14, 1, true),
+            (Reason::TenantHeaders, 431, 8, 1, false),
+        ] {
+            let wait = std::time::Duration::from_secs(retry_after - 1) + std::time::Duration::from_millis(1);
+            let limited = Limited { reason, retry_after: Some(wait) };
+            let reply = LocalReply::limited(limited, false, true);
+            assert_eq!(reply.status, status);
+            assert!(reply.fields().contains(&("retry-after", retry_after.to_string().into_bytes())));
+            assert_eq!(reply.fields().contains(&("x-envoy-overloaded", b"true".to_vec())), overloaded);
+            let reply = LocalReply::limited(limited, true, true);
+            assert_eq!((reply.status, reply.grpc), (200, Some((grpc_status, reason.code()))));
+            assert!(reply.fields().contains(&("retry-after", retry_after.to_string().into_bytes())));
+        }
     }
 
     #[test]

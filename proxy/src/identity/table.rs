@@ -2,12 +2,12 @@
 //!
 //! Longest prefix wins, as in NPHDS (`spec/cilium-filter.md` section 2.1).
 
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use tollgate_policy::SecurityId;
+
+use crate::prefixes::Prefixes;
 
 /// Two entries claim the same prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,39 +23,7 @@ pub struct DuplicatePrefix {
 
 /// An immutable table from prefixes to identities.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IdentityTable {
-    v4: Prefixes<Ipv4Addr>,
-    v6: Prefixes<Ipv6Addr>,
-}
-
-/// Exact maps by prefix length, longest first: as many probes as there are different lengths.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Prefixes<A: Hash + Eq> {
-    by_length: Vec<(u8, HashMap<A, SecurityId>)>,
-}
-
-impl<A: Hash + Eq> Default for Prefixes<A> {
-    fn default() -> Self {
-        Self { by_length: Vec::new() }
-    }
-}
-
-impl<A: Hash + Eq> Prefixes<A> {
-    fn insert(&mut self, length: u8, network: A, identity: SecurityId) -> Option<SecurityId> {
-        let at = match self.by_length.binary_search_by(|(other, _)| length.cmp(other)) {
-            Ok(at) => at,
-            Err(at) => {
-                self.by_length.insert(at, (length, HashMap::new()));
-                at
-            }
-        };
-        self.by_length[at].1.insert(network, identity)
-    }
-
-    fn lookup(&self, network_of: impl Fn(u8) -> A) -> Option<SecurityId> {
-        self.by_length.iter().find_map(|(length, exact)| exact.get(&network_of(*length)).copied())
-    }
-}
+pub struct IdentityTable(Prefixes<SecurityId>);
 
 impl IdentityTable {
     /// Builds a table. Host bits beyond a prefix are ignored; the same prefix twice under one identity is harmless.
@@ -63,10 +31,7 @@ impl IdentityTable {
         let mut table = Self::default();
         for (prefix, identity) in entries {
             let prefix = prefix.trunc();
-            let previous = match prefix {
-                IpNet::V4(net) => table.v4.insert(net.prefix_len(), net.network(), identity),
-                IpNet::V6(net) => table.v6.insert(net.prefix_len(), net.network(), identity),
-            };
+            let previous = table.0.insert(prefix, identity);
             if let Some(first) = previous.filter(|first| *first != identity) {
                 return Err(DuplicatePrefix { prefix, first, second: identity });
             }
@@ -76,32 +41,13 @@ impl IdentityTable {
 
     /// The identity of `address`, `None` when no entry covers it; IPv4-mapped IPv6 addresses count as IPv4.
     pub fn lookup(&self, address: IpAddr) -> Option<SecurityId> {
-        match address.to_canonical() {
-            IpAddr::V4(ip) => self.v4.lookup(|length| mask_v4(ip, length)),
-            IpAddr::V6(ip) => self.v6.lookup(|length| mask_v6(ip, length)),
-        }
+        self.0.lookup(address)
     }
 
     /// Every entry, for dumps.
     pub fn entries(&self) -> impl Iterator<Item = (IpNet, SecurityId)> {
-        let v4 = self.v4.by_length.iter().flat_map(|(length, exact)| {
-            exact.iter().filter_map(|(ip, id)| Some((IpNet::new((*ip).into(), *length).ok()?, *id)))
-        });
-        let v6 = self.v6.by_length.iter().flat_map(|(length, exact)| {
-            exact.iter().filter_map(|(ip, id)| Some((IpNet::new((*ip).into(), *length).ok()?, *id)))
-        });
-        v4.chain(v6)
+        self.0.entries()
     }
-}
-
-fn mask_v4(ip: Ipv4Addr, length: u8) -> Ipv4Addr {
-    let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
-    Ipv4Addr::from_bits(ip.to_bits() & mask)
-}
-
-fn mask_v6(ip: Ipv6Addr, length: u8) -> Ipv6Addr {
-    let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
-    Ipv6Addr::from_bits(ip.to_bits() & mask)
 }
 
 #[cfg(test)]

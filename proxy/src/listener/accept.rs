@@ -74,8 +74,8 @@ fn spawn(worker: &Rc<Worker>, served: &Rc<Served>, accepted: Accepted) {
         return;
     };
     let entered = worker.enter();
-    let panics = PanicCount::new(metrics);
     let connection = Connection::new(worker, listener, accepted.downstream, accepted.original_dst);
+    let panics = PanicCount::new(metrics, &connection.payer);
     let connection = Rc::new(connection);
     served.spawn(async move {
         let _guards = (opened, slot, panics, entered);

@@ -1,5 +1,6 @@
 //! One downstream connection: what it is, for as long as it lives. What policy says about it is in `judge`.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use super::judge::ANYBODY;
 use crate::config;
 use crate::control::World;
 use crate::flow::{Fields, FlowRecord, LogTarget, OpenFlow, Outcome, Protocol, SinkSet};
+use crate::tenant::{Gate, Limited, LocalEnd, Payer, TenantId};
 use crate::worker::{Signals, State, Subscription, Worker};
 
 /// A listener as a worker sees it.
@@ -41,6 +43,9 @@ pub(crate) struct Connection {
     /// Where its flows are logged.
     log: Option<LogTarget>,
     remembered: Remembered,
+    /// Who pays, as of the moment in `charged_at`.
+    pub(crate) payer: Rc<Payer>,
+    charged_at: Cell<(u64, u64)>,
 }
 
 impl Connection {
@@ -55,13 +60,17 @@ impl Connection {
             Direction::Ingress => original_dst.ip(),
             Direction::Egress => downstream.ip(),
         });
+        let endpoint_key = EndpointKey::from(endpoint);
+        let world = worker.world.load();
         Self {
             worker: Rc::clone(worker),
             listener: Rc::clone(listener),
             downstream,
             original_dst,
             subscription: listener.signals.subscribe(),
-            endpoint: endpoint.into(),
+            payer: Payer::accept(&worker.flows, tenant_of(&world, &endpoint_key)),
+            charged_at: Cell::new((world.generation, 0)),
+            endpoint: endpoint_key,
             log: (!listener.access_log.is_empty()).then_some(LogTarget {
                 sinks: listener.access_log,
                 endpoint,
@@ -69,6 +78,38 @@ impl Connection {
             }),
             remembered: Remembered::default(),
         }
+    }
+
+    /// Who pays for the connection. Looked up again when anything has changed that it depends on, for all accounts: those of
+    /// an idle connection, too, whose task is woken for it.
+    pub(crate) fn tenant(&self) -> TenantId {
+        self.tenant_in(&self.worker.world.load())
+    }
+
+    /// Whether its tenant may have the connection; to be asked once, before anything is done for it.
+    ///
+    /// # Errors
+    /// The limit that it would exceed.
+    pub(crate) fn admit(&self) -> Result<(), Limited> {
+        let world = self.worker.world.load();
+        Gate::new(self.tenant_in(&world), &world, self.worker.flows.metrics()).admit_connection()
+    }
+
+    /// Whether its tenant may have a request whose head is there.
+    ///
+    /// # Errors
+    /// As [`Connection::admit`].
+    pub(crate) fn admit_request(&self) -> Result<(), Limited> {
+        let world = self.worker.world.load();
+        Gate::new(self.tenant_in(&world), &world, self.worker.flows.metrics()).admit_request()
+    }
+
+    fn tenant_in(&self, world: &World) -> TenantId {
+        let moment = self.moment_in(world);
+        if self.charged_at.replace(moment) != moment {
+            self.payer.follow(tenant_of(world, &self.endpoint));
+        }
+        self.payer.tenant()
     }
 
     /// A number that is another once anything has changed that decisions about this connection depend on: the world, or
@@ -94,7 +135,9 @@ impl Connection {
 
     /// As [`Connection::changed`], for the task whose subscription it is.
     pub(crate) async fn changed_since(&self, subscription: &Subscription) -> State {
-        subscription.changed_for(|| self.remembered.epoch()).await
+        let state = subscription.changed_for(|| self.remembered.epoch()).await;
+        self.tenant();
+        state
     }
 
     /// Who is at both ends now.
@@ -120,8 +163,10 @@ impl Connection {
     /// A record that begins now, with what is known about every flow of this connection.
     pub(crate) fn open_flow(&self, protocol: Protocol, started: Instant) -> OpenFlow {
         let direction = self.listener.config.direction;
+        let world = self.worker.world.load();
+        self.tenant_in(&world);
         // For what is refused without being judged; a decision notes those that it was taken by.
-        let identities = self.identities(&self.worker.world.load()).ok();
+        let identities = self.identities(&world).ok();
         let record = FlowRecord {
             time: self.worker.flows.wall_clock(started),
             duration_us: 0,
@@ -145,8 +190,10 @@ impl Connection {
             generation: 0,
             bytes_up: 0,
             bytes_down: 0,
+            tenant: TenantId::UNKNOWN,
         };
         let mut flow = OpenFlow::started_at(Rc::clone(&self.worker.flows), record, started);
+        flow.charge_to(&self.payer, protocol);
         if let Some(log) = self.log {
             flow.log_to(log);
         }
@@ -179,4 +226,16 @@ impl Connection {
         self.listener.config.upstream == config::Upstream::OriginalDst
             && self.worker.own_addresses.borrow().iter().any(own)
     }
+}
+
+/// Who pays for what comes to or from a local endpoint. Only the kernel's addresses have a say.
+fn tenant_of(world: &World, endpoint: &EndpointKey) -> TenantId {
+    let address = match endpoint {
+        EndpointKey::Address(address) => Some(*address),
+        EndpointKey::Name(_) => None,
+    };
+    let number = world.policy.endpoint(endpoint).next().map(|policy| policy.endpoint_id());
+    let end = LocalEnd { endpoint: number, address };
+    // An identity that cannot be looked up puts nobody into a group.
+    world.tenants.tenant(end, |address| world.identities.address(address).ok().flatten())
 }

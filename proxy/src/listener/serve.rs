@@ -23,6 +23,9 @@ pub(crate) async fn serve(connection: Rc<Connection>, stream: TcpStream) {
     if connection.is_loop() {
         return refuse(&connection, stream, Reason::Loop);
     }
+    if let Err(limited) = connection.admit() {
+        return refuse(&connection, stream, limited.reason);
+    }
     let Judged { verdict, by } = judge_when_known(&connection).await;
     let buffer = Buffer::new(&connection.worker.buffers);
     match verdict {

@@ -21,7 +21,7 @@ pub(super) const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Eg
 /// In the order of [`crate::flow::EntryKind`].
 const ENTRY_KINDS: [&str; 3] = ["request", "response", "denied"];
 /// In the order of [`crate::flow::Outcome`].
-const OUTCOMES: [&str; 3] = ["forwarded", "denied", "failed"];
+pub(super) const OUTCOMES: [&str; 3] = ["forwarded", "denied", "failed"];
 
 impl Collector for Families {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -32,6 +32,7 @@ impl Collector for Families {
         self.reasons(&mut families)?;
         self.upstreams(&mut families)?;
         self.identities(&mut families)?;
+        self.tenants(&mut families)?;
         self.records(&mut families)?;
         self.access_logs(&mut families)?;
         self.policy(&mut families)?;
@@ -314,11 +315,11 @@ impl Encoder<'_, '_> {
         self.0.encode_descriptor(name, help, None, kind)
     }
 
-    fn counter<'s>(&'s mut self, name: &'s str, help: &str) -> Result<MetricEncoder<'s>, Error> {
+    pub(super) fn counter<'s>(&'s mut self, name: &'s str, help: &str) -> Result<MetricEncoder<'s>, Error> {
         self.family(name, help, MetricType::Counter)
     }
 
-    fn gauge<'s>(&'s mut self, name: &'s str, help: &str) -> Result<MetricEncoder<'s>, Error> {
+    pub(super) fn gauge<'s>(&'s mut self, name: &'s str, help: &str) -> Result<MetricEncoder<'s>, Error> {
         self.family(name, help, MetricType::Gauge)
     }
 
@@ -327,7 +328,11 @@ impl Encoder<'_, '_> {
     }
 }
 
-fn counter<K, V, const N: usize>(family: &mut MetricEncoder<'_>, labels: &[(K, V); N], value: u64) -> Result<(), Error>
+pub(super) fn counter<K, V, const N: usize>(
+    family: &mut MetricEncoder<'_>,
+    labels: &[(K, V); N],
+    value: u64,
+) -> Result<(), Error>
 where
     K: prometheus_client::encoding::EncodeLabelKey,
     V: prometheus_client::encoding::EncodeLabelValue,

@@ -9,6 +9,7 @@ mod control;
 mod envoy;
 mod exposition;
 mod process;
+mod tenants;
 mod worker;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use tollgate_policy::Direction;
 pub use control::{Control, PolicyGauges, UpdateResult};
 pub use envoy::Stat;
 pub use exposition::Format;
+pub(crate) use worker::Count;
 pub use worker::{
     AcceptErrorKind, ConnectResult, HeldConnection, IdentityMap, ListenerIndex, LookupResult, MAX_LISTENERS,
     OpenConnection, Worker,
@@ -29,6 +31,7 @@ pub use worker::{
 
 use crate::flow::{AccessLogs, SinkCounters};
 use crate::readiness::Readiness;
+use crate::tenant::Books;
 use worker::{Counters, LISTENER_SLOTS};
 
 /// All metrics of the process.
@@ -47,6 +50,7 @@ struct Families {
     sinks: OnceLock<Arc<[Arc<SinkCounters>]>>,
     access_logs: OnceLock<AccessLogs>,
     streams: OnceLock<tollgate_xds::Status>,
+    tenants: Arc<Books>,
     readiness: OnceLock<Readiness>,
     started: SystemTime,
 }
@@ -56,6 +60,7 @@ impl Metrics {
     pub fn new(workers: usize) -> (Self, Vec<Worker>) {
         let counters: Vec<_> = (0..workers).map(|_| Arc::new(Counters::new())).collect();
         let handles = counters.iter().cloned().map(Worker::new).collect();
+        let tenants = Books::new(counters.iter().map(|counters| Arc::clone(&counters.ledger)).collect());
         let families = Arc::new(Families {
             workers: counters,
             listeners: Mutex::default(),
@@ -63,6 +68,7 @@ impl Metrics {
             sinks: OnceLock::new(),
             access_logs: OnceLock::new(),
             streams: OnceLock::new(),
+            tenants: Arc::new(tenants),
             readiness: OnceLock::new(),
             started: SystemTime::now(),
         });
@@ -89,6 +95,11 @@ impl Metrics {
     /// What the control thread sets and counts.
     pub fn control(&self) -> Arc<Control> {
         Arc::clone(&self.families.control)
+    }
+
+    /// What each tenant has used.
+    pub fn tenants(&self) -> Arc<Books> {
+        Arc::clone(&self.families.tenants)
     }
 
     /// Adds the sinks of flow records to what is scraped; the first call counts.

@@ -9,6 +9,7 @@ use tollgate_policy::Direction;
 
 use crate::flow::{EntryKind, FlowRecord, Outcome};
 use crate::reason::Reason;
+use crate::tenant::Ledger;
 
 /// Upper bounds of the request duration histogram, in microseconds; one more bucket is unbounded.
 pub(super) const DURATION_BOUNDS_US: [u64; 16] = [
@@ -117,18 +118,18 @@ impl LookupResult {
 
 /// A counter with one writer: an add is a load and a store, no locked instruction.
 #[derive(Debug, Default)]
-pub(super) struct Count(AtomicU64);
+pub(crate) struct Count(AtomicU64);
 
 impl Count {
-    fn add(&self, n: u64) {
+    pub(crate) fn add(&self, n: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
-    fn increment(&self) {
+    pub(crate) fn increment(&self) {
         self.add(1);
     }
 
-    pub(super) fn value(&self) -> u64 {
+    pub(crate) fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -186,6 +187,8 @@ pub(super) struct Counters {
     /// Entries of the access log, by [`EntryKind`], lost ones included.
     pub(super) log_entries: [Count; 3],
     pub(super) log_entries_lost: [Count; 3],
+    /// By tenant.
+    pub(super) ledger: Arc<Ledger>,
 }
 
 impl Counters {
@@ -210,6 +213,7 @@ impl Counters {
             records_lost: Default::default(),
             log_entries: Default::default(),
             log_entries_lost: Default::default(),
+            ledger: Arc::default(),
         }
     }
 }
@@ -345,6 +349,11 @@ impl Worker {
     /// Counts a failed `accept`.
     pub fn accept_error(&self, kind: AcceptErrorKind) {
         self.counters.accept_errors[kind as usize].increment();
+    }
+
+    /// What is counted by tenant.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.counters.ledger
     }
 
     /// Counts a connection task that panicked.

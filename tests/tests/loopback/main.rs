@@ -23,4 +23,5 @@ mod request_id;
 mod resets;
 mod retries;
 mod tcp;
+mod tenants;
 mod websocket;

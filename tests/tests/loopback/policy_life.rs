@@ -378,9 +378,24 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::Draining, "policy_life", "what_does_not_end_in_time_is_cut_and_recorded"),
 ];
 
+/// What their answers are is in a test of `http/respond.rs`.
+const NO_LIMITS: &str = "the gate of tenants refuses nobody in this version";
+
 /// Reasons that no test here can reach, and why.
 const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::Loop, "needs an original destination, so a transparent listener; the configuration refuses it otherwise"),
+    (Reason::TenantConnections, NO_LIMITS),
+    (Reason::TenantConnectionRate, NO_LIMITS),
+    (Reason::TenantRate, NO_LIMITS),
+    (Reason::TenantInFlight, NO_LIMITS),
+    (Reason::TenantLongStreams, NO_LIMITS),
+    (Reason::TenantCpu, NO_LIMITS),
+    (Reason::TenantShare, NO_LIMITS),
+    (Reason::TenantMemory, NO_LIMITS),
+    (Reason::TenantHeaders, NO_LIMITS),
+    (Reason::TenantUpstreams, NO_LIMITS),
+    (Reason::TenantBandwidth, NO_LIMITS),
+    (Reason::TenantIsolated, NO_LIMITS),
     (Reason::Internal, "a defect of ours, if there were one"),
     (Reason::Dropped, "flow/channel/tests.rs: a record whose task ended without a word"),
 ];

@@ -39,7 +39,6 @@ impl<T> Shards<T> {
     }
 
     /// The shards themselves.
-    #[cfg(test)]
     pub(super) fn each(&self) -> impl Iterator<Item = &Arc<[T]>> {
         self.0.iter()
     }

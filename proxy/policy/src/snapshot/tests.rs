@@ -61,3 +61,24 @@ fn what_nobody_uses_is_forgotten() {
     assert!(all < 2 * 256 + 3, "{all}");
     assert_eq!(alive.count(), 3);
 }
+
+#[test]
+fn what_changed_between_two_snapshots_is_found() {
+    let before = thousand();
+    let mut builder = before.update();
+    builder.upsert("7", policy(7, 2));
+    builder.upsert("8", policy(8, 1)); // as it was
+    builder.remove("9");
+    builder.upsert("1001", policy(1001, 1));
+    let after = builder.build();
+    let ids = |policies: Vec<&EndpointPolicy>| {
+        let mut ids: Vec<u64> = policies.into_iter().map(EndpointPolicy::endpoint_id).collect();
+        ids.sort_unstable();
+        ids
+    };
+    let (gone, come) = after.changes_since(&before);
+    assert_eq!((ids(gone), ids(come)), (vec![7, 9], vec![7, 1001]));
+    let (gone, come) = after.changes_since(&after);
+    assert!(gone.is_empty() && come.is_empty());
+    assert_eq!(ids(after.changes_since(&Snapshot::empty()).1).len(), 1000);
+}

@@ -33,7 +33,7 @@ pub(super) fn rest(mut value: Value, errors: &JsonErrors) -> Option<(Box<Network
         mistakes.append(&mut found);
         match policy_file::resource(value.clone()) {
             Ok(PolicyResource::Policy(policy)) => return Some((policy, mistakes)),
-            Ok(PolicyResource::Hosts(_)) => return None,
+            Ok(PolicyResource::Hosts(_) | PolicyResource::Tenant(_)) => return None,
             Err(errors) if cannot(&errors) => return None,
             Err(errors) => found = paths(&errors),
         }

@@ -18,6 +18,7 @@ use crate::cilium_policy::{self, Kind, Problem};
 use crate::control::set_unknown_fields_aside;
 use crate::policy_file::place::Places;
 use crate::policy_file::{self, Item, PolicyFileError, PolicyResource};
+use crate::tenant::Group;
 
 /// A place in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -205,6 +206,15 @@ impl Input {
                 );
                 let instead = "list them under `identities` of the proxy's configuration if it reads this file itself";
                 self.findings.push(place.report(FileRule::HostsWithoutEffect, "host_addresses", what, instead));
+            }
+            Ok(PolicyResource::Tenant(tenant)) => {
+                if let Err(error) = Group::of_resource(&tenant) {
+                    self.unusable = true;
+                    let error = error.to_string();
+                    let (field, what) = error.split_once(": ").unwrap_or(("members", &error));
+                    let (what, instead) = what.split_once("; ").unwrap_or((what, "a value in its range"));
+                    self.findings.push(place.report(FileRule::InvalidValue, field, what.to_owned(), instead));
+                }
             }
             Err(errors) => {
                 self.unusable = true;

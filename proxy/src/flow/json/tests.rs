@@ -7,6 +7,7 @@ use tollgate_policy::{Direction, HeaderLog, NearestMiss, RuleRef, SecurityId};
 
 use super::*;
 use crate::reason::Reason;
+use crate::tenant::Names;
 
 const RULE: RuleRef =
     RuleRef { endpoint_id: 69, direction: Direction::Ingress, port_entry: 0, rule: Some(1), http_rule: None };
@@ -33,7 +34,7 @@ fn denied(method: &[u8], authority: &[u8], path: &[u8]) -> Sequenced {
 
 fn line(item: &Sequenced) -> String {
     let mut out = Vec::new();
-    write_line(&mut out, item);
+    write_line(&mut out, item, &Names::default().load());
     String::from_utf8(out).unwrap()
 }
 
@@ -73,6 +74,7 @@ fn a_denied_request_has_hubbles_shape() {
             },
             "reason": "request_not_allowed",
             "listener": "ingress",
+            "tenant": "_unknown",
             "bytes_up": 0,
             "bytes_down": 0,
             "duration_us": 1500,

@@ -23,7 +23,7 @@ fn read_all(reader: &mut FlowReader) -> Vec<i64> {
 }
 
 fn log_of(count: u64, max_records: usize) -> Arc<FlowLog> {
-    let log = FlowLog::new(max_records, usize::MAX);
+    let log = FlowLog::new(max_records, usize::MAX, Names::default());
     let outcome = |seq| {
         if seq % 3 == 0 { Outcome::Denied } else { Outcome::Forwarded }
     };
@@ -34,12 +34,12 @@ fn log_of(count: u64, max_records: usize) -> Arc<FlowLog> {
 #[test]
 fn the_last_matching_records_are_read() {
     let log = log_of(10, 8);
-    let all = FlowFilter::default();
-    let denied = FlowFilter { denied: true };
-    assert_eq!(read_all(&mut log.reader(all, 3)), [7, 8, 9]);
-    assert_eq!(read_all(&mut log.reader(all, 100)), [2, 3, 4, 5, 6, 7, 8, 9]);
-    assert_eq!(read_all(&mut log.reader(denied, 2)), [6, 9]);
-    assert_eq!(read_all(&mut log.reader(denied, 0)), [0; 0]);
+    let all = FlowFilter::default;
+    let denied = || FlowFilter { denied: true, tenant: None };
+    assert_eq!(read_all(&mut log.reader(all(), 3)), [7, 8, 9]);
+    assert_eq!(read_all(&mut log.reader(all(), 100)), [2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(read_all(&mut log.reader(denied(), 2)), [6, 9]);
+    assert_eq!(read_all(&mut log.reader(denied(), 0)), [0; 0]);
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn a_slow_reader_is_told_what_it_missed() {
 
 #[test]
 fn memory_is_bounded() {
-    let log = FlowLog::new(1000, 64 << 10);
+    let log = FlowLog::new(1000, 64 << 10, Names::default());
     let mut big = item(0, Outcome::Forwarded);
     big.record.http = Some(HttpRecord::new(b"GET", &[b'a'; 10 << 10], b"/"));
     let mut batch = vec![big];

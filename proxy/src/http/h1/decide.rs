@@ -155,6 +155,11 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         write_log(&flow, Some(reason), &HeaderEdits::default(), None);
         return reply(flow, LocalReply::refusal(reason, false, &config.denied_body, config.reason_header), reason);
     }
+    if let Err(limited) = connection.admit_request() {
+        // No verdict, so no denial in the access log.
+        write_log(&flow, None, &HeaderEdits::default(), None);
+        return reply(flow, LocalReply::limited(limited, request.is_grpc(), config.reason_header), limited.reason);
+    }
     let judged = connection.judge_request(&policy_view(request));
     judged.by.note(&mut flow);
     match judged.verdict {

@@ -31,7 +31,7 @@ use crate::worker::{PanicCount, Subscription};
 /// Serves one stream from request to record.
 pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let connection = &shared.connection;
-    let _panics = PanicCount::new(connection.worker.flows.metrics());
+    let _panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
     let config = &connection.listener.config;
     let (parts, body) = request.into_parts();
     let mut flow = connection.open_flow(Protocol::Http2, std::time::Instant::now());
@@ -62,6 +62,12 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         write_log(&flow, None, &HeaderEdits::default(), None);
         let redirect = LocalReply::redirect(location.clone(), config.reason_header);
         return reply(&mut respond, &redirect, &mut flow, Outcome::Denied, Reason::PathRedirect);
+    }
+    if let Err(limited) = connection.admit_request() {
+        // No verdict, so no denial in the access log.
+        write_log(&flow, None, &HeaderEdits::default(), None);
+        let limit = LocalReply::limited(limited, head.is_grpc(), config.reason_header);
+        return reply(&mut respond, &limit, &mut flow, Outcome::Denied, limited.reason);
     }
     // Each stream waits for changes of its own: the connection's subscription tells one waiter only.
     let judged = connection.judge_request(&head.policy_view());

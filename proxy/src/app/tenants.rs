@@ -1,0 +1,73 @@
+//! What the admin endpoint shows of tenants.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::reason::Reason;
+use crate::tenant::{Group, Kind, Registry, Tally, TenantId};
+
+/// The part of `/status`.
+pub(super) fn status(tenants: &Registry) -> Value {
+    let without_effect = tenants.groups().filter_map(|(_, group)| {
+        let settings = group.settings.without_effect();
+        (!settings.is_empty()).then(|| json!({ "tenant": &*group.name, "settings": settings }))
+    });
+    json!({
+        "groups": tenants.groups().count(),
+        "endpoints": tenants.table().endpoints(),
+        "endpoints_sharing_accounts": tenants.crowded(),
+        "refused": refused(tenants),
+        "settings_without_effect": without_effect.collect::<Value>(),
+    })
+}
+
+/// All of `/tenants`.
+pub(super) fn all(tenants: &Registry) -> Value {
+    let groups: HashMap<TenantId, &Group> = tenants.groups().map(|(id, group)| (id, &**group)).collect();
+    let tallies = tenants.books().tallies();
+    let rows = tallies.iter().map(|tally| tenant(tally, tenants, groups.get(&tally.id).copied()));
+    json!({
+        "endpoints": tenants.table().endpoints(),
+        "endpoints_sharing_accounts": tenants.crowded(),
+        "refused": refused(tenants),
+        "tenants": rows.collect::<Value>(),
+    })
+}
+
+fn refused(tenants: &Registry) -> Value {
+    tenants.refused().iter().map(|refused| json!({ "origin": refused.origin, "reason": refused.reason })).collect()
+}
+
+fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
+    let totals = &tally.totals;
+    let [forwarded, denied, failed] = totals.requests;
+    let settings = tenants.table().settings(tally.id);
+    let mut entry = json!({
+        "name": &*tally.name,
+        "kind": tally.kind.as_str(),
+        "gone": tally.gone,
+        "weight": settings.weight,
+        "connections": totals.connections,
+        "connections_open": totals.open,
+        "connection_seconds": totals.connection_us as f64 / 1e6,
+        "requests_in_flight": totals.in_flight,
+        "requests": { "forwarded": forwarded, "denied": denied, "failed": failed },
+        "bytes": { "up": totals.bytes_up, "down": totals.bytes_down },
+        "refusals": by_reason(totals.refusals()),
+        "shadow_refusals": by_reason(totals.shadowed()),
+        "panics": totals.panics,
+    });
+    if let Some(group) = group {
+        entry["members"] = group.members.iter().map(ToString::to_string).collect();
+    }
+    if matches!(tally.kind, Kind::Group | Kind::Endpoint) && !tally.gone {
+        entry["settings"] = json!(settings);
+        entry["settings_without_effect"] = settings.without_effect().into();
+    }
+    entry
+}
+
+fn by_reason(counts: impl Iterator<Item = (Reason, u64)>) -> Map<String, Value> {
+    counts.map(|(reason, count)| (reason.code().to_owned(), count.into())).collect()
+}

@@ -1,0 +1,105 @@
+//! What tenants have used, as families. The series are bounded: [`MAX_SERIES`] tenants have their own, and all others are
+//! one, `overflow`, which never goes back.
+
+use std::fmt::Error;
+use std::sync::Arc;
+
+use prometheus_client::encoding::NoLabelSet;
+use prometheus_client::metrics::MetricType;
+
+use super::Families;
+use super::collector::{Encoder, OUTCOMES, counter};
+use crate::tenant::{Kind, Tally, Totals};
+
+/// The series of all tenants without one.
+const OVERFLOW: &str = "overflow";
+
+/// One tenant, or all that have no series.
+struct Row {
+    tenant: Arc<str>,
+    totals: Totals,
+}
+
+impl Families {
+    pub(super) fn tenants(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
+        let (tallies, retired) = self.tenants.tallies_and_retired();
+        let mut present = families.gauge("tollgate_tenants", "Tenants that there are now, by kind")?;
+        for kind in [Kind::Group, Kind::Endpoint, Kind::Shared] {
+            let count = tallies.iter().filter(|tally| tally.kind == kind && !tally.gone).count() as u64;
+            present.encode_family(&[("kind", kind.as_str())])?.encode_gauge(&count)?;
+        }
+        let rows = rows(tallies, retired);
+        one(families, &rows, "connections", "Accepted downstream connections by tenant", |row| row.connections)?;
+        one(families, &rows, "panics", "Tasks of connections that ended in a panic, by tenant", |row| row.panics)?;
+        gauge(families, &rows, "connections_open", "Downstream connections open now, by tenant", |row| row.open)?;
+        gauge(families, &rows, "requests_in_flight", "HTTP requests under way, by tenant", |row| row.in_flight)?;
+        let help = "Time for which downstream connections were open, by tenant";
+        let mut seconds = families.family("tollgate_tenant_connection_seconds", help, MetricType::Counter)?;
+        for row in &rows {
+            let value = row.totals.connection_us as f64 / 1e6;
+            seconds.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        let mut requests = families.counter("tollgate_tenant_requests", "Finished HTTP requests by tenant")?;
+        for row in &rows {
+            for (outcome, count) in OUTCOMES.into_iter().zip(row.totals.requests) {
+                counter(&mut requests, &[("tenant", &*row.tenant), ("outcome", outcome)], count)?;
+            }
+        }
+        let mut bytes = families.counter("tollgate_tenant_bytes", "Body or payload bytes by tenant")?;
+        for row in &rows {
+            counter(&mut bytes, &[("tenant", &*row.tenant), ("flow", "up")], row.totals.bytes_up)?;
+            counter(&mut bytes, &[("tenant", &*row.tenant), ("flow", "down")], row.totals.bytes_down)?;
+        }
+        let help = "Refused requests and connections by tenant and reason";
+        let mut refusals = families.counter("tollgate_tenant_refusals", help)?;
+        for row in &rows {
+            for (reason, count) in row.totals.refusals() {
+                counter(&mut refusals, &[("tenant", &*row.tenant), ("reason", reason.code())], count)?;
+            }
+        }
+        let help = "What limits in shadow would have refused, by tenant and reason";
+        let mut shadowed = families.counter("tollgate_tenant_shadow_refusals", help)?;
+        for row in &rows {
+            for (reason, count) in row.totals.shadowed() {
+                counter(&mut shadowed, &[("tenant", &*row.tenant), ("reason", reason.code())], count)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Those with series of their own, and the sum of the others if there are any.
+fn rows(tallies: Vec<Tally>, retired: Totals) -> Vec<Row> {
+    let (own, others): (Vec<_>, Vec<_>) = tallies.into_iter().partition(|tally| tally.has_series);
+    let mut overflow = retired;
+    others.iter().for_each(|tally| overflow.add(&tally.totals));
+    let mut rows: Vec<Row> = own.into_iter().map(|tally| Row { tenant: tally.name, totals: tally.totals }).collect();
+    if !others.is_empty() || !overflow.is_empty() {
+        rows.push(Row { tenant: OVERFLOW.into(), totals: overflow });
+    }
+    rows
+}
+
+fn one(
+    families: &mut Encoder<'_, '_>,
+    rows: &[Row],
+    name: &str,
+    help: &str,
+    value: fn(&Totals) -> u64,
+) -> Result<(), Error> {
+    let name = format!("tollgate_tenant_{name}");
+    let mut family = families.counter(&name, help)?;
+    rows.iter().try_for_each(|row| counter(&mut family, &[("tenant", &*row.tenant)], value(&row.totals)))
+}
+
+fn gauge(
+    families: &mut Encoder<'_, '_>,
+    rows: &[Row],
+    name: &str,
+    help: &str,
+    value: fn(&Totals) -> u64,
+) -> Result<(), Error> {
+    let name = format!("tollgate_tenant_{name}");
+    let mut family = families.gauge(&name, help)?;
+    rows.iter().try_for_each(|row| family.encode_family(&[("tenant", &*row.tenant)])?.encode_gauge(&value(&row.totals)))
+}

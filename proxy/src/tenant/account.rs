@@ -1,0 +1,228 @@
+//! What one tenant uses of one worker: plain cells with one writer, as all counters of a worker are.
+
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use super::id::{PLACES, Placed as _};
+use super::{REASONS, TenantId};
+use crate::metrics::Count;
+use crate::reason::Reason;
+
+/// Accounts that are made at once.
+const PAGE: usize = 32;
+
+/// Everything that is counted for one tenant by one worker.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct Account {
+    pub(crate) accepted: Count,
+    /// Connections that began to be this tenant's: accepted, or moved here from another.
+    entered: Count,
+    left: Count,
+    /// Sums of the moments at which they did, in microseconds since the ledger began: what lies between them is the time for
+    /// which connections were open, without anybody visiting those that still are.
+    entered_at: Count,
+    left_at: Count,
+    begun: Count,
+    ended: Count,
+    /// Ended HTTP requests by [`crate::flow::Outcome`].
+    pub(crate) requests: [Count; 3],
+    pub(crate) bytes_up: Count,
+    pub(crate) bytes_down: Count,
+    pub(crate) refusals: [Count; REASONS],
+    /// What a limit would have refused if it were not in shadow.
+    pub(crate) shadowed: [Count; REASONS],
+    pub(crate) panics: Count,
+}
+
+impl Account {
+    fn new() -> Self {
+        Self {
+            accepted: Count::default(),
+            entered: Count::default(),
+            left: Count::default(),
+            entered_at: Count::default(),
+            left_at: Count::default(),
+            begun: Count::default(),
+            ended: Count::default(),
+            requests: Default::default(),
+            bytes_up: Count::default(),
+            bytes_down: Count::default(),
+            refusals: std::array::from_fn(|_| Count::default()),
+            shadowed: std::array::from_fn(|_| Count::default()),
+            panics: Count::default(),
+        }
+    }
+
+    /// A connection begins to be this tenant's.
+    pub(crate) fn enter(&self, at: u64) {
+        self.entered.increment();
+        self.entered_at.add(at);
+    }
+
+    /// It ends, or goes on as somebody else's.
+    pub(crate) fn leave(&self, at: u64) {
+        self.left_at.add(at);
+        // Last, for whoever reads in between: an open connection that is closed is not one that was never opened.
+        self.left.increment();
+    }
+
+    /// A request begins, or comes from another tenant.
+    pub(crate) fn begin(&self) {
+        self.begun.increment();
+    }
+
+    /// It ends, or goes to another tenant.
+    pub(crate) fn end(&self) {
+        self.ended.increment();
+    }
+}
+
+/// All accounts of one worker. Those of a place are made when it is first taken, on the control thread.
+#[derive(Debug)]
+pub struct Ledger {
+    pages: Box<[OnceLock<Box<[Account]>>]>,
+    began: Instant,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self { pages: (0..PLACES.div_ceil(PAGE)).map(|_| OnceLock::new()).collect(), began: Instant::now() }
+    }
+}
+
+impl Ledger {
+    /// Makes the account of a place, unless it is there.
+    pub(super) fn open(&self, place: usize) {
+        self.pages[place / PAGE].get_or_init(|| (0..PAGE).map(|_| Account::new()).collect());
+    }
+
+    /// The account of a tenant. `None` only for an id that no table ever had.
+    pub(crate) fn account(&self, tenant: TenantId) -> Option<&Account> {
+        self.at(tenant.place())
+    }
+
+    fn at(&self, place: usize) -> Option<&Account> {
+        self.pages.get(place / PAGE)?.get()?.get(place % PAGE)
+    }
+
+    /// Microseconds since the ledger began.
+    pub(crate) fn moment(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.began).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn totals(&self, place: usize, now: Instant) -> Totals {
+        let Some(account) = self.at(place) else { return Totals::default() };
+        // Ends are read before beginnings: what begins and ends in between must not make a difference negative.
+        let (left, ended) = (account.left.value(), account.ended.value());
+        let left_at = account.left_at.value();
+        let (entered, begun) = (account.entered.value(), account.begun.value());
+        let open = entered.saturating_sub(left);
+        let until_now = open.wrapping_mul(self.moment(now));
+        let connection_us = left_at.wrapping_add(until_now).wrapping_sub(account.entered_at.value());
+        Totals {
+            connections: account.accepted.value(),
+            open,
+            // A connection that came or went between two reads is off by its whole age; it is right in the next reading.
+            connection_us: if connection_us > u64::MAX / 2 { 0 } else { connection_us },
+            in_flight: begun.saturating_sub(ended),
+            requests: std::array::from_fn(|outcome| account.requests[outcome].value()),
+            bytes_up: account.bytes_up.value(),
+            bytes_down: account.bytes_down.value(),
+            refusals: account.refusals.iter().map(Count::value).collect(),
+            shadowed: account.shadowed.iter().map(Count::value).collect(),
+            panics: account.panics.value(),
+        }
+    }
+}
+
+/// What a tenant has used. All counts but `open` and `in_flight` only grow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Accepted connections.
+    pub connections: u64,
+    /// Of them, and of those that came from other tenants: open now.
+    pub open: u64,
+    /// Time for which connections were open, in microseconds.
+    pub connection_us: u64,
+    /// Requests under way.
+    pub in_flight: u64,
+    /// Ended HTTP requests by [`crate::flow::Outcome`].
+    pub requests: [u64; 3],
+    /// Bytes of bodies and tunnels towards the upstream.
+    pub bytes_up: u64,
+    /// The same towards the client.
+    pub bytes_down: u64,
+    /// Refused requests and connections, by [`Reason`]; empty for none.
+    refusals: Vec<u64>,
+    /// What limits in shadow would have refused.
+    shadowed: Vec<u64>,
+    /// Tasks that ended in a panic.
+    pub panics: u64,
+}
+
+impl Totals {
+    /// Refused requests and connections by reason, where there are any.
+    pub fn refusals(&self) -> impl Iterator<Item = (Reason, u64)> {
+        by_reason(&self.refusals)
+    }
+
+    /// What limits in shadow would have refused, by reason.
+    pub fn shadowed(&self) -> impl Iterator<Item = (Reason, u64)> {
+        by_reason(&self.shadowed)
+    }
+
+    /// Ended requests.
+    pub fn requests_ended(&self) -> u64 {
+        self.requests.iter().sum()
+    }
+
+    /// Nothing was ever counted.
+    pub(crate) fn is_empty(&self) -> bool {
+        let zero = |counts: &[u64]| counts.iter().all(|count| *count == 0);
+        self.connections == 0 && self.open == 0 && self.requests_ended() == 0 && zero(&self.refusals)
+    }
+
+    /// Something is open or under way.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.open > 0 || self.in_flight > 0
+    }
+
+    /// Adds what another has used.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.combine(other, u64::wrapping_add);
+        self.open += other.open;
+        self.in_flight += other.in_flight;
+    }
+
+    /// What was used after `before`.
+    pub(super) fn since(mut self, before: &Self) -> Self {
+        self.combine(before, u64::wrapping_sub);
+        self
+    }
+
+    /// Counts that only grow.
+    fn combine(&mut self, other: &Self, combine: fn(u64, u64) -> u64) {
+        let each = |mine: &mut u64, others: u64| *mine = combine(*mine, others);
+        each(&mut self.connections, other.connections);
+        each(&mut self.connection_us, other.connection_us);
+        each(&mut self.bytes_up, other.bytes_up);
+        each(&mut self.bytes_down, other.bytes_down);
+        each(&mut self.panics, other.panics);
+        for (mine, others) in self.requests.iter_mut().zip(other.requests) {
+            each(mine, others);
+        }
+        for (mine, others) in [(&mut self.refusals, &other.refusals), (&mut self.shadowed, &other.shadowed)] {
+            if mine.len() < others.len() {
+                mine.resize(others.len(), 0);
+            }
+            for (mine, others) in mine.iter_mut().zip(others) {
+                each(mine, *others);
+            }
+        }
+    }
+}
+
+fn by_reason(counts: &[u64]) -> impl Iterator<Item = (Reason, u64)> {
+    Reason::ALL.iter().copied().zip(counts.iter().copied()).filter(|(_, count)| *count > 0)
+}

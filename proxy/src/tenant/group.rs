@@ -1,0 +1,181 @@
+//! Tenants that somebody configured: who belongs to them and what they may use.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tollgate_policy::SecurityId;
+use tollgate_proto::tenant as proto;
+
+use super::Settings;
+
+/// Longest name of a tenant, in bytes.
+pub const MAX_NAME: usize = 63;
+/// What begins the name of an endpoint that is a tenant of its own.
+pub(super) const ENDPOINT: &str = "endpoint-";
+/// Names with a meaning of their own, beside those of endpoints.
+const RESERVED: [&str; 2] = ["default", "overflow"];
+
+/// A configured tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Unique.
+    pub name: Arc<str>,
+    /// Whom it consists of; at least one.
+    pub members: Vec<Member>,
+    /// What it may use.
+    pub settings: Settings,
+}
+
+/// One way to belong to a tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Member {
+    /// The endpoint of this number, with all of its addresses; not 0.
+    Endpoint(u64),
+    /// Endpoints with addresses in this prefix.
+    Addresses(IpNet),
+    /// Endpoints that carry this identity; not 0.
+    Identity(SecurityId),
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endpoint(id) => write!(f, "endpoint {id}"),
+            Self::Addresses(net) if net.prefix_len() == net.max_prefix_len() => write!(f, "address {}", net.addr()),
+            Self::Addresses(net) => write!(f, "prefix {net}"),
+            Self::Identity(identity) => write!(f, "identity {identity}"),
+        }
+    }
+}
+
+/// Why a group is set aside. Says the field, what is wrong with it, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GroupError {
+    /// The name is none.
+    #[error("name: {0}")]
+    Name(String),
+    /// Another group has the name.
+    #[error("name: another tenant is called \"{0}\" already; choose another name")]
+    NameTaken(Arc<str>),
+    /// Nobody belongs to it.
+    #[error("members: there are none; name endpoint_ids, addresses or identities")]
+    NoMember,
+    /// A member is none.
+    #[error("members.{0}")]
+    Member(String),
+    /// Another group has the member.
+    #[error("members: {member} belongs to tenant \"{owner}\" already; name it in one of them")]
+    MemberTaken {
+        /// What both claim.
+        member: Member,
+        /// Who has it.
+        owner: Arc<str>,
+    },
+    /// A setting is out of its range.
+    #[error("{0}")]
+    Setting(String),
+    /// There is no room for another.
+    #[error("there are {0} tenants already, which is the most; join some")]
+    TooMany(usize),
+}
+
+/// Checks a name of a tenant; the error says what would do.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let bad = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '/' | '-'));
+    let problem = match name {
+        "" => "is empty".to_owned(),
+        name if name.len() > MAX_NAME => format!("has {} bytes", name.len()),
+        name if RESERVED.contains(&name) || name.starts_with(ENDPOINT) => {
+            return Err(format!("\"{name}\" has a meaning of its own; choose another name"));
+        }
+        name if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || name.contains(bad) => {
+            format!("\"{}\"", name.escape_debug())
+        }
+        _ => return Ok(()),
+    };
+    Err(format!(
+        "{problem}; write 1 to {MAX_NAME} letters, digits, \".\", \"_\", \"/\" and \"-\", the first a letter or digit"
+    ))
+}
+
+impl Group {
+    /// What a resource says.
+    ///
+    /// # Errors
+    /// The first thing in it that makes no sense.
+    pub fn of_resource(tenant: &proto::Tenant) -> Result<Self, GroupError> {
+        check_name(&tenant.name).map_err(GroupError::Name)?;
+        let mut members = Vec::new();
+        let named = tenant.members.clone().unwrap_or_default();
+        for (index, id) in named.endpoint_ids.iter().enumerate() {
+            match id {
+                0 => return Err(GroupError::Member(format!("endpoint_ids[{index}]: 0 is no endpoint"))),
+                id => members.push(Member::Endpoint(*id)),
+            }
+        }
+        for (index, text) in named.addresses.iter().enumerate() {
+            let net = prefix(text).map_err(|why| GroupError::Member(format!("addresses[{index}]: {why}")))?;
+            members.push(Member::Addresses(net));
+        }
+        for (index, identity) in named.identities.iter().enumerate() {
+            match identity {
+                0 => return Err(GroupError::Member(format!("identities[{index}]: 0 is no identity"))),
+                identity => members.push(Member::Identity(SecurityId(*identity))),
+            }
+        }
+        if members.is_empty() {
+            return Err(GroupError::NoMember);
+        }
+        let settings = Settings::of_resource(tenant).map_err(GroupError::Setting)?;
+        Ok(Self { name: tenant.name.as_str().into(), members, settings })
+    }
+}
+
+/// An address, or a prefix in CIDR form without host bits.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let net = match text.parse::<IpAddr>() {
+        Ok(address) => IpNet::from(address),
+        Err(_) => text.parse().map_err(|_| format!("{text:?} is neither an IP address nor a prefix"))?,
+    };
+    match net.addr() {
+        _ if net != net.trunc() => Err(format!("{text:?} has bits set after its prefix; write {}", net.trunc())),
+        IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => {
+            Err(format!("{text:?} is an IPv4 address in IPv6 form; write it as IPv4"))
+        }
+        _ => Ok(net),
+    }
+}
+
+/// Who has claimed which name and member. The first to claim has it: a later group that wants the same is refused as a
+/// whole.
+#[derive(Debug, Default)]
+pub struct Claims {
+    names: HashSet<Arc<str>>,
+    members: HashMap<Member, Arc<str>>,
+}
+
+impl Claims {
+    /// Takes everything that the group names, or nothing.
+    ///
+    /// # Errors
+    /// Another group has some of it.
+    pub fn take(&mut self, group: &Group) -> Result<(), GroupError> {
+        if self.names.contains(&group.name) {
+            return Err(GroupError::NameTaken(Arc::clone(&group.name)));
+        }
+        for member in &group.members {
+            if let Some(owner) = self.members.get(member) {
+                return Err(GroupError::MemberTaken { member: *member, owner: Arc::clone(owner) });
+            }
+        }
+        if self.names.len() >= super::MAX_GROUPS {
+            return Err(GroupError::TooMany(super::MAX_GROUPS));
+        }
+        self.names.insert(Arc::clone(&group.name));
+        self.members.extend(group.members.iter().map(|member| (*member, Arc::clone(&group.name))));
+        Ok(())
+    }
+}

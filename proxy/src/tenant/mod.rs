@@ -1,0 +1,43 @@
+//! Tenants: who pays for the work of the proxy, what each has used, and what each may use.
+//!
+//! The tenant of a connection is the owner of the policy that is enforced on it: the local endpoint, or the group that it is
+//! configured into. It is found by what the kernel says about the connection, never by anything that a peer sends. Within a
+//! tenant, the identity of the other side is the flow.
+//!
+//! ```text
+//! configuration ─┐                        ┌─▶ Table (part of the World) ──▶ Connection: whose am I?
+//! files ─────────┼─▶ Registry ──▶ Books ──┤
+//! control plane ─┘        ▲               └─▶ Names ──▶ flow records
+//! endpoints of policies ──┘     Ledger of each worker ──▶ Tally ──▶ metrics, /tenants
+//! ```
+
+mod account;
+mod books;
+mod gate;
+mod group;
+mod id;
+mod payer;
+mod registry;
+mod settings;
+mod table;
+
+pub(crate) use account::Account;
+pub use account::{Ledger, Totals};
+pub use books::{Books, Kind, MAX_SERIES, Names, NamesNow, Tally};
+pub(crate) use gate::Gate;
+pub use gate::Limited;
+pub use group::{Claims, Group, GroupError, MAX_NAME, Member, check_name};
+pub use id::{MAX_ENDPOINTS, MAX_GROUPS};
+pub(crate) use payer::{Charge, Payer};
+pub use registry::{Delivered, RefusedGroup, Registry, TenantConfig};
+pub use settings::{Ceilings, Guarantee, Isolation, MAX_WEIGHT, PolicyBudget, Rate, Settings};
+pub use table::{LocalEnd, Table};
+pub use tollgate_schedule::TenantId;
+
+use crate::reason::Reason;
+
+/// Reasons that refusals are counted by.
+const REASONS: usize = Reason::ALL.len();
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! On whose account a connection is, and each exchange on it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::{Account, TenantId};
+use crate::flow::{FlowRecord, FlowSender, Protocol};
+use crate::metrics::Worker as Metrics;
+
+/// A connection's place in the accounts. It is the tenant's for as long as it is open, and goes to another when the connection
+/// does.
+#[derive(Debug)]
+pub(crate) struct Payer {
+    flows: Rc<FlowSender>,
+    tenant: Cell<TenantId>,
+}
+
+impl Payer {
+    /// Charges an accepted connection to `tenant`.
+    pub(crate) fn accept(flows: &Rc<FlowSender>, tenant: TenantId) -> Rc<Self> {
+        let payer = Rc::new(Self { flows: Rc::clone(flows), tenant: Cell::new(tenant) });
+        let at = payer.moment();
+        payer.with(tenant, |account| {
+            account.accepted.increment();
+            account.enter(at);
+        });
+        payer
+    }
+
+    /// Who pays now.
+    pub(crate) fn tenant(&self) -> TenantId {
+        self.tenant.get()
+    }
+
+    /// From now on `tenant` pays. Exchanges under way follow with their next byte, or their end.
+    pub(crate) fn follow(&self, tenant: TenantId) {
+        let before = self.tenant.replace(tenant);
+        if before != tenant {
+            let at = self.moment();
+            self.with(before, |account| account.leave(at));
+            self.with(tenant, |account| account.enter(at));
+        }
+    }
+
+    /// Counts a task of the connection that panicked.
+    pub(crate) fn panicked(&self) {
+        self.with(self.tenant(), |account| account.panics.increment());
+    }
+
+    /// A new exchange on the connection.
+    pub(crate) fn charge(self: &Rc<Self>, protocol: Protocol) -> Charge {
+        let charge = Charge { payer: Rc::clone(self), tenant: self.tenant(), is_request: protocol != Protocol::Tcp };
+        charge.account(|account| charge.begin(account));
+        charge
+    }
+
+    fn metrics(&self) -> &Metrics {
+        self.flows.metrics()
+    }
+
+    fn moment(&self) -> u64 {
+        self.metrics().ledger().moment(Instant::now())
+    }
+
+    fn with(&self, tenant: TenantId, count: impl FnOnce(&Account)) {
+        if let Some(account) = self.metrics().ledger().account(tenant) {
+            count(account);
+        }
+    }
+}
+
+impl Drop for Payer {
+    fn drop(&mut self) {
+        let at = self.moment();
+        self.with(self.tenant(), |account| account.leave(at));
+    }
+}
+
+/// One exchange, or one connection that is passed as bytes or refused.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    payer: Rc<Payer>,
+    /// Whose account it stands on.
+    tenant: TenantId,
+    is_request: bool,
+}
+
+impl Charge {
+    /// Counts bytes towards the upstream.
+    pub(crate) fn add_up(&mut self, bytes: u64) {
+        self.follow();
+        self.account(|account| account.bytes_up.add(bytes));
+    }
+
+    /// Counts bytes towards the client.
+    pub(crate) fn add_down(&mut self, bytes: u64) {
+        self.follow();
+        self.account(|account| account.bytes_down.add(bytes));
+    }
+
+    /// Counts how it ended, and names who pays in the record.
+    pub(crate) fn end(mut self, record: &mut FlowRecord) {
+        self.follow();
+        record.tenant = self.tenant;
+        self.account(|account| {
+            if record.http.is_some() {
+                account.requests[record.outcome as usize].increment();
+            }
+            if let Some(reason) = record.reason.filter(|_| record.outcome == crate::flow::Outcome::Denied) {
+                account.refusals[reason as usize].increment();
+            }
+        });
+    }
+
+    /// Goes where the connection has gone.
+    fn follow(&mut self) {
+        let tenant = self.payer.tenant();
+        if tenant != self.tenant {
+            self.account(|account| self.finish(account));
+            self.tenant = tenant;
+            self.account(|account| self.begin(account));
+        }
+    }
+
+    fn begin(&self, account: &Account) {
+        if self.is_request {
+            account.begin();
+        }
+    }
+
+    fn finish(&self, account: &Account) {
+        if self.is_request {
+            account.end();
+        }
+    }
+
+    fn account(&self, count: impl FnOnce(&Account)) {
+        self.payer.with(self.tenant, count);
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.account(|account| self.finish(account));
+    }
+}

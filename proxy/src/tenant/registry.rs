@@ -1,0 +1,224 @@
+//! Makes the tables of tenants: out of what is configured, what control planes and files say, and the endpoints that have
+//! policies. Used by whoever publishes a World, one at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tollgate_policy::{EndpointKey, EndpointPolicy, Snapshot};
+
+use super::books::{Books, Kind};
+use super::group::{Claims, ENDPOINT, Group, Member};
+use super::id::{FIRST, Placed as _};
+use super::table::{GroupTable, Table};
+use super::{Settings, TenantId};
+
+/// Who says that there is a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// Name of the resource, or the file and line: where to look for a mistake.
+    pub origin: String,
+    /// The group, or what is wrong with it.
+    pub group: Result<Group, String>,
+}
+
+/// A group that is set aside: it groups nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedGroup {
+    /// Where it comes from.
+    pub origin: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What the configuration says about tenants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TenantConfig {
+    /// Settings of every endpoint that is in no group.
+    pub default: Settings,
+    /// Groups, free of contradictions.
+    pub groups: Vec<Group>,
+}
+
+/// Everything that tables are made from.
+#[derive(Debug)]
+pub struct Registry {
+    books: Arc<Books>,
+    config: TenantConfig,
+    delivered: Vec<Delivered>,
+    refused: Vec<RefusedGroup>,
+    /// Groups in force.
+    groups: Vec<(TenantId, Arc<Group>)>,
+    table: Table,
+    /// Endpoints that have policies, by number.
+    endpoints: HashMap<u64, Endpoint>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Endpoint {
+    /// Policies of that number.
+    policies: usize,
+    /// Those of them of which groups have all addresses.
+    grouped: usize,
+}
+
+impl Registry {
+    /// With no group and no endpoint yet, beside those of the configuration.
+    pub fn new(books: Arc<Books>, config: TenantConfig) -> Self {
+        let mut registry = Self {
+            books,
+            config,
+            delivered: Vec::new(),
+            refused: Vec::new(),
+            groups: Vec::new(),
+            table: Table::default(),
+            endpoints: HashMap::new(),
+        };
+        registry.regroup(&Snapshot::empty());
+        registry
+    }
+
+    /// The table in force.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The accounts.
+    pub fn books(&self) -> &Arc<Books> {
+        &self.books
+    }
+
+    /// Groups in force.
+    pub fn groups(&self) -> impl Iterator<Item = (TenantId, &Arc<Group>)> {
+        self.groups.iter().map(|(id, group)| (*id, group))
+    }
+
+    /// Groups that are set aside.
+    pub fn refused(&self) -> &[RefusedGroup] {
+        &self.refused
+    }
+
+    /// Endpoints that share a place because there are too many.
+    pub fn crowded(&self) -> usize {
+        self.table.own.values().filter(|id| id.place() < FIRST).count()
+    }
+
+    /// Whether exactly these groups were delivered last.
+    pub fn delivers(&self, delivered: &[Delivered]) -> bool {
+        self.delivered == delivered
+    }
+
+    /// Takes these groups instead of those that were delivered before; earlier ones have what later ones want, too.
+    pub fn deliver(&mut self, delivered: Vec<Delivered>, policy: &Snapshot) {
+        self.delivered = delivered;
+        self.regroup(policy);
+    }
+
+    /// Takes over which endpoints have policies. Costs what differs between the two snapshots.
+    pub fn follow(&mut self, before: &Snapshot, after: &Snapshot) {
+        let (gone, come) = after.changes_since(before);
+        let mut touched: Vec<u64> = gone.iter().chain(&come).map(|policy| policy.endpoint_id()).collect();
+        for policy in gone {
+            let grouped = usize::from(is_grouped(policy, &self.table.groups));
+            let endpoint = self.endpoints.entry(policy.endpoint_id()).or_default();
+            endpoint.policies = endpoint.policies.saturating_sub(1);
+            endpoint.grouped = endpoint.grouped.saturating_sub(grouped);
+        }
+        for policy in come {
+            self.count(policy);
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        self.settle_endpoints(touched.into_iter());
+    }
+
+    /// Makes all of the table anew.
+    fn regroup(&mut self, policy: &Snapshot) {
+        let now = Instant::now();
+        let before: Vec<TenantId> = self.groups.drain(..).map(|(id, _)| id).collect();
+        self.refused.clear();
+        let mut claims = Claims::default();
+        let mut table = GroupTable { default: Arc::new(self.config.default.clone()), ..GroupTable::default() };
+        let configured = self.config.groups.iter().map(|group| (group.name.to_string(), Ok(group)));
+        let delivered = self
+            .delivered
+            .iter()
+            .map(|Delivered { origin, group }| (origin.clone(), group.as_ref().map_err(Clone::clone)));
+        for (origin, group) in configured.chain(delivered) {
+            let taken = group.and_then(|group| claims.take(group).map(|()| group).map_err(|error| error.to_string()));
+            match taken {
+                Ok(group) => {
+                    let id = self.books.admit(&group.name, Kind::Group, now);
+                    table.add(id, group);
+                    self.groups.push((id, Arc::new(group.clone())));
+                }
+                Err(reason) => self.refused.push(RefusedGroup { origin, reason }),
+            }
+        }
+        let gone = before.into_iter().filter(|id| self.groups.iter().all(|(present, _)| present != id));
+        gone.for_each(|id| self.books.dismiss(id, now));
+        self.table.groups = Arc::new(table);
+        self.endpoints.clear();
+        let known: Vec<u64> = self.table.own.keys().copied().collect();
+        for policy in policy.endpoints() {
+            self.count(policy);
+        }
+        let mut all: Vec<u64> = self.endpoints.keys().copied().chain(known).collect();
+        all.sort_unstable();
+        all.dedup();
+        self.settle_endpoints(all.into_iter());
+    }
+
+    fn count(&mut self, policy: &EndpointPolicy) {
+        let grouped = usize::from(is_grouped(policy, &self.table.groups));
+        let endpoint = self.endpoints.entry(policy.endpoint_id()).or_default();
+        endpoint.policies += 1;
+        endpoint.grouped += grouped;
+    }
+
+    /// Gives these endpoints tenants of their own where they need them, and takes them away where they do not.
+    fn settle_endpoints(&mut self, ids: impl Iterator<Item = u64>) {
+        let now = Instant::now();
+        for id in ids {
+            let endpoint = self.endpoints.get(&id).copied().unwrap_or_default();
+            let wanted = endpoint.policies > endpoint.grouped;
+            if endpoint.policies == 0 {
+                self.endpoints.remove(&id);
+            }
+            match (wanted, self.table.own.get(&id).copied()) {
+                (true, None) => {
+                    let tenant = self.books.admit(&format!("{ENDPOINT}{id}"), Kind::Endpoint, now);
+                    Arc::make_mut(&mut self.table.own).insert(id, tenant);
+                }
+                (false, Some(tenant)) => {
+                    Arc::make_mut(&mut self.table.own).remove(&id);
+                    self.books.dismiss(tenant, now);
+                }
+                (true, Some(_)) | (false, None) => {}
+            }
+        }
+        self.books.settle(now);
+    }
+}
+
+/// Whether nothing of an endpoint is left for a tenant of its own.
+fn is_grouped(policy: &EndpointPolicy, groups: &GroupTable) -> bool {
+    groups.endpoints.contains_key(&policy.endpoint_id())
+        || policy.keys().all(|key| match key {
+            EndpointKey::Address(address) => groups.addresses.lookup(*address).is_some(),
+            EndpointKey::Name(_) => false,
+        })
+}
+
+impl GroupTable {
+    fn add(&mut self, id: TenantId, group: &Group) {
+        for member in &group.members {
+            match member {
+                Member::Endpoint(endpoint) => drop(self.endpoints.insert(*endpoint, id)),
+                Member::Addresses(net) => drop(self.addresses.insert(*net, id)),
+                Member::Identity(identity) => drop(self.identities.insert(*identity, id)),
+            }
+        }
+        self.settings.insert(id, Arc::new(group.settings.clone()));
+    }
+}

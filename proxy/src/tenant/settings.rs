@@ -1,0 +1,228 @@
+//! What a tenant may use. A value that is not set is `None`: nothing is guaranteed, nothing is limited.
+
+use std::num::{NonZeroU32, NonZeroU64};
+
+use serde::Serialize;
+use serde_json::Value;
+use tollgate_proto::tenant as proto;
+
+/// Largest weight.
+pub const MAX_WEIGHT: u32 = 1000;
+
+/// Settings that this version acts on, by their paths. The others are read, checked and shown, and each is said to have no
+/// effect yet: see [`Settings::without_effect`].
+const ENFORCED: &[&str] = &[];
+
+/// Everything that can be said about a tenant beside who belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// Share of what is scarce, relative to others: 1 to [`MAX_WEIGHT`].
+    pub weight: u32,
+    /// What it always has.
+    pub guarantee: Guarantee,
+    /// What it never exceeds.
+    pub ceilings: Ceilings,
+    /// What compiling its policies may cost.
+    pub policy: PolicyBudget,
+    /// Its limits only count what they would refuse.
+    pub shadow: bool,
+    /// How far it is kept apart.
+    pub isolation: Isolation,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            weight: 1,
+            guarantee: Guarantee::default(),
+            ceilings: Ceilings::default(),
+            policy: PolicyBudget::default(),
+            shadow: false,
+            isolation: Isolation::Auto,
+        }
+    }
+}
+
+/// So many a second, and how many at once after a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Rate {
+    /// A second.
+    pub per_second: NonZeroU64,
+    /// At once.
+    pub burst: NonZeroU64,
+}
+
+/// Floors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Guarantee {
+    /// Open connections of clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<NonZeroU32>,
+    /// Requests under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<NonZeroU32>,
+    /// Bytes of buffers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<NonZeroU64>,
+    /// Thousandths of a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<NonZeroU32>,
+}
+
+/// Contracts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ceilings {
+    /// Open connections of clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<NonZeroU32>,
+    /// New connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_connections: Option<Rate>,
+    /// Requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<Rate>,
+    /// Requests under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<NonZeroU32>,
+    /// Tunnels, WebSockets and other exchanges without an end in sight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub long_streams: Option<NonZeroU32>,
+    /// Bytes of bodies and tunnels, both ways together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Rate>,
+    /// Bytes of one request's head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header_bytes: Option<NonZeroU32>,
+    /// Bytes of buffers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<NonZeroU64>,
+    /// Thousandths of a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<NonZeroU32>,
+    /// Connections to one destination.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream_connections: Option<NonZeroU32>,
+    /// Bytes of access log entries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_bytes: Option<Rate>,
+}
+
+/// What compiling policies may cost, for each endpoint of the tenant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PolicyBudget {
+    /// Rules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rules: Option<NonZeroU32>,
+    /// Bytes of one regular expression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expression_bytes: Option<NonZeroU32>,
+    /// Bytes of one compiled regular expression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub program_bytes: Option<NonZeroU32>,
+    /// Milliseconds of compiling, each second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compile_millis_per_second: Option<NonZeroU32>,
+}
+
+/// How far a tenant is kept apart from others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// By what is seen of it.
+    #[default]
+    Auto,
+    /// Never.
+    Shared,
+    /// Always on threads apart.
+    Lane,
+}
+
+impl Settings {
+    /// Paths of what is set and has no effect in this version, such as `ceilings.requests`.
+    pub fn without_effect(&self) -> Vec<String> {
+        let mut set: Vec<String> = Vec::new();
+        if self.weight != 1 {
+            set.push("weight".to_owned());
+        }
+        for (name, part) in [
+            ("guarantee", serde_json::to_value(&self.guarantee)),
+            ("ceilings", serde_json::to_value(&self.ceilings)),
+            ("policy", serde_json::to_value(&self.policy)),
+        ] {
+            let Ok(Value::Object(members)) = part else { continue };
+            set.extend(members.keys().map(|key| format!("{name}.{key}")));
+        }
+        if self.shadow {
+            set.push("shadow".to_owned());
+        }
+        if self.isolation != Isolation::Auto {
+            set.push("isolation".to_owned());
+        }
+        set.retain(|path| !ENFORCED.contains(&path.as_str()));
+        set
+    }
+
+    /// What a resource says.
+    ///
+    /// # Errors
+    /// The field and what is wrong with it.
+    pub(super) fn of_resource(tenant: &proto::Tenant) -> Result<Self, String> {
+        let weight = match tenant.weight {
+            0 => 1,
+            weight @ 1..=MAX_WEIGHT => weight,
+            weight => return Err(format!("weight: {weight} is not from 1 to {MAX_WEIGHT}")),
+        };
+        let isolation = match tenant.isolation {
+            0 => Isolation::Auto,
+            1 => Isolation::Shared,
+            2 => Isolation::Lane,
+            other => return Err(format!("isolation: this version does not know the value {other}")),
+        };
+        let guarantee = tenant.guarantee.unwrap_or_default();
+        let policy = tenant.policy.unwrap_or_default();
+        Ok(Self {
+            weight,
+            guarantee: Guarantee {
+                connections: NonZeroU32::new(guarantee.connections),
+                in_flight: NonZeroU32::new(guarantee.in_flight),
+                memory_bytes: NonZeroU64::new(guarantee.memory_bytes),
+                cpu_millis: NonZeroU32::new(guarantee.cpu_millis),
+            },
+            ceilings: Ceilings::of_resource(&tenant.ceilings.unwrap_or_default())?,
+            policy: PolicyBudget {
+                rules: NonZeroU32::new(policy.rules),
+                expression_bytes: NonZeroU32::new(policy.expression_bytes),
+                program_bytes: NonZeroU32::new(policy.program_bytes),
+                compile_millis_per_second: NonZeroU32::new(policy.compile_millis_per_second),
+            },
+            shadow: tenant.shadow,
+            isolation,
+        })
+    }
+}
+
+impl Ceilings {
+    fn of_resource(ceilings: &proto::Ceilings) -> Result<Self, String> {
+        let rate = |name: &str, rate: Option<proto::Rate>| match rate {
+            None => Ok::<_, String>(None),
+            Some(rate) => {
+                let per_second = NonZeroU64::new(rate.per_second)
+                    .ok_or_else(|| format!("ceilings.{name}.per_second: is 0; leave {name} out for no ceiling"))?;
+                Ok(Some(Rate { per_second, burst: NonZeroU64::new(rate.burst).unwrap_or(per_second) }))
+            }
+        };
+        Ok(Self {
+            connections: NonZeroU32::new(ceilings.connections),
+            new_connections: rate("new_connections", ceilings.new_connections)?,
+            requests: rate("requests", ceilings.requests)?,
+            in_flight: NonZeroU32::new(ceilings.in_flight),
+            long_streams: NonZeroU32::new(ceilings.long_streams),
+            bytes: rate("bytes", ceilings.bytes)?,
+            header_bytes: NonZeroU32::new(ceilings.header_bytes),
+            memory_bytes: NonZeroU64::new(ceilings.memory_bytes),
+            cpu_millis: NonZeroU32::new(ceilings.cpu_millis),
+            upstream_connections: NonZeroU32::new(ceilings.upstream_connections),
+            log_bytes: rate("log_bytes", ceilings.log_bytes)?,
+        })
+    }
+}

@@ -1,0 +1,71 @@
+//! Which tenant pays for an endpoint, at one moment: a part of the World.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tollgate_policy::SecurityId;
+
+use super::{Settings, TenantId};
+use crate::prefixes::Prefixes;
+
+/// An immutable table. Endpoints are found by their number in one probe, addresses in as many as there are different
+/// lengths of prefixes.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    pub(super) groups: Arc<GroupTable>,
+    /// Endpoints that are tenants of their own.
+    pub(super) own: Arc<HashMap<u64, TenantId>>,
+}
+
+/// Whom configured groups consist of.
+#[derive(Debug, Default)]
+pub(super) struct GroupTable {
+    pub(super) endpoints: HashMap<u64, TenantId>,
+    pub(super) addresses: Prefixes<TenantId>,
+    pub(super) identities: HashMap<SecurityId, TenantId>,
+    pub(super) settings: HashMap<TenantId, Arc<Settings>>,
+    /// Of every endpoint that is in no group.
+    pub(super) default: Arc<Settings>,
+}
+
+/// What the kernel's addresses say about the local end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalEnd {
+    /// Number of the endpoint whose policy is enforced; `None` when it has none.
+    pub endpoint: Option<u64>,
+    /// Its address; `None` where the endpoint is known by a name.
+    pub address: Option<IpAddr>,
+}
+
+impl Table {
+    /// The tenant that pays. `identity` is what the address carries; it is asked for only where a group has members by
+    /// identity and none of another kind matches.
+    pub fn tenant(&self, end: LocalEnd, identity: impl FnOnce(IpAddr) -> Option<SecurityId>) -> TenantId {
+        let groups = &*self.groups;
+        if let Some(tenant) = end.endpoint.and_then(|endpoint| groups.endpoints.get(&endpoint)) {
+            return *tenant;
+        }
+        if let Some(address) = end.address {
+            if let Some(tenant) = groups.addresses.lookup(address) {
+                return tenant;
+            }
+            if !groups.identities.is_empty()
+                && let Some(tenant) = identity(address).and_then(|identity| groups.identities.get(&identity))
+            {
+                return *tenant;
+            }
+        }
+        end.endpoint.and_then(|endpoint| self.own.get(&endpoint).copied()).unwrap_or(TenantId::UNKNOWN)
+    }
+
+    /// Endpoints that are in no group.
+    pub fn endpoints(&self) -> usize {
+        self.own.len()
+    }
+
+    /// What `tenant` may use. Those that are in no group, and share a place, have the settings of any endpoint.
+    pub fn settings(&self, tenant: TenantId) -> &Settings {
+        self.groups.settings.get(&tenant).unwrap_or(&self.groups.default)
+    }
+}

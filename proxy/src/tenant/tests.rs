@@ -1,0 +1,211 @@
+//! Tables, places and accounts, without a proxy around them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tollgate_policy::{EndpointKey, NetworkPolicy, SecurityId, Snapshot};
+use tollgate_proto::tenant::{Ceilings, Members, Rate, Tenant};
+
+use super::books::{Books, Kind};
+use super::id::Placed as _;
+use super::*;
+
+fn snapshot(before: &Snapshot, endpoints: impl IntoIterator<Item = (u64, &'static str)>) -> Snapshot {
+    let policy = |(endpoint_id, address)| NetworkPolicy {
+        endpoint_id,
+        endpoints: vec![EndpointKey::parse(address)],
+        ingress: Vec::new(),
+        egress: Vec::new(),
+    };
+    let mut builder = before.update();
+    builder.replace_all(endpoints.into_iter().map(policy));
+    builder.build()
+}
+
+fn resource(name: &str, ids: &[u64], addresses: &[&str], identities: &[u32]) -> Tenant {
+    Tenant {
+        name: name.into(),
+        members: Some(Members {
+            endpoint_ids: ids.into(),
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            identities: identities.into(),
+        }),
+        ..Tenant::default()
+    }
+}
+
+fn delivered(tenants: &[Tenant]) -> Vec<Delivered> {
+    let group = |tenant| Group::of_resource(tenant).map_err(|error| error.to_string());
+    tenants.iter().map(|tenant| Delivered { origin: tenant.name.clone(), group: group(tenant) }).collect()
+}
+
+fn registry() -> (Arc<Books>, Registry) {
+    let books = Arc::new(Books::new(vec![Arc::default(), Arc::default()]));
+    (Arc::clone(&books), Registry::new(books, TenantConfig::default()))
+}
+
+/// What the tenant of this endpoint and address is called; addresses that end in `.9` carry identity 9.
+fn name_of(books: &Books, registry: &Registry, endpoint: Option<u64>, address: &str) -> String {
+    let end = LocalEnd { endpoint, address: address.parse().ok() };
+    let identity = |address: std::net::IpAddr| address.to_string().ends_with(".9").then_some(SecurityId(9));
+    let id = registry.table().tenant(end, identity);
+    books.names().load().of(id).unwrap_or("?").to_owned()
+}
+
+#[test]
+fn every_endpoint_is_a_tenant_of_its_own_unless_a_group_has_it() {
+    let (books, mut registry) = registry();
+    let policy = snapshot(
+        &Snapshot::empty(),
+        [(1, "10.0.0.1"), (2, "10.0.0.2"), (3, "10.0.1.9"), (4, "fd00::4"), (5, "10.0.2.9")],
+    );
+    registry.follow(&Snapshot::empty(), &policy);
+    let is = |registry: &Registry, endpoint, address, expected: &str| {
+        assert_eq!(name_of(&books, registry, endpoint, address), expected, "{endpoint:?} {address}");
+    };
+    is(&registry, Some(1), "10.0.0.1", "endpoint-1");
+    is(&registry, Some(4), "fd00::4", "endpoint-4");
+    is(&registry, None, "10.0.0.1", "_unknown");
+    is(&registry, Some(77), "10.0.0.77", "_unknown");
+    // The most specific way counts, in whichever group it is.
+    let groups = [
+        resource("wide", &[], &["10.0.0.0/8", "fd00::/64"], &[]),
+        resource("narrow", &[], &["10.0.1.0/24"], &[]),
+        resource("one", &[1], &["10.0.2.7"], &[]),
+        resource("nine", &[], &[], &[9]),
+    ];
+    registry.deliver(delivered(&groups), &policy);
+    is(&registry, Some(1), "10.0.0.1", "one");
+    is(&registry, Some(2), "10.0.0.2", "wide");
+    is(&registry, Some(3), "10.0.1.9", "narrow");
+    is(&registry, Some(4), "fd00::4", "wide");
+    is(&registry, None, "10.0.2.7", "one");
+    is(&registry, None, "192.0.2.9", "nine");
+    is(&registry, None, "192.0.2.8", "_unknown");
+    assert_eq!(registry.table().endpoints(), 0, "nobody is left for a tenant of its own");
+    registry.deliver(delivered(&groups[3..]), &policy);
+    is(&registry, Some(5), "10.0.2.9", "nine");
+    is(&registry, Some(2), "10.0.0.2", "endpoint-2");
+}
+
+#[test]
+fn what_contradicts_itself_is_set_aside_alone() {
+    let (books, mut registry) = registry();
+    let mut bad_rate = resource("rate", &[8], &[], &[]);
+    bad_rate.ceilings = Some(Ceilings { requests: Some(Rate { per_second: 0, burst: 5 }), ..Ceilings::default() });
+    let mut bad_weight = resource("weight", &[8], &[], &[]);
+    bad_weight.weight = 1001;
+    let mut bad_isolation = resource("isolation", &[8], &[], &[]);
+    bad_isolation.isolation = 7;
+    let cases = [
+        (resource("a", &[1], &["10.0.0.0/24"], &[]), ""),
+        (
+            resource("b", &[1, 2], &[], &[]),
+            "members: endpoint 1 belongs to tenant \"a\" already; name it in one of them",
+        ),
+        (
+            resource("c", &[], &["10.0.0.0/24"], &[]),
+            "members: prefix 10.0.0.0/24 belongs to tenant \"a\" already; name it in one of them",
+        ),
+        (resource("a", &[3], &[], &[]), "name: another tenant is called \"a\" already; choose another name"),
+        (resource("d", &[], &[], &[]), "members: there are none; name endpoint_ids, addresses or identities"),
+        (resource("e", &[0], &[], &[]), "members.endpoint_ids[0]: 0 is no endpoint"),
+        (
+            resource("f", &[], &["10.0.0.1/24"], &[]),
+            "members.addresses[0]: \"10.0.0.1/24\" has bits set after its prefix; write 10.0.0.0/24",
+        ),
+        (
+            resource("g", &[], &["::ffff:1.2.3.4"], &[]),
+            "members.addresses[0]: \"::ffff:1.2.3.4\" is an IPv4 address in IPv6 form; write it as IPv4",
+        ),
+        (resource("h", &[], &[], &[5, 0]), "members.identities[1]: 0 is no identity"),
+        (
+            resource("_x", &[9], &[], &[]),
+            "name: \"_x\"; write 1 to 63 letters, digits, \".\", \"_\", \"/\" and \"-\", the first a letter or digit",
+        ),
+        (resource("endpoint-1", &[9], &[], &[]), "name: \"endpoint-1\" has a meaning of its own; choose another name"),
+        (bad_rate, "ceilings.requests.per_second: is 0; leave requests out for no ceiling"),
+        (bad_weight, "weight: 1001 is not from 1 to 1000"),
+        (bad_isolation, "isolation: this version does not know the value 7"),
+        (resource("z", &[2], &[], &[]), ""),
+    ];
+    let tenants: Vec<Tenant> = cases.iter().map(|(tenant, _)| tenant.clone()).collect();
+    registry.deliver(delivered(&tenants), &Snapshot::empty());
+    let expected: Vec<_> = cases.iter().filter(|(_, reason)| !reason.is_empty()).map(|(_, reason)| *reason).collect();
+    assert_eq!(registry.refused().iter().map(|refused| &*refused.reason).collect::<Vec<_>>(), expected);
+    assert_eq!(name_of(&books, &registry, Some(2), "192.0.2.1"), "z", "what a refused group wanted is free");
+    assert_eq!(registry.groups().count(), 2);
+}
+
+#[test]
+fn settings_without_effect_are_named() {
+    let mut tenant = resource("a", &[1], &[], &[]);
+    assert_eq!(Group::of_resource(&tenant).unwrap().settings.without_effect(), Vec::<String>::new());
+    tenant.ceilings =
+        Some(Ceilings { in_flight: 3, requests: Some(Rate { per_second: 5, burst: 0 }), ..Ceilings::default() });
+    let group = Group::of_resource(&tenant).unwrap();
+    assert_eq!(group.settings.ceilings.requests.unwrap().burst.get(), 5, "the burst is a second's worth");
+    assert_eq!(group.settings.without_effect(), ["ceilings.requests", "ceilings.in_flight"]);
+}
+
+#[test]
+fn two_thousand_endpoints_share_what_places_there_are() {
+    let (books, mut registry) = registry();
+    let many = |ids: std::ops::RangeInclusive<u64>| ids.map(|id| (id, "10.0.0.1"));
+    let policy = snapshot(&Snapshot::empty(), many(1..=2000));
+    registry.follow(&Snapshot::empty(), &policy);
+    assert_eq!(registry.table().endpoints(), 2000);
+    assert_eq!(registry.crowded(), 2000 - MAX_ENDPOINTS);
+    let own: Vec<u64> =
+        (1..=2000).filter(|id| name_of(&books, &registry, Some(*id), "x") == format!("endpoint-{id}")).collect();
+    assert_eq!(own.len(), MAX_ENDPOINTS);
+    let shared = (1..=2000).filter(|id| name_of(&books, &registry, Some(*id), "x").starts_with("_shared-")).count();
+    assert_eq!(shared, 2000 - MAX_ENDPOINTS);
+    // A group always finds a place.
+    registry.deliver(delivered(&[resource("team", &[2000], &[], &[])]), &policy);
+    assert_eq!(name_of(&books, &registry, Some(2000), "x"), "team");
+    // Places of those who go are there for those who come.
+    let next = snapshot(&policy, many(1001..=1999));
+    registry.follow(&policy, &next);
+    let after = snapshot(&next, many(1001..=2100));
+    registry.follow(&next, &after);
+    let newcomers = (2001..=2100).filter(|id| name_of(&books, &registry, Some(*id), "x") == format!("endpoint-{id}"));
+    assert_eq!(newcomers.count(), 100);
+    assert!(books.tallies().iter().filter(|tally| tally.has_series).count() <= MAX_SERIES);
+}
+
+#[test]
+fn a_place_is_given_back_when_nothing_is_open_and_starts_from_nothing() {
+    let ledger = Arc::new(Ledger::default());
+    let books = Books::new(vec![Arc::clone(&ledger)]);
+    let now = Instant::now();
+    let first = books.admit("endpoint-1", Kind::Endpoint, now);
+    let account = ledger.account(first).unwrap();
+    account.accepted.increment();
+    account.enter(ledger.moment(now));
+    account.bytes_up.add(100);
+    account.refusals[Reason::DenyRule as usize].increment();
+    books.dismiss(first, now);
+    let late = now + Duration::from_secs(3600);
+    books.settle(late);
+    assert_eq!(books.admit("endpoint-1", Kind::Endpoint, late), first, "a connection keeps the place");
+    let tally = |name: &str| books.tallies().into_iter().find(|tally| &*tally.name == name);
+    let totals = tally("endpoint-1").unwrap().totals;
+    assert_eq!((totals.connections, totals.open, totals.bytes_up), (1, 1, 100));
+    assert_eq!(totals.refusals().collect::<Vec<_>>(), [(Reason::DenyRule, 1)]);
+    account.leave(ledger.moment(now + Duration::from_secs(5)));
+    assert_eq!(tally("endpoint-1").unwrap().totals.connection_us, 5_000_000);
+    books.dismiss(first, late);
+    books.settle(late + Duration::from_secs(1));
+    assert!(tally("endpoint-1").is_some_and(|tally| tally.gone), "shown for a while");
+    let later = late + Duration::from_secs(3600);
+    books.settle(later);
+    assert!(tally("endpoint-1").is_none());
+    let second = books.admit("endpoint-2", Kind::Endpoint, later);
+    assert_eq!((second.place(), second == first), (first.place(), false), "the place, for somebody else");
+    assert_eq!(tally("endpoint-2").unwrap().totals.bytes_up, 0);
+    ledger.account(second).unwrap().bytes_up.add(7);
+    assert_eq!(tally("endpoint-2").unwrap().totals.bytes_up, 7);
+    books.settle(later);
+    assert_eq!(books.names().load().of(first), None, "old records are nobody's, rather than somebody else's");
+}
