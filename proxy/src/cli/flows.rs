@@ -24,6 +24,9 @@ pub(super) struct Args {
     /// Only what was refused
     #[arg(long)]
     denied: bool,
+    /// Only what this tenant pays for
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
     /// Begin with this many of the latest records [default: 100, with --follow 0]
     #[arg(short = 'n', long, value_name = "COUNT")]
     limit: Option<u32>,
@@ -77,6 +80,9 @@ fn path(args: &Args) -> String {
     if args.denied {
         query.push("denied=1".to_owned());
     }
+    if let Some(tenant) = &args.tenant {
+        query.push(format!("tenant={}", percent_encode(tenant)));
+    }
     if let Some(limit) = args.limit {
         query.push(format!("limit={limit}"));
     }
@@ -84,6 +90,12 @@ fn path(args: &Args) -> String {
         true => "/flows".to_owned(),
         false => format!("/flows?{}", query.join("&")),
     }
+}
+
+/// Everything but what may stand in a query as it is.
+fn percent_encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'/');
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 /// One record for people. What the line does not have is left out; a line that is no record is shown as it is.
@@ -116,6 +128,9 @@ fn text(line: &str) -> String {
     if record.pointer("/l7/http").is_some() {
         let request = [word("/l7/http/protocol"), word("/l7/http/method"), word("/l7/http/url"), word("/l7/http/code")];
         out += &format!(" {}", request.join(" "));
+    }
+    if record.get("tenant").is_some() {
+        out += &format!(" tenant={}", word("/tenant"));
     }
     if record.get("reason").is_some() {
         out += &format!(" reason={}", word("/reason"));

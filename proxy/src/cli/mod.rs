@@ -12,6 +12,7 @@ mod explain;
 mod flows;
 mod run;
 mod status;
+mod tenants;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -89,6 +90,7 @@ enum Command {
     Policy(Policy),
     Status(status::Args),
     Flows(flows::Args),
+    Tenants(tenants::Args),
     ControlPlane(crate::control_plane::Args),
     Demo(demo::Args),
     #[command(hide = true)]
@@ -124,6 +126,7 @@ pub fn main() -> ExitCode {
         Command::Policy(Policy::Explain(args)) => explain::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Flows(args) => flows::run(&args),
+        Command::Tenants(args) => tenants::run(&args),
         Command::ControlPlane(args) => serve_policies(args),
         Command::Demo(args) => demo::run(&args),
         Command::DemoHelloworld(args) => demo::serve_helloworld(&args),

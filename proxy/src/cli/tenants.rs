@@ -1,0 +1,301 @@
+//! `tollgate tenants`: who uses the proxy, and how much of it.
+
+use std::cmp::Reverse;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use serde_json::Value;
+
+use super::{AdminAddress, Exit, Failure, Output, admin_client, asynchronously, print, print_json};
+
+/// Clears a terminal and goes to its first line (ECMA-48: ED, CUP).
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+/// Show who uses a running proxy, and how much of it
+///
+/// One line per tenant: weight, share of what the table is sorted by, requests, refusals, connections, bytes. On a
+/// terminal it goes on until interrupted, with rates since the line before; otherwise, or with --once, it shows what was
+/// counted since each tenant came.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  tollgate tenants --sort bytes --admin unix:run/admin.sock
+
+Exit codes: 0 shown; 2 bad input; 3 no proxy answers, or it went away meanwhile.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    admin: AdminAddress,
+    /// What counts: lines are sorted by it, and the share is of it
+    #[arg(long, value_enum, value_name = "BY", default_value_t)]
+    sort: Sort,
+    /// Show it once, with what was counted so far instead of rates
+    #[arg(long)]
+    once: bool,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    interval: u64,
+    /// Also tenants that have done nothing
+    #[arg(short, long)]
+    all: bool,
+    /// How to print it: a table, or what the proxy says, once
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
+    output: Output,
+}
+
+/// What a table is sorted by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Sort {
+    /// Processor time, where the proxy measures it
+    Cpu,
+    /// Finished requests
+    #[default]
+    Requests,
+    /// Bytes both ways
+    Bytes,
+    /// Open connections
+    Connections,
+    /// Refused requests and connections
+    Refusals,
+    /// Name
+    Name,
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    asynchronously(show(args))?
+}
+
+async fn show(args: &Args) -> Result<Exit, Failure> {
+    let first = look(args).await?;
+    if args.output == Output::Json {
+        return print_json(&first).map(|_| Exit::Fine);
+    }
+    if args.once || !io::stdout().is_terminal() {
+        return print(&table(&rows(&first), None, args)).map(|_| Exit::Fine);
+    }
+    let (mut before, mut at) = (rows(&first), Instant::now());
+    print(&format!("{CLEAR}{}", table(&before, None, args)))?;
+    loop {
+        tokio::time::sleep(Duration::from_secs(args.interval)).await;
+        let now = rows(&look(args).await?);
+        let since = at.elapsed().as_secs_f64();
+        at = Instant::now();
+        let rates = Some((before.as_slice(), since));
+        if !print(&format!("{CLEAR}{}", table(&now, rates, args)))? {
+            return Ok(Exit::Fine);
+        }
+        before = now;
+    }
+}
+
+async fn look(args: &Args) -> Result<Value, Failure> {
+    let address = &args.admin.admin;
+    let answer = admin_client::get(address, "/tenants").await.map_err(Failure::cannot_tell)?;
+    let shown: Option<Value> = serde_json::from_slice(&answer).ok();
+    shown.filter(|shown| shown["tenants"].is_array()).ok_or_else(|| {
+        let reason =
+            format!("admin {address}: /tenants says nothing about tenants; is this the admin endpoint of a Tollgate?");
+        Failure::cannot_tell(reason)
+    })
+}
+
+/// What a line is made of. Counts are of the tenant's whole life, or a second of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Row {
+    name: String,
+    weight: u64,
+    open: f64,
+    in_flight: f64,
+    /// Seconds; `None` where they are not measured.
+    cpu: Option<f64>,
+    requests: f64,
+    refusals: f64,
+    up: f64,
+    down: f64,
+    connections: f64,
+}
+
+fn rows(shown: &Value) -> Vec<Row> {
+    let tenants = shown["tenants"].as_array().map_or(&[][..], Vec::as_slice);
+    let sum = |counts: &Value| -> f64 {
+        counts.as_object().map_or(0.0, |counts| counts.values().filter_map(Value::as_f64).sum())
+    };
+    let row = |tenant: &Value| Row {
+        // Names of a control plane; no control character of theirs gets to a terminal.
+        name: tenant["name"].as_str().unwrap_or("?").chars().filter(|c| !c.is_control()).collect(),
+        weight: tenant["weight"].as_u64().unwrap_or(1),
+        open: tenant["connections_open"].as_f64().unwrap_or(0.0),
+        in_flight: tenant["requests_in_flight"].as_f64().unwrap_or(0.0),
+        cpu: tenant["cpu_seconds"].as_f64(),
+        requests: sum(&tenant["requests"]),
+        refusals: sum(&tenant["refusals"]),
+        up: tenant["bytes"]["up"].as_f64().unwrap_or(0.0),
+        down: tenant["bytes"]["down"].as_f64().unwrap_or(0.0),
+        connections: tenant["connections"].as_f64().unwrap_or(0.0),
+    };
+    tenants.iter().map(row).collect()
+}
+
+impl Row {
+    /// What has happened since `before`, by the second. What is open is not a rate.
+    fn rate(&self, before: &Self, seconds: f64) -> Self {
+        let rate = |now: f64, before: f64| ((now - before) / seconds.max(1e-3)).max(0.0);
+        Self {
+            cpu: self.cpu.map(|cpu| rate(cpu, before.cpu.unwrap_or(0.0))),
+            requests: rate(self.requests, before.requests),
+            refusals: rate(self.refusals, before.refusals),
+            up: rate(self.up, before.up),
+            down: rate(self.down, before.down),
+            connections: rate(self.connections, before.connections),
+            ..self.clone()
+        }
+    }
+
+    fn measure(&self, sort: Sort) -> f64 {
+        match sort {
+            Sort::Cpu => self.cpu.unwrap_or(0.0),
+            Sort::Requests | Sort::Name => self.requests,
+            Sort::Bytes => self.up + self.down,
+            Sort::Connections => self.open,
+            Sort::Refusals => self.refusals,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let counts =
+            [self.open, self.cpu.unwrap_or(0.0), self.requests, self.refusals, self.up, self.down, self.connections];
+        counts.iter().all(|count| *count == 0.0)
+    }
+}
+
+/// The table, with rates where there is a look before, `seconds` ago.
+fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
+    let mut rows: Vec<Row> = now.iter().filter(|row| args.all || !row.is_idle()).cloned().collect();
+    if let Some((before, seconds)) = before {
+        for row in &mut rows {
+            let earlier = before.iter().find(|earlier| earlier.name == row.name).cloned().unwrap_or_default();
+            *row = row.rate(&earlier, seconds);
+        }
+    }
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    if args.sort != Sort::Name {
+        rows.sort_by_key(|row| Reverse((row.measure(args.sort) * 1e3) as u64));
+    }
+    let whole: f64 = rows.iter().map(|row| row.measure(args.sort)).sum();
+    let width = rows.iter().map(|row| row.name.len()).chain(["TENANT".len()]).max().unwrap_or(0);
+    let by_second = if before.is_some() { "/S" } else { "" };
+    let mut out = format!(
+        "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9}\n",
+        "TENANT",
+        "WEIGHT",
+        "SHARE",
+        "CPU",
+        format!("REQUESTS{by_second}"),
+        "IN FLIGHT",
+        format!("REFUSED{by_second}"),
+        "OPEN",
+        format!("CONNS{by_second}"),
+        format!("UP{by_second}"),
+        format!("DOWN{by_second}"),
+    );
+    for row in &rows {
+        let share = if whole > 0.0 { row.measure(args.sort) / whole * 100.0 } else { 0.0 };
+        let cpu = match row.cpu {
+            None => "-".to_owned(),
+            Some(cpu) if before.is_some() => format!("{:.1}%", cpu * 100.0),
+            Some(cpu) => format!("{cpu:.2}s"),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            out,
+            "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9}",
+            row.name,
+            row.weight,
+            format!("{share:.1}%"),
+            cpu,
+            number(row.requests),
+            number(row.in_flight),
+            number(row.refusals),
+            number(row.open),
+            number(row.connections),
+            bytes(row.up),
+            bytes(row.down),
+        );
+    }
+    if rows.is_empty() {
+        out += "nothing was done for anybody yet; --all shows every tenant\n";
+    }
+    out
+}
+
+fn number(value: f64) -> String {
+    if value > 0.0 && value < 10.0 && value.fract() != 0.0 { format!("{value:.1}") } else { format!("{value:.0}") }
+}
+
+fn bytes(value: f64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = value;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{value:.0}B") } else { format!("{value:.1}{}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn args(sort: Sort) -> Args {
+        Args {
+            admin: AdminAddress { admin: crate::config::default_admin() },
+            sort,
+            once: false,
+            interval: 2,
+            all: false,
+            output: Output::Text,
+        }
+    }
+
+    fn shown(requests: u64, bytes: u64) -> Value {
+        let tenant = |name: &str, requests: u64, bytes: u64| {
+            json!({
+                "name": name, "weight": 1, "connections": 1, "connections_open": 1, "requests_in_flight": 0,
+                "requests": { "forwarded": requests, "denied": 1, "failed": 0 }, "refusals": { "deny_rule": 1 },
+                "bytes": { "up": 0, "down": bytes },
+            })
+        };
+        let idle = json!({ "name": "idle", "weight": 1, "requests": {}, "refusals": {}, "bytes": {} });
+        json!({ "tenants": [idle, tenant("small", 9, 3 << 20), tenant("bi\u{1b}g", requests, bytes)] })
+    }
+
+    #[test]
+    fn lines_are_sorted_with_shares_and_the_idle_are_left_out() {
+        let table_by = |sort| table(&rows(&shown(89, 1 << 20)), None, &args(sort));
+        let expected = "\
+TENANT WEIGHT  SHARE      CPU   REQUESTS IN FLIGHT  REFUSED   OPEN     CONNS        UP      DOWN
+big         1  90.0%        -         90         0        1      1         1        0B    1.0MiB
+small       1  10.0%        -         10         0        1      1         1        0B    3.0MiB
+";
+        assert_eq!(table_by(Sort::Requests), expected);
+        assert!(table_by(Sort::Bytes).lines().nth(1).is_some_and(|line| line.starts_with("small       1  75.0%")));
+        let all = table(&rows(&shown(89, 0)), None, &Args { all: true, ..args(Sort::Name) });
+        assert_eq!(all.lines().map(|line| &line[..5]).collect::<Vec<_>>(), ["TENAN", "big  ", "idle ", "small"]);
+    }
+
+    #[test]
+    fn rates_are_of_the_time_between_two_looks() {
+        let (before, now) = (rows(&shown(89, 1 << 20)), rows(&shown(109, 5 << 20)));
+        let table = table(&now, Some((&before, 2.0)), &args(Sort::Requests));
+        let expected = "\
+TENANT WEIGHT  SHARE      CPU REQUESTS/S IN FLIGHT REFUSED/S   OPEN   CONNS/S      UP/S    DOWN/S
+big         1 100.0%        -         10         0        0      1         0        0B    2.0MiB
+small       1   0.0%        -          0         0        0      1         0        0B        0B
+";
+        assert_eq!(table, expected);
+    }
+}
