@@ -38,6 +38,7 @@ def batch(experiment, proxy, generators, timing):
     found = {
         "alone": alone,
         "loud": summary(loud_result),
+        "arrived": sum(arrived(result) for result in results),
         "rate": sum(rate(result) for result in results),
         "counts": counts(results),
         # Of the answers to the neighbours while the victim was measured; its own are a few.
@@ -46,6 +47,7 @@ def batch(experiment, proxy, generators, timing):
         "run_delay_ms": (waited - waited_before) * 1e3,
         "victim_delay_ms": loud_result["run_delay_ms"],
         "peak_mib": max(peak),
+        "growth_mib": growth(peak),
         "alive": proxy.alive(),
         "results": results,
         **disturbed,
@@ -59,6 +61,14 @@ def batch(experiment, proxy, generators, timing):
 def sample_memory(proxy, peak, done):
     while not done.wait(0.02):
         peak.append(proxy.resident_mib())
+
+
+def growth(samples):
+    """How much more memory there was in the last quarter than in the second."""
+    quarter = len(samples) // 4
+    if quarter == 0:
+        return 0.0
+    return statistics.mean(samples[-quarter:]) - statistics.mean(samples[quarter:2 * quarter])
 
 
 def summary(result):
@@ -75,6 +85,13 @@ def summary(result):
         "errors": errors,
         **{name: load.percentile(served, share) for name, share in shares.items()},
     }
+
+
+def arrived(result):
+    """Requests that one generator sent, or connections that it opened: whether there were neighbours at all."""
+    if "groups" in result:
+        return sum(group["asked"] for group in result["groups"])
+    return result["counts"].get("opened", 0)
 
 
 def answers(counts):
@@ -109,6 +126,11 @@ def clean(found, best_rate, experiment):
     """Whether a batch counts."""
     quiet = found["alone"]["p99"] < QUIET_P99_US and not found["alone"]["errors"]
     return quiet and (not experiment.steady or found["rate"] >= FULL_LOAD * best_rate)
+
+
+def valid(found, experiment):
+    """Whether the neighbours came at all. On a busy machine they may have got no core, and nothing was tried."""
+    return found["arrived"] >= experiment.least
 
 
 def choose(batches, experiment):

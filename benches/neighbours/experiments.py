@@ -47,6 +47,12 @@ class Experiment:
     steady: bool = True
     # The victim is measured from the moment that the load begins.
     from_the_start: bool = False
+    # Requests or connections without which nothing was tried.
+    least: int = 1
+    # Whether the target is a latency, which only a quiet machine can tell.
+    timed: bool = True
+    # Takes `--soak` seconds where that is given.
+    long: bool = False
     before: Callable | None = None
     disturb: Callable | None = None
     extra: Callable | None = None
@@ -133,6 +139,7 @@ def shares():
             ten([2 << exponent for exponent in range(10)]),
             lambda row: served(row) and row["jain"] >= 0.99, lambda row: served(row) and row["jain"] >= 0.95,
             setup=Setup(rules=slow), extra=fair, not_yet="shares go by connection", columns=(("jain", "Jain"), ("smallest_share", "smallest share")),
+            timed=False, least=2000,
         ),
         Experiment(
             "T4-weights", "3 tenants with weights 1, 2 and 4", "shares within 3 %",
@@ -141,6 +148,7 @@ def shares():
             setup=Setup(rules=slow, weights={2: 1, 3: 2, 4: 4}), extra=weighted, proxies=("tollgate",),
             not_yet="no tenant has a weight",
             columns=(("jain", "Jain by weight"), ("off", "off by")),
+            timed=False,
         ),
         Experiment(
             "T5", "109 tenants with 4 connections each", "p99 <= 12 ms, no errors",
@@ -157,10 +165,12 @@ def upstreams():
             "T8-h2", "11 HTTP/2 connections x 100 streams to an upstream that does not answer", "no errors",
             lambda proxy: [["streams", *group(proxy, 2, 11), "--streams", 100, "--path", "/slow/60000"]],
             served, served, steady=False,
+            timed=False, least=1100,
         ),
         Experiment(
             "T8-h1", "2,200 connections to an upstream that does not answer", "no errors",
             lambda proxy: [closed(group(proxy, 2, 2200), path="/slow/60000")], served, served, steady=False,
+            timed=False, least=2200,
         ),
         Experiment(
             "T9", "a client of the same endpoint that cancels thousands of HTTP/2 requests a second", "no errors",
@@ -168,6 +178,7 @@ def upstreams():
                 "streams", *group(proxy, 1, 8), "--streams", 100, "--cancel-after", 50, "--path", "/slow/2000",
             ]],
             served, served, victim=("--http2",), victim_port=OTHERS_PORT, steady=False,
+            timed=False,
         ),
         Experiment(
             "T14", "8 downloads as fast as they go", "p99 + 0.5 ms, no errors",
@@ -215,8 +226,9 @@ def connections():
                 "--rate", 8000, "--keep", 4000,
             ]],
             lambda row: served(row) and row["held"] <= 1000, served,
-            setup=Setup(max_connections=2000), victim=fresh, unit="connections", steady=False, extra=held,
+            setup=Setup(max_connections=2000), victim=fresh, unit="connections", steady=False, extra=held, timed=False,
             not_yet="one tenant may have all connections", columns=(("held", "held at most"),),
+            least=2000,
         ),
     ]
 
@@ -237,6 +249,7 @@ def memory():
             before=lambda proxy: proxy.group.throttled(), extra=limits, columns=limit_columns,
             # Shorter runs may hold it.
             not_yet="what a tenant's connections buffer has no end",
+            timed=False, least=1000,
         ),
         Experiment(
             "T12", "64 connections, 16 pipelined heads of 48 KiB each", "p99 + 0.3 ms, no errors",
@@ -263,6 +276,7 @@ def policies():
                 ("nested_ms", "ms to the other update, 120 KB"), ("classes_ms", "40,000 classes"),
                 ("many_ms", "10,000 patterns"), ("peak_mib", "peak MiB"),
             ),
+            least=0,
         ),
         Experiment(
             "T16", "one bad policy of 200, from an agent that sends it again when it is refused",
@@ -271,11 +285,13 @@ def policies():
             lambda row: served(row) and row["nacks"] <= 1,
             setup=Setup(agent=True, endpoints=disturb.MANY), proxies=("tollgate",), steady=False, disturb=disturb.refused,
             columns=(("nacks", "NACKs/s"), ("update_ms", "ms to another's update")),
+            least=0,
         ),
         Experiment(
             "T17", "10,000 rules swapped ten times a second", "p99 + 0.5 ms, no errors",
             lambda _proxy: [], within(SOME_US), served, proxies=("tollgate",), steady=False, disturb=disturb.churn,
             columns=(("peak_mib", "peak MiB"), ("swaps", "swaps")),
+            least=0,
         ),
         Experiment(
             "T18", "a log that nobody reads, requests with heads of 48 KiB", "p99 + 0.3 ms, no errors",
@@ -342,6 +358,7 @@ def costs():
             setup=Setup(rules={5: SLOW_RULES}), proxies=("tollgate",), steady=False, unit="", before=account, extra=compare,
             not_yet="no tenant has an account",
             columns=(("requests_off", "requests off by"), ("cpu_off", "CPU off by")),
+            timed=False,
         ),
     ]
 
@@ -374,7 +391,10 @@ def soak():
 
     return [
         Experiment(
-            "T27", "all of them at once", "no errors, memory flat", everybody, served, served,
-            setup=Setup(rules={3: SLOW_RULES}), unit="", steady=False, columns=(("peak_mib", "peak MiB"),),
+            "T27", "all of them at once", "no errors, memory flat", everybody,
+            lambda row: served(row) and row["growth_mib"] <= 0.1 * row["peak_mib"], served,
+            setup=Setup(rules={3: SLOW_RULES}), unit="", steady=False, long=True,
+            columns=(("peak_mib", "peak MiB"), ("growth_mib", "MiB more in the last quarter than in the second")),
+            timed=False,
         ),
     ]

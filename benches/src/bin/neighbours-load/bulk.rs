@@ -12,7 +12,7 @@ use tokio::time::{sleep, sleep_until};
 use crate::Group;
 use crate::closed::Counts;
 use crate::frames;
-use crate::http1::{connect, reset_on_close, word};
+use crate::http1::{connect, word};
 
 const PAUSE: Duration = Duration::from_millis(20);
 const CHUNK: usize = 256 * 1024;
@@ -62,7 +62,6 @@ async fn transfer(
     end: Instant,
 ) -> std::io::Result<()> {
     let mut stream = connect(group.source, group.target).await?;
-    reset_on_close(&stream)?;
     counts.add("opened");
     let path = format!("/bytes/{}", options.bytes);
     if let Some(streams) = options.unread_streams {

@@ -1,6 +1,6 @@
 //! Closed loops over HTTP/1: as much as the proxy gives.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use tokio::task::spawn_local;
 use tokio::time::{sleep, sleep_until};
 
 use crate::Group;
-use crate::http1::{Connection, Shape, connect, reset_on_close, word};
+use crate::http1::{Connection, Shape, connect, word};
 
 /// Before a connection that failed is opened anew.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -34,19 +34,27 @@ pub(crate) struct Options {
 
 /// What came back, by status or by what went wrong.
 #[derive(Default)]
-pub(crate) struct Counts(RefCell<BTreeMap<String, u64>>);
+pub(crate) struct Counts {
+    came: RefCell<BTreeMap<String, u64>>,
+    /// Requests that were sent.
+    asked: Cell<u64>,
+}
 
 impl Counts {
     pub(crate) fn add(&self, what: impl ToString) {
-        *self.0.borrow_mut().entry(what.to_string()).or_default() += 1;
+        *self.came.borrow_mut().entry(what.to_string()).or_default() += 1;
+    }
+
+    pub(crate) fn asked(&self, count: usize) {
+        self.asked.set(self.asked.get() + count as u64);
     }
 
     pub(crate) fn take(&self) -> Value {
-        json!(self.0.take())
+        json!(self.came.take())
     }
 }
 
-/// Prints `{"seconds": …, "groups": [{"target": …, "connections": …, "counts": {"200": …}}, …]}`.
+/// Prints `{"seconds": …, "groups": [{"target": …, "connections": …, "asked": …, "counts": {"200": …}}, …]}`.
 pub(crate) async fn run(options: Options) -> anyhow::Result<Value> {
     let options = Rc::new(options);
     let (begun, end) = (Instant::now(), Instant::now() + options.seconds);
@@ -73,7 +81,12 @@ pub(crate) fn report(begun: Instant, groups: &[Group], counts: &[Rc<Counts>]) ->
         .iter()
         .zip(counts)
         .map(|(group, counts)| {
-            json!({ "target": group.target, "connections": group.connections, "counts": counts.take() })
+            json!({
+                "target": group.target,
+                "connections": group.connections,
+                "asked": counts.asked.get(),
+                "counts": counts.take(),
+            })
         })
         .collect();
     json!({ "seconds": begun.elapsed().as_secs_f64(), "groups": groups })
@@ -82,7 +95,6 @@ pub(crate) fn report(begun: Instant, groups: &[Group], counts: &[Rc<Counts>]) ->
 /// Exchanges on one connection until it ends; the process ends them all.
 async fn exchanges(options: &Options, group: Group, counts: &Counts, seed: u64) -> std::io::Result<()> {
     let mut connection = Connection::new(connect(group.source, group.target).await?);
-    reset_on_close(connection.stream())?;
     let mut request = options.shape.request(group.target, !options.churn, seed);
     let mut pipelined = Vec::new();
     loop {
@@ -93,6 +105,7 @@ async fn exchanges(options: &Options, group: Group, counts: &Counts, seed: u64) 
             (0..options.pipeline).for_each(|_| pipelined.extend_from_slice(request.next()));
             connection.send(&pipelined).await?;
         }
+        counts.asked(options.pipeline);
         for _ in 0..options.pipeline {
             let answer = connection.answer().await?;
             counts.add(answer.status);

@@ -11,7 +11,7 @@ use tokio::task::spawn_local;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::closed::Counts;
-use crate::http1::{connect, reset_on_close, word};
+use crate::http1::{connect, word};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const TICK: Duration = Duration::from_millis(1);
@@ -78,8 +78,6 @@ async fn one(all: &Connections, source: Option<IpAddr>, target: SocketAddr, keep
         Err(_) => return all.counts.add("timeout"),
     };
     all.counts.add("opened");
-    // Should it fail, the connection is closed in the ordinary way.
-    let _ = reset_on_close(&stream);
     if !keep {
         return;
     }

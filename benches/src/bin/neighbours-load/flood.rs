@@ -14,7 +14,7 @@ use tokio::time::{sleep, sleep_until};
 use crate::Group;
 use crate::closed::Counts;
 use crate::frames::{self, Follower};
-use crate::http1::{connect, reset_on_close, word};
+use crate::http1::{connect, word};
 
 /// Before a connection that ended is opened anew.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -86,7 +86,6 @@ impl Flood {
     /// One connection until the peer has had enough. After its GOAWAY it may still be flooded until it closes.
     async fn connection(&self, group: Group, kind: Kind) -> std::io::Result<()> {
         let stream = connect(group.source, group.target).await?;
-        reset_on_close(&stream)?;
         self.counts.add("opened");
         let begun = Instant::now();
         let (mut reader, mut writer) = stream.into_split();

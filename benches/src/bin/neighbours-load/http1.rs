@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
@@ -22,9 +23,11 @@ pub(crate) struct Answer {
     pub(crate) keep: bool,
 }
 
-/// Connects from `source`, or from where the kernel likes.
+/// Connects from `source`, or from where the kernel likes. Closing is a reset, also of what is not open yet: thousands of
+/// connections in TIME_WAIT would leave the next load no ports.
 pub(crate) async fn connect(source: Option<IpAddr>, target: SocketAddr) -> io::Result<TcpStream> {
     let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
     if let Some(source) = source {
         socket.bind(SocketAddr::new(source, 0))?;
     }
@@ -33,18 +36,9 @@ pub(crate) async fn connect(source: Option<IpAddr>, target: SocketAddr) -> io::R
     Ok(stream)
 }
 
-/// Makes closing a reset, so that thousands of connections leave no TIME_WAIT behind.
-pub(crate) fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
-    socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO))
-}
-
 impl Connection {
     pub(crate) fn new(stream: TcpStream) -> Self {
         Self { stream, buffer: vec![0; 4096], filled: 0 }
-    }
-
-    pub(crate) const fn stream(&self) -> &TcpStream {
-        &self.stream
     }
 
     pub(crate) async fn send(&mut self, request: &[u8]) -> io::Result<()> {

@@ -10,7 +10,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::Group;
 use crate::closed::{Counts, report};
-use crate::http1::{Shape, connect, reset_on_close};
+use crate::http1::{Shape, connect};
 
 const PAUSE: Duration = Duration::from_millis(20);
 const MAX_STREAMS: usize = 1000;
@@ -58,7 +58,6 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Value> {
 /// One connection until it ends.
 async fn connection(options: &Rc<Options>, group: Group, counts: &Rc<Counts>) -> anyhow::Result<()> {
     let stream = connect(group.source, group.target).await?;
-    reset_on_close(&stream)?;
     let (sender, connection) = h2::client::handshake(stream).await?;
     for _ in 0..options.streams {
         let (sender, options, counts) = (sender.clone(), Rc::clone(options), Rc::clone(counts));
@@ -82,6 +81,7 @@ async fn exchanges(
         sender = sender.ready().await?;
         let uri = format!("http://{}{}", group.target, options.shape.path());
         let (answer, _) = sender.send_request(http::Request::get(uri).body(())?, true)?;
+        counts.asked(1);
         let answer = match options.cancel_after {
             None => answer.await?,
             // Dropped, it is cancelled.

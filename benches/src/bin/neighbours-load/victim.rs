@@ -17,7 +17,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 
-use crate::http1::{Connection, Shape, connect, reset_on_close, word};
+use crate::http1::{Connection, Shape, connect, word};
 
 /// Requests under way at most; further ones wait, and their wait counts.
 const MAX_OPEN: usize = 512;
@@ -148,9 +148,6 @@ impl Victim {
             Some(connection) => connection,
             None => Connection::new(connect(source, target).await?),
         };
-        if fresh {
-            reset_on_close(connection.stream())?;
-        }
         connection.send(self.options.shape.request(target, !fresh, 0).next()).await?;
         let answer = connection.answer().await?;
         if answer.keep && !fresh {
