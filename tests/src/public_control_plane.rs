@@ -11,13 +11,17 @@ use serde_json::{Value, json};
 
 use crate::python::ControlPlane;
 
-/// The program that holds the servers, or `None` after saying why there is none.
+/// The program that holds the servers, or `None` after saying why there is none. `TOLLGATE_PUBLIC_CONTROL_PLANE` names another
+/// one that is driven in the same way.
 ///
 /// # Panics
 /// There is none although this is CI, where a skipped test would be a hole.
 pub fn program() -> Option<&'static Path> {
     static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = PROGRAM.get_or_init(|| {
+        if let Some(other) = env::var_os("TOLLGATE_PUBLIC_CONTROL_PLANE") {
+            return Ok(PathBuf::from(other));
+        }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("interop/build");
         let output = Command::new(&script).output().map_err(|error| format!("{}: {error}", script.display()))?;
         if !output.status.success() {
@@ -192,7 +196,10 @@ impl PublicControlPlane {
         }
         self.methods.extend(event["method"].as_str().map(str::to_owned));
         let [type_url, version, nonce] = ["type_url", "version", "nonce"].map(|key| event[key].as_str().unwrap_or(""));
-        if !nonce.is_empty() && event["error"].is_null() {
+        if nonce.is_empty() {
+            // Nonces are the stream's, and this may be another one.
+            self.answered.retain(|(of_type, _)| of_type != type_url);
+        } else if event["error"].is_null() {
             self.acknowledged.insert(type_url.to_owned(), version.to_owned());
         }
         event
