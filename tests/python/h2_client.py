@@ -229,6 +229,14 @@ def retried(client):
     return answers
 
 
+def waiting(client):
+    """One stream goes on for ever, and another has a deadline."""
+    first = client.begin("/allowed/first")
+    client.until(lambda: client.streams[first]["status"])
+    second = client.get("/allowed/second", more=[("grpc-timeout", "200m")])
+    return {"second": second, "first": client.streams[first]["end"]}
+
+
 def slow_reader(client):
     """A stream that is not read stops its upstream, and no other stream; then it comes whole."""
     total = 64 << 20

@@ -9,6 +9,8 @@ use tollgate_tests::http2::{CLIENT_START, SERVER_START, get, headers_of};
 use tollgate_tests::peer::Peer;
 use tollgate_tests::policy::usual;
 use tollgate_tests::proxy::{Options, Proxy};
+use tollgate_tests::python::python;
+use tollgate_tests::script;
 use tollgate_tests::site::Site;
 use tollgate_tests::upstream::{OK, Upstream, WEBSOCKET_ACCEPTED, next_request, websocket_request};
 use tollgate_tests::wait::until;
@@ -178,6 +180,25 @@ fn an_idle_upstream_connection_of_http_2_is_let_go_and_the_clients_stays() {
     let ended = |bytes: &Vec<u8>| bytes.windows(GOAWAY.len()).any(|part| part == GOAWAY);
     assert!(upstream.received().iter().all(ended), "{}", upstream.text());
     proxy.expect_flows(2);
+}
+
+/// The upstream takes one stream at a time.
+#[test]
+fn a_request_of_http_2_that_waits_for_its_turn_has_limits_too() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        // SETTINGS_MAX_CONCURRENT_STREAMS 1, and 200 without an end.
+        peer.send(b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x01");
+        peer.read_until(&headers_of(1));
+        peer.send(b"\0\0\x01\x01\x04\0\0\0\x01\x88");
+        peer.read_to_any_end();
+    });
+    let proxy = proxy(&site, &upstream, "grpc_timeout: true");
+    let seen = script::run(python, &site, "h2_client.py", &["waiting", &proxy.http().to_string()]);
+    assert_eq!((&seen["second"]["status"], &seen["first"]), (&json!(504), &json!(null)), "{seen}");
+    assert_eq!(proxy.expect_reason(Reason::UpstreamTimeout)["l7"]["http"]["url"], "http://a/allowed/second");
+    assert_eq!(upstream.connections(), 1);
 }
 
 /// However long its answer takes: the next request joins it.

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tollgate::reason::Reason;
 use tollgate_tests::peer::Peer;
-use tollgate_tests::policy::usual;
+use tollgate_tests::policy::{http_port, http_rule, ingress, usual};
 use tollgate_tests::process::Process;
 use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::python::python;
 use tollgate_tests::script;
-use tollgate_tests::site::Site;
+use tollgate_tests::site::{HTTP_PORT, Site};
 use tollgate_tests::upstream::{OK, Upstream, next_request};
 use tollgate_tests::wait::until;
 
@@ -193,6 +193,33 @@ fn a_response_that_has_begun_goes_on() {
     client.send(GET);
     assert_eq!(&*client.read_message().body, b"half");
     assert_eq!(upstream.connections(), 1);
+}
+
+/// A try is a request like any other: what is denied by then is not sent.
+#[test]
+fn what_is_revoked_between_two_tries_is_refused() {
+    let site = Site::new();
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let upstream = Upstream::scripted(&site, |_, _| {});
+        let proxy = proxy(&site, upstream.address(), 10);
+        let url = format!("http://{}/allowed", proxy.http());
+        let refused = (0..20).find_map(|_| {
+            proxy.push(&[usual(&site)]);
+            let before = upstream.connections();
+            let mut client = Command::new("curl");
+            client.args(["-sS", "--noproxy", "*", "--max-time", "20", "-o", "/dev/null", "-D", "-", version, &url]);
+            let client = client.stdout(Stdio::piped()).spawn().expect("curl is installed; see tests/missing-packages");
+            until("the first try", || (upstream.connections() > before).then_some(()));
+            proxy.push(&[ingress(&site, json!([http_port(HTTP_PORT, &[http_rule("GET", "/other")])]))]);
+            let answer = String::from_utf8(client.wait_with_output().unwrap().stdout).unwrap();
+            // Unless all tries were made before.
+            let too_late = answer.contains(Reason::UpstreamReset.code());
+            (!too_late).then_some(answer)
+        });
+        let refused = refused.expect("one of twenty is revoked in time");
+        let status = if version == "--http1.1" { "HTTP/1.1 403" } else { "HTTP/2 403" };
+        assert!(refused.starts_with(status) && refused.contains(Reason::Revoked.code()), "{refused}");
+    }
 }
 
 /// An upstream of `h2_upstream.py`, and how often it was asked for each path.
