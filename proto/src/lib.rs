@@ -1,12 +1,13 @@
 //! Wire types: `cilium.*` and `tollgate.*` generated from the files under `proto/`, Envoy's from `envoy-types`.
 //!
 //! No logic lives here except reading and writing the JSON form of policies ([`json`], with [`nearest`] for what is
-//! misspelt) and finding fields that this version does not know ([`unknown`]). What a message means is decided by the policy crate.
+//! misspelt) and finding fields that this version does not know ([`unknown`], [`unread`]). What a message means is decided elsewhere.
 
 pub mod json;
 pub mod nearest;
 pub mod type_url;
 pub mod unknown;
+pub mod unread;
 
 /// Messages, enums, clients and servers of package `cilium`.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, reason = "generated")]

@@ -16,7 +16,7 @@ use tollgate_proto::envoy::config::listener::v3::{self as wire, filter, listener
 use tollgate_proto::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
 use tollgate_proto::google::protobuf::Any;
 
-use super::http_manager;
+use super::{fields, http_manager};
 use crate::config::{Agent, Listener, OriginalSource, UpstreamDefaults};
 
 /// Longest name: it is a metric label and a log field.
@@ -56,6 +56,9 @@ pub struct Active {
 
 /// Reads a listener; `defaults` are what it does not say itself.
 ///
+/// Whatever a listener has beside what is read here is accounted for ([`fields`]). What decoding it has dropped is the caller's
+/// matter.
+///
 /// # Errors
 /// It asks for something that this version does not do.
 pub fn convert(message: &wire::Listener, defaults: &UpstreamDefaults) -> Result<Active, Inactive> {
@@ -63,7 +66,7 @@ pub fn convert(message: &wire::Listener, defaults: &UpstreamDefaults) -> Result<
         return Err(Inactive::new("name", format!("has {} bytes; 1 to {MAX_NAME} are possible", message.name.len())));
     }
     let mut ignored = Vec::new();
-    let metadata = listener_filters(&message.listener_filters)?;
+    let metadata = listener_filters(&message.listener_filters, &mut ignored)?;
     let direction = if metadata.is_ingress { Direction::Ingress } else { Direction::Egress };
     let mut listener = Listener {
         name: message.name.clone(),
@@ -76,12 +79,18 @@ pub fn convert(message: &wire::Listener, defaults: &UpstreamDefaults) -> Result<
     bpf_metadata(&metadata, &mut listener, &mut ignored)?;
     listener.http.upstream_idle_timeout = defaults.idle_timeout;
     chains(&message.filter_chains, &mut listener, &mut ignored)?;
-    options(message, &mut ignored)?;
+    if message.bind_to_port.is_some_and(|bind| !bind.value) {
+        return Err(Inactive::new("bind_to_port", "is not implemented"));
+    }
+    fields::LISTENER.of("", message, &mut ignored)?;
     Ok(Active { listener, ignored })
 }
 
 /// The one `cilium.bpf_metadata`; beside it only filters that look and change nothing.
-fn listener_filters(filters: &[wire::ListenerFilter]) -> Result<cilium::BpfMetadata, Inactive> {
+fn listener_filters(
+    filters: &[wire::ListenerFilter],
+    ignored: &mut Vec<String>,
+) -> Result<cilium::BpfMetadata, Inactive> {
     let mut metadata = None;
     for (index, filter) in filters.iter().enumerate() {
         let field = format!("listener_filters[{index}]");
@@ -93,6 +102,7 @@ fn listener_filters(filters: &[wire::ListenerFilter]) -> Result<cilium::BpfMetad
                     Some(listener_filter::ConfigType::TypedConfig(any)) => Some(any),
                     _ => None,
                 };
+                fields::LISTENER_FILTER.of(&field, filter, ignored)?;
                 metadata = Some(decode(&field, config)?);
             }
             name => return Err(Inactive::new(field, format!("listener filter {name} is not implemented"))),
@@ -111,6 +121,7 @@ fn bpf_metadata(
     if metadata.is_l7lb {
         return Err(Inactive::new(field("is_l7lb"), "load balancing at layer 7 is not implemented"));
     }
+    fields::BPF_METADATA.of("cilium.bpf_metadata", metadata, ignored)?;
     listener.proxy_id = u16::try_from(metadata.proxy_id)
         .map_err(|_| Inactive::new(field("proxy_id"), format!("{} is over 65535", metadata.proxy_id)))?;
     // Towards a pod on this node the address is never kept, whatever is asked (`spec/cilium-agent.md` section 5.4).
@@ -162,6 +173,7 @@ fn chains(chains: &[wire::FilterChain], listener: &mut Listener, ignored: &mut V
     }
     let (field, chain) =
         cleartext.ok_or_else(|| Inactive::new("filter_chains", "none is for cleartext; TLS is not intercepted"))?;
+    fields::FILTER_CHAIN.of(&field, chain, ignored)?;
     network_filters(&field, &chain.filters, listener, ignored)
 }
 
@@ -176,13 +188,14 @@ fn network_filters(
     let mut forwarded = false;
     for (index, filter) in filters.iter().enumerate() {
         let field = format!("{chain}.filters[{index}]");
+        fields::FILTER.of(&field, filter, ignored)?;
         let config = match &filter.config_type {
             Some(filter::ConfigType::TypedConfig(any)) => Some(any),
             _ => None,
         };
         match filter.name.as_str() {
             "cilium.network" if !enforced && !forwarded => {
-                network_filter(&field, &decode(&field, config)?, listener)?;
+                network_filter(&field, &decode(&field, config)?, listener, ignored)?;
                 enforced = true;
             }
             "envoy.filters.network.http_connection_manager" if enforced && !forwarded => {
@@ -190,7 +203,7 @@ fn network_filters(
                 forwarded = true;
             }
             "envoy.filters.network.tcp_proxy" if enforced && !forwarded => {
-                tcp_proxy(&field, &decode(&field, config)?, listener)?;
+                tcp_proxy(&field, &decode(&field, config)?, listener, ignored)?;
                 forwarded = true;
             }
             name => return Err(Inactive::new(field, format!("network filter {name} is not implemented here"))),
@@ -203,10 +216,16 @@ fn network_filters(
     }
 }
 
-fn network_filter(field: &str, config: &cilium::NetworkFilter, listener: &mut Listener) -> Result<(), Inactive> {
+fn network_filter(
+    field: &str,
+    config: &cilium::NetworkFilter,
+    listener: &mut Listener,
+    ignored: &mut Vec<String>,
+) -> Result<(), Inactive> {
     if !config.proxylib.is_empty() {
         return Err(Inactive::new(format!("{field}.proxylib"), "parsers written in Go are not implemented"));
     }
+    fields::NETWORK_FILTER.of(field, config, ignored)?;
     access_log(&config.access_log_path, listener);
     Ok(())
 }
@@ -218,7 +237,13 @@ pub(super) fn access_log(path: &str, listener: &mut Listener) {
     }
 }
 
-fn tcp_proxy(field: &str, config: &TcpProxy, listener: &mut Listener) -> Result<(), Inactive> {
+fn tcp_proxy(
+    field: &str,
+    config: &TcpProxy,
+    listener: &mut Listener,
+    ignored: &mut Vec<String>,
+) -> Result<(), Inactive> {
+    fields::TCP_PROXY.of(field, config, ignored)?;
     let idle = config.idle_timeout.as_ref().map_or(Some(TCP_IDLE_TIMEOUT), duration);
     listener.tcp_idle_timeout = idle.filter(|idle| !idle.is_zero());
     match &config.cluster_specifier {
@@ -239,36 +264,6 @@ pub(super) fn original_destination(field: &str, cluster: &str) -> Result<(), Ina
     }
 }
 
-/// What else a listener can say.
-fn options(message: &wire::Listener, ignored: &mut Vec<String>) -> Result<(), Inactive> {
-    let refused = [
-        ("default_filter_chain", message.default_filter_chain.is_some()),
-        ("fcds_config", message.fcds_config.is_some()),
-        ("filter_chain_matcher", message.filter_chain_matcher.is_some()),
-        ("udp_listener_config", message.udp_listener_config.is_some()),
-        ("api_listener", message.api_listener.is_some()),
-        ("listener_specifier", message.listener_specifier.is_some()),
-        ("bind_to_port", message.bind_to_port.is_some_and(|bind| !bind.value)),
-        ("socket_options", !message.socket_options.is_empty()),
-    ];
-    if let Some((field, _)) = refused.into_iter().find(|(_, set)| *set) {
-        return Err(Inactive::new(field, "is not implemented"));
-    }
-    let without_effect = [
-        ("access_log", !message.access_log.is_empty()),
-        ("connection_balance_config", message.connection_balance_config.is_some()),
-        ("listener_filters_timeout", message.listener_filters_timeout.is_some()),
-        ("metadata", message.metadata.is_some()),
-        ("per_connection_buffer_limit_bytes", message.per_connection_buffer_limit_bytes.is_some()),
-        ("stat_prefix", !message.stat_prefix.is_empty()),
-        ("tcp_backlog_size", message.tcp_backlog_size.is_some()),
-        ("tcp_fast_open_queue_length", message.tcp_fast_open_queue_length.is_some()),
-        ("tcp_keepalive", message.tcp_keepalive.is_some()),
-    ];
-    ignored.extend(without_effect.into_iter().filter(|(_, set)| *set).map(|(field, _)| field.to_owned()));
-    Ok(())
-}
-
 /// Each address once: a second socket for one would get a share of its connections for nothing.
 fn additional_addresses(
     addresses: &[wire::AdditionalAddress],
@@ -277,9 +272,7 @@ fn additional_addresses(
 ) -> Result<(), Inactive> {
     for (index, additional) in addresses.iter().enumerate() {
         let field = format!("additional_addresses[{index}]");
-        if additional.socket_options.is_some() {
-            return Err(Inactive::new(field, "socket_options is not implemented"));
-        }
+        fields::ADDITIONAL_ADDRESS.of(&field, additional, ignored)?;
         let address = socket_address(&field, additional.address.as_ref())?;
         let is_known = listener.addresses().any(|other| other == address);
         match is_known {
@@ -297,6 +290,7 @@ fn socket_address(field: &str, address: Option<&core::Address>) -> Result<Socket
     if socket.protocol != i32::from(socket_address::Protocol::Tcp) {
         return Err(Inactive::new(field, "is not TCP"));
     }
+    fields::SOCKET_ADDRESS.of(field, socket, &mut Vec::new())?;
     let ip: IpAddr = socket
         .address
         .parse()
@@ -309,14 +303,19 @@ fn socket_address(field: &str, address: Option<&core::Address>) -> Result<Socket
 }
 
 /// The message of a filter's configuration; one that is absent is empty.
+///
+/// # Errors
+/// It is another message, or there is more in it than this version knows.
 pub(super) fn decode<M: Message + Name + Default>(field: &str, any: Option<&Any>) -> Result<M, Inactive> {
     let Some(any) = any else { return Ok(M::default()) };
     if any.type_url.rsplit('/').next() != Some(M::full_name().as_str()) {
         let reason = format!("its configuration is {} and not {}", any.type_url, M::full_name());
         return Err(Inactive::new(field, reason));
     }
-    M::decode(any.value.as_slice())
-        .map_err(|error| Inactive::new(field, format!("its configuration does not decode: {error}")))
+    let message = M::decode(any.value.as_slice())
+        .map_err(|error| Inactive::new(field, format!("its configuration does not decode: {error}")))?;
+    fields::understood(field, &any.value, &message)?;
+    Ok(message)
 }
 
 /// A duration of the wire; a negative one is none, and a longer one than there can be is the longest.

@@ -1,12 +1,14 @@
 //! What the stream of listeners does with an update.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tollgate_proto::envoy::config::listener::v3::Listener;
-use tollgate_xds::{Handler, Rejection, State, Update};
+use tollgate_xds::{Handler, Rejection, Resource, State, Update};
 
 use super::super::identities::{self, AgentIdentities};
-use super::{Report, Reported, Serve, Unserved, convert};
+use super::fields::understood;
+use super::{Inactive, Report, Reported, Serve, Unserved, convert};
 use crate::config::UpstreamDefaults;
 
 /// Serves the listeners of each state. One that asks for something that is not implemented is listed, and acknowledged: a
@@ -19,12 +21,14 @@ pub struct ListenerHandler<S> {
     defaults: UpstreamDefaults,
     identities: Option<AgentIdentities>,
     state: State<Listener>,
+    /// Which of them hold more than this version knows, by name.
+    unread: BTreeMap<String, Inactive>,
 }
 
 impl<S: Serve> ListenerHandler<S> {
     /// Hands what can be served to `serve`, and tells `report` about the rest. `defaults` are what listeners do not say.
     pub fn new(serve: Arc<S>, report: Report, defaults: UpstreamDefaults) -> Self {
-        Self { serve, report, defaults, identities: None, state: State::default() }
+        Self { serve, report, defaults, identities: None, state: State::default(), unread: BTreeMap::new() }
     }
 
     /// Has what the listeners say about identities count, too.
@@ -42,11 +46,14 @@ impl<S: Serve> Handler for ListenerHandler<S> {
     }
 
     async fn apply(&mut self, update: Update<Listener>) -> Result<(), Rejection> {
+        let unread = self.unread_after(&update);
         let next = self.state.after(update);
         let mut listeners = Vec::new();
         let mut reported = Reported::default();
         for (name, message) in next.iter() {
-            match convert(message, &self.defaults) {
+            // What is in the way for certain says more than what is not known.
+            let converted = convert(message, &self.defaults);
+            match converted.and_then(|active| unread.get(name).map_or(Ok(active), |unread| Err(unread.clone()))) {
                 Ok(active) => {
                     let refused = |agent| identities::of_agent(agent).err().filter(|_| self.identities.is_some());
                     if let Some(reason) = active.listener.agent.as_ref().and_then(refused) {
@@ -70,11 +77,25 @@ impl<S: Serve> Handler for ListenerHandler<S> {
         let before = self.report.replace(reported.clone());
         log_changes(&before, &reported);
         if unserved.is_empty() {
-            self.state = next;
+            (self.state, self.unread) = (next, unread);
             return Ok(());
         }
         let reasons: Vec<_> = unserved.iter().map(|Unserved { name, reason }| format!("{name}: {reason}")).collect();
         Err(Rejection::new(format!("Listener {}", reasons.join("; "))))
+    }
+}
+
+impl<S> ListenerHandler<S> {
+    fn unread_after(&self, update: &Update<Listener>) -> BTreeMap<String, Inactive> {
+        let mut unread = self.unread.clone();
+        unread.retain(|name, _| !update.removed.contains(name));
+        for Resource { name, message, partly_read } in &update.changed {
+            match partly_read.as_ref().and_then(|bytes| understood("", bytes, message).err()) {
+                Some(inactive) => unread.insert(name.clone(), inactive),
+                None => unread.remove(name),
+            };
+        }
+        unread
     }
 }
 

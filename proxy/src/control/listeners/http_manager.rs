@@ -8,12 +8,14 @@ use tollgate_proto::cilium;
 use tollgate_proto::envoy::config::route::v3::{
     RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
 };
+use tollgate_proto::envoy::extensions::filters::http::router::v3::Router;
 use tollgate_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, http_connection_manager, http_connection_manager::UpgradeConfig, http_filter,
 };
 use tollgate_proto::google::protobuf::Duration as WireDuration;
 
 use super::convert::{Inactive, access_log, decode, duration, original_destination};
+use super::fields;
 use crate::config::{EscapedSlashes, ForwardedProto, HttpSettings, Listener, Normalize};
 
 /// Longest body of a 403; as in the configuration file.
@@ -39,7 +41,7 @@ pub(super) fn read(
     listener: &mut Listener,
     ignored: &mut Vec<String>,
 ) -> Result<(), Inactive> {
-    http_filters(field, &manager.http_filters, listener)?;
+    http_filters(field, &manager.http_filters, listener, ignored)?;
     listener.normalize = normalize(field, &manager)?;
     listener.http.request_id = manager.generate_request_id.is_none_or(|wanted| wanted.value);
     let edge = manager.use_remote_address.as_ref().is_some_and(|on| on.value);
@@ -54,7 +56,10 @@ pub(super) fn read(
     listener.http.websocket = manager.upgrade_configs.iter().any(websocket);
     let idle = manager.stream_idle_timeout.as_ref().map_or(Some(STREAM_IDLE_TIMEOUT), duration);
     listener.http.stream_idle_timeout = idle.filter(|idle| !idle.is_zero());
-    refuse(field, &manager)?;
+    if manager.upgrade_configs.iter().any(|upgrade| !upgrade.filters.is_empty()) {
+        return Err(Inactive::new(format!("{field}.upgrade_configs"), "filters of its own are not implemented"));
+    }
+    fields::HTTP_MANAGER.of(field, &manager, ignored)?;
     match &manager.route_specifier {
         Some(http_connection_manager::RouteSpecifier::RouteConfig(routes)) => {
             let action = route_configuration(&format!("{field}.route_config"), routes)?;
@@ -75,7 +80,12 @@ pub(super) fn read(
 }
 
 /// `cilium.l7policy`, then the router, and nothing else that could look at or change a request.
-fn http_filters(manager: &str, filters: &[HttpFilter], listener: &mut Listener) -> Result<(), Inactive> {
+fn http_filters(
+    manager: &str,
+    filters: &[HttpFilter],
+    listener: &mut Listener,
+    ignored: &mut Vec<String>,
+) -> Result<(), Inactive> {
     let mut enforced = false;
     let mut routed = false;
     for (index, filter) in filters.iter().enumerate() {
@@ -83,16 +93,20 @@ fn http_filters(manager: &str, filters: &[HttpFilter], listener: &mut Listener) 
         if filter.disabled {
             return Err(Inactive::new(field, format!("filter {} is disabled", filter.name)));
         }
+        fields::HTTP_FILTER.of(&field, filter, ignored)?;
         let config = match &filter.config_type {
             Some(http_filter::ConfigType::TypedConfig(any)) => Some(any),
             _ => None,
         };
         match filter.name.as_str() {
             "cilium.l7policy" if !enforced && !routed => {
-                l7_policy(&field, &decode(&field, config)?, listener)?;
+                l7_policy(&field, &decode(&field, config)?, listener, ignored)?;
                 enforced = true;
             }
-            "envoy.filters.http.router" if enforced && !routed => routed = true,
+            "envoy.filters.http.router" if enforced && !routed => {
+                fields::ROUTER.of(&field, &decode::<Router>(&field, config)?, ignored)?;
+                routed = true;
+            }
             name => return Err(Inactive::new(field, format!("HTTP filter {name} is not implemented here"))),
         }
     }
@@ -104,7 +118,13 @@ fn http_filters(manager: &str, filters: &[HttpFilter], listener: &mut Listener) 
 }
 
 /// `spec/cilium-filter.md` section 3.2. An empty body means the default one; the data path ends it with CRLF.
-fn l7_policy(field: &str, config: &cilium::L7Policy, listener: &mut Listener) -> Result<(), Inactive> {
+fn l7_policy(
+    field: &str,
+    config: &cilium::L7Policy,
+    listener: &mut Listener,
+    ignored: &mut Vec<String>,
+) -> Result<(), Inactive> {
+    fields::L7_POLICY.of(field, config, ignored)?;
     access_log(&config.access_log_path, listener);
     let body = config.denied_403_body.trim_end_matches("\r\n");
     if body.len() > MAX_DENIED_BODY {
@@ -133,25 +153,6 @@ fn normalize(field: &str, manager: &HttpConnectionManager) -> Result<Normalize, 
             }
         },
     })
-}
-
-/// What would change requests or decide about them.
-fn refuse(field: &str, manager: &HttpConnectionManager) -> Result<(), Inactive> {
-    let refused = [
-        ("early_header_mutation_extensions", !manager.early_header_mutation_extensions.is_empty()),
-        ("forward_client_cert_details", manager.forward_client_cert_details != 0),
-        ("original_ip_detection_extensions", !manager.original_ip_detection_extensions.is_empty()),
-        ("path_normalization_options", manager.path_normalization_options.is_some()),
-        ("scheme_header_transformation", manager.scheme_header_transformation.is_some()),
-        ("strip_matching_host_port", manager.strip_matching_host_port),
-        ("strip_port_mode", manager.strip_port_mode.is_some()),
-        ("strip_trailing_host_dot", manager.strip_trailing_host_dot),
-        ("upgrade_configs", manager.upgrade_configs.iter().any(|upgrade| !upgrade.filters.is_empty())),
-    ];
-    match refused.into_iter().find(|(_, set)| *set) {
-        Some((name, _)) => Err(Inactive::new(format!("{field}.{name}"), "is not implemented")),
-        None => Ok(()),
-    }
 }
 
 /// Every route leads to the original destination, whatever it matches by. Returns the one for every request.
@@ -278,19 +279,9 @@ fn route_action(field: &str, action: &RouteAction) -> Result<(), Inactive> {
     }
 }
 
-/// Settings that an agent sends and that have no effect here.
+/// What is read and has not the effect, or not the whole effect, that it has in Envoy.
 fn note_ignored(field: &str, manager: &HttpConnectionManager, ignored: &mut Vec<String>) {
-    let without_effect = [
-        ("access_log", !manager.access_log.is_empty()),
-        ("common_http_protocol_options", manager.common_http_protocol_options.is_some()),
-        ("http_protocol_options", manager.http_protocol_options.is_some()),
-        ("http2_protocol_options", manager.http2_protocol_options.is_some()),
-        ("local_reply_config", manager.local_reply_config.is_some()),
-        ("request_headers_timeout", manager.request_headers_timeout.is_some()),
-        ("request_timeout", manager.request_timeout.is_some()),
-        ("tracing", manager.tracing.is_some()),
-        ("use_remote_address (x-forwarded-for)", !manager.skip_xff_append),
-    ];
-    let names = without_effect.into_iter().filter(|(_, set)| *set);
-    ignored.extend(names.map(|(name, _)| format!("{field}.{name}")));
+    if !manager.skip_xff_append {
+        ignored.push(format!("{field}.use_remote_address (x-forwarded-for)"));
+    }
 }

@@ -2,6 +2,7 @@
 
 mod clusters;
 mod convert;
+mod fields;
 mod handler;
 mod http_manager;
 #[cfg(test)]

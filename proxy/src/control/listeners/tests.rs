@@ -8,11 +8,13 @@ use tollgate_policy::Direction;
 use tollgate_proto::cilium;
 use tollgate_proto::envoy::config::core::v3::{self as core, Address, SocketAddress, address, socket_address};
 use tollgate_proto::envoy::config::listener::v3::{
-    AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
+    AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
+    ListenerFilterChainMatchPredicate, filter, listener_filter,
 };
 use tollgate_proto::envoy::config::route::v3::{
     RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
 };
+use tollgate_proto::envoy::extensions::filters::http::router::v3::Router;
 use tollgate_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, http_connection_manager, http_filter,
 };
@@ -111,7 +113,7 @@ fn manager() -> HttpConnectionManager {
         stat_prefix: "proxy".into(),
         http_filters: vec![
             http_filter("cilium.l7policy", &l7),
-            http_filter("envoy.filters.http.router", &cilium::L7Policy::default()),
+            http_filter("envoy.filters.http.router", &Router::default()),
         ],
         use_remote_address: Some(BoolValue { value: true }),
         skip_xff_append: true,
@@ -331,9 +333,10 @@ fn no_time_is_too_long_to_be_added_to_now() {
 }
 
 #[test]
+#[expect(deprecated, reason = "an agent may write it all the same")]
 fn what_is_not_implemented_is_not_served_and_the_reason_says_what() {
     type Change = fn(&mut Listener);
-    let changes: [(&str, Change); 15] = [
+    let changes: [(&str, Change); 21] = [
         ("name: has 0 bytes; 1 to 256 are possible", |l| l.name.clear()),
         ("address: is no IP address with a port", |l| l.address = None),
         ("address: \"example\" is not an IP address", |l| l.address = Some(address("example", 1))),
@@ -369,6 +372,28 @@ fn what_is_not_implemented_is_not_served_and_the_reason_says_what() {
             l.filter_chains[0].filters[0] = network_filter("cilium.network", &config);
         }),
         ("bind_to_port: is not implemented", |l| l.bind_to_port = Some(BoolValue { value: false })),
+        ("use_original_dst: is not implemented", |l| l.use_original_dst = Some(BoolValue { value: true })),
+        ("address.network_namespace_filepath: is not implemented", |l| {
+            match &mut l.address.as_mut().unwrap().address {
+                Some(address::Address::SocketAddress(socket)) => {
+                    socket.network_namespace_filepath = "/run/netns/x".into()
+                }
+                other => panic!("{other:?}"),
+            }
+        }),
+        ("listener_filters[1].filter_disabled: is not implemented", |l| {
+            l.listener_filters[1].filter_disabled = Some(ListenerFilterChainMatchPredicate::default());
+        }),
+        ("listener_filters[1].config_discovery: is not implemented", |l| {
+            l.listener_filters[1].config_type = Some(listener_filter::ConfigType::ConfigDiscovery(Default::default()));
+        }),
+        ("cilium.bpf_metadata.ipv4_source_address: is not implemented", |l| {
+            let metadata = cilium::BpfMetadata { ipv4_source_address: "10.0.0.1".into(), ..metadata(false) };
+            l.listener_filters[1] = listener_filter("cilium.bpf_metadata", &metadata);
+        }),
+        ("filter_chains[0].use_proxy_proto: is not implemented", |l| {
+            l.filter_chains[0].use_proxy_proto = Some(BoolValue { value: true });
+        }),
     ];
     for (reason, change) in changes {
         let mut listener = http_listener();
@@ -418,7 +443,17 @@ fn what_would_change_requests_is_not_served() {
             other => panic!("{other:?}"),
         }
     }
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 13] = [
+        ("via: is not implemented", |m| m.via = "1.1 x".into()),
+        ("http_filters[0].config_discovery: is not implemented", |m| {
+            m.http_filters[0].config_type = Some(http_filter::ConfigType::ConfigDiscovery(Default::default()));
+        }),
+        ("http_filters[1].upstream_http_filters: is not implemented", |m| {
+            let filters = vec![http_filter("cilium.l7policy", &cilium::L7Policy::default())];
+            let router = Router { upstream_http_filters: filters, ..Router::default() };
+            m.http_filters[1] = http_filter("envoy.filters.http.router", &router);
+        }),
+        ("append_x_forwarded_port: is not implemented", |m| m.append_x_forwarded_port = true),
         ("http_filters[1]: HTTP filter envoy.filters.http.lua is not implemented here", |m| {
             m.http_filters.insert(1, http_filter("envoy.filters.http.lua", &cilium::L7Policy::default()));
         }),
@@ -461,6 +496,87 @@ fn what_would_change_requests_is_not_served() {
         let got = convert(&with_manager(&manager), &DEFAULTS).unwrap_err().to_string();
         assert_eq!(got, format!("filter_chains[0].filters[1].{reason}"));
     }
+}
+
+/// Field 99, a varint.
+const UNKNOWN: [u8; 3] = [0x98, 0x06, 0x01];
+
+/// A listener whose filter configuration of that type has more in it than this version knows.
+fn with_unknown<M: Message + Name>(mut listener: Listener) -> Listener {
+    let unknown = |any: &mut Any| {
+        if any.type_url.ends_with(&M::full_name()) {
+            any.value.extend(UNKNOWN);
+        }
+    };
+    for filter in &mut listener.listener_filters {
+        if let Some(listener_filter::ConfigType::TypedConfig(any)) = &mut filter.config_type {
+            unknown(any);
+        }
+    }
+    for filter in listener.filter_chains.iter_mut().flat_map(|chain| &mut chain.filters) {
+        let Some(filter::ConfigType::TypedConfig(any)) = &mut filter.config_type else { continue };
+        if any.type_url.ends_with(&HttpConnectionManager::full_name()) {
+            let mut manager = HttpConnectionManager::decode(&any.value[..]).unwrap();
+            for filter in &mut manager.http_filters {
+                if let Some(http_filter::ConfigType::TypedConfig(any)) = &mut filter.config_type {
+                    unknown(any);
+                }
+            }
+            any.value = manager.encode_to_vec();
+        }
+        unknown(any);
+    }
+    listener
+}
+
+#[test]
+fn what_this_version_does_not_know_is_not_served() {
+    const WHY: &str = "this version does not know the field, and it could matter";
+    for (listener, field) in [
+        (with_unknown::<cilium::BpfMetadata>(http_listener()), "listener_filters[1]"),
+        (with_unknown::<cilium::NetworkFilter>(http_listener()), "filter_chains[0].filters[0]"),
+        (with_unknown::<HttpConnectionManager>(http_listener()), "filter_chains[0].filters[1]"),
+        (with_unknown::<cilium::L7Policy>(http_listener()), "filter_chains[0].filters[1].http_filters[0]"),
+        (with_unknown::<Router>(http_listener()), "filter_chains[0].filters[1].http_filters[1]"),
+        (with_unknown::<TcpProxy>(tls_listener()), "filter_chains[0].filters[1]"),
+    ] {
+        assert_eq!(convert(&listener, &DEFAULTS).unwrap_err().to_string(), format!("{field}.field 99: {WHY}"));
+    }
+    // What cannot matter is named all the same.
+    let odd = Listener { traffic_direction: 1, drain_type: 1, ..http_listener() };
+    let Active { ignored, .. } = convert(&odd, &DEFAULTS).unwrap();
+    for name in ["traffic_direction", "drain_type"] {
+        assert!(ignored.iter().any(|setting| setting == name), "{ignored:?}");
+    }
+}
+
+/// Also where it stands in the listener itself; until it comes without.
+#[tokio::test]
+async fn a_listener_that_was_read_in_part_is_inactive() {
+    let (asked, report) = (Arc::new(Asked::default()), Report::default());
+    let mut handler = ListenerHandler::new(Arc::clone(&asked), report.clone(), DEFAULTS);
+    let with = |bytes: Vec<u8>| {
+        let mut update = update(vec![named("l"), named("good")], &[]);
+        update.changed[0].message = Listener::decode(&bytes[..]).unwrap();
+        update.changed[0].partly_read = Some(bytes.into());
+        update
+    };
+    let bytes = named("l").encode_to_vec();
+    // A third filter chain, for TLS, with a match that has the field.
+    let deep = [&bytes[..], &[0x1a, 10, 0x0a, 8, 0x4a, 3], b"tls", &UNKNOWN].concat();
+    for (bytes, field) in [([&bytes[..], &UNKNOWN].concat(), "field 99"), (deep, "field 3[2].1[0].99")] {
+        assert_eq!(handler.apply(with(bytes)).await, Ok(()));
+        assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good"]);
+        let reason = &report.read().inactive["l"];
+        assert_eq!(reason, &format!("{field}: this version does not know the field, and it could matter"));
+        assert_eq!(handler.apply(update(vec![], &[])).await, Ok(()), "another update");
+        assert!(report.read().inactive.contains_key("l"), "it stays so");
+    }
+    // Another encoding of what is known is no reason.
+    let update_again = with([&bytes[1 + 1 + 1..], &bytes[..3]].concat());
+    assert_eq!(handler.apply(update_again).await, Ok(()));
+    assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good", "l"]);
+    assert_eq!(report.read().inactive.len(), 0);
 }
 
 /// Notes what it is asked to serve, and fails what is named `taken`.
