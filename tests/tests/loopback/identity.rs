@@ -447,9 +447,13 @@ fn a_new_stream_of_policies_waits_for_a_pin_that_is_gone() {
     assert_eq!(answer(&mut client), (200, None), "it may be back in a moment");
     assert_eq!(proxy.get("/ready").0, 200);
     // The new one counts soon after it is there.
+    let open =
+        || serde_json::from_str::<Value>(&proxy.get("/status").1).unwrap()["identities"]["maps"][0]["id"].clone();
+    let before = open();
     maps.create_ipcache();
     maps.put(CLIENT, DENIED);
-    until("the new map", || (answer(&mut client) == refused(Reason::PeerNotAllowed)).then_some(()));
+    until("the new map", || (open() != before).then_some(()));
+    Peer::expect_reset_at(proxy.http(), GET);
 }
 
 /// A client on a port that conntrack knows before it connects.
