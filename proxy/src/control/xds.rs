@@ -1,12 +1,13 @@
 //! The xDS side of control: what is subscribed to, and what NetworkPolicy and NetworkPolicyHosts do with an update.
 
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use tollgate_policy::SecurityId;
 use tollgate_proto::cilium;
-use tollgate_xds::{Address, Client, ClientConfig, Handler, Mode, Rejection, Resource, State, Update, Variant};
+use tollgate_xds::{Address, Client, ClientConfig, Handler, Mode, Rejection, Resource, Update, Variant};
 
 use super::sds::SecretHandler;
 use super::{Control, Received};
@@ -50,7 +51,7 @@ pub fn client(
     match identities {
         Identities::Nphds => client.subscribe(
             tollgate_xds::NETWORK_POLICY_HOSTS,
-            HostsHandler { control: Arc::clone(control), hosts: State::default() },
+            HostsHandler { control: Arc::clone(control), state: HostsState::default() },
         ),
         Identities::Static(_) | Identities::Ipcache(_) | Identities::Agent => client,
     }
@@ -81,11 +82,51 @@ impl Handler for PolicyHandler {
     }
 }
 
+/// The state of NetworkPolicyHosts that was accepted last. The work of an update is that of what it changes.
+#[derive(Default)]
+struct HostsState {
+    table: IdentityTable,
+    /// What each resource claims.
+    claims: HashMap<String, Claims>,
+}
+
+/// What one resource says.
+#[derive(Debug)]
+struct Claims {
+    identity: SecurityId,
+    prefixes: Vec<IpNet>,
+}
+
+impl HostsState {
+    /// The table that an update leads to, and what is new in it.
+    ///
+    /// # Errors
+    /// What is wrong, with identity and address.
+    fn table_after(
+        &self,
+        changed: &[Resource<cilium::NetworkPolicyHosts>],
+        removed: &[String],
+    ) -> Result<(IdentityTable, Vec<Claims>), String> {
+        let fresh: Vec<Claims> =
+            changed.iter().map(|resource| claims_of(&resource.message)).collect::<Result<_, _>>()?;
+        let names: HashSet<&String> = removed.iter().chain(changed.iter().map(|resource| &resource.name)).collect();
+        let mut table = self.table.clone();
+        let gone = names.into_iter().filter_map(|name| self.claims.get(name));
+        gone.flat_map(|claims| &claims.prefixes).for_each(|prefix| table.release(*prefix));
+        for Claims { identity, prefixes } in &fresh {
+            for prefix in prefixes {
+                table.claim(*prefix, *identity).map_err(|error| format!("NetworkPolicyHosts: {error}"))?;
+            }
+        }
+        Ok((table, fresh))
+    }
+}
+
 /// Looks identities up in each state of NetworkPolicyHosts. A state that contradicts itself is rejected as a whole, and the
 /// last good one stays: guessing an identity could allow what policy denies.
 struct HostsHandler {
     control: Arc<Control>,
-    hosts: State<cilium::NetworkPolicyHosts>,
+    state: HostsState,
 }
 
 impl Handler for HostsHandler {
@@ -96,29 +137,32 @@ impl Handler for HostsHandler {
     }
 
     async fn apply(&mut self, update: Update<Self::Resource>) -> Result<(), Rejection> {
-        let hosts = self.hosts.after(update);
-        let table = table_of(hosts.iter().map(|(_, hosts)| &**hosts)).map_err(Rejection::new)?;
-        self.control.replace_identities(table);
-        self.hosts = hosts;
+        let Update { changed, removed, .. } = update;
+        let (table, fresh) = self.state.table_after(&changed, &removed).map_err(Rejection::new)?;
+        self.control.replace_identities(table.clone());
+        self.state.table = table;
+        for name in &removed {
+            self.state.claims.remove(name);
+        }
+        self.state.claims.extend(changed.into_iter().map(|resource| resource.name).zip(fresh));
         Ok(())
     }
 }
 
-/// The table of a whole NPHDS state (`spec/cilium-filter.md` section 2.1); the error names identity and address.
-pub fn table_of<'h>(hosts: impl IntoIterator<Item = &'h cilium::NetworkPolicyHosts>) -> Result<IdentityTable, String> {
-    let mut entries = Vec::new();
-    for host in hosts {
-        // Identities are 32 bits; the wire type is wider.
-        let identity = u32::try_from(host.policy)
-            .map(SecurityId)
-            .map_err(|_| format!("NetworkPolicyHosts {}: the identity is over 32 bits", host.policy))?;
-        for text in &host.host_addresses {
-            let prefix = parse_prefix(text)
-                .map_err(|reason| format!("NetworkPolicyHosts {identity}: host_addresses {text:?}: {reason}"))?;
-            entries.push((prefix, identity));
-        }
-    }
-    IdentityTable::new(entries).map_err(|error| format!("NetworkPolicyHosts: {error}"))
+/// The prefixes of one identity (`spec/cilium-filter.md` section 2.1).
+///
+/// # Errors
+/// What is wrong, with identity and address.
+fn claims_of(hosts: &cilium::NetworkPolicyHosts) -> Result<Claims, String> {
+    // Identities are 32 bits; the wire type is wider.
+    let identity = u32::try_from(hosts.policy)
+        .map(SecurityId)
+        .map_err(|_| format!("NetworkPolicyHosts {}: the identity is over 32 bits", hosts.policy))?;
+    let prefix = |text: &String| {
+        parse_prefix(text).map_err(|reason| format!("NetworkPolicyHosts {identity}: host_addresses {text:?}: {reason}"))
+    };
+    let prefixes = hosts.host_addresses.iter().map(prefix).collect::<Result<_, _>>()?;
+    Ok(Claims { identity, prefixes })
 }
 
 /// An address, or a prefix in plain decimal without host bits.

@@ -9,12 +9,21 @@ use crate::readiness::Readiness;
 /// Identities and their addresses.
 type State = &'static [(u64, &'static [&'static str])];
 
-fn table(state: &[(u64, &[&str])]) -> Result<IdentityTable, String> {
-    let hosts = state.iter().map(|(policy, addresses)| cilium::NetworkPolicyHosts {
-        policy: *policy,
-        host_addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
+/// Resources by name; one name may come again.
+fn resources(state: &[(u64, &[&str])]) -> Vec<Resource<cilium::NetworkPolicyHosts>> {
+    let hosts = state.iter().enumerate().map(|(index, (policy, addresses))| Resource {
+        name: format!("{policy}/{index}"),
+        message: cilium::NetworkPolicyHosts {
+            policy: *policy,
+            host_addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
+        },
+        partly_read: None,
     });
-    table_of(&hosts.collect::<Vec<_>>())
+    hosts.collect()
+}
+
+fn table(state: &[(u64, &[&str])]) -> Result<IdentityTable, String> {
+    HostsState::default().table_after(&resources(state), &[]).map(|(table, _)| table)
 }
 
 #[test]
@@ -103,4 +112,36 @@ async fn the_first_update_of_a_stream_opens_the_maps_anew() {
         assert_eq!(opening() != last, first_on_stream);
         last = opening();
     }
+}
+
+/// What is accepted of an update is all that later ones build on.
+#[tokio::test]
+async fn hosts_change_by_what_an_update_says() {
+    let sources = crate::control::identities::sources(&IdentitySettings::new(Identities::Nphds)).unwrap();
+    let store = Arc::new(WorldStore::new(sources));
+    let policy = Readiness::default().pending("policy");
+    let control = Arc::new(Control::new(Arc::clone(&store), Metrics::new(1).0.control(), policy));
+    let mut handler = HostsHandler { control, state: HostsState::default() };
+    let update = |changed: &[(u64, &[&str])], removed: &[&str]| {
+        let mut changed = resources(changed);
+        changed.iter_mut().for_each(|resource| resource.name = resource.message.policy.to_string());
+        let removed = removed.iter().map(|&name| name.to_owned()).collect();
+        Update { version: String::new(), changed, removed, first_on_stream: false }
+    };
+    let of = |address: &str| store.load().identities.address(address.parse().unwrap()).unwrap().map(|id| id.0);
+    let both = |store: &str| (of(store), of("10.0.0.2"));
+
+    handler.apply(update(&[(1, &["10.0.0.1", "10.0.0.1/32"]), (2, &["10.0.0.2"])], &[])).await.unwrap();
+    assert_eq!(both("10.0.0.1"), (Some(1), Some(2)));
+    // An address changes hands in one update, whoever comes first.
+    handler.apply(update(&[(2, &["10.0.0.1"]), (1, &["10.0.0.2"])], &[])).await.unwrap();
+    assert_eq!(both("10.0.0.1"), (Some(2), Some(1)));
+    let refused = handler.apply(update(&[(3, &["10.0.0.1", "10.0.0.3"])], &["1"])).await.unwrap_err();
+    assert_eq!(refused.to_string(), "NetworkPolicyHosts: 10.0.0.1/32 belongs to identity 2 and to identity 3");
+    assert_eq!((both("10.0.0.1"), of("10.0.0.3")), ((Some(2), Some(1)), None));
+    handler.apply(update(&[(3, &["10.0.0.1", "10.0.0.3"])], &["2"])).await.unwrap();
+    assert_eq!((both("10.0.0.1"), of("10.0.0.3")), ((Some(3), Some(1)), Some(3)));
+    // The same name comes and goes at once: it comes.
+    handler.apply(update(&[(1, &["10.0.0.9"])], &["1", "3", "unknown"])).await.unwrap();
+    assert_eq!((both("10.0.0.1"), of("10.0.0.9")), ((None, None), Some(1)));
 }
