@@ -54,6 +54,7 @@ fn assert_whole_story(output: &Output) {
         ("xDS stream", "disconnected"),
         ("GET /hello, new connection", "200"),
         ("flow records", "7 forwarded, 7 denied"),
+        ("the account of helloworld", "7 forwarded, 7 refused"),
         ("answers to the control plane", "4 ACK, 0 NACK"),
     ];
     for (name, expected) in story {

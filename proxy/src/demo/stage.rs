@@ -191,9 +191,21 @@ impl Stage {
         records
     }
 
-    /// Asks the running Tollgate as an operator would, with the command `status` or `flows`.
+    /// What Tollgate's tenants have used, once `condition` holds for it, and the table that shows it to people.
+    pub(super) fn tenants_when(&mut self, condition: impl Fn(&Value) -> bool) -> Result<(Value, String), DemoError> {
+        let tenants = self.wait("has not charged everything", |stage| {
+            stage.ask("tenants").and_then(|text| serde_json::from_str(&text).ok()).filter(&condition)
+        })?;
+        Ok((tenants, self.ask_for("tenants", "text").unwrap_or_default()))
+    }
+
+    /// Asks the running Tollgate as an operator would, with the command `status`, `flows` or `tenants`.
     fn ask(&self, command: &str) -> Option<String> {
-        let output = self.world.command(&self.program).args([command, "-o", "json", "--admin", &self.admin()]).output();
+        self.ask_for(command, "json")
+    }
+
+    fn ask_for(&self, command: &str, form: &str) -> Option<String> {
+        let output = self.world.command(&self.program).args([command, "-o", form, "--admin", &self.admin()]).output();
         output.ok().map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 

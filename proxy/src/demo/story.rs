@@ -3,6 +3,8 @@
 use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
 
+use serde_json::Value;
+
 use super::client::Connection;
 use super::records::{Push, Record};
 use super::report::{Report, Seen};
@@ -41,7 +43,8 @@ impl<'a, W: Write> Story<'a, W> {
         self.a_push_names_the_peer(&mut sleep)?;
         self.a_broken_rule_is_quarantined(&mut sleep)?;
         self.the_control_plane_dies(&mut sleep)?;
-        self.everything_was_recorded()
+        self.everything_was_recorded()?;
+        self.somebody_pays()
     }
 
     fn introduce(&mut self) -> io::Result<()> {
@@ -157,6 +160,25 @@ impl<'a, W: Write> Story<'a, W> {
             notes: self.pushes.iter().map(|push| format!("{}: {}", push.answer(), push.note())).collect(),
         };
         self.report.step::<DemoError>("answers to the control plane", "4 ACK, 0 NACK", Ok(seen))
+    }
+
+    fn somebody_pays(&mut self) -> io::Result<()> {
+        self.report.chapter(
+            "7. The owner of the policy pays for all of it: helloworld, its own tenant without configuration",
+        )?;
+        let account = |tenants: &Value| {
+            let all = tenants["tenants"].as_array().map_or(&[][..], Vec::as_slice);
+            let own = all.iter().find(|tenant| tenant["kind"] == "endpoint")?;
+            let refused = own["refusals"].as_object()?.values().filter_map(Value::as_u64).sum::<u64>();
+            Some(format!("{} forwarded, {refused} refused", own["requests"]["forwarded"]))
+        };
+        let expected = format!("{} forwarded, {} refused", self.forwarded, self.denied);
+        let tenants = self.stage.tenants_when(|tenants| account(tenants).as_ref() == Some(&expected));
+        let seen = tenants.map(|(tenants, table)| Seen {
+            text: account(&tenants).unwrap_or_default(),
+            notes: table.lines().map(str::to_owned).collect(),
+        });
+        self.report.step("the account of helloworld", &expected, seen)
     }
 
     fn connect(&mut self, pod: &str, family: u8) -> Peer {

@@ -201,3 +201,47 @@ fn dashboards_of_envoy_find_their_names() {
         assert!(names.iter().any(|known| known == name), "{name} in {names:?}");
     }
 }
+
+/// What looks like the name of a metric in a text.
+fn named_metrics(text: &str) -> std::collections::BTreeSet<&str> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.filter(|word| word.starts_with("tollgate_")).collect()
+}
+
+/// A panel over a metric that is called otherwise stays empty, and nobody knows why.
+#[test]
+fn dashboards_name_only_metrics_and_labels_that_there_are() {
+    let dashboard = include_str!("../../../deploy/dashboards/tenants.json");
+    let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+    let (metrics, workers) = Metrics::new(1);
+    crate::tenant::for_test::use_everything(workers.into_iter().next().unwrap());
+    let scrape = metrics.encode(Format::Prometheus).unwrap();
+    let families: BTreeMap<&str, &str> = scrape
+        .lines()
+        .filter(|line| line.starts_with("tollgate_tenant"))
+        .filter_map(|line| Some((&line[..line.find(['{', ' '])?], line)))
+        .collect();
+    let mut seen = 0;
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            let expression = target["expr"].as_str().unwrap();
+            let named = named_metrics(expression);
+            assert!(!named.is_empty(), "{expression}");
+            for name in named {
+                let sample = families.get(name).unwrap_or_else(|| panic!("no metric {name}: {expression}"));
+                for label in ["kind", "tenant", "reason"] {
+                    if expression.contains(&format!("by ({label})")) || expression.contains(&format!(", {label})")) {
+                        assert!(sample.contains(&format!("{label}=")), "{sample} has no {label}: {expression}");
+                    }
+                }
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 12, "{seen}");
+    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+        for name in named_metrics(variable["query"].as_str().unwrap()) {
+            assert!(families.contains_key(name), "{name}");
+        }
+    }
+}

@@ -39,5 +39,19 @@ use crate::reason::Reason;
 /// Reasons that refusals are counted by.
 const REASONS: usize = Reason::ALL.len();
 
+/// What tests of other rooms need.
+#[cfg(test)]
+pub(crate) mod for_test {
+    use super::TenantId;
+    use crate::metrics::Worker;
+
+    /// Counts something of everything for one tenant.
+    pub(crate) fn use_everything(worker: Worker) {
+        let account = worker.ledger().account(TenantId::UNKNOWN).unwrap();
+        account.refusals[0].increment();
+        account.shadowed[0].increment();
+    }
+}
+
 #[cfg(test)]
 mod tests;

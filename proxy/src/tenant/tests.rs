@@ -1,5 +1,7 @@
 //! Tables, places and accounts, without a proxy around them.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +11,9 @@ use tollgate_proto::tenant::{Ceilings, Members, Rate, Tenant};
 use super::books::{Books, Kind};
 use super::id::Placed as _;
 use super::*;
+use crate::flow::{FlowConsumer, FlowRecord, FlowSender, Outcome, Protocol, channel};
+use crate::metrics::Metrics;
+use crate::worker::PanicCount;
 
 fn snapshot(before: &Snapshot, endpoints: impl IntoIterator<Item = (u64, &'static str)>) -> Snapshot {
     let policy = |(endpoint_id, address)| NetworkPolicy {
@@ -208,4 +213,84 @@ fn a_place_is_given_back_when_nothing_is_open_and_starts_from_nothing() {
     assert_eq!(tally("endpoint-2").unwrap().totals.bytes_up, 7);
     books.settle(later);
     assert_eq!(books.names().load().of(first), None, "old records are nobody's, rather than somebody else's");
+}
+
+fn worker() -> (Metrics, Rc<FlowSender>, FlowConsumer) {
+    let (metrics, workers) = Metrics::new(1);
+    let (mut senders, consumer) = channel(workers, 8);
+    (metrics, Rc::new(senders.remove(0)), consumer)
+}
+
+fn totals(metrics: &Metrics, id: TenantId) -> Totals {
+    metrics.tenants().tallies().into_iter().find(|tally| tally.id == id).unwrap().totals
+}
+
+#[test]
+fn a_panic_is_counted_for_whoever_it_happened_to() {
+    let (metrics, flows, _consumer) = worker();
+    let payer = Payer::accept(&flows, TenantId::UNKNOWN);
+    let panics = PanicCount::new(flows.metrics(), &payer);
+    let quiet = PanicCount::new(flows.metrics(), &payer);
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let _panics = panics;
+        std::panic::resume_unwind(Box::new("as a defect would"));
+    }));
+    assert!(panicked.is_err());
+    drop(quiet);
+    let unknown = totals(&metrics, TenantId::UNKNOWN);
+    assert_eq!((unknown.panics, unknown.open), (1, 1));
+    drop(payer);
+    assert_eq!(totals(&metrics, TenantId::UNKNOWN).open, 0);
+    assert_eq!(totals(&metrics, TenantId::SYSTEM).panics, 0);
+}
+
+#[test]
+fn an_exchange_under_way_goes_where_its_connection_goes() {
+    let (metrics, flows, _consumer) = worker();
+    let now = Instant::now();
+    let (first, second) =
+        (metrics.tenants().admit("endpoint-1", Kind::Endpoint, now), metrics.tenants().admit("team", Kind::Group, now));
+    let payer = Payer::accept(&flows, first);
+    let mut charge = payer.charge(Protocol::Http11);
+    charge.add_up(3);
+    payer.follow(second);
+    let of = |id| {
+        let totals = totals(&metrics, id);
+        (totals.open, totals.in_flight, totals.bytes_up, totals.connections)
+    };
+    assert_eq!((of(first), of(second)), ((0, 1, 3, 1), (1, 0, 0, 0)), "the connection goes at once");
+    charge.add_up(5);
+    assert_eq!((of(first), of(second)), ((0, 0, 3, 1), (1, 1, 5, 0)), "the exchange with its next byte");
+    let mut record = FlowRecord::for_test(Outcome::Denied);
+    record.reason = Some(Reason::DenyRule);
+    charge.end(&mut record);
+    assert_eq!(record.tenant, second);
+    assert_eq!(of(second), (1, 0, 5, 0));
+    assert_eq!(totals(&metrics, second).refusals().collect::<Vec<_>>(), [(Reason::DenyRule, 1)]);
+}
+
+#[test]
+fn the_overflow_never_goes_back() {
+    let (metrics, flows, _consumer) = worker();
+    let now = Instant::now();
+    let books = metrics.tenants();
+    let ids: Vec<TenantId> =
+        (0..MAX_ENDPOINTS).map(|id| books.admit(&format!("endpoint-{id}"), Kind::Endpoint, now)).collect();
+    let overflow = || {
+        let scrape = metrics.encode(crate::metrics::Format::Prometheus).unwrap();
+        let line =
+            scrape.lines().find(|line| line.starts_with(r#"tollgate_tenant_bytes_total{tenant="overflow",flow="up"}"#));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+    };
+    for id in &ids {
+        flows.metrics().ledger().account(*id).unwrap().bytes_up.add(1);
+    }
+    let expected = (MAX_ENDPOINTS + 4 - MAX_SERIES) as u64;
+    assert_eq!(overflow(), Some(expected));
+    ids.iter().for_each(|id| books.dismiss(*id, now));
+    books.settle(now + Duration::from_secs(3600));
+    assert_eq!(overflow(), Some(expected), "those who are gone for good count on");
+    let next = books.admit("endpoint-x", Kind::Endpoint, now);
+    flows.metrics().ledger().account(next).unwrap().bytes_up.add(1);
+    assert_eq!(overflow(), Some(expected), "there is room for a series again");
 }
