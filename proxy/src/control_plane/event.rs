@@ -19,6 +19,8 @@ pub enum ResourceType {
     NetworkPolicy,
     /// NPHDS.
     NetworkPolicyHosts,
+    /// Tenants.
+    Tenant,
 }
 
 impl ResourceType {
@@ -28,6 +30,7 @@ impl ResourceType {
         match self {
             Self::NetworkPolicy => tollgate_proto::type_url::NETWORK_POLICY,
             Self::NetworkPolicyHosts => tollgate_proto::type_url::NETWORK_POLICY_HOSTS,
+            Self::Tenant => tollgate_proto::type_url::TENANT,
         }
     }
 }

@@ -30,7 +30,7 @@ const SOCKET_MODE: u32 = 0o660;
 
 /// Serve the policies of a directory over xDS, and print what is pushed and answered
 ///
-/// Each file of the directory holds NetworkPolicy or NetworkPolicyHosts resources in JSON or YAML. A change is pushed
+/// Each file of the directory holds NetworkPolicy, NetworkPolicyHosts or Tenant resources in JSON or YAML. A change is pushed
 /// at once; a file that does not load is reported, and its last good content stays.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\

@@ -14,7 +14,7 @@ use crate::control::directory::PolicySet;
 pub(super) struct State {
     /// Counts changes, from 1; 0 before the first state.
     pub(super) version: u64,
-    /// Name and encoded resource: `endpoint_id` or identity in decimal, as the protocol names them.
+    /// Name and encoded resource: `endpoint_id` or identity in decimal, or the tenant's name, as the protocol names them.
     pub(super) resources: Vec<(String, Any)>,
 }
 
@@ -23,6 +23,7 @@ pub(super) struct State {
 pub struct Published {
     policies: watch::Sender<Arc<State>>,
     hosts: watch::Sender<Arc<State>>,
+    tenants: watch::Sender<Arc<State>>,
 }
 
 impl Default for Published {
@@ -35,11 +36,12 @@ impl Published {
     /// Nothing at version 0, which is not sent to anyone.
     #[must_use]
     pub fn new() -> Self {
-        Self { policies: watch::Sender::default(), hosts: watch::Sender::default() }
+        Self { policies: watch::Sender::default(), hosts: watch::Sender::default(), tenants: watch::Sender::default() }
     }
 
     /// Makes `set` the state that everyone gets. Types that differ from before get the next version; the first set
-    /// gives both a version, also when it is empty, because no answer at all would leave proxies waiting.
+    /// gives policies and hosts a version, also when it is empty, because no answer at all would leave proxies waiting.
+    /// Nobody waits for tenants.
     pub fn replace(&self, set: &PolicySet) -> Vec<Event> {
         let any = |kind: ResourceType, value| Any { type_url: kind.type_url().to_owned(), value };
         let policies = set
@@ -50,9 +52,16 @@ impl Published {
             .hosts
             .iter()
             .map(|hosts| (hosts.policy.to_string(), any(ResourceType::NetworkPolicyHosts, hosts.encode_to_vec())));
+        let tenants = set
+            .tenants
+            .iter()
+            .map(|(tenant, _)| (tenant.name.clone(), any(ResourceType::Tenant, tenant.encode_to_vec())));
+        let tenants: Vec<_> = tenants.collect();
+        let has_tenants = !tenants.is_empty() || self.tenants.borrow().version > 0;
         let changes = [
             (ResourceType::NetworkPolicy, advance(&self.policies, policies.collect())),
             (ResourceType::NetworkPolicyHosts, advance(&self.hosts, hosts.collect())),
+            (ResourceType::Tenant, has_tenants.then(|| advance(&self.tenants, tenants)).flatten()),
         ];
         let changes = changes.into_iter().filter_map(|(kind, changed)| Some((kind, changed?)));
         changes
@@ -64,6 +73,7 @@ impl Published {
         match kind {
             ResourceType::NetworkPolicy => self.policies.subscribe(),
             ResourceType::NetworkPolicyHosts => self.hosts.subscribe(),
+            ResourceType::Tenant => self.tenants.subscribe(),
         }
     }
 }

@@ -16,6 +16,9 @@ use tollgate_proto::cilium::network_policy_hosts_discovery_service_server::{
 use tollgate_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use tollgate_proto::tenant::tenant_discovery_service_server::{
+    SERVICE_NAME as TENANT_SERVICE, TenantDiscoveryService, TenantDiscoveryServiceServer,
+};
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::{Request, Response, Status, Streaming};
@@ -26,7 +29,7 @@ use super::published::{Published, State};
 
 type Responses<T> = BoxStream<'static, Result<T, Status>>;
 
-/// Both services behind one function; a method of neither is unimplemented.
+/// All services behind one function; a method of none is unimplemented.
 pub(super) fn service(
     published: Arc<Published>,
     report: Report,
@@ -40,12 +43,16 @@ pub(super) fn service(
 + 'static {
     let discovery = Arc::new(Discovery { published, report });
     let policies = NetworkPolicyDiscoveryServiceServer::from_arc(Arc::clone(&discovery));
-    let hosts = NetworkPolicyHostsDiscoveryServiceServer::from_arc(discovery);
+    let hosts = NetworkPolicyHostsDiscoveryServiceServer::from_arc(Arc::clone(&discovery));
+    let tenants = TenantDiscoveryServiceServer::from_arc(discovery);
     tower::service_fn(move |request: http::Request<Body>| {
-        let (mut policies, mut hosts) = (policies.clone(), hosts.clone());
+        let (mut policies, mut hosts, mut tenants) = (policies.clone(), hosts.clone(), tenants.clone());
         async move {
-            let service = request.uri().path().split('/').nth(1);
-            if service == Some(HOSTS_SERVICE) { hosts.call(request).await } else { policies.call(request).await }
+            match request.uri().path().split('/').nth(1) {
+                Some(HOSTS_SERVICE) => hosts.call(request).await,
+                Some(TENANT_SERVICE) => tenants.call(request).await,
+                _ => policies.call(request).await,
+            }
         }
     })
 }
@@ -180,5 +187,25 @@ impl NetworkPolicyHostsDiscoveryService for Discovery {
         _: Request<DiscoveryRequest>,
     ) -> Result<Response<DiscoveryResponse>, Status> {
         not_served("FetchNetworkPolicyHosts")
+    }
+}
+
+#[tonic::async_trait]
+impl TenantDiscoveryService for Discovery {
+    type StreamTenantsStream = Responses<DiscoveryResponse>;
+    type DeltaTenantsStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_tenants(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamTenantsStream>, Status> {
+        Ok(Response::new(self.stream(ResourceType::Tenant, request.into_inner())))
+    }
+
+    async fn delta_tenants(
+        &self,
+        _: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaTenantsStream>, Status> {
+        not_served("DeltaTenants")
     }
 }

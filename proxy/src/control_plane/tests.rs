@@ -1,4 +1,5 @@
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -8,6 +9,7 @@ use tollgate_proto::cilium::NetworkPolicy;
 use tollgate_proto::envoy::config::core::v3::Node;
 use tollgate_proto::envoy::service::discovery::v3::DiscoveryRequest;
 use tollgate_proto::google::rpc::Status as ErrorDetail;
+use tollgate_proto::tenant::Tenant;
 use tollgate_xds::{Address, Client, ClientConfig, Handler, Rejection, Update};
 
 use super::conversation::Conversation;
@@ -45,6 +47,29 @@ fn a_version_is_given_to_the_first_state_and_to_each_change() {
     let changed = published.replace(&set(&[5, 6]));
     assert_eq!(changed, [Event::State { r#type: KIND, version: 2, resources: 2 }]);
     assert_eq!(state(&published).resources[1].0, "6");
+}
+
+#[test]
+fn tenants_are_served_once_there_are_any() {
+    let published = Published::new();
+    let with = |names: &[&str]| {
+        let place = crate::policy_file::FilePlace { file: Path::new("tenants.yaml").into(), line: None };
+        let tenant = |name: &&str| (Tenant { name: (*name).into(), ..Tenant::default() }, place.clone());
+        PolicySet { tenants: names.iter().map(tenant).collect(), ..PolicySet::default() }
+    };
+    let versions = |set: &PolicySet| {
+        let events = published.replace(set).into_iter();
+        let of_tenants = events.filter_map(|event| match event {
+            Event::State { r#type: ResourceType::Tenant, version, resources } => Some((version, resources)),
+            _ => None,
+        });
+        of_tenants.collect::<Vec<_>>()
+    };
+    assert_eq!(versions(&with(&[])), []);
+    assert_eq!(versions(&with(&["a", "b"])), [(1, 2)]);
+    assert_eq!(versions(&with(&["a", "b"])), []);
+    assert_eq!(versions(&with(&[])), [(2, 0)], "that they are gone is news");
+    assert_eq!(published.subscribe(ResourceType::Tenant).borrow().version, 2);
 }
 
 #[test]

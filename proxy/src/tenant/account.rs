@@ -180,7 +180,8 @@ impl Totals {
     /// Nothing was ever counted.
     pub(crate) fn is_empty(&self) -> bool {
         let zero = |counts: &[u64]| counts.iter().all(|count| *count == 0);
-        self.connections == 0 && self.open == 0 && self.requests_ended() == 0 && zero(&self.refusals)
+        let bytes = self.bytes_up + self.bytes_down;
+        self.connections == 0 && self.open == 0 && bytes == 0 && self.requests_ended() == 0 && zero(&self.refusals)
     }
 
     /// Something is open or under way.
