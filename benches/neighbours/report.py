@@ -28,7 +28,7 @@ def markdown(result):
     lines.append(
         "Latencies in ms, of served requests, counted from when each was due. ~: no batch was quiet (the victim alone within 1 ms, "
         "neighbours at 95 % of their best), so the latencies are worth little, and no latency target counts as met; errors and shares count anyway. *Waited for core*: "
-        "how long the proxy's threads were ready and somebody else ran, of a batch: noise from outside, and the neighbours' share of it none.\n"
+        "how long the proxy's threads were ready while somebody else had the core: noise from outside.\n"
     )
     if machine["load"] > 0.5:
         lines.append(
