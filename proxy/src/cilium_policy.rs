@@ -84,6 +84,8 @@ pub(crate) struct Translated {
     pub(crate) parts: Vec<Part>,
     /// Entries of which the resource says more, or something else.
     pub(crate) partial: Vec<(tollgate_policy::Direction, usize)>,
+    /// Entries that are for other protocols than TCP as well.
+    pub(crate) all_protocols: Vec<(tollgate_policy::Direction, usize)>,
 }
 
 /// An element of a policy and the element of a resource that it was made of.
@@ -260,7 +262,7 @@ fn assemble(
             |element: &str, path: &str| Part { element: element.into(), resource: spec.resource, path: path.into() };
         parts.extend([at("", &spec.path), at("endpoint_ips", "metadata.name"), at("endpoint_id", "metadata.name")]);
     }
-    let mut partial = Vec::new();
+    let (mut partial, mut all_protocols) = (Vec::new(), Vec::new());
     let mut side = |direction: Direction| {
         let list = direction.list();
         let mut entries: Vec<PortPolicy> = Vec::new();
@@ -286,9 +288,9 @@ fn assemble(
                     resource: spec.resource,
                     path: path.clone(),
                 }));
-                if entry.partial || narrowed {
-                    partial.push((direction.of_policy(), entries.len()));
-                }
+                let here = (direction.of_policy(), entries.len());
+                partial.extend((entry.partial || narrowed).then_some(here));
+                all_protocols.extend(entry.all_protocols.then_some(here));
                 let (port, end_port) = entry.ports;
                 entries.push(PortPolicy { port, end_port, rules: vec![rule], ..PortPolicy::default() });
             }
@@ -299,5 +301,5 @@ fn assemble(
         entries
     };
     let (ingress, egress) = (side(Direction::Ingress), side(Direction::Egress));
-    Translated { policy: NetworkPolicy { endpoint_id, endpoints, ingress, egress }, parts, partial }
+    Translated { policy: NetworkPolicy { endpoint_id, endpoints, ingress, egress }, parts, partial, all_protocols }
 }

@@ -340,6 +340,37 @@ fn a_selector_covers_another_by_chance() {
     }
 }
 
+/// A deny for every protocol does more than one for TCP, which is all that the proxy carries.
+#[test]
+fn a_deny_for_all_protocols_does_not_go_for_one_for_tcp() {
+    let directory = tempfile::tempdir().unwrap();
+    let deny = |protocol: &str| {
+        let ports = format!("[{{ port: \"53\"{protocol} }}]");
+        format!("  - {{ fromEndpoints: [{{ matchLabels: {{ app: web }} }}], toPorts: [{{ ports: {ports} }}] }}\n")
+    };
+    let text_of = |rules: String| {
+        format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{ name: a }}\nspec:\n  endpointSelector: {{}}\n  ingressDeny:\n{rules}"
+        )
+    };
+    let (tcp, any) = (deny(", protocol: TCP"), deny(""));
+    let at = |rules: String| {
+        let report = json(&[text(&write(&directory, "a.yaml", text_of(rules)))]).1;
+        report["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| f["element"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let element = |rule: usize| format!("spec.ingressDeny[{rule}].toPorts[0]");
+    assert_eq!(at(format!("{tcp}{any}")), [element(0)]);
+    assert_eq!(at(format!("{any}{tcp}")), [element(1)]);
+    assert_eq!(at(format!("{any}{any}")), [element(1)]);
+    let udp_too = tcp.replace("TCP }]", "TCP }, { port: \"53\", protocol: UDP }]");
+    assert_eq!(at(format!("{tcp}{udp_too}")).len(), 1, "the note about UDP alone");
+}
+
 /// A finding about a rule for several ports is one about all of them.
 #[test]
 fn what_goes_on_one_port_is_needed_on_another() {

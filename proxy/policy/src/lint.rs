@@ -32,7 +32,7 @@ pub use finding::{Element, Finding, Lint, Severity};
 use self::alternatives::Alternatives;
 use self::condition::Condition;
 use self::probe::Probes;
-use crate::model::{HttpRule, NetworkPolicy, PortPolicy, PortRule, Protocol, RuleVerdict};
+use crate::model::{HeaderMatcher, HttpRule, NetworkPolicy, PortPolicy, PortRule, Protocol, RuleVerdict};
 use crate::{Direction, Snapshot};
 
 /// What is known beside the policies.
@@ -41,12 +41,14 @@ pub struct Known<'a> {
     /// SDS names of the secrets that will be there.
     pub secrets: &'a [String],
     /// Entries that say something else than what they were made of. They neither decide before others nor go for others.
-    pub partial: &'a [PartialEntry],
+    pub partial: &'a [EntryRef],
+    /// Entries that stand for other protocols as well. They go only for others that do, too.
+    pub all_protocols: &'a [EntryRef],
 }
 
 /// An entry of a policy by its numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PartialEntry {
+pub struct EntryRef {
     /// Index in the list that is looked at.
     pub policy: usize,
     /// Which of the policy's lists.
@@ -73,8 +75,11 @@ pub fn lint(policies: &[NetworkPolicy], known: &Known<'_>) -> Vec<Finding> {
                 check_entry(&element.entry(index), entry, &mut probes, &mut findings);
                 secret::check(&element.entry(index), entry, known.secrets, &mut findings);
             }
-            let here = known.partial.iter().filter(|at| (at.policy, at.direction) == (number, direction));
-            let bad = bad.of(direction, here.map(|at| at.entry).collect());
+            let here = |list: &[EntryRef]| {
+                let here = list.iter().filter(|at| (at.policy, at.direction) == (number, direction));
+                here.map(|at| at.entry).collect()
+            };
+            let bad = bad.of(direction, here(known.partial), here(known.all_protocols));
             reach::check(&element, entries, &bad, &mut probes, &mut findings);
         }
     }
@@ -129,6 +134,12 @@ fn check_http_rule(
     probes: &mut Probes,
     findings: &mut Vec<Finding>,
 ) {
+    let mut says_nothing = |matcher: &HeaderMatcher| {
+        let path = &*matcher.name == ":path";
+        !matcher.invert
+            && probes.of(&matcher.value).is_some_and(|p| p.accepts_everything() || path && p.accepts_every_path())
+    };
+    let alone = http.headers.iter().all(&mut says_nothing);
     for index in 0..http.headers.len() {
         let Some(condition) = Condition::of(element, http, index, probes) else {
             continue; // it is quarantined, which is said
@@ -149,7 +160,7 @@ fn check_http_rule(
             _ => {}
         }
         if findings.len() == before {
-            regex_text::check_match_all(&condition, http.headers.len() == 1, findings);
+            regex_text::check_match_all(&condition, alone, findings);
         }
     }
     cover::check_unmatchable(element, http, probes, findings);

@@ -96,6 +96,8 @@ pub(super) struct Entry {
     pub(super) parts: Vec<(String, String)>,
     /// The resource says more about it, or something else.
     pub(super) partial: bool,
+    /// It is for other protocols than TCP as well.
+    pub(super) all_protocols: bool,
 }
 
 impl Rules {
@@ -154,7 +156,7 @@ fn read_rule(rule: &Object<'_>, keys: &Keys, verdict: RuleVerdict, namespace: Op
         let parts = vec![(String::new(), rule.path().to_owned())];
         let template = PortRule { verdict, ..PortRule::default() };
         let path = rule.path().to_owned();
-        entries.push(Entry { path, ports: (0, 0), peers, rule: template, parts, partial: false });
+        entries.push(Entry { path, ports: (0, 0), peers, rule: template, parts, partial: false, all_protocols: true });
     }
 }
 
@@ -205,8 +207,7 @@ fn read_ports(
         template.unsupported.push(Unsupported { element: key.into(), reason: "TLS is not intercepted".into() });
         parts.push((format!(".rules[0].{key}"), to_port.at(key)));
     }
-    let partial = to_port.has("listener");
-    if partial {
+    if to_port.has("listener") {
         to_port.not_translated("listener", "which proxy_id the listener has is known to the agent only");
     }
     for (index, (path, name)) in to_port.texts("serverNames").into_iter().enumerate() {
@@ -227,19 +228,22 @@ fn read_ports(
             template.http = Some(http::read(&rules, &mut parts));
         }
     }
-    let mut add = |path: &str, ports| {
+    let ports: Vec<Object<'_>> = to_port.objects("ports").collect();
+    let spans: Vec<Option<(u32, u32)>> = ports.iter().map(span).collect();
+    // What is said about the others would be said about all of them.
+    let partial = to_port.has("listener") || spans.contains(&None);
+    let mut add = |path: &str, ports, all_protocols| {
         let mut parts = parts.clone();
         parts.push((String::new(), path.to_owned()));
         let (path, peers, rule) = (path.to_owned(), peers.cloned(), template.clone());
-        entries.push(Entry { path, ports, peers, rule, parts, partial });
+        entries.push(Entry { path, ports, peers, rule, parts, partial, all_protocols });
     };
-    let ports: Vec<Object<'_>> = to_port.objects("ports").collect();
     if ports.is_empty() {
-        add(here, (0, 0));
+        add(here, (0, 0), true);
     }
-    for port in &ports {
-        if let Some(ports) = span(port) {
-            add(port.path(), ports);
+    for (port, span) in ports.iter().zip(spans) {
+        if let Some(span) = span {
+            add(port.path(), span, port.text("protocol") != Some("TCP"));
         }
     }
 }

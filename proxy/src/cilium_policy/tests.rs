@@ -182,12 +182,24 @@ fn what_is_translated_in_part_is_marked() {
     assert_eq!(partial(json!({ "fromEntities": ["host"] })), Vec::<usize>::new());
     assert_eq!(partial(json!({ "fromEntities": ["host"], "authentication": { "mode": "required" } })), [0]);
     assert_eq!(partial(on_ports("listener", json!({}))), [0]);
+    let unlike = json!({ "fromEntities": ["host"], "toPorts": [{ "ports": [{ "port": "80" }, { "port": "web" }] }] });
+    assert_eq!(partial(unlike), [0]);
     assert_eq!(partial(on_ports("rules", json!({ "http": [{ "paths": "/" }] }))), [0]);
     assert_eq!(partial(on_ports("rules", json!({ "http": [] }))), [0]);
     assert_eq!(partial(json!({ "fromEntities": ["host", "hots"] })), [0]);
     // It narrows all rules of the direction.
     assert_eq!(partial(json!({ "fromEntities": ["host"], "fromRequires": [{}] })), [0, 1, 2]);
     assert_eq!(partial(json!({ "fromRequires": [{}] })), [0, 1]);
+}
+
+#[test]
+fn what_is_for_other_protocols_is_marked() {
+    let tcp = json!([{ "ports": [{ "port": "80", "protocol": "TCP" }, { "port": "81" }, { "port": "82", "protocol": "ANY" }] }]);
+    let resource = json!({ "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "spec": { "ingress": [
+        { "fromEntities": ["host"], "toPorts": tcp }, { "fromEntities": ["host"] }] } });
+    let translation = translate(&[&resource], None);
+    let entries: Vec<usize> = translation.policies[0].all_protocols.iter().map(|(_, entry)| *entry).collect();
+    assert_eq!(entries, [1, 2, 3]);
 }
 
 /// An agent looks at the length of the list, so nothing is restricted to HTTP.

@@ -12,7 +12,8 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use tollgate_policy::lint::{self, Known, PartialEntry, Severity};
+use tollgate_policy::Direction;
+use tollgate_policy::lint::{self, EntryRef, Known, Severity};
 
 use self::input::{Input, Located, Origin, Source};
 use self::rules::Rule;
@@ -208,16 +209,14 @@ fn add_as_given(given: Vec<Source>, secrets: &[String], findings: &mut Vec<Repor
 
 fn lint_set(sources: Vec<Source>, secrets: &[String], findings: &mut Vec<Reported>) {
     let mistakes: Vec<Vec<String>> = sources.iter().map(|source| source.mistakes.clone()).collect();
-    let partial = sources.iter().enumerate().flat_map(|(policy, source)| {
-        source.partial.iter().map(move |(direction, entry)| PartialEntry {
-            policy,
-            direction: *direction,
-            entry: *entry,
-        })
-    });
-    let partial: Vec<PartialEntry> = partial.collect();
+    let entries = |of: fn(&Source) -> &[(Direction, usize)]| -> Vec<EntryRef> {
+        let of = |(policy, source)| of(source).iter().map(move |(direction, entry)| (policy, *direction, *entry));
+        let entries = sources.iter().enumerate().flat_map(of);
+        entries.map(|(policy, direction, entry)| EntryRef { policy, direction, entry }).collect()
+    };
+    let (partial, all_protocols) = (entries(|source| &source.partial), entries(|source| &source.all_protocols));
     let (models, origins): (Vec<_>, Vec<_>) = sources.into_iter().map(|source| (source.policy, source.origin)).unzip();
-    let mut found = lint::lint(&models, &Known { secrets, partial: &partial });
+    let mut found = lint::lint(&models, &Known { secrets, partial: &partial, all_protocols: &all_protocols });
     if origins.iter().any(|origin| matches!(origin, Origin::Parts(_))) {
         kubernetes::keep_what_holds_everywhere(&mut found, &models, &origins);
     }

@@ -246,6 +246,9 @@ lints! {
     /// A path pattern that leaves no room for a query.
     PathWithoutQuery "path-without-query" Note
         "the query is part of the path that is matched";
+    /// `.` where a dot was meant, in a path.
+    PathUnescapedDot "path-unescaped-dot" Note
+        "`.` matches any character, also `?`, behind which is the query, and `/`";
     /// A literal path that leaves other spellings of the same resource out.
     PathWithoutSlash "path-without-slash" Note
         "clients that write the path in these other ways are refused";

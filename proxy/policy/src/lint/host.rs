@@ -88,6 +88,10 @@ fn check_open(element: &Element, matcher: &HeaderMatcher, probe: &Probe, others:
         ValueMatch::Text { part: TextPart::Prefix, text, .. } => {
             vec![Open { before: text.to_string(), after: String::new(), dots: true }]
         }
+        ValueMatch::Text { part: TextPart::Anywhere, text, .. } => vec![
+            Open { before: String::new(), after: text.to_string(), dots: true },
+            Open { before: text.to_string(), after: String::new(), dots: true },
+        ],
         _ => probe.open(),
     };
     let mut said = HashSet::new();
@@ -105,6 +109,7 @@ fn check_open(element: &Element, matcher: &HeaderMatcher, probe: &Probe, others:
         let below = after.split(':').next().unwrap_or_default().matches('.').count() > 1;
         let own_label = after.starts_with(|c: char| c.is_ascii_alphanumeric()) && !below;
         let tries: &[&str] = match lint {
+            Lint::HostSuffix if before.ends_with('.') => &["evil.example"],
             Lint::HostSuffix => &[".evil.example"],
             Lint::OpenBeginning if dots || own_label => &["evil"],
             Lint::OpenMiddle if dots => &["x.evil"],
@@ -133,7 +138,7 @@ fn closed_beginning(matcher: &HeaderMatcher, tried: &str) -> String {
             // What asks for one character at least does not take the domain itself.
             let ways = [("(.*)", "(.*\\.)?"), (".*", "(.*\\.)?"), ("(.+)", ".*\\."), (".+", ".*\\.")];
             let closed = ways.iter().find_map(|(open, closed)| Some(format!("{closed}{}", bare.strip_prefix(open)?)));
-            closed.map(|closed| with_dots_escaped(&closed, &bare_dots(&closed)))
+            closed.map(|closed| regex_text::with_dots_escaped(&closed, &regex_text::bare_dots(&closed)))
         }
         _ => None,
     };
@@ -150,14 +155,17 @@ fn closed_end(matcher: &HeaderMatcher, before: &str, tried: &str) -> String {
             let bare = regex_text::without_anchors(pattern).2;
             let ways = [("(.*)", "(:[0-9]+)?"), (".*", "(:[0-9]+)?"), ("(.+)", ":[0-9]+"), (".+", ":[0-9]+")];
             let closed = ways.iter().find_map(|(open, port)| Some((bare.strip_suffix(open)?, port)));
-            closed.map(|(closed, port)| format!("{}{port}", with_dots_escaped(closed, &bare_dots(closed))))
+            closed.map(|(closed, port)| {
+                format!("{}{port}", regex_text::with_dots_escaped(closed, &regex_text::bare_dots(closed)))
+            })
         }
-        _ => Some(format!("{}(:[0-9]+)?", escape(before.trim_end_matches('.')))),
+        _ if before.ends_with('.') => None, // no host by itself
+        _ => Some(format!("{}(:[0-9]+)?", escape(before))),
     };
     let proven = closed.and_then(|closed| regex_text::proven(&closed, |closed| !closed.accepts(tried.as_bytes())));
     match proven {
         Some(closed) => format!("the regex {closed:?}"),
-        None => "`(:[0-9]+)?` at its end in the place of what may be anything".to_owned(),
+        None => "the whole host, and at its end nothing but `(:[0-9]+)?`".to_owned(),
     }
 }
 
@@ -166,7 +174,7 @@ fn check_dots(element: &Element, matcher: &HeaderMatcher, probe: &Probe, finding
     let ValueMatch::Regex(pattern) = &matcher.value else {
         return;
     };
-    let dots = bare_dots(pattern);
+    let dots = regex_text::bare_dots(pattern);
     let Some(first) = dots.first() else {
         return;
     };
@@ -175,26 +183,13 @@ fn check_dots(element: &Element, matcher: &HeaderMatcher, probe: &Probe, finding
     let Some(tried) = tried.and_then(|tried| tried.into_iter().find(|host| probe.accepts(host.as_bytes()))) else {
         return;
     };
-    let instead = with_dots_escaped(pattern, &dots);
+    let instead = regex_text::with_dots_escaped(pattern, &dots);
     findings.push(Finding::new(
         Lint::HostUnescapedDot,
         element.clone(),
         format!("{} allows {tried:?} too", matcher.value),
         format!("{instead:?}"),
     ));
-}
-
-/// Where a `.` stands before a letter or digit.
-fn bare_dots(pattern: &str) -> Vec<usize> {
-    let tokens = regex_text::tokens(pattern);
-    let bare = |pair: &&[regex_text::Token]| {
-        pair[0].char == '.' && !pair[0].escaped && !pair[1].escaped && pair[1].char.is_ascii_alphanumeric()
-    };
-    tokens.windows(2).filter(bare).map(|pair| pair[0].at).collect()
-}
-
-fn with_dots_escaped(pattern: &str, dots: &[usize]) -> String {
-    dots.iter().rev().fold(pattern.to_owned(), |text, dot| format!("{}\\.{}", &text[..*dot], &text[*dot + 1..]))
 }
 
 fn check_port(element: &Element, matcher: &HeaderMatcher, probe: &Probe, port: u32, findings: &mut Vec<Finding>) {

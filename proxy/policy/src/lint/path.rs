@@ -4,7 +4,7 @@ use super::alternatives::Alternatives;
 use super::condition::{Condition, Others};
 use super::finding::{Element, Finding, Lint};
 use super::probe::{Probe, Probes};
-use super::regex_text::{proven, without_anchors};
+use super::regex_text::{bare_dots, proven, with_dots_escaped, without_anchors};
 use super::shape::Open;
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
 
@@ -18,6 +18,7 @@ pub(super) fn check(
     if matcher.invert {
         return check_exclusion(element, matcher, probe, others, findings);
     }
+    check_dots(element, matcher, probe, others, findings);
     if check_never(element, matcher, probe, findings)
         || check_open(element, matcher, probe, others, findings)
         || check_prefix_meant(element, matcher, probe, findings)
@@ -26,7 +27,9 @@ pub(super) fn check(
     }
     let mut allowed = |path: &str| probe.accepts(path.as_bytes()) || alternatives.admit_path(path.as_bytes(), probes);
     let examples = probe.examples();
-    if let Some(path) = examples.iter().find(|path| !path.contains('?') && !allowed(&format!("{path}?x=1"))) {
+    // No path is empty, and `OPTIONS *` has no query.
+    let without_query = |path: &&String| path.starts_with('/') && !path.contains('?');
+    if let Some(path) = examples.iter().filter(without_query).find(|path| !allowed(&format!("{path}?x=1"))) {
         findings.push(Finding::new(
             Lint::PathWithoutQuery,
             element.clone(),
@@ -193,6 +196,29 @@ fn check_open(
         return true;
     }
     false
+}
+
+/// A bare `.` takes `?` as well, which begins the query: `/v1.0/users` is also `/v1` with one.
+fn check_dots(element: &Element, matcher: &HeaderMatcher, probe: &Probe, others: &Others, findings: &mut Vec<Finding>) {
+    let ValueMatch::Regex(pattern) = &matcher.value else {
+        return;
+    };
+    let dots = bare_dots(pattern);
+    let tried = dots.iter().find_map(|dot| {
+        let cut = format!("{}\\?{}", &pattern[..*dot], &pattern[dot + 1..]);
+        let examples = Probes::default().of(&ValueMatch::Regex(cut.into()))?.examples();
+        let accepted =
+            |path: &String| path.starts_with('/') && probe.accepts(path.as_bytes()) && others.accept(path.as_bytes());
+        examples.into_iter().find(accepted)
+    });
+    if let Some(tried) = tried {
+        findings.push(Finding::new(
+            Lint::PathUnescapedDot,
+            element.clone(),
+            format!("{} allows {tried:?} too", matcher.value),
+            format!("{:?}, if a dot is meant", with_dots_escaped(pattern, &dots)),
+        ));
+    }
 }
 
 fn named_beginning(matcher: &HeaderMatcher) -> String {

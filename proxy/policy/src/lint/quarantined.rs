@@ -15,16 +15,18 @@ pub(super) struct BadRules {
     rules: HashSet<(usize, Option<usize>, Option<usize>)>,
     /// Entries that say something else than what they were made of.
     pub(super) partial: HashSet<usize>,
+    /// Entries that stand for other protocols as well.
+    pub(super) all_protocols: HashSet<usize>,
     /// Something else than an allow is among them, so which rules decide cannot be told from what is written.
     pub(super) undecidable: bool,
 }
 
 impl Bad {
-    pub(super) fn of(&self, direction: Direction, partial: HashSet<usize>) -> BadRules {
+    pub(super) fn of(&self, direction: Direction, partial: HashSet<usize>, all_protocols: HashSet<usize>) -> BadRules {
         let here = || self.0.iter().filter(|(rule, _)| rule.direction == direction);
         let index = |number: Option<u32>| number.map(|number| number as usize);
         let rules = here().map(|(bad, _)| (bad.port_entry as usize, index(bad.rule), index(bad.http_rule)));
-        BadRules { rules: rules.collect(), partial, undecidable: here().any(|(_, allow)| !allow) }
+        BadRules { rules: rules.collect(), partial, all_protocols, undecidable: here().any(|(_, allow)| !allow) }
     }
 }
 

@@ -168,6 +168,7 @@ impl<'u, 'a, 'p> Reach<'u, 'a, 'p> {
                 Some(equal_rank) => {
                     equal_rank
                         && other > number
+                        && precedes(unit, &self.units[other]).is_some()
                         && self.coverers.of_unit(other, self.probes, steps)?.binary_search(&number).is_ok()
                 }
             };
@@ -238,7 +239,7 @@ impl<'u, 'a, 'p> Reach<'u, 'a, 'p> {
 /// Whether `unit` comes to decide no later than `other` wherever both match and no pass rule skips it, and if so whether they
 /// are of equal rank.
 fn precedes(unit: &Unit<'_>, other: &Unit<'_>) -> Option<bool> {
-    if unit.position() == other.position() {
+    if unit.position() == other.position() || other.all_protocols && !unit.all_protocols {
         return None;
     }
     let equal_rank = unit.order() == other.order() && unit.rule.verdict == other.rule.verdict;

@@ -44,6 +44,19 @@ pub(super) fn tokens(pattern: &str) -> Vec<Token> {
     tokens
 }
 
+/// Where a `.` stands before a letter or digit.
+pub(super) fn bare_dots(pattern: &str) -> Vec<usize> {
+    let tokens = tokens(pattern);
+    let bare = |pair: &&[Token]| {
+        pair[0].char == '.' && !pair[0].escaped && !pair[1].escaped && pair[1].char.is_ascii_alphanumeric()
+    };
+    tokens.windows(2).filter(bare).map(|pair| pair[0].at).collect()
+}
+
+pub(super) fn with_dots_escaped(pattern: &str, dots: &[usize]) -> String {
+    dots.iter().rev().fold(pattern.to_owned(), |text, dot| format!("{}\\.{}", &text[..*dot], &text[*dot + 1..]))
+}
+
 /// An expression that is advised, if it is one and does what it is advised for.
 pub(super) fn proven(pattern: &str, does: impl Fn(&Probe) -> bool) -> Option<String> {
     let probe = Probes::default().of(&ValueMatch::Regex(pattern.into()))?;
@@ -132,14 +145,14 @@ pub(super) fn check_alternatives(condition: &Condition<'_>, findings: &mut Vec<F
     findings.push(Finding::new(
         Lint::OpenAlternative,
         element.clone(),
-        format!("{} {excluded} {tried:?} too, because one of its alternatives is anything", matcher.value),
-        "the other alternatives alone".to_owned(),
+        format!("{} {excluded} {tried:?} too, because what may stand for its alternatives is anything", matcher.value),
+        "the alternatives alone, without `.*`".to_owned(),
     ));
     true
 }
 
 /// A pattern that says nothing. Asked last: where something else is wrong with it, that is the thing to say. `alone`: the HTTP
-/// rule has no other condition.
+/// rule has no condition that says anything.
 pub(super) fn check_match_all(condition: &Condition<'_>, alone: bool, findings: &mut Vec<Finding>) {
     let Condition { element, matcher, probe, .. } = condition;
     let every_path = &*matcher.name == ":path" && probe.accepts_every_path();

@@ -27,7 +27,7 @@ pub(super) fn check(policies: &[NetworkPolicy], findings: &mut Vec<Finding>) {
                 false => format!("{key} is claimed by the policy of endpoint {} already", policies[first].endpoint_id),
             };
             let element = here.field(&format!("endpoint_ips[{index}]"));
-            let instead = "list each address once, in one policy".to_owned();
+            let instead = "list each address once, in one policy, which then decides alone".to_owned();
             let finding = Finding::new(Lint::DuplicateEndpoint, element, what, instead);
             let because_of = Some(Element::policy(first).field(&format!("endpoint_ips[{at}]")));
             findings.push(Finding { because_of, ..finding });

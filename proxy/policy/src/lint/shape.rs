@@ -117,7 +117,15 @@ pub(super) fn is_swallowed(hir: &Hir, whole: bool, takes_all: &dyn Fn(&Hir, bool
         HirKind::Empty | HirKind::Look(_) | HirKind::Literal(_) | HirKind::Class(_) => false,
         HirKind::Repetition(repetition) => is_swallowed(&repetition.sub, false, takes_all),
         HirKind::Capture(capture) => is_swallowed(&capture.sub, whole, takes_all),
-        HirKind::Concat(parts) => parts.iter().any(|part| is_swallowed(part, false, takes_all)),
+        HirKind::Concat(parts) => {
+            // Alternatives that may be left out, before anything.
+            let optional = |part: &Hir| match part.kind() {
+                HirKind::Repetition(repetition) if repetition.min == 0 => alternatives(&repetition.sub).len() > 1,
+                _ => false,
+            };
+            parts.windows(2).any(|pair| optional(&pair[0]) && takes_all(bare(&pair[1]), false))
+                || parts.iter().any(|part| is_swallowed(part, false, takes_all))
+        }
         HirKind::Alternation(parts) => {
             parts.iter().any(|part| takes_all(bare(part), whole))
                 && !parts.iter().all(|part| takes_all(bare(part), whole))

@@ -73,7 +73,11 @@ fn paths() {
         (exact("/a/../b"), &["path-never-matches"]),
         (exact("/a?next=//b"), &[]),
         (exact("/a#b"), &["path-never-matches"]),
-        (exact("*"), &["path-without-query"]),
+        (exact("*"), &[]),
+        (regex("/login|"), &["path-without-query", "path-without-slash"]),
+        (regex("/v1.0/users(\\?.*)?"), &["path-unescaped-dot"]),
+        (regex("/(public|private)?.*"), &["open-alternative"]),
+        (regex("/items/?.*"), &[]),
         (regex(".*"), &["matches-everything"]),
         (regex("/.*"), &["matches-everything"]),
         (regex(".*/public"), &["open-beginning"]),
@@ -138,6 +142,8 @@ fn hosts() {
         (regex("*.example.com"), &["invalid-regex"]),
         (part(TextPart::Prefix, "api"), &["host-suffix"]),
         (part(TextPart::Prefix, "api:"), &[]),
+        (part(TextPart::Prefix, "api."), &["host-suffix"]),
+        (part(TextPart::Anywhere, "example.com"), &["open-beginning", "host-suffix"]),
         (regex("shop[.]example[.]com.*"), &["host-suffix"]),
         (regex(r"shop\.example\.com(:.*)?"), &[]),
         (regex(r"shop.*\.example\.com(:[0-9]+)?"), &[]),
@@ -246,6 +252,8 @@ fn what_is_advised_closes_what_was_open() {
         (":authority", regex("shop.example.com.+")),
         (":authority", part(TextPart::Suffix, "example.com")),
         (":authority", part(TextPart::Prefix, "shop.example.com")),
+        (":authority", part(TextPart::Prefix, "10.0.0.")),
+        (":authority", part(TextPart::Anywhere, "example.com")),
         (":path", regex(".*/public")),
         (":path", regex(".*a|/b.*c")),
         (":path", regex("(.+)/public")),
@@ -297,6 +305,13 @@ fn what_matches_everything_is_said_as_it_is() {
         (r#"regex ".*" matches every request"#.to_owned(), "leave it out".to_owned())
     );
     assert!(said(":path", ".*", false).1.contains("but not the HTTP rule"));
+    let rule = PortRule {
+        http: Some(vec![http(&[(":path", regex("/.*")), (":authority", regex(".*"))])]),
+        ..PortRule::default()
+    };
+    assert!(
+        lint_of(vec![on_port(80, vec![rule])]).iter().all(|finding| finding.instead.contains("but not the HTTP rule"))
+    );
     assert!(said(":authority", ".*", true).0.contains("HTTP/1.0"));
     assert!(said("x-b", ".*", true).1.contains("not UTF-8"));
 }
@@ -701,8 +716,8 @@ fn what_was_not_translated_as_it_is_covers_nothing_and_keeps_no_http() {
         on_port(80, vec![PortRule { http: Some(vec![http(&[(":path", regex("/public/.*"))])]), ..PortRule::default() }])
     };
     let found = |ingress: Vec<PortPolicy>, partial: &[usize]| -> Vec<(Lint, bool)> {
-        let at = |entry: &usize| PartialEntry { policy: 0, direction: Direction::Ingress, entry: *entry };
-        let partial: Vec<PartialEntry> = partial.iter().map(at).collect();
+        let at = |entry: &usize| EntryRef { policy: 0, direction: Direction::Ingress, entry: *entry };
+        let partial: Vec<EntryRef> = partial.iter().map(at).collect();
         let known = Known { partial: &partial, ..Known::default() };
         lint(&[policy(ingress)], &known).into_iter().map(|finding| (finding.lint, finding.needed)).collect()
     };
@@ -719,6 +734,30 @@ fn what_was_not_translated_as_it_is_covers_nothing_and_keeps_no_http() {
     of_one.rules[0].remotes = vec![8];
     assert_eq!(found(vec![one.clone(), of_one.clone(), elsewhere.clone()], &[]), without_effect(false));
     assert_eq!(found(vec![one, of_one, elsewhere], &[2]), without_effect(true));
+}
+
+/// A deny that goes for one that is for TCP alone would let other protocols in.
+#[test]
+fn what_is_for_all_protocols_goes_only_for_such() {
+    let deny = |remotes: &[u32]| {
+        let rule = PortRule { verdict: RuleVerdict::Deny, remotes: remotes.to_vec(), ..PortRule::default() };
+        on_port(53, vec![rule])
+    };
+    let found = |ingress: Vec<PortPolicy>, entries: &[usize]| -> Vec<String> {
+        let at = |entry: &usize| EntryRef { policy: 0, direction: Direction::Ingress, entry: *entry };
+        let all_protocols: Vec<EntryRef> = entries.iter().map(at).collect();
+        let known = Known { all_protocols: &all_protocols, ..Known::default() };
+        lint(&[policy(ingress)], &known).into_iter().map(|finding| finding.element.path).collect()
+    };
+    let (first, second) = ("ingress_per_port_policies[0].rules[0]", "ingress_per_port_policies[1].rules[0]");
+    for wide in [deny(&[7]), deny(&[7, 8])] {
+        let both = vec![wide, deny(&[7])];
+        assert_eq!(found(both.clone(), &[]), [second]);
+        assert_eq!(found(both.clone(), &[0]), [second]);
+        assert_eq!(found(both.clone(), &[0, 1]), [second]);
+        let other_way: &[&str] = if both[0] == both[1] { &[first] } else { &[] };
+        assert_eq!(found(both, &[1]), other_way);
+    }
 }
 
 #[test]

@@ -39,6 +39,15 @@ pub(super) struct Source {
     pub(super) mistakes: Vec<String>,
     /// Entries that say something else than what they were made of.
     pub(super) partial: Vec<(Direction, usize)>,
+    /// Entries that are for other protocols as well.
+    pub(super) all_protocols: Vec<(Direction, usize)>,
+}
+
+impl Source {
+    /// One that is the resource itself.
+    fn written(policy: NetworkPolicy, place: Place, mistakes: Vec<String>) -> Self {
+        Self { policy, origin: Origin::Same(place), mistakes, partial: Vec::new(), all_protocols: Vec::new() }
+    }
 }
 
 /// Where a policy comes from.
@@ -283,12 +292,7 @@ impl Input {
                 if let Some(bytes) = bytes {
                     set_unknown_fields_aside(&mut model, bytes);
                 }
-                self.sources.push(Source {
-                    policy: model,
-                    origin: Origin::Same(place),
-                    mistakes: Vec::new(),
-                    partial: Vec::new(),
-                });
+                self.sources.push(Source::written(model, place, Vec::new()));
             }
             Err(error) => {
                 let message = error.to_string();
@@ -309,7 +313,7 @@ impl Input {
             policy.endpoint_ips.push("unnamed".to_owned());
         }
         if let Ok(policy) = NetworkPolicy::try_from(&policy) {
-            self.sources.push(Source { policy, origin: Origin::Same(place), mistakes, partial: Vec::new() });
+            self.sources.push(Source::written(policy, place, mistakes));
         }
     }
 }

@@ -26,9 +26,9 @@ pub(super) fn translate(resources: Vec<(Place, Value)>, known: Option<&KnownIden
         made.unusable |= matches!(rule, FileRule::UnknownField | FileRule::InvalidValue);
         made.findings.push(places[resource].report(rule, &problem.path, problem.what, &problem.instead));
     }
-    let source = |Translated { policy, parts, partial }| {
+    let source = |Translated { policy, parts, partial, all_protocols }| {
         let parts = parts.into_iter().map(|part| (part.element, (places[part.resource].clone(), part.path)));
-        Source { policy, origin: Origin::Parts(parts.collect()), mistakes: Vec::new(), partial }
+        Source { policy, origin: Origin::Parts(parts.collect()), mistakes: Vec::new(), partial, all_protocols }
     };
     made.sources = translation.policies.into_iter().map(source).collect();
     (made, translation.given.into_iter().map(source).collect())

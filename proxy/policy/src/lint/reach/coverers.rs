@@ -46,7 +46,8 @@ impl<'u, 'a> Coverers<'u, 'a> {
         let mut first: HashMap<_, usize> = HashMap::new();
         let mut same_as = vec![None; units.len()];
         for (number, (unit, terms)) in units.iter().zip(&terms).enumerate().filter(|(_, (unit, _))| may_cover(unit)) {
-            let earlier = *first.entry((terms, unit.ports, unit.rule.precedence, unit.rule.verdict)).or_insert(number);
+            let rank = (unit.rule.precedence, unit.rule.verdict);
+            let earlier = *first.entry((terms, unit.ports, rank, unit.all_protocols)).or_insert(number);
             if earlier != number {
                 same_as[number] = Some(earlier);
                 continue;

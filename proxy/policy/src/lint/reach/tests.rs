@@ -18,7 +18,11 @@ fn steps(entries: Vec<PortPolicy>) -> (usize, usize) {
     let mut builder = Snapshot::empty().update();
     builder.replace_all([policy.clone()]);
     let quarantined: Vec<_> = builder.build().quarantined().collect();
-    let bad = quarantined::check(0, &policy, &quarantined, &mut Vec::new()).of(Direction::Ingress, HashSet::new());
+    let bad = quarantined::check(0, &policy, &quarantined, &mut Vec::new()).of(
+        Direction::Ingress,
+        HashSet::new(),
+        HashSet::new(),
+    );
     let everything = PortRule::default();
     let units = units(&policy.ingress, &bad, &everything);
     let mut probes = Probes::default();

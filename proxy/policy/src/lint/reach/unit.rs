@@ -17,6 +17,8 @@ pub(super) struct Unit<'a> {
     pub(super) rule: &'a PortRule,
     pub(super) alternative: Option<(usize, &'a HttpRule)>,
     pub(super) ports: Span,
+    /// It stands for other protocols as well, which are not looked at.
+    pub(super) all_protocols: bool,
 }
 
 impl Unit<'_> {
@@ -69,11 +71,12 @@ pub(super) fn units<'a>(entries: &'a [PortPolicy], bad: &BadRules, everything: &
     let mut units = Vec::new();
     for (entry, policy) in entries.iter().enumerate().filter(|(_, policy)| policy.protocol == Protocol::Tcp) {
         let ports = span(policy);
+        let all_protocols = bad.all_protocols.contains(&entry);
         if policy.rules.is_empty() && !bad.holds(entry, None, None) {
-            units.push(Unit { entry, index: None, rule: everything, alternative: None, ports });
+            units.push(Unit { entry, index: None, rule: everything, alternative: None, ports, all_protocols });
         }
         for (index, rule) in policy.rules.iter().enumerate() {
-            let unit = Unit { entry, index: Some(index), rule, alternative: None, ports };
+            let unit = Unit { entry, index: Some(index), rule, alternative: None, ports, all_protocols };
             match &rule.http {
                 Some(alternatives) if rule.verdict == RuleVerdict::Allow => {
                     let good = |alternative| !bad.holds(entry, Some(index), Some(alternative));
