@@ -407,6 +407,8 @@ fn what_is_not_implemented_is_not_served_and_the_reason_says_what() {
 fn configurations_of_the_metadata_filter() {
     let default = cilium::BpfMetadata::default;
     const L7LB: &str = "cilium.bpf_metadata.is_l7lb: load balancing at layer 7 is not implemented";
+    let address = |family: &str| format!("cilium.bpf_metadata.{family}_source_address: is not implemented");
+    let (v4, v6) = (address("ipv4"), address("ipv6"));
     let source = core::ConfigSource::default();
     for (name, config, reason) in [
         (
@@ -419,6 +421,16 @@ fn configurations_of_the_metadata_filter() {
             "MetadataConfigTest.InvalidL7lbConfig",
             cilium::BpfMetadata { is_ingress: true, is_l7lb: true, ..default() },
             Some(L7LB),
+        ),
+        (
+            "MetadataConfigTest.InvalidIngressIpv4Address",
+            cilium::BpfMetadata { ipv4_source_address: "invalid".into(), ..default() },
+            Some(v4.as_str()),
+        ),
+        (
+            "MetadataConfigTest.InvalidIngressIpv6Address",
+            cilium::BpfMetadata { ipv6_source_address: "invalid".into(), ..default() },
+            Some(v6.as_str()),
         ),
         (
             "MetadataConfigTest.EastWestL7LbConfig",
