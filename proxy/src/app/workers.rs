@@ -73,6 +73,7 @@ async fn serve(seed: Seed) {
         slots,
         limits,
         peers: Rc::default(),
+        idle: Rc::default(),
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),

@@ -138,10 +138,18 @@ fn limits(limits: &Limits) -> Value {
         Some(Rate { per_second, burst }) => json!({ "per_second": per_second, "burst": burst }),
         None => json!("off"),
     };
+    let idle = limits.idle_connections.map(|idle| {
+        json!({
+            "above_percent": idle.above_percent,
+            "before_request": duration(idle.before_request),
+            "between_requests": duration(idle.between_requests),
+        })
+    });
     json!({
         "mode": if limits.shadow { "shadow" } else { "enforce" },
         "http2_control_frames": rate(limits.http2_control_frames),
         "http2_resets": rate(limits.http2_resets),
+        "idle_connections": idle.unwrap_or_else(|| json!("off")),
     })
 }
 

@@ -1,5 +1,7 @@
 //! `limits`: what hostile traffic may cost, whoever sends it.
 
+use std::time::Duration;
+
 use super::document::Value;
 use super::read::{Field, Section};
 use super::scalar;
@@ -13,6 +15,25 @@ pub struct Limits {
     pub http2_control_frames: Option<Rate>,
     /// HTTP/2 streams that a client resets before they are answered, per connection; `None`: any.
     pub http2_resets: Option<Rate>,
+    /// Connections that wait for their client while places run short; `None`: they stay.
+    pub idle_connections: Option<IdleLimits>,
+}
+
+/// When an idle connection has to make room. As the last places are taken, both times shrink to a sixteenth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdleLimits {
+    /// Of `max_connections`; up to there nobody has to.
+    pub above_percent: u32,
+    /// Time for a client to begin its first request.
+    pub before_request: Duration,
+    /// Time between two requests.
+    pub between_requests: Duration,
+}
+
+impl Default for IdleLimits {
+    fn default() -> Self {
+        Self { above_percent: 87, before_request: Duration::from_secs(10), between_requests: Duration::from_secs(60) }
+    }
 }
 
 /// So many per second in the long run, and so many at once.
@@ -31,6 +52,7 @@ impl Default for Limits {
             shadow: false,
             http2_control_frames: Some(Rate { per_second: 500, burst: 2000 }),
             http2_resets: Some(Rate { per_second: 200, burst: 1000 }),
+            idle_connections: Some(IdleLimits::default()),
         }
     }
 }
@@ -46,6 +68,7 @@ pub(super) fn limits(top: &mut Section<'_>) -> Limits {
             .read("mode", default.shadow, |value| scalar::word(value, &[("enforce", false), ("shadow", true)])),
         http2_control_frames: rate(&mut section, "http2_control_frames", default.http2_control_frames),
         http2_resets: rate(&mut section, "http2_resets", default.http2_resets),
+        idle_connections: idle(&mut section, default.idle_connections),
     };
     section.finish(&[]);
     limits
@@ -66,6 +89,24 @@ fn rate(section: &mut Section<'_>, key: &'static str, default: Option<Rate>) -> 
     };
     section.finish(&[]);
     Some(rate)
+}
+
+fn idle(section: &mut Section<'_>, default: Option<IdleLimits>) -> Option<IdleLimits> {
+    let Some(field) = section.field("idle_connections") else { return default };
+    if is_off(&field) {
+        return None;
+    }
+    let mut section = field.section("{above_percent: 87}, or off")?;
+    let default = IdleLimits::default();
+    let idle = IdleLimits {
+        above_percent: section.read("above_percent", default.above_percent, |value| {
+            scalar::integer(value, 1, 99).map(|number| u32::try_from(number).unwrap_or_default())
+        }),
+        before_request: section.read("before_request", default.before_request, scalar::duration),
+        between_requests: section.read("between_requests", default.between_requests, scalar::duration),
+    };
+    section.finish(&[]);
+    Some(idle)
 }
 
 /// YAML 1.1 takes the word for a boolean.

@@ -8,7 +8,7 @@ use tollgate_policy::{Direction, SecurityId};
 
 use super::{
     AccessLog, Config, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentityMode, IdentitySettings,
-    Limits, ListenAddress, OriginalSource, PolicySource, Rate, SecretFile, Upstream, XdsMode, load, parse,
+    IdleLimits, Limits, ListenAddress, OriginalSource, PolicySource, Rate, SecretFile, Upstream, XdsMode, load, parse,
 };
 use crate::tenant::TenantConfig;
 
@@ -80,7 +80,7 @@ fn every_key_is_read() {
 node: {{ id: "sidecar~10.0.0.9~pod.ns~ns.svc", cluster: edge }}
 workers: 3
 max_connections: 10
-limits: {{ mode: shadow, http2_control_frames: {{ per_second: 7 }}, http2_resets: "off" }}
+limits: {{ mode: shadow, http2_control_frames: {{ per_second: 7 }}, http2_resets: "off", idle_connections: {{ above_percent: 5, before_request: 0s }} }}
 drain_timeout: 500ms
 admin: {{ address: 127.0.0.1:9901 }}
 reported_version: "d1c4f0ba/1.2.3"
@@ -120,7 +120,10 @@ listeners:
     assert_eq!(config.node.cluster, "edge");
     assert_eq!((config.workers, config.max_connections), (3, 10));
     let control = Some(Rate { per_second: 7, burst: 2000 });
-    assert_eq!(config.limits, Limits { shadow: true, http2_control_frames: control, http2_resets: None });
+    let idle = IdleLimits { above_percent: 5, before_request: Duration::ZERO, ..IdleLimits::default() };
+    let limits =
+        Limits { shadow: true, http2_control_frames: control, http2_resets: None, idle_connections: Some(idle) };
+    assert_eq!(config.limits, limits);
     assert_eq!(config.drain_timeout, Duration::from_millis(500));
     assert_eq!(config.reported_version.as_deref(), Some("d1c4f0ba/1.2.3"));
     assert_eq!(config.admin, ["127.0.0.1:9901".parse().expect("address")]);

@@ -69,7 +69,9 @@ fn spawn(worker: &Rc<Worker>, served: &Rc<Served>, accepted: Accepted) {
     let listener = &served.context();
     let metrics = worker.flows.metrics();
     let opened = metrics.connection_opened(listener.index);
-    let Some(slot) = worker.slots.take() else {
+    let slot = worker.slots.take();
+    worker.make_room();
+    let Some(slot) = slot else {
         super::serve::refuse_over_limit(worker, listener, accepted);
         return;
     };

@@ -13,8 +13,9 @@ use super::judge::ANYBODY;
 use crate::config;
 use crate::control::World;
 use crate::flow::{Fields, FlowRecord, LogTarget, OpenFlow, Outcome, Protocol, SinkSet};
+use crate::reason::Reason;
 use crate::tenant::{Gate, Limited, LocalEnd, Payer, TenantId};
-use crate::worker::{Signals, State, Subscription, Worker};
+use crate::worker::{Idle, Signals, State, Subscription, Worker};
 
 /// A listener as a worker sees it.
 #[derive(Debug)]
@@ -46,6 +47,8 @@ pub(crate) struct Connection {
     /// Who pays, as of the moment in `charged_at`.
     pub(crate) payer: Rc<Payer>,
     charged_at: Cell<(u64, u64)>,
+    /// Whether it waits for its client.
+    pub(crate) idle: Idle,
 }
 
 impl Connection {
@@ -77,6 +80,7 @@ impl Connection {
                 proxy_id: config.proxy_id,
             }),
             remembered: Remembered::default(),
+            idle: Idle::new(&worker.idle),
         }
     }
 
@@ -110,6 +114,13 @@ impl Connection {
             self.payer.follow(tenant_of(world, &self.endpoint));
         }
         self.payer.tenant()
+    }
+
+    /// Waits until it is told to make room for others, and leaves a record of that. It has to end then.
+    pub(crate) async fn reaped(&self, protocol: Protocol) {
+        let idle = self.idle.told().await;
+        let began = Instant::now().checked_sub(idle).unwrap_or_else(Instant::now);
+        self.open_flow(protocol, began).finish(Outcome::Denied, Some(Reason::IdleReaped));
     }
 
     /// A number that is another once anything has changed that decisions about this connection depend on: the world, or

@@ -80,6 +80,7 @@ fn refuse_judged(connection: &Connection, stream: TcpStream, denied: Denied, by:
 /// Finds out which HTTP the client speaks, then serves that.
 async fn serve_http(connection: &Rc<Connection>, mut stream: TcpStream, mut buffer: Buffer) {
     let mut deadline = None;
+    connection.idle.wait();
     loop {
         match detect(buffer.filled()) {
             Detected::Http1 => return h1::serve(connection, stream, buffer).await,
@@ -113,6 +114,7 @@ async fn serve_http(connection: &Rc<Connection>, mut stream: TcpStream, mut buff
                     return refuse_judged(connection, stream, denied.into_revocation(), by);
                 }
             }
+            () = connection.reaped(Protocol::Tcp) => return,
             () = timed_out => return refuse(connection, stream, Reason::DownstreamTimeout),
         }
     }

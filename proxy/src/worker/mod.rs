@@ -1,17 +1,20 @@
 //! A worker: one thread, one current-thread runtime, its own connections, buffers and counters. Nothing in here is shared
 //! with another worker but the world (read by one atomic load) and the process-wide connection count.
 
+mod idle;
 mod signals;
+mod slots;
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
+pub(crate) use idle::{Idle, IdleConnections};
 pub(crate) use signals::{Signals, State, Subscription};
+pub(crate) use slots::ConnectionSlots;
 
 use crate::config::Limits;
 use crate::control::WorldStore;
@@ -19,6 +22,7 @@ use crate::flow::FlowSender;
 use crate::http::BufferPool;
 use crate::identity::Peers;
 use crate::metrics::Worker as Metrics;
+use crate::reason::Reason;
 use crate::tenant::Payer;
 
 /// What every connection of a worker shares.
@@ -33,6 +37,7 @@ pub(crate) struct Worker {
     pub(crate) limits: Limits,
     /// What the ipcache says about the addresses of its connections.
     pub(crate) peers: Rc<Peers>,
+    pub(crate) idle: Rc<IdleConnections>,
     /// Connections held for a policy now.
     pub(crate) held: Cell<usize>,
     /// Connections of this worker open now.
@@ -46,6 +51,18 @@ impl Worker {
     pub(crate) fn enter(self: &Rc<Self>) -> Open {
         self.open.set(self.open.get() + 1);
         Open(Rc::clone(self))
+    }
+
+    /// Tells idle connections to go, if places run short.
+    pub(crate) fn make_room(&self) {
+        let Some(limits) = &self.limits.idle_connections else { return };
+        let Some(crowding) = self.slots.crowding(limits.above_percent) else { return };
+        let shadow = self.limits.shadow;
+        for _ in 0..self.idle.make_room(limits, crowding, shadow) {
+            if shadow {
+                self.flows.metrics().limit_in_shadow(Reason::IdleReaped);
+            }
+        }
     }
 }
 
@@ -85,47 +102,8 @@ impl Drop for PanicCount {
     }
 }
 
-/// Bounds the open downstream connections of the process.
-#[derive(Clone, Debug)]
-pub(crate) struct ConnectionSlots {
-    open: Arc<AtomicUsize>,
-    limit: usize,
-}
-
-/// One open connection; gives its place back when dropped.
-#[derive(Debug)]
-pub(crate) struct ConnectionSlot(Arc<AtomicUsize>);
-
-impl ConnectionSlots {
-    /// Room for `limit` connections.
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { open: Arc::default(), limit }
-    }
-
-    /// A place, unless all are taken.
-    pub(crate) fn take(&self) -> Option<ConnectionSlot> {
-        let taken = self.open.fetch_add(1, Ordering::Relaxed);
-        let slot = ConnectionSlot(Arc::clone(&self.open));
-        (taken < self.limit).then_some(slot)
-    }
-
-    /// Connections open now.
-    #[cfg(test)]
-    pub(crate) fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     /// A panic poisons what it holds, and a slow tenant holds up who waits for it: so nothing of this kind is on a worker. The
     /// locks of `tokio::sync` that streams of one connection share are no other connection's.
     #[test]
@@ -150,15 +128,5 @@ mod tests {
             files += 1;
         }
         assert!(files > 50, "{files}");
-    }
-
-    #[test]
-    fn slots_are_bounded_and_returned() {
-        let slots = ConnectionSlots::new(2);
-        let (a, b) = (slots.take(), slots.take());
-        assert!(a.is_some() && b.is_some() && slots.take().is_none());
-        assert_eq!(slots.open(), 2);
-        drop(a);
-        assert!(slots.take().is_some());
     }
 }

@@ -14,6 +14,7 @@ mod header_matches;
 mod http1;
 mod http2;
 mod identity;
+mod idle;
 mod limits;
 mod malformed;
 mod policy_check;

@@ -204,7 +204,8 @@ fn a_broken_rule_allows_nothing_and_its_siblings_stand() {
 fn the_third_of_two_connections_is_reset() {
     let site = Site::new();
     let upstream = Upstream::ok(&site);
-    let options = Options { top: "max_connections: 2".into(), ..Options::default() };
+    let top = "max_connections: 2\nlimits: { idle_connections: \"off\" }".into();
+    let options = Options { top, ..Options::default() };
     let proxy = Proxy::with(&site, upstream.address(), &options, &[usual(&site)]);
     let mut clients = [Peer::connect(proxy.http()), Peer::connect(proxy.http())];
     for client in &mut clients {
@@ -369,6 +370,7 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::DownstreamTimeout, "policy_life", "a_head_that_does_not_end_is_not_waited_for"),
     (Reason::DownstreamReset, "tcp", "a_reset_is_a_reset_on_the_other_side"),
     (Reason::ConnectionLimit, "policy_life", "the_third_of_two_connections_is_reset"),
+    (Reason::IdleReaped, "idle", "who_waits_longest_makes_room_and_who_never_asked_goes_first"),
     (Reason::FrameFlood, "h2_floods", "floods_of_control_frames_end"),
     (Reason::ResetFlood, "h2_floods", "rapid_resets_end"),
     (Reason::UpstreamConnect, "tcp", "an_upstream_that_refuses_is_a_reset"),
@@ -406,6 +408,7 @@ fn every_reason_is_reached() {
         ("h2_floods", include_str!("h2_floods.rs")),
         ("http1", include_str!("http1.rs")),
         ("identity", include_str!("identity.rs")),
+        ("idle", include_str!("idle.rs")),
         ("limits", include_str!("limits.rs")),
         ("malformed", include_str!("malformed.rs")),
         ("policy_life", include_str!("policy_life.rs")),

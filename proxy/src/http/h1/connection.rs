@@ -15,7 +15,7 @@ use super::exchange::{self, Completed, Downstream, ExchangeError, Paired, Progre
 use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
 use super::request::{Refusal, RequestBody, Version};
 use super::retry::Retries;
-use crate::flow::{OpenFlow, Outcome};
+use crate::flow::{OpenFlow, Outcome, Protocol};
 use crate::http::limits::TimeLimits;
 use crate::http::respond::LocalReply;
 use crate::http::retry::Failure;
@@ -96,7 +96,9 @@ enum NextHead {
 impl Session<'_> {
     async fn run(&mut self, reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) -> Next {
         loop {
-            let next = match self.next_head(reader).await {
+            let head = self.next_head(reader).await;
+            let _work = self.connection.idle.work();
+            let next = match head {
                 NextHead::End => return Next::Close,
                 NextHead::Refused(refusal, started) => {
                     let decision = refused(self.connection, refusal, started);
@@ -152,7 +154,14 @@ impl Session<'_> {
             let deadline = *deadline.get_or_insert_with(|| {
                 tokio::time::Instant::now() + self.connection.listener.config.request_head_timeout
             });
-            match tokio::time::timeout_at(deadline, fill(reader, &mut self.buffer, MAX_HEAD)).await {
+            let more = async {
+                tokio::select! {
+                    biased;
+                    read = fill(reader, &mut self.buffer, MAX_HEAD) => read,
+                    () = self.connection.reaped(Protocol::Http11) => Ok(0),
+                }
+            };
+            match tokio::time::timeout_at(deadline, more).await {
                 Ok(Ok(0) | Err(_)) => return NextHead::End,
                 Ok(Ok(_)) => {}
                 Err(_elapsed) => {
@@ -200,6 +209,7 @@ impl Session<'_> {
                     return false;
                 },
                 () = upstream_idle => self.paired = None,
+                () = self.connection.reaped(Protocol::Http11) => return false,
             }
         }
     }
@@ -444,6 +454,7 @@ async fn serve_tunnel(
     paired: Paired,
 ) {
     let Tunnel { flow, head } = tunnel;
+    let _work = connection.idle.work();
     let mut upstream = paired.stream;
     let counts = Counts::default();
     let withdrawn = async {

@@ -208,7 +208,7 @@ mod tests {
     fn budget(shadow: bool) -> Rc<Budget> {
         // A second is longer than the test.
         let rate = Rate { per_second: 1, burst: 10 };
-        let limits = Limits { shadow, http2_control_frames: Some(rate), http2_resets: Some(rate) };
+        let limits = Limits { shadow, http2_control_frames: Some(rate), http2_resets: Some(rate), ..Limits::default() };
         Budget::new(&limits, &Metrics::for_test())
     }
 

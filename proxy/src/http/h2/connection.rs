@@ -123,11 +123,18 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
     let upstream_idle = shared.upstream.let_go_when_idle(idle.unwrap_or_default());
     tokio::pin!(upstream_idle);
     let mut ending = false;
+    let mut leaves_at: Option<tokio::time::Instant> = None;
     loop {
         if connection.listener.signals.state().draining && !ending {
             ending = true;
             server.graceful_shutdown();
         }
+        let has_to_leave = async {
+            match leaves_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             accepted = server.accept() => match accepted {
@@ -148,6 +155,17 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
             }
             _ = connection.changed() => if connection.is_over() {
                 shared.goaway.notify_one();
+            },
+            () = connection.reaped(Protocol::Http2), if leaves_at.is_none() => {
+                leaves_at = Some(tokio::time::Instant::now() + LAST_WORDS);
+                if !std::mem::replace(&mut ending, true) {
+                    server.graceful_shutdown();
+                }
+            }
+            // Requests that the client had sent by then are served.
+            () = has_to_leave => match connection.idle.is_working() {
+                true => leaves_at = Some(tokio::time::Instant::now() + LAST_WORDS),
+                false => return None,
             },
             () = shared.goaway.notified(), if !ending => {
                 ending = true;

@@ -32,6 +32,7 @@ use crate::worker::{PanicCount, Subscription};
 pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let connection = &shared.connection;
     let _panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
+    let _work = connection.idle.work();
     let config = &connection.listener.config;
     let (parts, body) = request.into_parts();
     let mut flow = connection.open_flow(Protocol::Http2, std::time::Instant::now());

@@ -25,6 +25,7 @@ fn serving() -> (Serving, ListenerIndex) {
         slots: ConnectionSlots::new(1),
         limits: config::Limits::default(),
         peers: Rc::default(),
+        idle: Rc::default(),
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),

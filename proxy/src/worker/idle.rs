@@ -1,0 +1,251 @@
+//! Connections of a worker that wait for their client, the longest first: when places run short, they are what can go.
+//!
+//! Those that never asked for anything go before those between two requests. While there is room nobody goes.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use slab::Slab;
+
+use super::slots::Crowding;
+use crate::config::IdleLimits;
+
+/// Connections that are told to go for each one that comes: more than one, so that there is room before it is needed.
+const AT_ONCE: usize = 2;
+/// Of the time that a connection may be idle when places begin to run short, so much (in sixteenths) is taken away by the time
+/// that the last is given.
+const SHORTENED: f64 = 15.0 / 16.0;
+
+/// The idle connections of a worker. An entry costs no allocation, and no system call.
+#[derive(Debug, Default)]
+pub(crate) struct IdleConnections(RefCell<Lists>);
+
+#[derive(Debug, Default)]
+struct Lists {
+    nodes: Slab<Node>,
+    /// Before the first request, and between requests; each from the longest idle on.
+    ends: [Ends; 2],
+    /// Told to go, and still there.
+    leaving: usize,
+}
+
+#[derive(Debug, Default)]
+struct Ends {
+    first: Option<usize>,
+    last: Option<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    /// Which list it is in.
+    list: Option<usize>,
+    previous: Option<usize>,
+    next: Option<usize>,
+    /// Milliseconds of [`now`].
+    since: u64,
+    leaving: bool,
+    /// How long it was idle when it was told to go, until it hears of it.
+    told: Option<Duration>,
+    waker: Option<Waker>,
+}
+
+impl IdleConnections {
+    /// Tells connections to go that have been idle for longer than such `crowding` leaves them, and returns how many. With
+    /// `shadow` they are only counted, each once in the time that it is idle.
+    pub(super) fn make_room(&self, limits: &IdleLimits, crowding: Crowding, shadow: bool) -> usize {
+        let mut lists = self.0.borrow_mut();
+        let mut wanted = crowding.excess.saturating_sub(lists.leaving).min(AT_ONCE);
+        let now = if wanted > 0 { now() } else { 0 };
+        let mut gone = 0;
+        let mut wakers = Vec::new();
+        for (list, most) in [limits.before_request, limits.between_requests].into_iter().enumerate() {
+            let patience = most.mul_f64(1.0 - crowding.share * SHORTENED);
+            while wanted > 0
+                && let Some(key) = lists.ends[list].first
+            {
+                let idle = Duration::from_millis(now.saturating_sub(lists.nodes[key].since));
+                if idle < patience {
+                    break;
+                }
+                lists.unlink(key);
+                if !shadow {
+                    wakers.extend(lists.tell(key, idle));
+                }
+                (wanted, gone) = (wanted - 1, gone + 1);
+            }
+        }
+        // Whatever waking does, it finds the lists free.
+        drop(lists);
+        wakers.into_iter().for_each(Waker::wake);
+        gone
+    }
+}
+
+impl Lists {
+    fn link(&mut self, key: usize, list: usize) {
+        let last = self.ends[list].last.replace(key);
+        match last {
+            Some(last) => self.nodes[last].next = Some(key),
+            None => self.ends[list].first = Some(key),
+        }
+        let node = &mut self.nodes[key];
+        (node.list, node.previous, node.next, node.since) = (Some(list), last, None, now());
+    }
+
+    fn unlink(&mut self, key: usize) {
+        let node = &mut self.nodes[key];
+        let (Some(list), previous, next) = (node.list.take(), node.previous.take(), node.next.take()) else { return };
+        match previous {
+            Some(previous) => self.nodes[previous].next = next,
+            None => self.ends[list].first = next,
+        }
+        match next {
+            Some(next) => self.nodes[next].previous = previous,
+            None => self.ends[list].last = previous,
+        }
+    }
+
+    fn tell(&mut self, key: usize, idle: Duration) -> Option<Waker> {
+        let node = &mut self.nodes[key];
+        (node.leaving, node.told) = (true, Some(idle));
+        self.leaving += 1;
+        node.waker.take()
+    }
+}
+
+/// Milliseconds, as exact as the kernel's tick, and much cheaper than an exact time.
+fn now() -> u64 {
+    let time = clock_gettime(ClockId::MonotonicCoarse);
+    let (seconds, nanoseconds) = (time.tv_sec.cast_unsigned(), time.tv_nsec.cast_unsigned());
+    seconds * 1000 + nanoseconds / 1_000_000
+}
+
+/// One connection, which at first is at work: nothing is known of it yet.
+#[derive(Debug)]
+pub(crate) struct Idle {
+    all: Rc<IdleConnections>,
+    key: usize,
+    asked: Cell<bool>,
+    work: Cell<u32>,
+}
+
+impl Idle {
+    pub(crate) fn new(all: &Rc<IdleConnections>) -> Self {
+        let key = all.0.borrow_mut().nodes.insert(Node::default());
+        Self { all: Rc::clone(all), key, asked: Cell::default(), work: Cell::new(1) }
+    }
+
+    /// From now on it waits for its first request.
+    pub(crate) fn wait(&self) {
+        self.rest();
+    }
+
+    /// Begins a request; while any is under way it does not wait.
+    pub(crate) fn work(&self) -> Work<'_> {
+        if self.work.replace(self.work.get() + 1) == 0 {
+            self.all.0.borrow_mut().unlink(self.key);
+        }
+        self.asked.set(true);
+        Work(self)
+    }
+
+    /// Whether a request is under way.
+    pub(crate) fn is_working(&self) -> bool {
+        self.work.get() > 0
+    }
+
+    /// Waits until it is told to go, and returns how long it had been idle.
+    pub(crate) async fn told(&self) -> Duration {
+        poll_fn(|cx| {
+            let mut lists = self.all.0.borrow_mut();
+            let node = &mut lists.nodes[self.key];
+            if let Some(idle) = node.told.take() {
+                return Poll::Ready(idle);
+            }
+            if !node.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                node.waker = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn rest(&self) {
+        let left = self.work.get().saturating_sub(1);
+        self.work.set(left);
+        if left == 0 {
+            self.all.0.borrow_mut().link(self.key, usize::from(self.asked.get()));
+        }
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        let mut lists = self.all.0.borrow_mut();
+        lists.unlink(self.key);
+        if lists.nodes.remove(self.key).leaving {
+            lists.leaving -= 1;
+        }
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub(crate) struct Work<'a>(&'a Idle);
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        self.0.rest();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: IdleLimits =
+        IdleLimits { above_percent: 50, before_request: Duration::ZERO, between_requests: Duration::ZERO };
+
+    fn told(idle: &Idle) -> bool {
+        idle.all.0.borrow().nodes[idle.key].told.is_some()
+    }
+
+    #[test]
+    fn the_longest_idle_goes_first_and_who_never_asked_before_who_did() {
+        let all = Rc::new(IdleConnections::default());
+        let idle: Vec<Idle> = (0..6).map(|_| Idle::new(&all)).collect();
+        idle.iter().take(5).for_each(Idle::wait);
+        // 0 and 1 have asked, 1 before 0; 2 is asking; 3 and 4 never did; 5 is not judged yet.
+        drop(idle[1].work());
+        drop(idle[0].work());
+        let asking = idle[2].work();
+        let make_room = |excess, shadow| all.make_room(&LIMITS, Crowding { excess, share: 1.0 }, shadow);
+        assert_eq!(make_room(1, false), 1);
+        assert!(told(&idle[3]) && !told(&idle[4]));
+        assert_eq!(make_room(1, false), 0, "one is leaving");
+        assert_eq!(make_room(3, false), 2);
+        assert!(told(&idle[4]) && told(&idle[1]) && !told(&idle[0]));
+        assert_eq!(make_room(10, true), 1);
+        assert_eq!(make_room(10, true), 0, "counted once");
+        assert!(!told(&idle[0]) && !told(&idle[2]) && !told(&idle[5]));
+        drop(asking);
+        drop(idle);
+        assert_eq!((all.0.borrow().leaving, all.0.borrow().nodes.len()), (0, 0));
+    }
+
+    #[test]
+    fn patience_ends_as_places_do() {
+        let all = Rc::new(IdleConnections::default());
+        let idle = Idle::new(&all);
+        idle.wait();
+        all.0.borrow_mut().nodes[idle.key].since -= 6_000;
+        let limits = IdleLimits { before_request: Duration::from_secs(10), ..LIMITS };
+        let goes = |share| all.make_room(&limits, Crowding { excess: 1, share }, true) == 1;
+        assert!(!goes(0.0) && !goes(0.4));
+        assert!(goes(0.5));
+    }
+}

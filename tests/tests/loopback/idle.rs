@@ -1,0 +1,111 @@
+//! Connections that wait for their client hold their place until others need it.
+
+use tollgate::reason::Reason;
+use tollgate_tests::http2::{CLIENT_START, go_away};
+use tollgate_tests::peer::Peer;
+use tollgate_tests::policy::usual;
+use tollgate_tests::proxy::{Options, Proxy};
+use tollgate_tests::site::Site;
+use tollgate_tests::upstream::Upstream;
+use tollgate_tests::wait::until;
+
+const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// A proxy with eight places, of which four are thought enough, and no patience above that.
+fn start(site: &Site, upstream: &Upstream, mode: &str) -> Proxy {
+    let idle = "idle_connections: { above_percent: 50, before_request: 0s, between_requests: 0s }";
+    let top = format!("max_connections: 8\nlimits: {{ mode: {mode}, {idle} }}");
+    Proxy::with(site, upstream.address(), &Options { top, ..Options::default() }, &[usual(site)])
+}
+
+fn open(proxy: &Proxy) -> f64 {
+    proxy.metric("tollgate_connections_open{listener=\"http\",direction=\"ingress\"}")
+}
+
+/// Connects, sends `bytes`, and returns once so many connections are open.
+fn connect(proxy: &Proxy, bytes: impl AsRef<[u8]>, then_open: f64) -> Peer {
+    let mut peer = Peer::connect(proxy.http());
+    peer.send(bytes);
+    until("the connection", || (open(proxy) == then_open).then_some(()));
+    peer
+}
+
+fn ask(peer: &mut Peer) {
+    peer.send(GET);
+    assert_eq!(peer.read_message().status(), 200);
+}
+
+fn reaped(proxy: &Proxy) -> usize {
+    proxy.flows().iter().filter(|flow| flow["reason"] == Reason::IdleReaped.code()).count()
+}
+
+#[test]
+fn who_waits_longest_makes_room_and_who_never_asked_goes_first() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let proxy = start(&site, &upstream, "enforce");
+    let mut first = connect(&proxy, "", 1.0);
+    ask(&mut first);
+    let mut preface_only = connect(&proxy, CLIENT_START, 2.0);
+    let mut silent = connect(&proxy, "", 3.0);
+    let mut half_a_head = connect(&proxy, "GET /allowed HT", 4.0);
+    ask(&mut first);
+    assert_eq!(reaped(&proxy), 0, "there is room");
+
+    // One by one, as each takes the place of the longest silent.
+    let mut second = Peer::connect(proxy.http());
+    let (bytes, _) = preface_only.read_to_any_end();
+    assert_eq!(go_away(&bytes), Some((0, String::new())));
+    until("its place", || (open(&proxy) == 4.0).then_some(()));
+    ask(&mut second);
+    let mut third = Peer::connect(proxy.http());
+    assert_eq!(silent.read_to_end(), b"");
+    until("its place", || (open(&proxy) == 4.0).then_some(()));
+    ask(&mut third);
+    let mut fourth = Peer::connect(proxy.http());
+    assert_eq!(half_a_head.read_to_end(), b"");
+    until("its place", || (open(&proxy) == 4.0).then_some(()));
+    ask(&mut fourth);
+
+    // All have asked now, `second` the longest ago.
+    ask(&mut first);
+    let mut fifth = Peer::connect(proxy.http());
+    assert_eq!(second.read_to_end(), b"");
+    for peer in [&mut first, &mut third, &mut fourth, &mut fifth] {
+        ask(peer);
+    }
+    until("the records", || (reaped(&proxy) == 4).then_some(()));
+    let record = proxy.expect_reason(Reason::IdleReaped);
+    assert_eq!(record["verdict"], "DROPPED", "{record}");
+    assert_eq!(proxy.metric("tollgate_refusals_total{reason=\"idle_reaped\"}"), 4.0);
+}
+
+/// Whoever is in the middle of something is not idle, however long it takes.
+#[test]
+fn who_waits_for_an_answer_stays() {
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| drop(peer.read_to_any_end()));
+    let proxy = start(&site, &upstream, "enforce");
+    let ask_in_vain = |n: u8| {
+        let peer = connect(&proxy, GET, f64::from(n));
+        until("the request", || (upstream.connections() == usize::from(n)).then_some(()));
+        peer
+    };
+    let peers: Vec<Peer> = (1..=8).map(ask_in_vain).collect();
+    Peer::expect_reset_at(proxy.http(), "");
+    proxy.expect_reason(Reason::ConnectionLimit);
+    assert_eq!((open(&proxy), reaped(&proxy)), (8.0, 0));
+    drop(peers);
+}
+
+#[test]
+fn shadow_lets_them_stay() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let proxy = start(&site, &upstream, "shadow");
+    let mut peers: Vec<Peer> = (1..=8).map(|n| connect(&proxy, "", f64::from(n))).collect();
+    Peer::expect_reset_at(proxy.http(), "");
+    peers.iter_mut().for_each(ask);
+    assert!(proxy.metric("tollgate_shadow_refusals_total{reason=\"idle_reaped\"}") >= 4.0);
+    assert_eq!(reaped(&proxy), 0);
+}
