@@ -100,6 +100,6 @@ const fn remedy(lint: Lint) -> &'static str {
         Lint::InvalidPort => "a port from 1 to 65535, and an end_port that is not below it; 0 alone for every port",
         Lint::EmptyHttpRules => "at least one HTTP rule; `{}` allows every request",
         Lint::ContradictoryTiers => "one pass_precedence for all pass rules of a tier, not above their precedence",
-        _ => "leave it out, or use what this version supports",
+        _ => "what this version supports in its place; the rule without it would say something else, an allow more",
     }
 }

@@ -69,7 +69,8 @@ pub(super) fn check(element: &Element, matcher: &HeaderMatcher, findings: &mut V
         return false;
     };
     check_anchors(element, pattern, findings);
-    check_glob(element, without_anchors(pattern).2, &*matcher.name == ":path", findings)
+    // What is excluded is spoken about as such: with any text in the place of the star, what stands before it would be let in.
+    !matcher.invert && check_glob(element, without_anchors(pattern).2, &*matcher.name == ":path", findings)
 }
 
 /// Whether the pattern begins with `^` and ends with `$`, and the pattern without them. A pattern has to match the whole
@@ -141,11 +142,13 @@ pub(super) fn check_alternatives(condition: &Condition<'_>, findings: &mut Vec<F
     let Some(tried) = tried.iter().find(accepted).filter(|_| probe.is_swallowed(&*matcher.name == ":path")) else {
         return false;
     };
-    let excluded = if matcher.invert { "excludes" } else { "allows" };
+    if matcher.invert {
+        return false; // it excludes more than was meant, which admits nothing
+    }
     findings.push(Finding::new(
         Lint::OpenAlternative,
         element.clone(),
-        format!("{} {excluded} {tried:?} too, because what may stand for its alternatives is anything", matcher.value),
+        format!("{} allows {tried:?} too, because what may stand for its alternatives is anything", matcher.value),
         "the alternatives alone, without `.*`".to_owned(),
     ));
     true

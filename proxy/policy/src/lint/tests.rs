@@ -226,6 +226,11 @@ fn exclusions() {
         let wider = quoted.unwrap_or_else(|| panic!("{dodged}: {instead}"));
         assert_eq!(found(":authority", regex(&wider)), [], "{dodged}");
     }
+    // Nothing is advised that lets in what was excluded.
+    assert_eq!(found(":path", regex("/admin|.*")), []);
+    let (lint, _, instead) = found(":path", regex("/admin/*")).remove(0);
+    assert_eq!(lint, Lint::PathExclusionDodged);
+    assert!(instead.ends_with(r#""/admin([/;?].*)?""#), "{instead}");
     let plain = |value: ValueMatch| HeaderMatcher::new(":authority", value);
     let both = vec![HeaderMatcher { invert: true, ..plain(exact("a.b")) }, plain(regex("[a-z.]+(:8080)?"))];
     let rule = PortRule { http: Some(vec![HttpRule { headers: both, ..HttpRule::default() }]), ..PortRule::default() };
@@ -495,6 +500,15 @@ fn a_list_too_long_to_take_apart_is_left_alone() {
         peers.iter().map(|peer| PortRule { remotes: vec![*peer], ..PortRule::default() }).collect();
     rules.push(PortRule { remotes: peers, verdict: RuleVerdict::Deny, ..PortRule::default() });
     assert_eq!(last_of(rules), None);
+}
+
+/// Left out, it would leave a plain allow.
+#[test]
+fn what_is_not_enforced_is_not_to_be_left_out() {
+    let unsupported = vec![crate::model::Unsupported { element: "l7_proto".into(), reason: "kafka".into() }];
+    let rule = PortRule { unsupported, ..PortRule::default() };
+    let found = lint_of(vec![on_port(80, vec![rule])]);
+    assert!(found.iter().any(|finding| finding.lint == Lint::NotEnforced && !finding.instead.contains("leave it out")));
 }
 
 #[test]
