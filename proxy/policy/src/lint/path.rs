@@ -181,12 +181,14 @@ fn check_open(
             continue;
         }
         let from = if before.is_empty() { "/" } else { &before };
-        let tried = format!("{from}anything?or=this{after}");
         // Without what has to follow it is fine by itself.
-        let fine = accepts(&format!("{from}anything")) || accepts(&format!("{from}anything?or=this"));
-        if fine || !accepts(&tried) {
-            continue;
-        }
+        let open = |text: &&str| {
+            let alone = [text.split('?').next().unwrap_or_default(), *text];
+            let fine = alone.iter().any(|text| accepts(&format!("{from}{text}")));
+            !fine && accepts(&format!("{from}{text}{after}"))
+        };
+        let Some(text) = ["anything?or=this", "x?"].into_iter().find(open) else { continue };
+        let tried = format!("{from}{text}{after}");
         let what = format!("{} allows {tried:?} too", matcher.value);
         let (lint, instead) = match before.is_empty() {
             true => (Lint::OpenBeginning, named_beginning(matcher)),

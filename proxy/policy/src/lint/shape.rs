@@ -6,10 +6,10 @@ use regex_syntax::hir::{Class, Hir, HirKind};
 const PLACES: usize = 64;
 /// Longest example that is made up.
 const MAX_EXAMPLE: usize = 1 << 12;
-/// Most characters that a place has to take.
-const TAKES: u32 = 12;
+/// How many characters a place has to take: one and a `?`.
+const TAKES: u32 = 2;
 
-/// A place in an expression at which any number of characters of some class may stand, with what stands around it at least.
+/// A place in an expression at which several characters of some class may stand, with what stands around it at least.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Open {
     pub(super) before: String,

@@ -91,6 +91,8 @@ fn paths() {
         (regex("/users/[^/]+/profile"), &["open-middle"]),
         (regex("/users/(.*)[.]json"), &["open-middle"]),
         (regex("/users/([^/]*/x)?"), &["open-middle"]),
+        (regex("/users/.{1,8}/profile"), &["open-middle"]),
+        (regex("/users/[^/]{36}/profile"), &["path-without-query"]),
         (regex("/users/[^/?]+/profile(\\?.*)?"), &[]),
         (regex("/users/[^/]+(/profile)?"), &[]),
         (regex("/users/[^/]*\\?id=[0-9]+"), &[]),
