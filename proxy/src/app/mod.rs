@@ -333,6 +333,7 @@ fn start_workers(
             flows,
             slots: slots.clone(),
             limits: config.limits,
+            fairness: config.fairness,
             commands,
             phase: phase.subscribe(),
             starting,

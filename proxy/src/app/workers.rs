@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::thread;
 
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::LocalSet;
 
 use crate::config::Limits;
 use crate::control::WorldStore;
@@ -17,7 +16,7 @@ use crate::http::BufferPool;
 use crate::identity::sweep;
 use crate::listener::serving::{CUT, Command, Serving};
 use crate::readiness::Pending;
-use crate::worker::{ConnectionSlots, State, Worker};
+use crate::worker::{ConnectionSlots, Groups, State, Worker, run_tasks};
 
 /// What the process asks of its workers; it only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +36,8 @@ pub(super) struct Seed {
     pub(super) flows: FlowSender,
     pub(super) slots: ConnectionSlots,
     pub(super) limits: Limits,
+    /// Whether tenants share the worker's time.
+    pub(super) fairness: bool,
     /// Which listeners to serve.
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) phase: watch::Receiver<Phase>,
@@ -57,13 +58,13 @@ fn run(seed: Seed) -> io::Result<()> {
     let runtime = runtime.inspect_err(|error| {
         tracing::error!(worker = seed.index, %error, "a worker cannot start; raise the limit of open files");
     })?;
-    let tasks = LocalSet::new();
-    tasks.block_on(&runtime, serve(seed));
-    Ok(())
-    // Dropping the set drops every task that is left: their sockets close and their records are sent.
+    let fairness = seed.fairness;
+    // Every task that is left is dropped then: their sockets close and their records are sent.
+    run_tasks(&runtime, fairness, |groups| serve(seed, groups))
+        .ok_or_else(|| io::Error::other("the worker's own task has panicked, which is a defect of this program"))
 }
 
-async fn serve(seed: Seed) {
+async fn serve(seed: Seed, groups: Groups) {
     let Seed { world, flows, slots, limits, mut commands, mut phase, starting, .. } = seed;
     let worker = Rc::new(Worker {
         world,
@@ -72,13 +73,14 @@ async fn serve(seed: Seed) {
         own_addresses: RefCell::default(),
         slots,
         limits,
+        groups,
         peers: Rc::default(),
         idle: Rc::default(),
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),
     });
-    tokio::task::spawn_local(sweep::run(Rc::clone(&worker)));
+    worker.groups.system.spawn(sweep::run(Rc::clone(&worker))).detach();
     let mut serving = Serving::new(Rc::clone(&worker));
     let mut generation = worker.world.subscribe();
     let mut starting = Some(starting);

@@ -89,6 +89,7 @@ pub(crate) fn read(document: &Document, mistakes: &Mistakes) -> Option<Config> {
         drain_timeout: config::DRAIN_TIMEOUT,
         limits: config::Limits::default(),
         tenants: TenantConfig::default(),
+        fairness: true,
     })
 }
 

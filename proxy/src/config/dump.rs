@@ -33,6 +33,7 @@ pub fn to_json(config: &Config) -> Value {
         "node": { "id": config.node.id, "cluster": config.node.cluster },
         "workers": config.workers,
         "max_connections": config.max_connections,
+        "fairness": if config.fairness { "on" } else { "off" },
         "drain_timeout": duration(config.drain_timeout),
         "limits": limits(&config.limits),
         "admin": address(config.admin.first()),

@@ -115,6 +115,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
     let access_log = sections::access_log(&mut top);
     let drain_timeout = top.read("drain_timeout", DRAIN_TIMEOUT, scalar::duration);
     let max_connections = top.read("max_connections", MAX_CONNECTIONS, |value| count(value, 10_000_000));
+    let fairness = top.read("fairness", true, scalar::on_or_off);
     let reported_version = top.read("reported_version", None, |value| match scalar::text(value)? {
         "" => Err("empty; write a version, or remove it".to_owned()),
         text => Ok(Some(text.to_owned())),
@@ -143,6 +144,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         max_connections,
         limits,
         tenants,
+        fairness,
     })
 }
 

@@ -79,6 +79,8 @@ pub struct Config {
     pub limits: Limits,
     /// Who is a tenant, and what each may use.
     pub tenants: TenantConfig,
+    /// Whether tenants share a worker's time; otherwise tasks run in the order of their wakes.
+    pub fairness: bool,
 }
 
 /// Identity towards the control plane.

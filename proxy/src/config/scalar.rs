@@ -33,6 +33,16 @@ pub(super) fn boolean(value: &Value) -> Result<bool, String> {
     }
 }
 
+/// `on` or `off`. A YAML parser may have made a truth value of it.
+pub(super) fn on_or_off(value: &Value) -> Result<bool, String> {
+    match value {
+        Value::Bool(value) => Ok(*value),
+        Value::Text(text) if text == "on" => Ok(true),
+        Value::Text(text) if text == "off" => Ok(false),
+        _ => Err("neither on nor off".to_owned()),
+    }
+}
+
 /// A whole number from `least` to `most`, both included.
 pub(super) fn integer(value: &Value, least: u64, most: u64) -> Result<u64, String> {
     let wrong = || format!("not a whole number from {least} to {most}");

@@ -50,7 +50,7 @@ fn a_policy_source_alone_gives_every_default() {
     assert_eq!(config.identities, IdentitySettings::new(Identities::Nphds));
     assert_eq!(config.access_log, []);
     assert_eq!(config.drain_timeout, Duration::from_secs(20));
-    assert_eq!(config.max_connections, 50_000);
+    assert_eq!((config.max_connections, config.fairness), (50_000, true));
     assert_eq!(config.limits, Limits::default());
 
     let [listener] = &config.listeners[..] else {
@@ -81,6 +81,7 @@ node: {{ id: "sidecar~10.0.0.9~pod.ns~ns.svc", cluster: edge }}
 workers: 3
 max_connections: 10
 limits: {{ mode: shadow, http2_control_frames: {{ per_second: 7 }}, http2_resets: "off", idle_connections: {{ above_percent: 5, before_request: 0s }} }}
+fairness: off
 drain_timeout: 500ms
 admin: {{ address: 127.0.0.1:9901 }}
 reported_version: "d1c4f0ba/1.2.3"
@@ -118,7 +119,7 @@ listeners:
     let config = config(&text);
     assert_eq!(config.node.id, "sidecar~10.0.0.9~pod.ns~ns.svc");
     assert_eq!(config.node.cluster, "edge");
-    assert_eq!((config.workers, config.max_connections), (3, 10));
+    assert_eq!((config.workers, config.max_connections, config.fairness), (3, 10, false));
     let control = Some(Rate { per_second: 7, burst: 2000 });
     let idle = IdleLimits { above_percent: 5, before_request: Duration::ZERO, ..IdleLimits::default() };
     let limits =

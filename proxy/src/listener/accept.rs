@@ -26,6 +26,7 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<Served>, socket: TcpLis
         if listener.signals().state().draining {
             return;
         }
+        tollgate_schedule::rest().await;
         if batch == BATCH {
             batch = 0;
             tokio::task::yield_now().await;
@@ -79,7 +80,8 @@ fn spawn(worker: &Rc<Worker>, served: &Rc<Served>, accepted: Accepted) {
     let connection = Connection::new(worker, listener, accepted.downstream, accepted.original_dst);
     let panics = PanicCount::new(metrics, &connection.payer);
     let connection = Rc::new(connection);
-    served.spawn(async move {
+    let group = connection.group().clone();
+    served.spawn(&group, async move {
         let _guards = (opened, slot, panics, entered);
         serve(connection, accepted.stream).await;
     });

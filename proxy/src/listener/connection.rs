@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tollgate_policy::{Direction, EndpointKey, REDACTED, SecurityId};
+use tollgate_schedule::Group;
 
 use super::identities::{Barred, Ends, Identities, Remembered};
 use super::judge::ANYBODY;
@@ -49,6 +50,8 @@ pub(crate) struct Connection {
     charged_at: Cell<(u64, u64)>,
     /// Whether it waits for its client.
     pub(crate) idle: Idle,
+    /// In which its tasks run: those of the same tenant and remote identity share.
+    group: Group,
 }
 
 impl Connection {
@@ -65,13 +68,15 @@ impl Connection {
         });
         let endpoint_key = EndpointKey::from(endpoint);
         let world = worker.world.load();
+        let tenant = tenant_of(&world, &endpoint_key);
         Self {
+            group: worker.groups.of_connection(tenant),
             worker: Rc::clone(worker),
             listener: Rc::clone(listener),
             downstream,
             original_dst,
             subscription: listener.signals.subscribe(),
-            payer: Payer::accept(&worker.flows, tenant_of(&world, &endpoint_key)),
+            payer: Payer::accept(&worker.flows, tenant),
             charged_at: Cell::new((world.generation, 0)),
             endpoint: endpoint_key,
             log: (!listener.access_log.is_empty()).then_some(LogTarget {
@@ -111,7 +116,9 @@ impl Connection {
     fn tenant_in(&self, world: &World) -> TenantId {
         let moment = self.moment_in(world);
         if self.charged_at.replace(moment) != moment {
-            self.payer.follow(tenant_of(world, &self.endpoint));
+            let tenant = tenant_of(world, &self.endpoint);
+            self.payer.follow(tenant);
+            self.group.set_key(self.worker.groups.key(tenant, self.group.key().flow));
         }
         self.payer.tenant()
     }
@@ -156,14 +163,30 @@ impl Connection {
     /// # Errors
     /// That cannot be told, or it ends the connection.
     pub(super) fn identities(&self, world: &World) -> Result<Identities, Barred> {
-        self.remembered.identities(&Ends {
+        let identities = self.remembered.identities(&Ends {
             worker: &self.worker,
             world,
             direction: self.listener.config.direction,
             downstream: self.downstream,
             original_dst: self.original_dst,
             endpoint: &self.endpoint,
-        })
+        });
+        let remote = identities.map_or(SecurityId(0), |identities| match self.listener.config.direction {
+            Direction::Ingress => identities.source,
+            Direction::Egress => identities.destination,
+        });
+        self.group.set_key(self.worker.groups.key(self.tenant_in(world), remote.0));
+        identities
+    }
+
+    /// Starts a task that serves a part of the connection, at its tenant's expense.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.group.spawn(task).detach();
+    }
+
+    /// In which its tasks run.
+    pub(crate) fn group(&self) -> &Group {
+        &self.group
     }
 
     /// Whose policy is enforced.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinHandle};
+use tollgate_schedule::{Group, Task};
 
 use super::accept;
 use super::connection::ListenerContext;
@@ -73,8 +73,8 @@ pub(crate) struct Served {
     leaving: Cell<Leaving>,
     /// Until when its accept loops pause.
     paused: Cell<Option<Instant>>,
-    /// Tasks of open connections.
-    connections: RefCell<Slab<AbortHandle>>,
+    /// Tasks of open connections; none in the place of one that was told to end.
+    connections: RefCell<Slab<Option<Task<()>>>>,
 }
 
 /// How far a listener is on its way out.
@@ -120,15 +120,15 @@ impl Served {
     }
 
     /// Starts the task of a connection.
-    pub(crate) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+    pub(crate) fn spawn(self: &Rc<Self>, group: &Group, task: impl Future<Output = ()> + 'static) {
         // A task begins to run only after this function has returned.
         let key = self.connections.borrow().vacant_key();
         let open = Tracked { served: Rc::clone(self), key };
-        let task = tokio::task::spawn_local(async move {
+        let task = group.spawn(async move {
             let _open = open;
             task.await;
         });
-        self.connections.borrow_mut().insert(task.abort_handle());
+        self.connections.borrow_mut().insert(Some(task));
     }
 
     fn follow(&self, process: State) {
@@ -152,7 +152,8 @@ impl Served {
 
     /// Ends the connections that did not end themselves.
     fn cut(&self) {
-        self.connections.borrow().iter().for_each(|(_, task)| task.abort());
+        // They end at their next turn, and leave the list then.
+        self.connections.borrow_mut().iter_mut().for_each(|(_, task)| drop(task.take()));
     }
 }
 
@@ -164,7 +165,11 @@ struct Tracked {
 
 impl Drop for Tracked {
     fn drop(&mut self) {
-        self.served.connections.borrow_mut().try_remove(self.key);
+        let task = self.served.connections.borrow_mut().try_remove(self.key).flatten();
+        // It is ending.
+        if let Some(task) = task {
+            task.detach();
+        }
     }
 }
 
@@ -180,9 +185,9 @@ pub(crate) struct Serving {
 struct Entry {
     served: Rc<Served>,
     /// The accept loops of each address, one for each of its sockets.
-    accepting: BTreeMap<SocketAddr, Vec<JoinHandle<()>>>,
+    accepting: BTreeMap<SocketAddr, Vec<Task<()>>>,
     /// Ends the connections of a listener that was taken out.
-    ending: Option<JoinHandle<()>>,
+    ending: Option<Task<()>>,
 }
 
 impl Serving {
@@ -209,7 +214,7 @@ impl Serving {
             Command::Serve(serve) => self.serve(*serve).await,
             Command::Remove { name, drain, done } => {
                 if let Some(entry) = self.listeners.get_mut(&name) {
-                    entry.remove(drain).await;
+                    entry.remove(drain, &self.worker.groups.system).await;
                 }
                 self.note_own_addresses();
                 drop(done);
@@ -278,8 +283,7 @@ impl Entry {
     /// Goes on with other settings, for connections to come.
     async fn resume(&mut self, context: impl FnOnce(Rc<Signals>) -> ListenerContext) {
         if let Some(ending) = self.ending.take() {
-            ending.abort();
-            let _ = ending.await;
+            ending.cancel().await;
         }
         self.served.context.replace(Rc::new(context(Rc::clone(&self.served.signals))));
         self.served.leave(Leaving::No);
@@ -288,29 +292,25 @@ impl Entry {
     /// Starts accepting from `socket`.
     fn accept(&mut self, worker: &Rc<Worker>, address: SocketAddr, socket: TcpListener) {
         let run = accept::run(Rc::clone(worker), Rc::clone(&self.served), socket);
-        self.accepting.entry(address).or_default().push(tokio::task::spawn_local(run));
+        self.accepting.entry(address).or_default().push(worker.groups.accept.spawn(run));
     }
 
     /// Closes the sockets of `address`.
     async fn close(&mut self, address: SocketAddr) {
-        let accepting = self.accepting.remove(&address).unwrap_or_default();
-        accepting.iter().for_each(JoinHandle::abort);
-        for task in accepting {
+        for task in self.accepting.remove(&address).unwrap_or_default() {
             // A socket is closed when its task is gone, not before.
-            let _ = task.await;
+            task.cancel().await;
         }
     }
 
-    async fn remove(&mut self, drain: Duration) {
+    async fn remove(&mut self, drain: Duration, system: &Group) {
         while let Some(&address) = self.accepting.keys().next() {
             self.close(address).await;
         }
         self.served.leave(Leaving::Draining);
-        if let Some(ending) = self.ending.take() {
-            ending.abort();
-        }
+        drop(self.ending.take());
         let served = Rc::clone(&self.served);
-        self.ending = Some(tokio::task::spawn_local(async move {
+        self.ending = Some(system.spawn(async move {
             tokio::time::sleep(drain).await;
             served.leave(Leaving::Stopping);
             tokio::time::sleep(CUT).await;

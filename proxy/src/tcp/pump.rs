@@ -8,6 +8,7 @@ use std::task::Poll;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tollgate_schedule::poll_slice;
 
 use super::sender::{Sender, Unwritten, write_from};
 use crate::http::Buffer;
@@ -41,13 +42,18 @@ pub(crate) enum Ended {
 }
 
 /// Reads once into `buffer`'s spare room; 0 at the end of the stream or when the buffer holds `limit` bytes. While nothing
-/// is there to read, an empty buffer owns no memory.
+/// is there to read, an empty buffer owns no memory. A sender that is fast enough would be read from for ever: when the task's
+/// slice is spent, this goes on in a later poll.
 pub(crate) async fn fill(
     reader: &mut (impl AsyncRead + Unpin),
     buffer: &mut Buffer,
     limit: usize,
 ) -> io::Result<usize> {
     poll_fn(|context| {
+        if poll_slice(context).is_pending() {
+            buffer.release();
+            return Poll::Pending;
+        }
         let mut spare = ReadBuf::new(buffer.spare(limit));
         match Pin::new(&mut *reader).poll_read(context, &mut spare) {
             Poll::Ready(Ok(())) => {

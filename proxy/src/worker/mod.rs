@@ -1,7 +1,9 @@
 //! A worker: one thread, one current-thread runtime, its own connections, buffers and counters. Nothing in here is shared
 //! with another worker but the world (read by one atomic load) and the process-wide connection count.
 
+mod groups;
 mod idle;
+mod run;
 mod signals;
 mod slots;
 
@@ -12,7 +14,9 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+pub(crate) use groups::Groups;
 pub(crate) use idle::{Idle, IdleConnections};
+pub(crate) use run::run_tasks;
 pub(crate) use signals::{Signals, State, Subscription};
 pub(crate) use slots::ConnectionSlots;
 
@@ -35,6 +39,8 @@ pub(crate) struct Worker {
     pub(crate) own_addresses: RefCell<Vec<SocketAddr>>,
     pub(crate) slots: ConnectionSlots,
     pub(crate) limits: Limits,
+    /// Who is charged for what it does.
+    pub(crate) groups: Groups,
     /// What the ipcache says about the addresses of its connections.
     pub(crate) peers: Rc<Peers>,
     pub(crate) idle: Rc<IdleConnections>,

@@ -7,6 +7,7 @@ mod agent_admin;
 mod as_envoy;
 mod big;
 mod conformance;
+mod fairness;
 mod forwarded_proto;
 mod h2_floods;
 mod h2_limits;

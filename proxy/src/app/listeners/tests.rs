@@ -48,6 +48,7 @@ fn world(drain_timeout: Duration) -> World {
     let (commands, received): (Vec<_>, Vec<_>) = (0..WORKERS).map(|_| mpsc::channel(4)).unzip();
     for (index, (flows, commands)) in senders.into_iter().zip(received).enumerate() {
         let seed = Seed {
+            fairness: true,
             index,
             world: Arc::clone(&store),
             flows,

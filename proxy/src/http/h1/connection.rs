@@ -96,6 +96,7 @@ enum NextHead {
 impl Session<'_> {
     async fn run(&mut self, reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) -> Next {
         loop {
+            tollgate_schedule::rest().await; // pipelined requests are all there at once
             let head = self.next_head(reader).await;
             let _work = self.connection.idle.work();
             let next = match head {

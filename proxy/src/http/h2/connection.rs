@@ -125,6 +125,8 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
     let mut ending = false;
     let mut leaves_at: Option<tokio::time::Instant> = None;
     loop {
+        // All that has come is there at once: as many streams as a client likes.
+        tollgate_schedule::rest().await;
         if connection.listener.signals.state().draining && !ending {
             ending = true;
             server.graceful_shutdown();
@@ -139,7 +141,7 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
             biased;
             accepted = server.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    tokio::task::spawn_local(stream::serve(Rc::clone(&shared), request, respond));
+                    connection.spawn(stream::serve(Rc::clone(&shared), request, respond));
                 }
                 Some(Err(error)) => {
                     tracing::debug!(downstream = %connection.downstream, %error, "HTTP/2 connection failed");

@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use h2::client;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
+use tollgate_schedule::poll_slice;
 
 /// How long a connection that nobody uses any more may take to send the rest, such as resets and GOAWAY.
 const GRACE: Duration = Duration::from_secs(1);
@@ -96,7 +97,16 @@ pub(super) struct UpstreamSocket {
 }
 
 impl UpstreamSocket {
-    fn note<T>(&self, written: Poll<T>) -> Poll<T> {
+    /// Writes with `write`, unless the task's slice of time is spent: what waits for its next poll has not left either.
+    fn write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let written = match poll_slice(cx) {
+            Poll::Ready(()) => write(Pin::new(&mut self.stream), cx),
+            Poll::Pending => Poll::Pending,
+        };
         self.outbound.blocked.set(written.is_pending());
         written
     }
@@ -113,14 +123,14 @@ impl Drop for UpstreamSocket {
 
 impl AsyncRead for UpstreamSocket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(poll_slice(cx));
         Pin::new(&mut self.stream).poll_read(cx, out)
     }
 }
 
 impl AsyncWrite for UpstreamSocket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.note(written)
+        self.write(cx, |stream, cx| stream.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -128,8 +138,7 @@ impl AsyncWrite for UpstreamSocket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.note(written)
+        self.write(cx, |stream, cx| stream.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,4 +1,5 @@
-//! The client's socket as `h2` sees it: what was read before it comes first, and every frame is charged to the budget.
+//! The client's socket as `h2` sees it: what was read before it comes first, and every frame is charged to the budget,
+//! and each poll ends with the task's slice of time: `h2` goes on for as long as its socket does.
 
 use std::io;
 use std::pin::Pin;
@@ -7,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tollgate_schedule::poll_slice;
 
 use super::budget::Budget;
 use super::frames::Frames;
@@ -45,6 +47,7 @@ impl Prefixed {
 
     fn poll_bytes(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.buffer.is_empty() {
+            ready!(poll_slice(cx));
             return Pin::new(&mut self.stream).poll_read(cx, out);
         }
         let n = self.buffer.len().min(out.remaining());
@@ -110,6 +113,7 @@ impl AsyncRead for Prefixed {
 
 impl AsyncWrite for Prefixed {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(poll_slice(cx));
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -118,6 +122,7 @@ impl AsyncWrite for Prefixed {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(poll_slice(cx));
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 

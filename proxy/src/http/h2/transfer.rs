@@ -35,6 +35,7 @@ pub(super) async fn transfer(
     kept: Option<&Retries>,
 ) -> Result<(), TransferError> {
     loop {
+        tollgate_schedule::rest().await;
         let chunk = tokio::select! {
             biased;
             chunk = from.data() => chunk,

@@ -151,7 +151,7 @@ impl UpstreamSlot {
         let (in_use, used) = oneshot::channel();
         let driven = drive(driver, Rc::clone(&outbound), used);
         let guards = (self.open.clone(), PanicCount::new(connection.worker.flows.metrics(), &connection.payer));
-        tokio::task::spawn_local(async move {
+        connection.spawn(async move {
             let _guards = guards;
             driven.await;
         });

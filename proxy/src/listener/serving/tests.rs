@@ -9,12 +9,12 @@ use crate::flow::{self, SinkSet};
 use crate::http::BufferPool;
 use crate::identity::{IdentityTable, Sources};
 use crate::metrics::Metrics;
-use crate::worker::ConnectionSlots;
+use crate::worker::{ConnectionSlots, Groups, run_tasks};
 
 /// Longer than a test runs.
 const LONG: Duration = Duration::from_secs(600);
 
-fn serving() -> (Serving, ListenerIndex) {
+fn serving(groups: Groups) -> (Serving, ListenerIndex) {
     let (metrics, counters) = Metrics::new(1);
     let (senders, _) = flow::channel(counters, 1);
     let worker = Worker {
@@ -24,6 +24,7 @@ fn serving() -> (Serving, ListenerIndex) {
         own_addresses: RefCell::default(),
         slots: ConnectionSlots::new(1),
         limits: config::Limits::default(),
+        groups,
         peers: Rc::default(),
         idle: Rc::default(),
         held: Cell::default(),
@@ -51,9 +52,9 @@ fn remove(drain: Duration) -> Command {
 }
 
 /// Runs `test` as a worker runs its tasks.
-fn on_a_worker(test: impl Future<Output = ()>) {
+fn on_a_worker<F: Future<Output = ()> + 'static>(test: impl FnOnce(Groups) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, test);
+    assert_eq!(run_tasks(&runtime, true, test), Some(()), "it has panicked");
 }
 
 /// A connection that never ends by itself; the count tells whether its task is there.
@@ -61,7 +62,7 @@ fn connection(serving: &Serving) -> (Rc<Served>, Rc<()>) {
     let served = Rc::clone(&serving.listeners["l"].served);
     let alive = Rc::new(());
     let held = Rc::clone(&alive);
-    served.spawn(async move {
+    served.spawn(&serving.worker.groups.system, async move {
         let _held = held;
         std::future::pending().await
     });
@@ -70,8 +71,8 @@ fn connection(serving: &Serving) -> (Rc<Served>, Rc<()>) {
 
 #[test]
 fn a_removed_listener_drains_stops_and_is_cut() {
-    on_a_worker(async {
-        let (mut serving, index) = serving();
+    on_a_worker(|groups| async move {
+        let (mut serving, index) = serving(groups);
         serving.obey(serve(index, Direction::Ingress)).await;
         let (served, alive) = connection(&serving);
         serving.obey(remove(LONG)).await;
@@ -95,8 +96,8 @@ fn a_removed_listener_drains_stops_and_is_cut() {
 
 #[test]
 fn a_listener_that_comes_back_keeps_its_connections() {
-    on_a_worker(async {
-        let (mut serving, index) = serving();
+    on_a_worker(|groups| async move {
+        let (mut serving, index) = serving(groups);
         serving.obey(serve(index, Direction::Ingress)).await;
         let (served, alive) = connection(&serving);
         serving.obey(remove(LONG)).await;
@@ -109,8 +110,8 @@ fn a_listener_that_comes_back_keeps_its_connections() {
 
 #[test]
 fn a_listener_of_the_other_direction_does_not() {
-    on_a_worker(async {
-        let (mut serving, index) = serving();
+    on_a_worker(|groups| async move {
+        let (mut serving, index) = serving(groups);
         serving.obey(serve(index, Direction::Ingress)).await;
         let (served, _alive) = connection(&serving);
         serving.obey(remove(LONG)).await;
@@ -125,8 +126,8 @@ fn a_listener_of_the_other_direction_does_not() {
 
 #[test]
 fn no_accept_loop_outlives_the_listener() {
-    on_a_worker(async {
-        let (mut serving, index) = serving();
+    on_a_worker(|groups| async move {
+        let (mut serving, index) = serving(groups);
         let Command::Serve(mut twice) = serve(index, Direction::Ingress) else { unreachable!() };
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();

@@ -1,0 +1,140 @@
+//! Two tenants of one worker that both want all of its time.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tollgate_proto::cilium::NetworkPolicy;
+use tollgate_proto::json::network_policy_from_value;
+use tollgate_tests::policy::{http_port, http_rule};
+use tollgate_tests::proxy::{Options, Proxy};
+use tollgate_tests::site::{HTTP_PORT, Site};
+use tollgate_tests::wait::until;
+
+const DENIED: &[u8] = b"GET /denied HTTP/1.1\r\nHost: a\r\n\r\n";
+/// Requests of one connection that wait for their answers: always more than one poll takes.
+const AHEAD: u64 = 128;
+/// Answers that the two tenants get together while they are compared.
+const COMPARED: u64 = 6_000;
+
+/// Rules that a request is held against one by one until the last has failed, too.
+fn expensive(site: &Site, endpoint: u64) -> NetworkPolicy {
+    let rules: Vec<Value> = (0..1_000).map(|n| http_rule("GET", &format!("/allowed/{n}/.*"))).collect();
+    let policy = json!({
+        "endpointIps": [site.ip().to_string()],
+        "endpointId": endpoint.to_string(),
+        "ingressPerPortPolicies": [http_port(HTTP_PORT, &rules)],
+    });
+    network_policy_from_value(policy).unwrap()
+}
+
+/// A tenant's clients: each sends requests without waiting for answers, which it counts.
+struct Crowd {
+    answers: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Crowd {
+    fn start(address: SocketAddr, connections: usize) -> Self {
+        let (answers, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        for _ in 0..connections {
+            let (answers, stop) = (Arc::clone(&answers), Arc::clone(&stop));
+            let mut stream = TcpStream::connect(address).unwrap();
+            thread::spawn(move || {
+                stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+                let mut buffer = [0; 16 * 1024];
+                let (mut owed, mut seen) = (0, Tail::default());
+                while !stop.load(Ordering::Relaxed) {
+                    if owed <= AHEAD / 2 {
+                        if stream.write_all(&DENIED.repeat(AHEAD as usize / 2)).is_err() {
+                            return;
+                        }
+                        owed += AHEAD / 2;
+                    }
+                    match stream.read(&mut buffer) {
+                        Ok(0) => return,
+                        Ok(n) => {
+                            let heads = seen.heads(&buffer[..n]);
+                            answers.fetch_add(heads, Ordering::Relaxed);
+                            owed -= heads;
+                        }
+                        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                        // The proxy has ended, with the test.
+                        Err(_) => return,
+                    }
+                }
+            });
+        }
+        Self { answers, stop }
+    }
+
+    fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Counts answers in a stream that comes in any pieces.
+#[derive(Default)]
+struct Tail(usize);
+
+impl Tail {
+    fn heads(&mut self, bytes: &[u8]) -> u64 {
+        const HEAD: &[u8] = b"HTTP/1.1 403 ";
+        let mut heads = 0;
+        for byte in bytes {
+            // No byte of the text begins it anew but its first.
+            self.0 = if *byte == HEAD[self.0] { self.0 + 1 } else { usize::from(*byte == HEAD[0]) };
+            if self.0 == HEAD.len() {
+                heads += 1;
+                self.0 = 0;
+            }
+        }
+        heads
+    }
+}
+
+/// Jain's index of what a tenant with 64 connections and one with a single connection get at the same time.
+fn jain(fairness: &str) -> f64 {
+    let (crowded, single) = (Site::new(), Site::new());
+    let nobody = crowded.at(9);
+    let second = format!(
+        "- {{ name: second, address: \"{}\", direction: ingress, transparent: false, upstream: \"{nobody}\" }}\n\
+         fairness: {fairness}",
+        single.at(HTTP_PORT),
+    );
+    let options = Options { top: second, ..Options::default() };
+    let proxy = Proxy::with(&crowded, nobody, &options, &[expensive(&crowded, 7), expensive(&single, 8)]);
+    let many = Crowd::start(proxy.http(), 64);
+    let one = Crowd::start(single.at(HTTP_PORT), 1);
+    until("answers to both", || (many.answers() > 100 && one.answers() > 10).then_some(()));
+    let before = (many.answers(), one.answers());
+    let (many, one) = until("enough answers to compare", || {
+        let (many, one) = (many.answers() - before.0, one.answers() - before.1);
+        (many + one >= COMPARED).then_some((many as f64, one as f64))
+    });
+    let jain = (many + one).powi(2) / (2.0 * (many.powi(2) + one.powi(2)));
+    println!("fairness {fairness}: {many} and {one} answers, index {jain:.3}");
+    jain
+}
+
+#[test]
+fn many_connections_are_worth_no_more_than_one() {
+    let jain = jain("on");
+    assert!(jain >= 0.95, "{jain}");
+}
+
+#[test]
+fn without_fairness_they_are() {
+    let jain = jain("off");
+    assert!(jain < 0.7, "what the other test shows is not fairness: {jain}");
+}
