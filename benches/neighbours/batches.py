@@ -42,9 +42,10 @@ def batch(experiment, proxy, generators, timing):
         "rate": sum(rate(result) for result in results),
         "counts": counts(results),
         # Of the answers to the neighbours while the victim was measured; its own are a few.
-        "cpu_us": (cpu - cpu_before) * 1e6 / max(1.0, rate_of_answers(results) * elapsed),
-        "cpu_share": (cpu - cpu_before) / elapsed,
-        "run_delay_ms": (waited - waited_before) * 1e3,
+        "cpu_us": max(1e-6, cpu - cpu_before) * 1e6 / max(1.0, rate_of_answers(results) * elapsed),
+        "cpu_share": max(0.0, cpu - cpu_before) / elapsed,
+        # A thread that ended took its times along.
+        "run_delay_ms": max(0.0, waited - waited_before) * 1e3,
         "victim_delay_ms": loud_result["run_delay_ms"],
         "peak_mib": max(peak),
         "growth_mib": growth(peak),

@@ -51,11 +51,12 @@ def enter():
 
 def steer(places):
     """Redirects what goes to the tenants of each proxy into its listener."""
-    lines = "".join(
-        f"    ip daddr 127.0.{place}.0/24 tcp dport {{ {OTHERS_PORT}, {VICTIM_PORT} }} "
-        f"tproxy to 127.0.0.1:{FIRST_LISTENER + place} accept\n"
-        for place in places
-    )
+    lines = ""
+    for place in places:
+        tenants = f"    ip daddr 127.0.{place}.0/24 tcp dport {{ {OTHERS_PORT}, {VICTIM_PORT} }}"
+        lines += f"{tenants} tproxy to 127.0.0.1:{FIRST_LISTENER + place} accept\n"
+        # Nobody listens: a dead proxy must not look like a fast one.
+        lines += f"{tenants} drop\n"
     subprocess.run(["nft", "-f", "-"], input=RULES % lines, text=True, check=True)
 
 
