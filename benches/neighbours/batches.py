@@ -27,11 +27,11 @@ def batch(experiment, proxy, generators, timing):
     sampler.start()
     if not experiment.from_the_start:
         time.sleep(SETTLE_SECONDS)
-    (cpu_before, waited_before), begun = proxy.times(), time.monotonic()
+    times, begun = proxy.times(), time.monotonic()
     victim = generators.victim(proxy, timing.loud, experiment)
     disturbed = experiment.disturb(proxy, timing.loud) if experiment.disturb else {}
     loud_result = load.finish(victim)
-    (cpu, waited), elapsed = proxy.times(), time.monotonic() - begun
+    (cpu, waited), elapsed = proxy.since(times), time.monotonic() - begun
     results = [load.finish(other) for other in others]
     done.set()
     sampler.join()
@@ -42,10 +42,9 @@ def batch(experiment, proxy, generators, timing):
         "rate": sum(rate(result) for result in results),
         "counts": counts(results),
         # Of the answers to the neighbours while the victim was measured; its own are a few.
-        "cpu_us": max(1e-6, cpu - cpu_before) * 1e6 / max(1.0, rate_of_answers(results) * elapsed),
-        "cpu_share": max(0.0, cpu - cpu_before) / elapsed,
-        # A thread that ended took its times along.
-        "run_delay_ms": max(0.0, waited - waited_before) * 1e3,
+        "cpu_us": cpu * 1e6 / max(1.0, rate_of_answers(results) * elapsed),
+        "cpu_share": cpu / elapsed,
+        "run_delay_ms": waited * 1e3,
         "victim_delay_ms": loud_result["run_delay_ms"],
         "peak_mib": max(peak),
         "growth_mib": growth(peak),

@@ -330,11 +330,11 @@ def costs():
         ]
 
     def account(proxy):
-        return proxy.metrics(), proxy.times()[0]
+        return proxy.metrics(), proxy.times()
 
     def compare(proxy, found, _victim, before):
         time.sleep(1)  # The proxy learns that its clients are gone.
-        (metrics, cpu), (earlier, earlier_cpu) = account(proxy), before
+        metrics, (earlier, times) = proxy.metrics(), before
         gained = {key: value - earlier.get(key, 0) for key, value in metrics.items()}
 
         def total(metric, endpoint=None):
@@ -349,7 +349,7 @@ def costs():
             # What was under way when the load ended may or may not have been answered.
             off = max(off, max(0, answered - counted, counted - part["asked"]) / max(1, answered))
         attributed = total("tollgate_tenant_cpu_seconds_total") + total("tollgate_overhead_cpu_seconds_total")
-        return {"requests_off": off, "cpu_off": abs(attributed / (cpu - earlier_cpu) - 1)}
+        return {"requests_off": off, "cpu_off": abs(attributed / proxy.since(times)[0] - 1)}
 
     common = {
         "setup": Setup(rules={5: SLOW_RULES}), "proxies": ("tollgate",), "steady": False, "timed": False, "unit": "",

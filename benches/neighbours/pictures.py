@@ -52,7 +52,7 @@ def bars(rows, title, value_of, text_of, logarithmic=False):
     top = TOP
     for group in groups:
         title = f"{group[0]['name']}: {group[0]['title']}"
-        shown = title if len(title) <= 58 else title[:57] + "…"
+        shown = title if len(title) <= 54 else title[:53] + "…"
         parts.append(f'<text x="10" y="{top + 11}"><title>{escape(title)}</title>{escape(shown)}</text>')
         for row in group:
             value = value_of(row)

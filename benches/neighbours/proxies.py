@@ -62,14 +62,24 @@ class Proxy:
         return self.process.poll() is None
 
     def times(self):
-        """(seconds on a CPU, seconds ready to run but waiting for one), summed over all threads."""
-        pairs = []
+        """For each thread (seconds on a CPU, seconds ready to run but waiting for one)."""
+        found = {}
         for task in pathlib.Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"):
             try:
-                pairs.append(task.read_text(encoding="ascii").split()[:2])
-            except OSError:  # A thread that ended meanwhile.
+                run, wait, _ = task.read_text(encoding="ascii").split()
+            except (OSError, ValueError):  # A thread that ended meanwhile.
                 continue
-        return sum(int(run) for run, _ in pairs) / 1e9, sum(int(wait) for _, wait in pairs) / 1e9
+            found[task.parent.name] = (int(run) / 1e9, int(wait) / 1e9)
+        return found
+
+    def since(self, before):
+        """(seconds on a CPU, seconds waiting for one) since `before`, of the threads that are there; what one that ended used
+        meanwhile is lost."""
+        pairs = [
+            (run - before.get(thread, (0, 0))[0], wait - before.get(thread, (0, 0))[1])
+            for thread, (run, wait) in self.times().items()
+        ]
+        return sum(run for run, _ in pairs), sum(wait for _, wait in pairs)
 
     def resident_mib(self, field="VmRSS"):
         try:

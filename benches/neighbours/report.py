@@ -77,7 +77,7 @@ def price(rows):
         if fair and unfair and fair["steady"]:
             pairs = list(zip(fair["samples"], unfair["samples"]))
             kept = statistics.median(one["rate"] / max(1, other["rate"]) for one, other in pairs)
-            cpu = statistics.median(one["cpu_us"] / other["cpu_us"] for one, other in pairs)
+            cpu = statistics.median(one["cpu_us"] / max(1e-3, other["cpu_us"]) for one, other in pairs)
             lines.append(f"| {name} | {kept:.3f} | {cpu:.3f} |\n")
     head = "\n## What fair shares cost\n\nWith them, of what it is without them; medians of the pairs.\n\n"
     table = "| | neighbours get | CPU per answer |\n|---|---|---|\n"
