@@ -16,7 +16,7 @@ use crate::http::BufferPool;
 use crate::identity::sweep;
 use crate::listener::serving::{CUT, Command, Serving};
 use crate::readiness::Pending;
-use crate::worker::{ConnectionSlots, Groups, State, Worker, run_tasks};
+use crate::worker::{Accounts, ConnectionSlots, Groups, State, Worker, run_tasks};
 
 /// What the process asks of its workers; it only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,8 +59,9 @@ fn run(seed: Seed) -> io::Result<()> {
         tracing::error!(worker = seed.index, %error, "a worker cannot start; raise the limit of open files");
     })?;
     let fairness = seed.fairness;
+    let accounts = Accounts { metrics: seed.flows.metrics().clone(), world: Arc::clone(&seed.world) };
     // Every task that is left is dropped then: their sockets close and their records are sent.
-    run_tasks(&runtime, fairness, |groups| serve(seed, groups))
+    run_tasks(&runtime, fairness, accounts, |groups| serve(seed, groups))
         .ok_or_else(|| io::Error::other("the worker's own task has panicked, which is a defect of this program"))
 }
 
@@ -91,6 +92,7 @@ async fn serve(seed: Seed, groups: Groups) {
             draining: phase_now >= Phase::Drain,
             stopping: phase_now == Phase::Stop,
         };
+        worker.groups.follow(&worker.world.load().tenants);
         serving.follow(state);
         if state.draining && worker.open.get() == 0 {
             return;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use prometheus_client::encoding::NoLabelSet;
 use prometheus_client::metrics::MetricType;
+use tollgate_schedule::DELAY_BOUNDS;
 
 use super::Families;
 use super::collector::{Encoder, OUTCOMES, counter};
@@ -38,6 +39,23 @@ impl Families {
         for row in &rows {
             let value = row.totals.connection_us as f64 / 1e6;
             seconds.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        let help = "Processor time of tasks by tenant; what belongs to nobody is _overhead";
+        let mut cpu = families.family("tollgate_tenant_cpu_seconds", help, MetricType::Counter)?;
+        for row in &rows {
+            let value = row.totals.cpu_ns as f64 / 1e9;
+            cpu.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        let help = "Time from when a task could run until it did, by tenant";
+        let mut queue = families.family("tollgate_tenant_queue_seconds", help, MetricType::Histogram)?;
+        for row in &rows {
+            let bounds = DELAY_BOUNDS.iter().map(|&bound| bound as f64 / 1e9).chain([f64::INFINITY]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(row.totals.delays).collect();
+            let count = buckets.iter().map(|bucket| bucket.1).sum();
+            let sum = row.totals.waited_ns as f64 / 1e9;
+            queue
+                .encode_family(&[("tenant", &*row.tenant)])?
+                .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         }
         let mut requests = families.counter("tollgate_tenant_requests", "Finished HTTP requests by tenant")?;
         for row in &rows {

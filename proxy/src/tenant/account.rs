@@ -1,7 +1,9 @@
 //! What one tenant uses of one worker: plain cells with one writer, as all counters of a worker are.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
+
+use tollgate_schedule::{Account as Scheduled, DELAY_BOUNDS};
 
 use super::id::{PLACES, Placed as _};
 use super::{REASONS, TenantId};
@@ -33,6 +35,8 @@ pub(crate) struct Account {
     /// What a limit would have refused if it were not in shadow.
     pub(crate) shadowed: [Count; REASONS],
     pub(crate) panics: Count,
+    /// Processor time and waiting, which the scheduler writes on the worker's thread.
+    scheduled: Arc<Scheduled>,
 }
 
 impl Account {
@@ -51,7 +55,13 @@ impl Account {
             refusals: std::array::from_fn(|_| Count::default()),
             shadowed: std::array::from_fn(|_| Count::default()),
             panics: Count::default(),
+            scheduled: Arc::default(),
         }
+    }
+
+    /// Where the scheduler counts.
+    pub(crate) fn scheduled(&self) -> Arc<Scheduled> {
+        Arc::clone(&self.scheduled)
     }
 
     /// A connection begins to be this tenant's.
@@ -120,6 +130,7 @@ impl Ledger {
         let open = entered.saturating_sub(left);
         let until_now = open.wrapping_mul(self.moment(now));
         let connection_us = left_at.wrapping_add(until_now).wrapping_sub(account.entered_at.value());
+        let used = account.scheduled.usage();
         Totals {
             connections: account.accepted.value(),
             open,
@@ -132,6 +143,10 @@ impl Ledger {
             refusals: account.refusals.iter().map(Count::value).collect(),
             shadowed: account.shadowed.iter().map(Count::value).collect(),
             panics: account.panics.value(),
+            cpu_ns: used.cpu,
+            polls: used.polls,
+            waited_ns: used.waited,
+            delays: used.delays,
         }
     }
 }
@@ -159,6 +174,14 @@ pub struct Totals {
     shadowed: Vec<u64>,
     /// Tasks that ended in a panic.
     pub panics: u64,
+    /// Processor time of its tasks, in nanoseconds.
+    pub cpu_ns: u64,
+    /// How often one of its tasks ran.
+    pub polls: u64,
+    /// Time for which tasks could have run and did not, in nanoseconds.
+    pub waited_ns: u64,
+    /// How often that time was in each class of [`DELAY_BOUNDS`].
+    pub delays: [u64; DELAY_BOUNDS.len() + 1],
 }
 
 impl Totals {
@@ -181,7 +204,12 @@ impl Totals {
     pub(crate) fn is_empty(&self) -> bool {
         let zero = |counts: &[u64]| counts.iter().all(|count| *count == 0);
         let bytes = self.bytes_up + self.bytes_down;
-        self.connections == 0 && self.open == 0 && bytes == 0 && self.requests_ended() == 0 && zero(&self.refusals)
+        self.connections == 0
+            && self.open == 0
+            && self.polls == 0
+            && bytes == 0
+            && self.requests_ended() == 0
+            && zero(&self.refusals)
     }
 
     /// Something is open or under way.
@@ -210,6 +238,12 @@ impl Totals {
         each(&mut self.bytes_up, other.bytes_up);
         each(&mut self.bytes_down, other.bytes_down);
         each(&mut self.panics, other.panics);
+        each(&mut self.cpu_ns, other.cpu_ns);
+        each(&mut self.polls, other.polls);
+        each(&mut self.waited_ns, other.waited_ns);
+        for (mine, others) in self.delays.iter_mut().zip(other.delays) {
+            each(mine, others);
+        }
         for (mine, others) in self.requests.iter_mut().zip(other.requests) {
             each(mine, others);
         }

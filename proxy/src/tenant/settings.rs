@@ -11,7 +11,7 @@ pub const MAX_WEIGHT: u32 = 1000;
 
 /// Settings that this version acts on, by their paths. The others are read, checked and shown, and each is said to have no
 /// effect yet: see [`Settings::without_effect`].
-const ENFORCED: &[&str] = &[];
+const ENFORCED: &[&str] = &["weight"];
 
 /// Everything that can be said about a tenant beside who belongs to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

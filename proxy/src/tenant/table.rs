@@ -64,6 +64,11 @@ impl Table {
         self.own.len()
     }
 
+    /// Groups and what they may use.
+    pub fn groups(&self) -> impl Iterator<Item = (TenantId, &Settings)> {
+        self.groups.settings.iter().map(|(id, settings)| (*id, &**settings))
+    }
+
     /// What `tenant` may use. Those that are in no group, and share a place, have the settings of any endpoint.
     pub fn settings(&self, tenant: TenantId) -> &Settings {
         self.groups.settings.get(&tenant).unwrap_or(&self.groups.default)

@@ -2,6 +2,9 @@
 
 use tollgate_schedule::{Group, GroupKey, Handle, TenantId};
 
+use super::run::weight;
+use crate::tenant::Table;
+
 /// Makes the groups that the tasks of a worker run in.
 #[derive(Debug)]
 pub(crate) struct Groups {
@@ -21,6 +24,13 @@ impl Groups {
             handle.group(GroupKey { tenant, flow: 0 })
         };
         Self { system: built_in(TenantId::SYSTEM), accept: built_in(TenantId::ACCEPT), handle, fairness }
+    }
+
+    /// Lets tenants have the weights of this table from now on.
+    pub(crate) fn follow(&self, tenants: &Table) {
+        for (tenant, settings) in tenants.groups() {
+            self.handle.set_weight(tenant, weight(settings));
+        }
     }
 
     /// The group of a new connection, whose remote identity is not known yet.

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 pub(crate) use groups::Groups;
 pub(crate) use idle::{Idle, IdleConnections};
-pub(crate) use run::run_tasks;
+pub(crate) use run::{Accounts, run_tasks};
 pub(crate) use signals::{Signals, State, Subscription};
 pub(crate) use slots::ConnectionSlots;
 

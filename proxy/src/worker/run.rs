@@ -7,14 +7,22 @@ use tokio::runtime::Runtime;
 use tollgate_schedule::{Account, Executor, Ledger, SystemClock, TenantId, Weight};
 
 use super::Groups;
+use crate::control::WorldStore;
+use crate::metrics::Worker as Metrics;
+use crate::tenant;
 
 /// Runs the task that `main` makes until it ends, and meanwhile whatever it starts in the groups that it is given. What is left
 /// then is dropped. None when the task panicked.
-pub(crate) fn run_tasks<F>(runtime: &Runtime, fairness: bool, main: impl FnOnce(Groups) -> F) -> Option<F::Output>
+pub(crate) fn run_tasks<F>(
+    runtime: &Runtime,
+    fairness: bool,
+    accounts: Accounts,
+    main: impl FnOnce(Groups) -> F,
+) -> Option<F::Output>
 where
     F: Future<Output: 'static> + 'static,
 {
-    let executor = Executor::new(SystemClock::default(), Unread);
+    let executor = Executor::new(SystemClock::default(), accounts);
     let groups = Groups::new(executor.handle(), fairness);
     let main = groups.system.clone().spawn(main(groups));
     // The runtime's budget of operations would be one for all tenants of a quantum.
@@ -35,11 +43,32 @@ async fn pump(executor: &Executor) -> Infallible {
     }
 }
 
-/// Accounts that nobody reads.
-struct Unread;
+/// The accounts and weights of tenants, as the scheduler asks for them.
+pub(crate) struct Accounts {
+    pub(crate) metrics: Metrics,
+    pub(crate) world: Arc<WorldStore>,
+}
 
-impl Ledger for Unread {
-    fn open(&self, _: TenantId) -> (Arc<Account>, Weight) {
-        (Arc::default(), Weight::DEFAULT)
+impl Accounts {
+    /// Accounts that nobody reads.
+    #[cfg(test)]
+    pub(crate) fn for_test() -> Self {
+        let identities = crate::identity::Sources::of_table(crate::identity::IdentityTable::default());
+        Self { metrics: Metrics::for_test(), world: Arc::new(WorldStore::new(identities)) }
     }
+}
+
+impl Ledger for Accounts {
+    fn open(&self, tenant: TenantId) -> (Arc<Account>, Weight) {
+        // An id of no table has no account; what it costs is nobody's.
+        let account = self.metrics.ledger().account(tenant).map(tenant::Account::scheduled).unwrap_or_default();
+        (account, weight(self.world.load().tenants.settings(tenant)))
+    }
+}
+
+/// The scheduler's weight of a tenant with these settings. Its unit is finer, so that weights from 1 to
+/// [`tenant::MAX_WEIGHT`] keep their proportions.
+pub(super) fn weight(settings: &tenant::Settings) -> Weight {
+    const UNIT: u32 = Weight::MAX / tenant::MAX_WEIGHT;
+    Weight::new(settings.weight * UNIT)
 }

@@ -103,28 +103,32 @@ impl Tail {
     }
 }
 
+/// Answers that two tenants get at the same time, whose clients have so many connections; `top` are further keys.
+fn answers(top: &str, connections: [usize; 2]) -> (f64, f64) {
+    let (first, second) = (Site::new(), Site::new());
+    let nobody = first.at(9);
+    let top = format!(
+        "- {{ name: second, address: \"{}\", direction: ingress, transparent: false, upstream: \"{nobody}\" }}\n{top}",
+        second.at(HTTP_PORT),
+    );
+    let options = Options { top, ..Options::default() };
+    let proxy = Proxy::with(&first, nobody, &options, &[expensive(&first, 7), expensive(&second, 8)]);
+    let one = Crowd::start(proxy.http(), connections[0]);
+    let other = Crowd::start(second.at(HTTP_PORT), connections[1]);
+    until("answers to both", || (one.answers() > 10 && other.answers() > 10).then_some(()));
+    let before = (one.answers(), other.answers());
+    let (one, other) = until("enough answers to compare", || {
+        let (one, other) = (one.answers() - before.0, other.answers() - before.1);
+        (one + other >= COMPARED).then_some((one as f64, other as f64))
+    });
+    println!("{connections:?}: {one} and {other} answers");
+    (one, other)
+}
+
 /// Jain's index of what a tenant with 64 connections and one with a single connection get at the same time.
 fn jain(fairness: &str) -> f64 {
-    let (crowded, single) = (Site::new(), Site::new());
-    let nobody = crowded.at(9);
-    let second = format!(
-        "- {{ name: second, address: \"{}\", direction: ingress, transparent: false, upstream: \"{nobody}\" }}\n\
-         fairness: {fairness}",
-        single.at(HTTP_PORT),
-    );
-    let options = Options { top: second, ..Options::default() };
-    let proxy = Proxy::with(&crowded, nobody, &options, &[expensive(&crowded, 7), expensive(&single, 8)]);
-    let many = Crowd::start(proxy.http(), 64);
-    let one = Crowd::start(single.at(HTTP_PORT), 1);
-    until("answers to both", || (many.answers() > 100 && one.answers() > 10).then_some(()));
-    let before = (many.answers(), one.answers());
-    let (many, one) = until("enough answers to compare", || {
-        let (many, one) = (many.answers() - before.0, one.answers() - before.1);
-        (many + one >= COMPARED).then_some((many as f64, one as f64))
-    });
-    let jain = (many + one).powi(2) / (2.0 * (many.powi(2) + one.powi(2)));
-    println!("fairness {fairness}: {many} and {one} answers, index {jain:.3}");
-    jain
+    let (many, one) = answers(&format!("fairness: {fairness}"), [64, 1]);
+    (many + one).powi(2) / (2.0 * (many.powi(2) + one.powi(2)))
 }
 
 #[test]
@@ -137,4 +141,12 @@ fn many_connections_are_worth_no_more_than_one() {
 fn without_fairness_they_are() {
     let jain = jain("off");
     assert!(jain < 0.7, "what the other test shows is not fairness: {jain}");
+}
+
+#[test]
+fn a_tenant_has_its_weight() {
+    let group = "{ name: heavy, members: { endpoint_ids: [8] }, weight: 3 }";
+    let (light, heavy) = answers(&format!("tenants: {{ groups: [{group}] }}"), [8, 8]);
+    let ratio = heavy / light;
+    assert!((2.4..3.75).contains(&ratio), "{heavy} : {light} = {ratio}");
 }

@@ -9,7 +9,7 @@ use crate::flow::{self, SinkSet};
 use crate::http::BufferPool;
 use crate::identity::{IdentityTable, Sources};
 use crate::metrics::Metrics;
-use crate::worker::{ConnectionSlots, Groups, run_tasks};
+use crate::worker::{Accounts, ConnectionSlots, Groups, run_tasks};
 
 /// Longer than a test runs.
 const LONG: Duration = Duration::from_secs(600);
@@ -54,7 +54,7 @@ fn remove(drain: Duration) -> Command {
 /// Runs `test` as a worker runs its tasks.
 fn on_a_worker<F: Future<Output = ()> + 'static>(test: impl FnOnce(Groups) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    assert_eq!(run_tasks(&runtime, true, test), Some(()), "it has panicked");
+    assert_eq!(run_tasks(&runtime, true, Accounts::for_test(), test), Some(()), "it has panicked");
 }
 
 /// A connection that never ends by itself; the count tells whether its task is there.
