@@ -104,6 +104,8 @@ reasons! {
     ConnectionLimit => "connection_limit", 503, 14, true;
     /// The connection waited for its client, and others needed the place.
     IdleReaped => "idle_reaped", 408, 14, true;
+    /// The client took nothing of what it was sent, and others needed the place.
+    SlowReader => "slow_reader", 408, 4, true;
     /// More HTTP/2 frames that move no request than the connection's work and the limit's rate pay for.
     FrameFlood => "frame_flood", 429, 8, true;
     /// More HTTP/2 streams cancelled before they were answered, or broken, than the limit's rate allows.
@@ -156,7 +158,7 @@ reasons! {
 
 impl Reason {
     /// Those of limits that can be told to count only.
-    pub(crate) const SHADOWED: [Self; 3] = [Self::IdleReaped, Self::FrameFlood, Self::ResetFlood];
+    pub(crate) const SHADOWED: [Self; 4] = [Self::IdleReaped, Self::SlowReader, Self::FrameFlood, Self::ResetFlood];
 
     /// Whether it says that there is no room, rather than that something is wrong or too fast: `x-envoy-overloaded`, which
     /// clients and meshes know, goes with it.

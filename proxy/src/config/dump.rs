@@ -143,6 +143,7 @@ fn limits(limits: &Limits) -> Value {
         json!({
             "above_percent": idle.above_percent,
             "before_request": duration(idle.before_request),
+            "while_not_reading": duration(idle.while_not_reading),
             "between_requests": duration(idle.between_requests),
         })
     });

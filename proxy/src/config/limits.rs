@@ -19,20 +19,27 @@ pub struct Limits {
     pub idle_connections: Option<IdleLimits>,
 }
 
-/// When an idle connection has to make room. As the last places are taken, both times shrink to a sixteenth.
+/// When an idle connection has to make room. As the last places are taken, all times shrink to a sixteenth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdleLimits {
     /// Of `max_connections`; up to there nobody has to.
     pub above_percent: u32,
     /// Time for a client to begin its first request.
     pub before_request: Duration,
+    /// Time for a client to take more of what it is sent.
+    pub while_not_reading: Duration,
     /// Time between two requests.
     pub between_requests: Duration,
 }
 
 impl Default for IdleLimits {
     fn default() -> Self {
-        Self { above_percent: 87, before_request: Duration::from_secs(10), between_requests: Duration::from_secs(60) }
+        Self {
+            above_percent: 87,
+            before_request: Duration::from_secs(10),
+            while_not_reading: Duration::from_secs(30),
+            between_requests: Duration::from_secs(60),
+        }
     }
 }
 
@@ -103,6 +110,7 @@ fn idle(section: &mut Section<'_>, default: Option<IdleLimits>) -> Option<IdleLi
             scalar::integer(value, 1, 99).map(|number| u32::try_from(number).unwrap_or_default())
         }),
         before_request: section.read("before_request", default.before_request, scalar::duration),
+        while_not_reading: section.read("while_not_reading", default.while_not_reading, scalar::duration),
         between_requests: section.read("between_requests", default.between_requests, scalar::duration),
     };
     section.finish(&[]);

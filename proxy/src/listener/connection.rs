@@ -124,10 +124,11 @@ impl Connection {
     }
 
     /// Waits until it is told to make room for others, and leaves a record of that. It has to end then.
-    pub(crate) async fn reaped(&self, protocol: Protocol) {
-        let idle = self.idle.told().await;
+    pub(crate) async fn reaped(&self, protocol: Protocol) -> Reason {
+        let (idle, reason) = self.idle.told().await;
         let began = Instant::now().checked_sub(idle).unwrap_or_else(Instant::now);
-        self.open_flow(protocol, began).finish(Outcome::Denied, Some(Reason::IdleReaped));
+        self.open_flow(protocol, began).finish(Outcome::Denied, Some(reason));
+        reason
     }
 
     /// A number that is another once anything has changed that decisions about this connection depend on: the world, or

@@ -114,7 +114,7 @@ async fn serve_http(connection: &Rc<Connection>, mut stream: TcpStream, mut buff
                     return refuse_judged(connection, stream, denied.into_revocation(), by);
                 }
             }
-            () = connection.reaped(Protocol::Tcp) => return,
+            _ = connection.reaped(Protocol::Tcp) => return,
             () = timed_out => return refuse(connection, stream, Reason::DownstreamTimeout),
         }
     }

@@ -2,6 +2,7 @@
 
 mod pump;
 mod sender;
+mod watched;
 
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use tollgate_policy::SecurityId;
 
 pub(crate) use pump::{Counts, Ended, fill, pump_both};
 pub(crate) use sender::{Sender, Unwritten, write_from};
+pub(crate) use watched::Watched;
 
 use crate::flow::{OpenFlow, Outcome, Protocol};
 use crate::http::Buffer;

@@ -1,6 +1,7 @@
 //! Connections of a worker that wait for their client, the longest first: when places run short, they are what can go.
 //!
-//! Those that never asked for anything go before those between two requests. While there is room nobody goes.
+//! Those that never asked for anything go first, then those that do not read what they asked for, then those between two
+//! requests. While there is room nobody goes.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -13,12 +14,18 @@ use slab::Slab;
 
 use super::slots::Crowding;
 use crate::config::IdleLimits;
+use crate::reason::Reason;
 
 /// Connections that are told to go for each one that comes: more than one, so that there is room before it is needed.
 const AT_ONCE: usize = 2;
 /// Of the time that a connection may be idle when places begin to run short, so much (in sixteenths) is taken away by the time
 /// that the last is given.
 const SHORTENED: f64 = 15.0 / 16.0;
+
+/// The lists, in the order in which they go.
+const BEFORE_REQUEST: usize = 0;
+const NOT_READING: usize = 1;
+const BETWEEN_REQUESTS: usize = 2;
 
 /// The idle connections of a worker. An entry costs no allocation, and no system call.
 #[derive(Debug, Default)]
@@ -27,8 +34,8 @@ pub(crate) struct IdleConnections(RefCell<Lists>);
 #[derive(Debug, Default)]
 struct Lists {
     nodes: Slab<Node>,
-    /// Before the first request, and between requests; each from the longest idle on.
-    ends: [Ends; 2],
+    /// Each from the longest idle on.
+    ends: [Ends; 3],
     /// Told to go, and still there.
     leaving: usize,
 }
@@ -48,21 +55,23 @@ struct Node {
     /// Milliseconds of [`now`].
     since: u64,
     leaving: bool,
-    /// How long it was idle when it was told to go, until it hears of it.
-    told: Option<Duration>,
+    /// How long it was idle when it was told to go, and why, until it hears of it.
+    told: Option<(Duration, Reason)>,
     waker: Option<Waker>,
 }
 
 impl IdleConnections {
-    /// Tells connections to go that have been idle for longer than such `crowding` leaves them, and returns how many. With
-    /// `shadow` they are only counted, each once in the time that it is idle.
-    pub(super) fn make_room(&self, limits: &IdleLimits, crowding: Crowding, shadow: bool) -> usize {
+    /// Tells connections to go that have been idle for longer than such `crowding` leaves them, and returns the reason of
+    /// each. With `shadow` they are only counted, each once in the time that it is idle.
+    pub(super) fn make_room(&self, limits: &IdleLimits, crowding: Crowding, shadow: bool) -> Vec<Reason> {
         let mut lists = self.0.borrow_mut();
         let mut wanted = crowding.excess.saturating_sub(lists.leaving).min(AT_ONCE);
         let now = if wanted > 0 { now() } else { 0 };
-        let mut gone = 0;
+        let mut gone = Vec::new();
         let mut wakers = Vec::new();
-        for (list, most) in [limits.before_request, limits.between_requests].into_iter().enumerate() {
+        let most = [limits.before_request, limits.while_not_reading, limits.between_requests];
+        for (list, most) in most.into_iter().enumerate() {
+            let reason = if list == NOT_READING { Reason::SlowReader } else { Reason::IdleReaped };
             let patience = most.mul_f64(1.0 - crowding.share * SHORTENED);
             while wanted > 0
                 && let Some(key) = lists.ends[list].first
@@ -73,9 +82,10 @@ impl IdleConnections {
                 }
                 lists.unlink(key);
                 if !shadow {
-                    wakers.extend(lists.tell(key, idle));
+                    wakers.extend(lists.tell(key, idle, reason));
                 }
-                (wanted, gone) = (wanted - 1, gone + 1);
+                wanted -= 1;
+                gone.push(reason);
             }
         }
         // Whatever waking does, it finds the lists free.
@@ -87,6 +97,7 @@ impl IdleConnections {
 
 impl Lists {
     fn link(&mut self, key: usize, list: usize) {
+        self.unlink(key);
         let last = self.ends[list].last.replace(key);
         match last {
             Some(last) => self.nodes[last].next = Some(key),
@@ -109,9 +120,9 @@ impl Lists {
         }
     }
 
-    fn tell(&mut self, key: usize, idle: Duration) -> Option<Waker> {
+    fn tell(&mut self, key: usize, idle: Duration, reason: Reason) -> Option<Waker> {
         let node = &mut self.nodes[key];
-        (node.leaving, node.told) = (true, Some(idle));
+        (node.leaving, node.told) = (true, Some((idle, reason)));
         self.leaving += 1;
         node.waker.take()
     }
@@ -131,12 +142,14 @@ pub(crate) struct Idle {
     key: usize,
     asked: Cell<bool>,
     work: Cell<u32>,
+    /// The client takes nothing.
+    blocked: Cell<bool>,
 }
 
 impl Idle {
     pub(crate) fn new(all: &Rc<IdleConnections>) -> Self {
         let key = all.0.borrow_mut().nodes.insert(Node::default());
-        Self { all: Rc::clone(all), key, asked: Cell::default(), work: Cell::new(1) }
+        Self { all: Rc::clone(all), key, asked: Cell::default(), work: Cell::new(1), blocked: Cell::default() }
     }
 
     /// From now on it waits for its first request.
@@ -158,13 +171,36 @@ impl Idle {
         self.work.get() > 0
     }
 
-    /// Waits until it is told to go, and returns how long it had been idle.
-    pub(crate) async fn told(&self) -> Duration {
+    /// Notes whether a write to the client got through.
+    pub(crate) fn wrote<T>(&self, written: Poll<T>) -> Poll<T> {
+        if self.blocked.replace(written.is_pending()) != written.is_pending() {
+            let mut lists = self.all.0.borrow_mut();
+            match (written.is_pending(), lists.nodes[self.key].list) {
+                (true, None) => lists.link(self.key, NOT_READING),
+                (false, Some(NOT_READING)) => lists.unlink(self.key),
+                _ => {}
+            }
+        }
+        written
+    }
+
+    /// Waits until it is told to go, and returns how long it had been idle, and the reason.
+    pub(crate) async fn told(&self) -> (Duration, Reason) {
+        self.told_for(|_| true).await
+    }
+
+    /// The same for one that is at work, which only goes if its client does not read: what came since it was told for another
+    /// reason is served first.
+    pub(crate) async fn told_at_work(&self) -> Reason {
+        self.told_for(|reason| reason == Reason::SlowReader).await.1
+    }
+
+    async fn told_for(&self, counts: impl Fn(Reason) -> bool) -> (Duration, Reason) {
         poll_fn(|cx| {
             let mut lists = self.all.0.borrow_mut();
             let node = &mut lists.nodes[self.key];
-            if let Some(idle) = node.told.take() {
-                return Poll::Ready(idle);
+            if let Some(told) = node.told.take_if(|(_, reason)| counts(*reason)) {
+                return Poll::Ready(told);
             }
             if !node.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 node.waker = Some(cx.waker().clone());
@@ -178,7 +214,7 @@ impl Idle {
         let left = self.work.get().saturating_sub(1);
         self.work.set(left);
         if left == 0 {
-            self.all.0.borrow_mut().link(self.key, usize::from(self.asked.get()));
+            self.all.0.borrow_mut().link(self.key, if self.asked.get() { BETWEEN_REQUESTS } else { BEFORE_REQUEST });
         }
     }
 }
@@ -207,8 +243,12 @@ impl Drop for Work<'_> {
 mod tests {
     use super::*;
 
-    const LIMITS: IdleLimits =
-        IdleLimits { above_percent: 50, before_request: Duration::ZERO, between_requests: Duration::ZERO };
+    const LIMITS: IdleLimits = IdleLimits {
+        above_percent: 50,
+        before_request: Duration::ZERO,
+        while_not_reading: Duration::ZERO,
+        between_requests: Duration::ZERO,
+    };
 
     fn told(idle: &Idle) -> bool {
         idle.all.0.borrow().nodes[idle.key].told.is_some()
@@ -223,7 +263,7 @@ mod tests {
         drop(idle[1].work());
         drop(idle[0].work());
         let asking = idle[2].work();
-        let make_room = |excess, shadow| all.make_room(&LIMITS, Crowding { excess, share: 1.0 }, shadow);
+        let make_room = |excess, shadow| all.make_room(&LIMITS, Crowding { excess, share: 1.0 }, shadow).len();
         assert_eq!(make_room(1, false), 1);
         assert!(told(&idle[3]) && !told(&idle[4]));
         assert_eq!(make_room(1, false), 0, "one is leaving");
@@ -238,13 +278,28 @@ mod tests {
     }
 
     #[test]
+    fn who_does_not_read_goes_before_who_rests() {
+        let all = Rc::new(IdleConnections::default());
+        let (rests, reads, blocked) = (Idle::new(&all), Idle::new(&all), Idle::new(&all));
+        drop(rests.work());
+        rests.wait();
+        for idle in [&reads, &blocked] {
+            assert!(idle.wrote(Poll::<()>::Pending).is_pending());
+        }
+        assert!(reads.wrote(Poll::Ready(())).is_ready());
+        let crowding = Crowding { excess: 10, share: 1.0 };
+        assert_eq!(all.make_room(&LIMITS, crowding, false), [Reason::SlowReader, Reason::IdleReaped]);
+        assert!(told(&blocked) && told(&rests) && !told(&reads));
+    }
+
+    #[test]
     fn patience_ends_as_places_do() {
         let all = Rc::new(IdleConnections::default());
         let idle = Idle::new(&all);
         idle.wait();
         all.0.borrow_mut().nodes[idle.key].since -= 6_000;
         let limits = IdleLimits { before_request: Duration::from_secs(10), ..LIMITS };
-        let goes = |share| all.make_room(&limits, Crowding { excess: 1, share }, true) == 1;
+        let goes = |share| all.make_room(&limits, Crowding { excess: 1, share }, true) == [Reason::IdleReaped];
         assert!(!goes(0.0) && !goes(0.4));
         assert!(goes(0.5));
     }

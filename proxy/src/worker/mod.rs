@@ -26,7 +26,6 @@ use crate::flow::FlowSender;
 use crate::http::BufferPool;
 use crate::identity::Peers;
 use crate::metrics::Worker as Metrics;
-use crate::reason::Reason;
 use crate::tenant::Payer;
 
 /// What every connection of a worker shares.
@@ -64,9 +63,9 @@ impl Worker {
         let Some(limits) = &self.limits.idle_connections else { return };
         let Some(crowding) = self.slots.crowding(limits.above_percent) else { return };
         let shadow = self.limits.shadow;
-        for _ in 0..self.idle.make_room(limits, crowding, shadow) {
+        for reason in self.idle.make_room(limits, crowding, shadow) {
             if shadow {
-                self.flows.metrics().limit_in_shadow(Reason::IdleReaped);
+                self.flows.metrics().limit_in_shadow(reason);
             }
         }
     }

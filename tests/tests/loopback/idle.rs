@@ -1,10 +1,15 @@
 //! Connections that wait for their client hold their place until others need it.
 
+use std::net::SocketAddr;
+
+use socket2::SockRef;
 use tollgate::reason::Reason;
-use tollgate_tests::http2::{CLIENT_START, go_away};
-use tollgate_tests::peer::Peer;
+use tollgate_tests::http2::{CLIENT_START, big_get, go_away};
+use tollgate_tests::peer::{End, Peer};
 use tollgate_tests::policy::usual;
 use tollgate_tests::proxy::{Options, Proxy};
+use tollgate_tests::python::python;
+use tollgate_tests::script;
 use tollgate_tests::site::Site;
 use tollgate_tests::upstream::Upstream;
 use tollgate_tests::wait::until;
@@ -13,9 +18,14 @@ const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// A proxy with eight places, of which four are thought enough, and no patience above that.
 fn start(site: &Site, upstream: &Upstream, mode: &str) -> Proxy {
-    let idle = "idle_connections: { above_percent: 50, before_request: 0s, between_requests: 0s }";
+    start_at(site, upstream.address(), mode)
+}
+
+fn start_at(site: &Site, upstream: SocketAddr, mode: &str) -> Proxy {
+    let idle =
+        "idle_connections: { above_percent: 50, before_request: 0s, while_not_reading: 0s, between_requests: 0s }";
     let top = format!("max_connections: 8\nlimits: {{ mode: {mode}, {idle} }}");
-    Proxy::with(site, upstream.address(), &Options { top, ..Options::default() }, &[usual(site)])
+    Proxy::with(site, upstream, &Options { top, ..Options::default() }, &[usual(site)])
 }
 
 fn open(proxy: &Proxy) -> f64 {
@@ -108,4 +118,71 @@ fn shadow_lets_them_stay() {
     peers.iter_mut().for_each(ask);
     assert!(proxy.metric("tollgate_shadow_refusals_total{reason=\"idle_reaped\"}") >= 4.0);
     assert_eq!(reaped(&proxy), 0);
+}
+
+#[test]
+fn who_does_not_read_makes_room() {
+    let site = Site::new();
+    // The first gets more than sockets hold, all others nothing.
+    let upstream = Upstream::scripted(&site, |peer, number| {
+        peer.read_head();
+        if number == 0 {
+            peer.send("HTTP/1.1 200 OK\r\n\r\n");
+            let _ = (0..4096).try_for_each(|_| peer.try_send([b'x'; 64 << 10]));
+            return;
+        }
+        peer.read_to_any_end();
+    });
+    let proxy = start(&site, &upstream, "enforce");
+    let ask_in_vain = |n: u8| {
+        let peer = connect(&proxy, GET, f64::from(n));
+        until("the request", || (upstream.connections() == usize::from(n)).then_some(()));
+        peer
+    };
+    let mut slow = ask_in_vain(1);
+    let others: Vec<Peer> = (2..=4).map(ask_in_vain).collect();
+    assert!(slow.read_head().starts_with("HTTP/1.1 200"));
+    until("its end", || {
+        drop(Peer::connect(proxy.http()));
+        proxy.flows().into_iter().find(|flow| flow["reason"] == Reason::SlowReader.code())
+    });
+    let record = proxy.expect_reason(Reason::SlowReader);
+    assert_eq!((&record["verdict"], &record["l7"]["http"]["code"]), (&"DROPPED".into(), &200.into()), "{record}");
+    until("its place", || (open(&proxy) == 3.0).then_some(()));
+    drop(others);
+}
+
+#[test]
+fn a_client_of_http_2_that_does_not_read_makes_room() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let (_upstream, address) = script::serve(python, &site, "h2_upstream.py", &[&site.ip().to_string()]);
+    let proxy = start_at(&site, address.parse().unwrap(), "enforce");
+    let mut slow = Peer::connect(proxy.http());
+    SockRef::from(slow.stream()).set_recv_buffer_size(4096).unwrap();
+    slow.send(CLIENT_START);
+    // Windows as large as can be.
+    slow.send(b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff");
+    slow.send(b"\0\0\x04\x08\0\0\0\0\0\x7f\xff\x00\x00");
+    slow.send(big_get(1, "/allowed/big/20000000", 1));
+    // These wait for an answer that does not end.
+    let hang = |n: u8| {
+        let mut peer = connect(&proxy, CLIENT_START, f64::from(n));
+        peer.send(big_get(1, "/allowed/hang", 1));
+        peer.read_until(&[&[1, 4][..], &1_u32.to_be_bytes()].concat());
+        peer
+    };
+    let others: Vec<Peer> = (2..=4).map(hang).collect();
+    until("its end", || {
+        drop(Peer::connect(proxy.http()));
+        let of_connection = |flow: &serde_json::Value| flow["reason"] == "slow_reader" && flow["l7"].is_null();
+        proxy.flows().into_iter().find(of_connection)
+    });
+    until("the record of its stream", || {
+        let of_stream = |flow: &serde_json::Value| flow["reason"] == "slow_reader" && !flow["l7"].is_null();
+        proxy.flows().into_iter().find(of_stream)
+    });
+    until("its place", || (open(&proxy) == 3.0).then_some(()));
+    assert_eq!(slow.read_to_any_end().1, End::Reset);
+    drop(others);
 }

@@ -371,6 +371,7 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::DownstreamReset, "tcp", "a_reset_is_a_reset_on_the_other_side"),
     (Reason::ConnectionLimit, "policy_life", "the_third_of_two_connections_is_reset"),
     (Reason::IdleReaped, "idle", "who_waits_longest_makes_room_and_who_never_asked_goes_first"),
+    (Reason::SlowReader, "idle", "who_does_not_read_makes_room"),
     (Reason::FrameFlood, "h2_floods", "floods_of_control_frames_end"),
     (Reason::ResetFlood, "h2_floods", "rapid_resets_end"),
     (Reason::UpstreamConnect, "tcp", "an_upstream_that_refuses_is_a_reset"),

@@ -155,12 +155,10 @@ impl Session<'_> {
             let deadline = *deadline.get_or_insert_with(|| {
                 tokio::time::Instant::now() + self.connection.listener.config.request_head_timeout
             });
+            let told = self.connection.reaped(Protocol::Http11);
+            let read = fill(reader, &mut self.buffer, MAX_HEAD);
             let more = async {
-                tokio::select! {
-                    biased;
-                    read = fill(reader, &mut self.buffer, MAX_HEAD) => read,
-                    () = self.connection.reaped(Protocol::Http11) => Ok(0),
-                }
+                tokio::select! { biased; read = read => read, _ = told => Ok(0) }
             };
             match tokio::time::timeout_at(deadline, more).await {
                 Ok(Ok(0) | Err(_)) => return NextHead::End,
@@ -210,7 +208,7 @@ impl Session<'_> {
                     return false;
                 },
                 () = upstream_idle => self.paired = None,
-                () = self.connection.reaped(Protocol::Http11) => return false,
+                _ = self.connection.reaped(Protocol::Http11) => return false,
             }
         }
     }
@@ -359,6 +357,7 @@ impl Session<'_> {
             ExchangeError::Response(_) => (Outcome::Failed, Reason::UpstreamMalformed),
             ExchangeError::ResponseBody(_) => (Outcome::Failed, Reason::UpstreamTruncated),
             ExchangeError::Revoked(reason) => (Outcome::Denied, *reason),
+            ExchangeError::TimedOut(Reason::SlowReader) => (Outcome::Denied, Reason::SlowReader),
             ExchangeError::TimedOut(reason) => (Outcome::Failed, *reason),
             ExchangeError::TryTimedOut => (Outcome::Failed, Reason::UpstreamTimeout),
             ExchangeError::Stopped => (Outcome::Failed, Reason::Draining),

@@ -25,7 +25,7 @@ use crate::http::limits::Exceeded;
 use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
-use crate::tcp::{Sender, fill, write_from};
+use crate::tcp::{Sender, Watched, fill, write_from};
 use crate::upstream::UpstreamPath;
 
 /// Bytes read ahead of the response, at most: the next requests of a pipelining client.
@@ -175,7 +175,8 @@ pub(crate) async fn run(
     tokio::pin!(request, withdrawn);
     let completed = {
         let receiving = ResponseReceiver { connection, forward, progress };
-        let response = receiving.run(&mut upstream_reader, response_buffer, writer);
+        let mut writer = Watched { writer, idle: &connection.idle };
+        let response = receiving.run(&mut upstream_reader, response_buffer, &mut writer);
         tokio::pin!(response);
         tokio::select! {
             biased;
@@ -237,6 +238,7 @@ async fn cut_short(connection: &Connection, forward: &Forward, head: &[u8], prog
         biased;
         error = withdrawn => error,
         exceeded = limits_exceeded(forward, progress) => exceeded,
+        reason = connection.idle.told_at_work() => ExchangeError::TimedOut(reason),
     }
 }
 

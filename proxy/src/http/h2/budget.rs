@@ -74,6 +74,11 @@ impl Budget {
         self.over.get()
     }
 
+    /// Ends the connection for a reason of others.
+    pub(super) fn end(&self, reason: Reason) {
+        self.over.set(Some(reason));
+    }
+
     /// The newest stream that the client opened.
     pub(super) fn newest(&self) -> u32 {
         self.newest.get()

@@ -71,7 +71,7 @@ pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer
         .max_send_buffer_size(MAX_SEND_BUFFER);
     let metrics = connection.worker.flows.metrics();
     let budget = Budget::new(&connection.worker.limits, metrics);
-    let handshake = builder.handshake(Prefixed::new(buffer, stream, Rc::clone(&budget)));
+    let handshake = builder.handshake(Prefixed::new(connection, stream, buffer, &budget));
     let timeout = connection.listener.config.request_head_timeout;
     let Ok(Ok(server)) = tokio::time::timeout(timeout, handshake).await else { return };
     let (open, mut closed) = mpsc::channel(1);
@@ -158,7 +158,12 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
             _ = connection.changed() => if connection.is_over() {
                 shared.goaway.notify_one();
             },
-            () = connection.reaped(Protocol::Http2), if leaves_at.is_none() => {
+            reason = connection.reaped(Protocol::Http2), if leaves_at.is_none() => {
+                if reason == Reason::SlowReader {
+                    // It is on record, and nothing reaches the client.
+                    shared.budget.end(reason);
+                    return None;
+                }
                 leaves_at = Some(tokio::time::Instant::now() + LAST_WORDS);
                 if !std::mem::replace(&mut ending, true) {
                     server.graceful_shutdown();

@@ -13,6 +13,7 @@ use tollgate_schedule::poll_slice;
 use super::budget::Budget;
 use super::frames::Frames;
 use crate::http::Buffer;
+use crate::listener::connection::Connection;
 use crate::reason::Reason;
 
 /// Bytes thrown away of what a client sends on after its last frame, so that it reads the reason before it meets the reset
@@ -27,6 +28,7 @@ pub(super) struct Prefixed {
     stream: TcpStream,
     frames: Frames,
     budget: Rc<Budget>,
+    connection: Rc<Connection>,
     last_words: LastWords,
 }
 
@@ -41,8 +43,9 @@ enum LastWords {
 }
 
 impl Prefixed {
-    pub(super) fn new(buffer: Buffer, stream: TcpStream, budget: Rc<Budget>) -> Self {
-        Self { buffer, stream, frames: Frames::default(), budget, last_words: LastWords::None }
+    pub(super) fn new(connection: &Rc<Connection>, stream: TcpStream, buffer: Buffer, budget: &Rc<Budget>) -> Self {
+        let (connection, budget) = (Rc::clone(connection), Rc::clone(budget));
+        Self { buffer, stream, frames: Frames::default(), budget, connection, last_words: LastWords::None }
     }
 
     fn poll_bytes(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -97,6 +100,15 @@ fn go_away(last_stream: u32, reason: Reason) -> Vec<u8> {
     [&[0, 0, length, 7, 0, 0, 0, 0, 0][..], &last_stream.to_be_bytes(), &calm, code].concat()
 }
 
+impl Drop for Prefixed {
+    fn drop(&mut self) {
+        if self.budget.over() == Some(Reason::SlowReader) {
+            // The kernel would keep what nobody reads. It fails only if the connection is gone already.
+            let _ = tollgate_net::reset_on_close(&self.stream);
+        }
+    }
+}
+
 impl AsyncRead for Prefixed {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.frames.is_over() {
@@ -114,7 +126,8 @@ impl AsyncRead for Prefixed {
 impl AsyncWrite for Prefixed {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(poll_slice(cx));
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.connection.idle.wrote(written)
     }
 
     fn poll_write_vectored(
@@ -123,7 +136,8 @@ impl AsyncWrite for Prefixed {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(poll_slice(cx));
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.connection.idle.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {
