@@ -37,7 +37,12 @@ import grpc
 import grpc_tools
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2
+
+# For what listeners hold in an Any.
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2  # noqa: F401
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import json_format
 from grpc_tools import protoc
@@ -65,6 +70,18 @@ TYPES = {
         "envoy.service.cluster.v3.ClusterDiscoveryService",
         "Clusters",
         True,
+    ),
+    "RouteConfiguration": (
+        "envoy.config.route.v3.RouteConfiguration",
+        "envoy.service.route.v3.RouteDiscoveryService",
+        "Routes",
+        False,
+    ),
+    "ClusterLoadAssignment": (
+        "envoy.config.endpoint.v3.ClusterLoadAssignment",
+        "envoy.service.endpoint.v3.EndpointDiscoveryService",
+        "Endpoints",
+        False,
     ),
     "Secret": (
         "envoy.extensions.transport_sockets.tls.v3.Secret",
@@ -98,6 +115,8 @@ def messages(proto_dir, stubs_dir):
         "NetworkPolicyHosts": nphds_pb2.NetworkPolicyHosts,
         "Listener": listener_pb2.Listener,
         "Cluster": cluster_pb2.Cluster,
+        "RouteConfiguration": route_pb2.RouteConfiguration,
+        "ClusterLoadAssignment": endpoint_pb2.ClusterLoadAssignment,
         "Secret": secret_pb2.Secret,
     }
 
@@ -219,7 +238,7 @@ class StateOfTheWorld(Stream):
             require(not nonce and not version, "a new stream carries a version or a nonce")
         wildcard = TYPES[topic.cache.kind][3]
         everything = not request.resource_names and (wildcard or not self.aggregated)
-        require(wildcard or not everything, "no names, which means all secrets of the node")
+        require(wildcard or not everything, f"no names, which means every {topic.cache.kind} of the node")
         topic.want(request.resource_names, everything)
         if nonce and nonce == topic.outstanding:
             self.answered(topic, request, nonce)
@@ -443,7 +462,8 @@ class Agent:
 
     def encode(self, kind, resource):
         message = json_format.ParseDict(resource, self.new[kind]())
-        name = {"NetworkPolicy": "endpoint_id", "NetworkPolicyHosts": "policy"}.get(kind, "name")
+        names = {"NetworkPolicy": "endpoint_id", "NetworkPolicyHosts": "policy", "ClusterLoadAssignment": "cluster_name"}
+        name = names.get(kind, "name")
         return str(getattr(message, name)), message.SerializeToString()
 
     def filler(self, number, port):

@@ -115,6 +115,28 @@ impl Proxy {
             admin = admin.display(),
             control = control.display(),
         );
+        Self::launch(site, &configuration, control)
+    }
+
+    /// Starts a proxy that takes its listeners from whatever control plane listens on `control`, and identities from nowhere.
+    ///
+    /// # Panics
+    /// When it does not listen in time.
+    pub fn with_listeners_of(site: &Site, mode: &str, control: &Path) -> Self {
+        let configuration = format!(
+            "workers: 2\n\
+             admin: {{ address: \"unix:{admin}\" }}\n\
+             xds: {{ address: \"unix:{control}\", mode: {mode} }}\n\
+             identities: []\n\
+             listeners: xds\n",
+            admin = site.path("admin.sock").display(),
+            control = control.display(),
+        );
+        Self::launch(site, &configuration, control)
+    }
+
+    fn launch(site: &Site, configuration: &str, control: &Path) -> Self {
+        let (admin, http, tcp) = (site.path("admin.sock"), site.at(HTTP_PORT), site.at(TCP_PORT));
         let file = site.path("tollgate.yaml");
         fs::write(&file, configuration).unwrap();
         let mut command = Command::new(binary());

@@ -54,6 +54,12 @@ fn world_with(mode: &str, identities: &str, more: impl FnOnce(&Site, &mut Agent)
     Some(World { site, agent, proxy, _upstream: upstream })
 }
 
+fn stream_of(proxy: &Proxy, kind: &str) -> Value {
+    let status: Value = serde_json::from_str(&proxy.get("/status").1).unwrap();
+    let streams = status["xds"].as_array().unwrap();
+    streams.iter().find(|stream| stream["type_url"].as_str().unwrap().ends_with(&format!(".{kind}"))).unwrap().clone()
+}
+
 impl World {
     fn canary(&self) -> Canary {
         Canary::start(self.proxy.http(), "/allowed", "/denied")
@@ -65,9 +71,7 @@ impl World {
 
     /// What status says of one type.
     fn stream(&self, kind: &str) -> Value {
-        let status = self.status();
-        let streams = status["xds"].as_array().unwrap();
-        streams.iter().find(|stream| stream["type_url"].as_str().unwrap().ends_with(kind)).unwrap().clone()
+        stream_of(&self.proxy, kind)
     }
 
     fn endpoints(&self) -> u64 {
@@ -301,5 +305,62 @@ fn only_the_first_update_of_a_stream_takes_away_what_it_omits() {
         world.agent.wait_for_ack("NetworkPolicyHosts");
         assert_eq!((world.endpoints(), generation(&world) > before), (1, true), "{mode}");
         Peer::expect_reset_at(http, "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+}
+
+/// A strict control plane expects to be asked for what its listeners and clusters refer to. Nothing comes of it.
+#[test]
+fn what_listeners_and_clusters_refer_to_is_asked_for() {
+    const MANAGER: &str =
+        "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    for mode in MODES {
+        let site = Site::new();
+        let socket = site.path("agent.sock");
+        let Some(mut agent) = Agent::start(&socket) else { return };
+        agent.run(&json!({"do": "set", "resources": [network_policy_to_json(&usual(&site)).unwrap()]}));
+        agent.listen(mode);
+        let mut proxy = Proxy::with_listeners_of(&site, "auto", &socket);
+        agent.wait_for_ack("NetworkPolicy");
+        proxy.wait_until_ready();
+        let stream = |kind: &str| stream_of(&proxy, kind);
+        let dump = |member: &str| {
+            let text = proxy.get(&format!("/config_dump?include_eds&resource={member}")).1;
+            serde_json::from_str::<Value>(&text).unwrap()["configs"].to_string()
+        };
+        for kind in ["RouteConfiguration", "ClusterLoadAssignment"] {
+            assert_eq!(stream(kind)["wanted"], false, "{mode}: nobody refers to any {kind}");
+        }
+
+        let clusters = json!([
+            {"name": "ns/cec/svc", "type": "EDS", "edsClusterConfig": {"serviceName": "ns/svc:80"}},
+            {"name": "ns/other:80", "type": "EDS"},
+            {"name": "static", "type": "STATIC"},
+        ]);
+        agent.change(&json!({"do": "set", "type": "Cluster", "resources": clusters}));
+        let assigned = |name: &str| json!({"clusterName": name});
+        let assignments = [assigned("ns/svc:80"), assigned("ns/other:80"), assigned("static")];
+        agent.change(&json!({"do": "set", "type": "ClusterLoadAssignment", "resources": assignments}));
+        until("both", || (stream("ClusterLoadAssignment")["resources"] == 2).then_some(()));
+        let endpoints = dump("dynamic_endpoint_configs");
+        assert!(endpoints.contains("\"ns/svc:80\"") && endpoints.contains("\"ns/other:80\""), "{mode}: {endpoints}");
+        assert!(!endpoints.contains("static"), "{mode}: {endpoints}");
+
+        let manager = json!({"@type": MANAGER, "rds": {"routeConfigName": "ns/cec/routes"}});
+        let filters = json!([{"name": "envoy.filters.network.http_connection_manager", "typedConfig": manager}]);
+        let listener = json!({"name": "ns/cec/l", "filterChains": [{"filters": filters}]});
+        agent.change(&json!({"do": "set", "type": "Listener", "resources": [listener]}));
+        let routes = json!([{"name": "ns/cec/routes"}, {"name": "nobody's"}]);
+        agent.change(&json!({"do": "set", "type": "RouteConfiguration", "resources": routes}));
+        until("its routes", || (stream("RouteConfiguration")["resources"] == 1).then_some(()));
+        let routes = dump("dynamic_route_configs");
+        assert!(routes.contains("ns/cec/routes") && !routes.contains("nobody's"), "{mode}: {routes}");
+        assert!(proxy.get("/status").1.contains("ns/cec/l"), "it is not served, and listed");
+
+        // What refers to them goes, and they with it.
+        agent.change(&json!({"do": "patch", "type": "Cluster", "resources": [], "remove": ["ns/cec/svc"]}));
+        until("one", || (stream("ClusterLoadAssignment")["resources"] == 1).then_some(()));
+        agent.change(&json!({"do": "set", "type": "Listener", "resources": []}));
+        until("no routes", || (stream("RouteConfiguration")["wanted"] == false).then_some(()));
+        assert_eq!(dump("dynamic_route_configs"), "[]", "{mode}");
     }
 }

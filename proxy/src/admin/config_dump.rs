@@ -14,12 +14,12 @@ pub(super) enum DumpError {
     NoSuchResource(String),
 }
 
-/// The dump for `?include_eds` (there are no endpoints to include) and `?resource=MEMBER`, which lists the elements of one
+/// The dump for `?include_eds` (without it there are no endpoints) and `?resource=MEMBER`, which lists the elements of one
 /// member of `configs`. `dump` is what [`super::Views::config_dump`] returns.
 pub(super) fn dump(query: &Query<'_>, node: &Node, mut dump: Value) -> Result<Value, DumpError> {
     query.only(&["include_eds", "resource"]).map_err(DumpError::BadQuery)?;
-    query.flag("include_eds").map_err(DumpError::BadQuery)?;
-    let configs = configs(node, &mut dump);
+    let include_eds = query.flag("include_eds").map_err(DumpError::BadQuery)?;
+    let configs = configs(node, &mut dump, include_eds);
     let Some(resource) = query.value("resource") else {
         let mut whole = Map::from_iter([("configs".to_owned(), configs.into())]);
         if let Value::Object(rest) = dump {
@@ -44,17 +44,22 @@ pub(super) fn dump(query: &Query<'_>, node: &Node, mut dump: Value) -> Result<Va
 }
 
 /// Moves what Envoy knows out of `dump`.
-fn configs(node: &Node, dump: &mut Value) -> Vec<Value> {
+fn configs(node: &Node, dump: &mut Value, include_eds: bool) -> Vec<Value> {
     let mut take = |name: &str| dump.as_object_mut().and_then(|members| members.remove(name)).unwrap_or(json!([]));
     let policies = take("networkpolicies");
     let clusters = take("clusters");
     let clusters = clusters.as_array().into_iter().flatten().map(|name| json!({ "cluster": { "name": name } }));
+    let routes = take("routes");
+    let routes = routes.as_array().into_iter().flatten().map(|name| json!({ "route_config": { "name": name } }));
+    let endpoints = take("endpoints");
+    let endpoints = endpoints.as_array().into_iter().flatten();
+    let endpoints = endpoints.map(|name| json!({ "endpoint_config": { "cluster_name": name } }));
     let listeners = dump["listeners"].as_array().into_iter().flatten().map(|listener| {
         let name = &listener["name"];
         json!({ "name": name, "active_state": { "listener": { "name": name } } })
     });
     let dumps = "type.googleapis.com/envoy.admin.v3";
-    vec![
+    let mut configs = vec![
         json!({
             "@type": format!("{dumps}.BootstrapConfigDump"),
             "bootstrap": { "node": { "id": node.id, "cluster": node.cluster } },
@@ -68,13 +73,26 @@ fn configs(node: &Node, dump: &mut Value) -> Vec<Value> {
             "dynamic_listeners": listeners.collect::<Value>(),
         }),
         json!({ "@type": "type.googleapis.com/cilium.NetworkPoliciesConfigDump", "networkpolicies": policies }),
-    ]
+        json!({
+            "@type": format!("{dumps}.RoutesConfigDump"),
+            "dynamic_route_configs": routes.collect::<Value>(),
+        }),
+    ];
+    if include_eds {
+        configs.push(json!({
+            "@type": format!("{dumps}.EndpointsConfigDump"),
+            "dynamic_endpoint_configs": endpoints.collect::<Value>(),
+        }));
+    }
+    configs
 }
 
 fn type_of(resource: &str) -> Option<&'static str> {
     Some(match resource {
         "bootstrap" => "envoy.config.bootstrap.v3.Bootstrap",
         "dynamic_active_clusters" => "envoy.admin.v3.ClustersConfigDump.DynamicCluster",
+        "dynamic_route_configs" => "envoy.admin.v3.RoutesConfigDump.DynamicRouteConfig",
+        "dynamic_endpoint_configs" => "envoy.admin.v3.EndpointsConfigDump.DynamicEndpointConfig",
         "dynamic_listeners" => "envoy.admin.v3.ListenersConfigDump.DynamicListener",
         "networkpolicies" => "cilium.NetworkPolicy",
         _ => return None,

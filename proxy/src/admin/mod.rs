@@ -81,7 +81,7 @@ pub trait Views: Send + Sync + 'static {
     /// flow records): policy generation and age, endpoints, quarantined rules, conflicts, xDS streams, drain state.
     fn status(&self) -> serde_json::Map<String, serde_json::Value>;
     /// For `/config_dump`: an object with the resolved configuration, and what is in force. Its members `networkpolicies`,
-    /// `clusters` (names) and `listeners` (objects with a `name`) are shown in Envoy's form, too.
+    /// `clusters`, `routes` and `endpoints` (names) and `listeners` (objects with a `name`) are shown in Envoy's form, too.
     fn config_dump(&self) -> serde_json::Value;
     /// What the policies in force say about a connection or request.
     ///

@@ -63,7 +63,7 @@ const ROUTES: &[Route] = &[
         "/config_dump",
         Endpoint::ConfigDump,
         "resolved configuration, listeners, policies and identities in force; ?resource=networkpolicies, also bootstrap, \
-         dynamic_active_clusters, dynamic_listeners",
+         dynamic_active_clusters, dynamic_listeners, dynamic_route_configs, dynamic_endpoint_configs (with ?include_eds)",
     ),
     change("/drain", Endpoint::Drain, "stop accepting, let connections end"),
     show("/flows", Endpoint::Flows, "flow records as JSON lines; ?follow=1 ?denied=1 ?tenant=NAME ?limit=N"),

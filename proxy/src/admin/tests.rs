@@ -24,6 +24,8 @@ impl Views for Process {
         json!({
             "configuration": { "workers": 1 },
             "clusters": ["egress-cluster"],
+            "routes": ["ns/routes"],
+            "endpoints": ["ns/svc:80"],
             "listeners": [{ "name": "cilium-http-egress", "proxy_id": 7 }],
             "networkpolicies": [{ "endpointId": "69" }],
         })
@@ -335,11 +337,17 @@ async fn the_dump_has_envoys_form() {
         let configs = dump["configs"].as_array().unwrap().iter();
         configs.map(|config| config["@type"].as_str().unwrap().rsplit('.').next().unwrap().to_owned()).collect()
     };
-    for path in ["/config_dump", "/config_dump?include_eds"] {
+    for (path, with_endpoints) in [("/config_dump", false), ("/config_dump?include_eds", true)] {
         let dump = world.get_json(path).await;
-        let expected =
-            ["BootstrapConfigDump", "ClustersConfigDump", "ListenersConfigDump", "NetworkPoliciesConfigDump"];
-        assert_eq!(types(&dump), expected);
+        let expected = [
+            "BootstrapConfigDump",
+            "ClustersConfigDump",
+            "ListenersConfigDump",
+            "NetworkPoliciesConfigDump",
+            "RoutesConfigDump",
+            "EndpointsConfigDump",
+        ];
+        assert_eq!(types(&dump), expected[..5 + usize::from(with_endpoints)]);
         assert_eq!(dump["configs"][0]["bootstrap"]["node"]["cluster"], "ingress-cluster");
         assert_eq!(dump["configs"][3]["networkpolicies"], json!([{ "endpointId": "69" }]));
         assert_eq!((&dump["configuration"]["workers"], &dump["listeners"][0]["proxy_id"]), (&json!(1), &json!(7)));
@@ -351,6 +359,10 @@ async fn the_dump_has_envoys_form() {
     assert_eq!(listeners["configs"][0]["name"], "cilium-http-egress");
     let clusters = world.get_json("/config_dump?resource=dynamic_active_clusters").await;
     assert_eq!(clusters["configs"][0]["cluster"]["name"], "egress-cluster");
+    let routes = world.get_json("/config_dump?resource=dynamic_route_configs").await;
+    assert_eq!(routes["configs"][0]["route_config"]["name"], "ns/routes");
+    let endpoints = world.get_json("/config_dump?include_eds&resource=dynamic_endpoint_configs").await;
+    assert_eq!(endpoints["configs"][0]["endpoint_config"]["cluster_name"], "ns/svc:80");
     assert_eq!(types(&world.get_json("/config_dump?resource=bootstrap").await), ["Bootstrap"]);
     for unknown in ["secrets", "@type"] {
         let answer = world.ask(&format!("/config_dump?resource={unknown}"), &[]).await;

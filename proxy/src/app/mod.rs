@@ -25,7 +25,7 @@ use crate::admin::{self, AdminState, Surface};
 use crate::config::{Bootstrap, Config, ListenAddress, PolicySource};
 use crate::control::directory::Directory;
 use crate::control::identities::AgentIdentities;
-use crate::control::listeners::{Clusters, ListenerHandler, Report};
+use crate::control::listeners::{Discovered, ListenerHandler, Report};
 use crate::control::secrets::SecretFiles;
 use crate::control::tenants::TenantHandler;
 use crate::control::{self, Control, WorldStore};
@@ -254,17 +254,17 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
     }
     tasks.spawn(Arc::clone(&control).follow_identity_maps(side.readiness.clone()));
     let mut streams = None;
-    let (report, clusters) = (Report::default(), Clusters::default());
+    let (report, discovered) = (Report::default(), Discovered::default());
     match &config.policy_source {
         PolicySource::Xds { address, mode } => {
             let first = config.bootstrap.as_ref().map(|bootstrap| bootstrap.mode);
             let client = control::xds::client(&config.node, address, *mode, first, &config.identities.source, &control);
             let client = match config.dynamic_listeners {
-                true => client.subscribe(tollgate_xds::CLUSTER, clusters.handler()).subscribe(
-                    tollgate_xds::LISTENER,
-                    ListenerHandler::new(Arc::clone(&side.listeners), report.clone(), config.upstream)
-                        .with_identities(AgentIdentities::new(&control, &config.identities.source)),
-                ),
+                true => {
+                    let handler = ListenerHandler::new(Arc::clone(&side.listeners), report.clone(), config.upstream)
+                        .with_identities(AgentIdentities::new(&control, &config.identities.source));
+                    discovered.subscribe(client, handler)
+                }
                 false => client,
             };
             let client = match config.tenants_from_xds {
@@ -286,7 +286,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         streams,
         listeners: side.listeners,
         report,
-        clusters,
+        discovered,
         readiness: side.readiness.clone(),
     };
     let state = Arc::new(AdminState {

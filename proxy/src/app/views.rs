@@ -15,7 +15,7 @@ use super::tenants;
 use crate::admin::{Actions, BoundListener, Views};
 use crate::config::{Config, ForwardedProto, Identities, Normalize, PolicySource};
 use crate::control::Control;
-use crate::control::listeners::{Clusters, Report, Reported};
+use crate::control::listeners::{Discovered, Report, Reported};
 use crate::explanation::{self, Asked, Enforced, Explained};
 use crate::identity::Sources;
 use crate::policy_file::FilePlace;
@@ -28,7 +28,7 @@ pub(super) struct ProcessViews {
     pub(super) streams: Option<Status>,
     pub(super) listeners: Arc<Listeners>,
     pub(super) report: Report,
-    pub(super) clusters: Clusters,
+    pub(super) discovered: Discovered,
     pub(super) readiness: Readiness,
 }
 
@@ -132,7 +132,9 @@ impl Views for ProcessViews {
         json!({
             "configuration": crate::config::to_json(&self.config),
             "listeners": listeners.collect::<Value>(),
-            "clusters": self.clusters.names(),
+            "clusters": self.discovered.clusters.names(),
+            "routes": self.discovered.routes.names(),
+            "endpoints": self.discovered.endpoints.names(),
             "networkpolicies": policies,
             "identities": identities,
         })
@@ -156,7 +158,7 @@ impl Views for ProcessViews {
     }
 
     fn clusters(&self) -> Vec<String> {
-        self.clusters.names().into_iter().collect()
+        self.discovered.clusters.names().into_iter().collect()
     }
 
     fn tenants(&self) -> Value {

@@ -1,20 +1,34 @@
 //! Clusters of the control plane. Nothing is routed by them: connections go where they were going. An agent waits for them
 //! to be acknowledged before it sends listeners (`spec/cilium-agent.md` section 1.4), and operators may want to see them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::watch;
 use tollgate_proto::envoy::config::cluster::v3::Cluster;
+use tollgate_proto::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use tollgate_xds::{Handler, Rejection, Update};
 
-/// Names of the clusters that were accepted. Clones share them.
+/// The clusters that were accepted. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Clusters(Arc<Mutex<BTreeSet<String>>>);
+pub struct Clusters(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Names, and what the addresses of a cluster are called where it leaves them to EDS.
+    clusters: Mutex<BTreeMap<String, Option<String>>>,
+    endpoints: watch::Sender<BTreeSet<String>>,
+}
 
 impl Clusters {
     /// As of the last update.
     pub fn names(&self) -> BTreeSet<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.clusters.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// Names of the resources of EDS that they refer to.
+    pub fn endpoints(&self) -> watch::Receiver<BTreeSet<String>> {
+        self.0.endpoints.subscribe()
     }
 
     /// Keeps the names of what arrives.
@@ -35,12 +49,33 @@ impl Handler for ClusterHandler {
     }
 
     async fn apply(&mut self, update: Update<Cluster>) -> Result<(), Rejection> {
-        let Clusters(names) = &self.0;
-        let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+        let Clusters(shared) = &self.0;
+        let mut clusters = shared.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         for name in &update.removed {
-            names.remove(name);
+            clusters.remove(name);
         }
-        names.extend(update.changed.into_iter().map(|resource| resource.name));
+        clusters.extend(update.changed.into_iter().map(|resource| (resource.name, endpoints_of(&resource.message))));
+        want(&shared.endpoints, clusters.values().flatten().cloned().collect());
         Ok(())
     }
+}
+
+/// What the addresses of a cluster are called (`envoy.config.cluster.v3.Cluster.EdsClusterConfig`).
+fn endpoints_of(cluster: &Cluster) -> Option<String> {
+    let eds = ClusterDiscoveryType::Type(DiscoveryType::Eds.into());
+    if cluster.cluster_discovery_type.as_ref() != Some(&eds) {
+        return None;
+    }
+    let service =
+        cluster.eds_cluster_config.as_ref().map(|config| &config.service_name).filter(|name| !name.is_empty());
+    Some(service.unwrap_or(&cluster.name).clone())
+}
+
+/// Makes these the names that are wanted, and tells of it only when they are others.
+pub(super) fn want(wanted: &watch::Sender<BTreeSet<String>>, names: BTreeSet<String>) {
+    wanted.send_if_modified(|before| {
+        let changed = *before != names;
+        *before = names;
+        changed
+    });
 }

@@ -1,13 +1,16 @@
 //! What the stream of listeners does with an update.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tollgate_proto::envoy::config::listener::v3::Listener;
 use tollgate_xds::{Handler, Rejection, Resource, State, Update};
 
 use super::super::identities::{self, AgentIdentities};
+use super::clusters::want;
 use super::fields::understood;
+use super::references::routes_of;
 use super::{Inactive, Report, Reported, Serve, Unserved, convert};
 use crate::config::UpstreamDefaults;
 
@@ -23,12 +26,27 @@ pub struct ListenerHandler<S> {
     state: State<Listener>,
     /// Which of them hold more than this version knows, by name.
     unread: BTreeMap<String, Inactive>,
+    /// Names of the route configurations that they refer to.
+    routes: watch::Sender<BTreeSet<String>>,
 }
 
 impl<S: Serve> ListenerHandler<S> {
     /// Hands what can be served to `serve`, and tells `report` about the rest. `defaults` are what listeners do not say.
     pub fn new(serve: Arc<S>, report: Report, defaults: UpstreamDefaults) -> Self {
-        Self { serve, report, defaults, identities: None, state: State::default(), unread: BTreeMap::new() }
+        Self {
+            serve,
+            report,
+            defaults,
+            identities: None,
+            state: State::default(),
+            unread: BTreeMap::new(),
+            routes: watch::Sender::default(),
+        }
+    }
+
+    /// Names of the resources of RDS that the accepted listeners refer to.
+    pub fn routes(&self) -> watch::Receiver<BTreeSet<String>> {
+        self.routes.subscribe()
     }
 
     /// Has what the listeners say about identities count, too.
@@ -77,6 +95,7 @@ impl<S: Serve> Handler for ListenerHandler<S> {
         let before = self.report.replace(reported.clone());
         log_changes(&before, &reported);
         if unserved.is_empty() {
+            want(&self.routes, next.iter().flat_map(|(_, listener)| routes_of(listener)).collect());
             (self.state, self.unread) = (next, unread);
             return Ok(());
         }

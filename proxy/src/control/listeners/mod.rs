@@ -5,17 +5,47 @@ mod convert;
 mod fields;
 mod handler;
 mod http_manager;
+mod references;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::config;
+use tollgate_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use tollgate_proto::envoy::config::route::v3::RouteConfiguration;
+use tollgate_xds::Client;
 
-pub use clusters::Clusters;
+use crate::config;
+use clusters::Clusters;
+
 pub use convert::{Active, Inactive, convert};
 pub use handler::ListenerHandler;
+pub use references::References;
+
+/// What the control plane tells of listeners and of what they refer to, for status. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Discovered {
+    /// Clusters.
+    pub clusters: Clusters,
+    /// Route configurations that listeners refer to.
+    pub routes: References<RouteConfiguration>,
+    /// Addresses that clusters refer to.
+    pub endpoints: References<ClusterLoadAssignment>,
+}
+
+impl Discovered {
+    /// A client that also asks for clusters, for the listeners that are `handler`'s, and for what they refer to.
+    #[must_use]
+    pub fn subscribe<S: Serve>(&self, client: Client, handler: ListenerHandler<S>) -> Client {
+        let (routes, endpoints) = (handler.routes(), self.clusters.endpoints());
+        client
+            .subscribe(tollgate_xds::CLUSTER, self.clusters.handler())
+            .subscribe(tollgate_xds::LISTENER, handler)
+            .subscribe_named(tollgate_xds::ROUTE_CONFIGURATION, self.routes.clone(), routes)
+            .subscribe_named(tollgate_xds::CLUSTER_LOAD_ASSIGNMENT, self.endpoints.clone(), endpoints)
+    }
+}
 
 /// What takes listeners in and out of service.
 pub trait Serve: Send + Sync + 'static {
