@@ -66,7 +66,11 @@ impl<T: Transport> Client<T> {
     /// Wants the resources of `service` that `names` holds, which may change at any time; what is accepted goes to
     /// `handler`. Whatever is not wanted any more is removed at once. No names want nothing.
     ///
-    /// A resource that is missing in a state-of-the-world response is removed.
+    /// A resource that is missing in a state-of-the-world response is removed, on a stream of its own and on an aggregated one. The
+    /// xDS protocol demands whole states of listeners and clusters only, and lets a server leave out what has not changed of other
+    /// types; but it has no other way to take one of those back while its name is asked for. A Cilium agent sends all that it has of
+    /// the names, and withdraws by leaving out (`spec/cilium-agent.md` section 1.4). For secrets the safe mistake is to miss one: what
+    /// was withdrawn must not go on opening doors. It is back with the next response that holds it.
     #[must_use]
     pub fn subscribe_named<H: Handler>(
         self,

@@ -184,6 +184,26 @@ async fn names_come_and_go_on_the_stream() {
     world.peer.assert_quiet(Duration::from_secs(60)).await;
 }
 
+/// A server that is shared by all must be able to withdraw one of the secrets that are asked for.
+#[tokio::test(start_paused = true)]
+async fn what_a_state_leaves_out_is_taken_back_until_it_comes_again() {
+    let mut world = start();
+    let mut stream = opened(&mut world.peer).await;
+    world.names.send(["a".to_owned(), "b".to_owned()].into()).unwrap();
+    stream.request().await;
+    let states: [(&str, &[&str], usize, &[&str]); 4] =
+        [("1", &["a", "b"], 2, &[]), ("2", &["b"], 0, &["a"]), ("3", &["a", "b"], 1, &[]), ("4", &[], 0, &["a", "b"])];
+    for (version, texts, changed, removed) in states {
+        stream.push(&response(SECRET, version, texts)).await;
+        let update = world.secrets.accept().await;
+        assert_eq!(update.changed.len(), changed, "{version}");
+        assert_eq!(update.removed, removed, "{version}");
+        // What is missing is still asked for.
+        let names = vec!["a".into(), "b".into()];
+        assert_eq!(stream.request().await, DiscoveryRequest { resource_names: names, ..ack(SECRET, version) });
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_new_stream_does_not_wait_for_an_update_of_the_old_one() {
     let mut world = start();
