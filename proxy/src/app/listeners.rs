@@ -3,6 +3,7 @@
 //! Sockets are opened here, so that a failure is known to whoever asked for the listener, and handed to the workers. A
 //! change returns when every worker accepts by it.
 
+mod replace;
 mod sockets;
 #[cfg(test)]
 mod tests;
@@ -11,7 +12,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tollgate_net::NetError;
 use tollgate_policy::Direction;
 
@@ -42,6 +43,14 @@ pub(super) enum ListenerError {
         owner: String,
         /// What that one accepts on.
         held: SocketAddr,
+    },
+    /// It could not be opened with other options, nor as it was.
+    #[error("{error}; nor can it be as it was before ({again}), which is tried again and again")]
+    Lost {
+        /// Why it is not as asked.
+        error: Box<Self>,
+        /// Why it is not as it was.
+        again: Box<Self>,
     },
     /// Somebody else has the name.
     #[error("the configuration has a listener of that name; remove it there or rename it")]
@@ -105,6 +114,10 @@ pub(super) struct Listeners {
     drain_timeout: Duration,
     open: Mutex<Vec<Open>>,
     changing: tokio::sync::Mutex<()>,
+    /// Listeners that were served, cannot be any more, and are tried again.
+    lost: Mutex<Vec<config::Listener>>,
+    /// Told when there is one.
+    loss: Notify,
 }
 
 impl Listeners {
@@ -117,13 +130,14 @@ impl Listeners {
         drain_timeout: Duration,
     ) -> Self {
         let (open, changing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { workers, metrics, access_logs, drain_timeout, open, changing }
+        let (lost, loss) = (Mutex::default(), Notify::new());
+        Self { workers, metrics, access_logs, drain_timeout, open, changing, lost, loss }
     }
 
     /// Opens a listener of the configuration, before the workers run.
     pub(super) fn open_configured(&self, listener: &config::Listener) -> Result<(), ListenerError> {
         let (done, _) = mpsc::channel(1);
-        let (open, commands) = self.prepare(listener, Origin::Configuration, &done)?;
+        let (open, commands) = self.prepare(listener, Origin::Configuration, Vec::new(), &done)?;
         for (worker, command) in self.workers.iter().zip(commands) {
             // There is room for every listener of the configuration.
             let _ = worker.try_send(command);
@@ -137,23 +151,35 @@ impl Listeners {
         match &before {
             Some(open) if open.origin == Origin::Configuration => return Err(ListenerError::NameTaken),
             Some(open) if open.config == *listener && open.is_complete() => return Ok(()),
-            // What its sockets were opened with has changed: the old ones have to go first.
-            Some(open) if !open.config.shares_sockets_with(listener) => self.remove(&listener.name).await,
-            _ => {}
-        }
-        let (done, mut failed) = mpsc::channel(1);
-        let (open, commands) = self.prepare(listener, Origin::ControlPlane, &done)?;
-        drop(done);
-        self.send(commands).await;
-        self.note(open);
-        if let Some(error) = failed.recv().await {
-            while failed.recv().await.is_some() {}
-            self.remove(&listener.name).await;
-            return Err(ListenerError::Register(error));
+            Some(open) if !open.config.shares_sockets_with(listener) => self.replace(open, listener).await?,
+            _ => {
+                let (done, failed) = mpsc::channel(1);
+                let had = before.as_ref().map(|open| open.addresses.clone()).unwrap_or_default();
+                let prepared = self.prepare(listener, Origin::ControlPlane, had, &done)?;
+                drop(done);
+                self.put(prepared, failed).await?;
+            }
         }
         match before {
             None => tracing::info!(listener = listener.name, address = %listener.address, "listener in service"),
             Some(_) => tracing::info!(listener = listener.name, address = %listener.address, "listener changed"),
+        }
+        Ok(())
+    }
+
+    /// Has every worker serve what was prepared. One that cannot takes the listener out of service.
+    async fn put(
+        &self,
+        (open, commands): (Open, Vec<Command>),
+        mut failed: mpsc::Receiver<std::io::Error>,
+    ) -> Result<(), ListenerError> {
+        let name = open.config.name.clone();
+        self.send(commands).await;
+        self.note(open);
+        if let Some(error) = failed.recv().await {
+            while failed.recv().await.is_some() {}
+            self.remove(&name).await;
+            return Err(ListenerError::Register(error));
         }
         Ok(())
     }
@@ -178,14 +204,14 @@ impl Listeners {
         }
     }
 
-    /// Opens what `listener` needs beyond the sockets it has. Returns what it will be, and what to tell each worker.
+    /// Opens what `listener` needs beyond the sockets it has, each address as it was asked for and the one in use. Returns what it will be, and what to tell each worker.
     fn prepare(
         &self,
         listener: &config::Listener,
         origin: Origin,
+        had: Vec<(SocketAddr, SocketAddr)>,
         done: &Done,
     ) -> Result<(Open, Vec<Command>), ListenerError> {
-        let had = self.named(&listener.name).map(|open| open.addresses).unwrap_or_default();
         let wanted: Vec<_> = listener.addresses().collect();
         let (stay, leave): (Vec<_>, Vec<_>) = had.into_iter().partition(|(asked, _)| wanted.contains(asked));
         let new = wanted.into_iter().filter(|address| !stay.iter().any(|(asked, _)| asked == address));
@@ -286,6 +312,8 @@ impl ServeListeners for Listeners {
     /// that another one wanted.
     async fn serve(&self, listeners: &[config::Listener]) -> Vec<Unserved> {
         let _turn = self.changing.lock().await;
+        // Whatever was to come back counts no more.
+        self.lost().clear();
         let is_gone = |open: &Open| {
             open.origin == Origin::ControlPlane && !listeners.iter().any(|listener| listener.name == open.config.name)
         };

@@ -263,6 +263,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
                 true => {
                     let handler = ListenerHandler::new(Arc::clone(&side.listeners), report.clone(), config.upstream)
                         .with_identities(AgentIdentities::new(&control, &config.identities.source));
+                    tasks.spawn(Arc::clone(&side.listeners).retry_lost());
                     discovered.subscribe(client, handler)
                 }
                 false => client,

@@ -331,3 +331,58 @@ async fn an_address_given_up_for_another_listener_is_taken_back_with_the_next_up
     assert_eq!(world.listeners.serve(std::slice::from_ref(&one)).await, []);
     assert_eq!(read(&mut connect(one.address)), b'a');
 }
+
+/// Other socket options (here by direction, or by who shares the port), and an address that is taken.
+#[tokio::test]
+async fn a_listener_that_cannot_have_other_sockets_is_served_as_it_was() {
+    let world = world(LONG);
+    let upstream = upstream(b"a");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let before = listener("l", upstream);
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&before)).await, []);
+    let sockets = inodes(before.address);
+    let other = config::Listener {
+        additional_addresses: vec![taken.local_addr().unwrap()],
+        direction: Direction::Egress,
+        ..before.clone()
+    };
+    for (reuse_port, untouched) in [(true, true), (false, false)] {
+        let [unserved] = &world.listeners.serve(&[config::Listener { reuse_port, ..other.clone() }]).await[..] else {
+            panic!("the address is taken");
+        };
+        assert!(unserved.reason.contains("Address already in use"), "{unserved:?}");
+        assert_eq!(read(&mut connect(before.address)), b'a', "reuse_port: {reuse_port}");
+        assert_eq!(world.listeners.named("l").unwrap().config, before);
+        assert_eq!(inodes(before.address) == sockets, untouched);
+    }
+    drop(taken);
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&other)).await, []);
+    assert_eq!(world.listeners.named("l").unwrap().config, other);
+    let all: Vec<_> = inodes(before.address);
+    assert!(all.iter().all(|socket| !sockets.contains(socket)), "the old sockets are closed");
+}
+
+#[tokio::test]
+async fn a_listener_that_is_lost_is_tried_again_until_something_else_is_asked_for() {
+    let world = world(LONG);
+    let listeners = Arc::new(world.listeners);
+    let config = listener("l", upstream(b"a"));
+    let taken = TcpListener::bind(config.address).unwrap();
+    let trying = tokio::spawn(Arc::clone(&listeners).retry_lost());
+    listeners.lose(config.clone());
+    // Asked for something else, it is forgotten.
+    assert_eq!(listeners.serve(&[]).await, []);
+    assert!(listeners.lost().is_empty());
+    listeners.lose(config.clone());
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(listeners.named("l").is_none() && !trying.is_finished());
+    drop(taken);
+    let served = async {
+        while listeners.named("l").is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, served).await.expect("it is served again");
+    assert_eq!(read(&mut connect(config.address)), b'a');
+    assert!(listeners.lost().is_empty());
+}
