@@ -270,6 +270,7 @@ fn services_are_those_of_the_specification() {
     let streamed = |streaming: bool, name: &str| format!("{}{name}", if streaming { "stream " } else { "" });
     let mut compiled: Vec<(String, String, String)> = pool()
         .services()
+        .filter(|service| !service.package_name().starts_with("tollgate."))
         .flat_map(|service| {
             assert_eq!(service.package_name(), "cilium");
             service.methods().collect::<Vec<_>>()
