@@ -120,7 +120,8 @@ fn echoes(stream: &mut TcpStream) -> bool {
     stream.write_all(b"e").is_ok() && read(stream) == b'e'
 }
 
-/// Inodes of the sockets that listen on `address`.
+/// Inodes of the sockets that listen on `address`. The kernel may show one twice: it writes the table in pieces, and looks for
+/// its place again when others have opened sockets in between.
 fn inodes(address: SocketAddr) -> Vec<String> {
     let port = format!(":{:04X}", address.port());
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
@@ -128,6 +129,7 @@ fn inodes(address: SocketAddr) -> Vec<String> {
     let listening = fields.filter(|fields| fields[1].ends_with(&port) && fields[3] == "0A");
     let mut inodes: Vec<_> = listening.map(|fields| fields[9].to_owned()).collect();
     inodes.sort();
+    inodes.dedup();
     inodes
 }
 
