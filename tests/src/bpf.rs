@@ -70,7 +70,8 @@ impl Maps {
         self.root.join("tc/globals/cilium_ipcache_v2")
     }
 
-    fn conntrack(&self, v4: bool) -> PathBuf {
+    /// The pin of the conntrack map of a family.
+    pub fn conntrack(&self, v4: bool) -> PathBuf {
         self.root.join(if v4 { "tc/globals/cilium_ct4_global" } else { "tc/globals/cilium_ct6_global" })
     }
 

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Control;
 use crate::config::{Agent, Identities, IdentitySettings, Listener};
-use crate::identity::{DuplicatePrefix, IdentityTable, MapState, Maps, Sources};
+use crate::identity::{DuplicatePrefix, IdentityTable, Maps, Sources};
 use crate::readiness::{Pending, Readiness};
 
 /// How often the pins are looked at.
@@ -76,13 +76,10 @@ impl AgentIdentities {
 
 impl Control {
     /// Opens the maps anew and looks identities up in them from now on. For a new stream of policies: whoever sends them may
-    /// have made new maps, and these policies are about the identities in those. Maps of which a pin is gone stay open: they
-    /// are what there is until the new ones are pinned, or until [`Self::follow_identity_maps`] gives them up.
+    /// have made new maps, and these policies are about the identities in those. A map whose pin is gone stays open: it is what
+    /// there is until a new one is pinned, or until [`Self::follow_identity_maps`] gives it up.
     pub fn reopen_identity_maps(&self) {
         let identities = Arc::clone(&self.store().load().identities);
-        if identities.maps().is_some_and(|maps| maps.state() == MapState::Orphaned) {
-            return;
-        }
         if let Some(sources) = identities.reopened() {
             self.replace_sources(sources);
         }
@@ -152,16 +149,16 @@ impl Control {
     /// Opens the maps anew when that is due and makes a difference.
     fn follow_pins(&self, identities: &Sources, maps: &Maps, orphaned_since: &mut Option<Instant>) {
         let state = maps.state();
-        if state != MapState::Orphaned {
+        if !state.orphaned {
             *orphaned_since = None;
         }
-        let due = match state {
-            MapState::Current => false,
-            MapState::Stale => true,
-            MapState::Orphaned => orphaned_since.get_or_insert_with(Instant::now).elapsed() >= ORPHANED,
+        let given_up = state.orphaned && orphaned_since.get_or_insert_with(Instant::now).elapsed() >= ORPHANED;
+        let opened = match (given_up, state.stale) {
+            (true, _) => identities.opened_anew(),
+            (false, true) => identities.reopened(),
+            (false, false) => None,
         };
-        if due
-            && let Some(sources) = identities.reopened()
+        if let Some(sources) = opened
             && (maps.has_failed() || sources.maps().is_some_and(|opened| opened.views() != maps.views()))
         {
             self.replace_sources(sources);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tollgate_net::{Conntrack, ConntrackFlow, Ipcache, MapError, PinState};
@@ -14,7 +15,7 @@ use crate::config::{Identities, IdentitySettings};
 static OPENED: AtomicU64 = AtomicU64::new(0);
 
 /// A map, or why it cannot be used.
-type Opened<M> = Result<M, MapError>;
+type Opened<M> = Result<Arc<M>, MapError>;
 
 /// The maps that the settings name. What could not be opened stays in it as the reason, and every lookup in it fails.
 #[derive(Debug)]
@@ -26,15 +27,14 @@ pub struct Maps {
     failed: AtomicBool,
 }
 
-/// What is to be done about maps that were opened some time ago.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapState {
-    /// Nothing: each is what its pin is.
-    Current,
+/// What is to be done about maps that were opened some time ago. Each map is looked at for itself: that one is gone says nothing
+/// about the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MapState {
     /// Open them again: a pin is another map, a lookup failed, or there was nothing to open before.
-    Stale,
+    pub stale: bool,
     /// A pin is gone. What is open can still be read, but nobody may be writing to it any more.
-    Orphaned,
+    pub orphaned: bool,
 }
 
 /// One map, for status.
@@ -47,15 +47,23 @@ pub struct MapView {
 }
 
 impl Maps {
-    /// Opens what `settings` names; `None` when that is no map at all.
-    pub fn open(settings: &IdentitySettings) -> Option<Self> {
+    /// Opens what `settings` names; `None` when that is no map at all. A map of `before` whose pin is gone, and which can still be
+    /// read, stays.
+    pub fn open(settings: &IdentitySettings, before: Option<&Self>) -> Option<Self> {
+        let before = before.filter(|maps| !maps.has_failed());
         let ipcache = match &settings.source {
-            Identities::Ipcache(path) => Some(Ipcache::open(path)),
+            Identities::Ipcache(path) => {
+                let before = before.and_then(|maps| maps.ipcache.as_ref());
+                Some(open_or_keep(Ipcache::open(path), before, Ipcache::pin))
+            }
             Identities::Static(_) | Identities::Nphds | Identities::Agent => None,
         };
         let conntrack = settings.conntrack.as_deref().map(|directory: &Path| {
-            let v4 = Conntrack::open_v4(&directory.join("cilium_ct4_global"));
-            (v4, Conntrack::open_v6(&directory.join("cilium_ct6_global")))
+            let (v4, v6) =
+                before.and_then(|maps| maps.conntrack.as_ref()).map_or((None, None), |(v4, v6)| (Some(v4), Some(v6)));
+            let opened_v4 = Conntrack::open_v4(&directory.join("cilium_ct4_global"));
+            let opened_v6 = Conntrack::open_v6(&directory.join("cilium_ct6_global"));
+            (open_or_keep(opened_v4, v4, Conntrack::pin), open_or_keep(opened_v6, v6, Conntrack::pin))
         });
         let serial = OPENED.fetch_add(1, Ordering::Relaxed) + 1;
         (ipcache.is_some() || conntrack.is_some()).then_some(Self {
@@ -118,31 +126,27 @@ impl Maps {
 
     /// Whether the maps are still what is pinned. Looks at each pin.
     pub fn state(&self) -> MapState {
-        if self.has_failed() {
-            return MapState::Stale;
-        }
-        let mut state = MapState::Current;
+        let mut state = MapState { stale: self.has_failed(), orphaned: false };
         for pin in self.pins() {
             match pin {
                 Ok(PinState::Same) => {}
-                // Opening anew would lose it, so this comes before any other reason to do that.
-                Ok(PinState::Missing) => return MapState::Orphaned,
-                Ok(PinState::Replaced) | Err(_) => state = MapState::Stale,
+                Ok(PinState::Missing) => state.orphaned = true,
+                Ok(PinState::Replaced) | Err(_) => state.stale = true,
             }
         }
         state
     }
 
     fn pins(&self) -> impl Iterator<Item = Result<PinState, &MapError>> {
-        let ipcache = self.ipcache.iter().map(|map| map.as_ref().map(Ipcache::pin));
+        let ipcache = self.ipcache.iter().map(|map| map.as_deref().map(Ipcache::pin));
         let conntrack = self.conntrack.iter().flat_map(|(v4, v6)| [v4, v6]);
-        ipcache.chain(conntrack.map(|map| map.as_ref().map(Conntrack::pin)))
+        ipcache.chain(conntrack.map(|map| map.as_deref().map(Conntrack::pin)))
     }
 
     /// Every map, for status.
     pub fn views(&self) -> Vec<MapView> {
         fn view<M>(name: &'static str, map: &Opened<M>, id: impl Fn(&M) -> u32) -> MapView {
-            MapView { name, state: map.as_ref().map(id).map_err(ToString::to_string) }
+            MapView { name, state: map.as_deref().map(id).map_err(ToString::to_string) }
         }
         let ipcache = self.ipcache.iter().map(|map| view("ipcache", map, Ipcache::id));
         let conntrack = self
@@ -161,6 +165,15 @@ impl Maps {
             _ => None,
         });
         ipcache.chain(conntrack).map(ToString::to_string).collect()
+    }
+}
+
+/// What was opened; or else what was open before, where it has lost its pin and would be lost with it.
+fn open_or_keep<M>(opened: Result<M, MapError>, before: Option<&Opened<M>>, pin: impl Fn(&M) -> PinState) -> Opened<M> {
+    match (opened, before) {
+        (Ok(map), _) => Ok(Arc::new(map)),
+        (Err(_), Some(Ok(map))) if pin(map) == PinState::Missing => Ok(Arc::clone(map)),
+        (Err(error), _) => Err(error),
     }
 }
 

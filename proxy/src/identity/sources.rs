@@ -45,7 +45,7 @@ impl Sources {
     /// The sources of `settings`, with the maps opened. `table` has the listed identities, or what NetworkPolicyHosts said;
     /// nobody is looked up in it where there is an ipcache.
     pub fn new(settings: &IdentitySettings, table: Option<Arc<IdentityTable>>) -> Self {
-        Self { table, maps: Maps::open(settings).map(Arc::new), settings: Arc::new(settings.clone()) }
+        Self { table, maps: Maps::open(settings, None).map(Arc::new), settings: Arc::new(settings.clone()) }
     }
 
     /// Only this table.
@@ -60,8 +60,14 @@ impl Sources {
         Self { table: Some(Arc::new(table)), ..self.clone() }
     }
 
-    /// The same sources with the maps opened anew; `None` where there are none.
+    /// The same sources with the maps opened anew, but for those whose pin is gone; `None` where there are none.
     pub fn reopened(&self) -> Option<Self> {
+        let before = self.maps.as_deref()?;
+        Some(Self { maps: Maps::open(&self.settings, Some(before)).map(Arc::new), ..self.clone() })
+    }
+
+    /// The same with every map opened anew, whatever becomes of it; `None` where there are none.
+    pub fn opened_anew(&self) -> Option<Self> {
         self.maps.is_some().then(|| Self::new(&self.settings, self.table.clone()))
     }
 

@@ -456,6 +456,26 @@ fn a_new_stream_of_policies_waits_for_a_pin_that_is_gone() {
     Peer::expect_reset_at(proxy.http(), GET);
 }
 
+/// As when an agent restarts without a map that it had: the policies of its new stream are about the new maps.
+#[test]
+fn a_pin_that_is_gone_holds_up_no_other_map() {
+    if !inside("identity::a_pin_that_is_gone_holds_up_no_other_map") {
+        return;
+    }
+    let mut world = World::start("ingress", "");
+    let World { maps, proxy, site, .. } = &mut world;
+    assert_eq!(answer(&mut Peer::connect(proxy.http())), (200, None));
+    proxy.kill_control_plane();
+    proxy.restart_control_plane();
+    until("the stream", || proxy.get("/status").1.contains("\"connected\": true").then_some(()));
+    std::fs::remove_file(maps.conntrack(true)).unwrap();
+    maps.create_ipcache();
+    maps.put(CLIENT, DENIED);
+    proxy.push(&[policy(site, "ingress", 7)]);
+    Peer::expect_reset_at(proxy.http(), GET);
+    proxy.expect_reason(Reason::PeerNotAllowed);
+}
+
 /// A client on a port that conntrack knows before it connects.
 fn connect_tracked(maps: &mut Maps, to: SocketAddr, identity: u32) -> Peer {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
