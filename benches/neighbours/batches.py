@@ -20,7 +20,7 @@ def batch(experiment, proxy, generators, timing):
     if experiment.disturb:
         disturb.prepare(proxy)
     alone = summary(load.finish(generators.victim(proxy, timing.alone, experiment)))
-    before = experiment.before(proxy) if experiment.before else None
+    before = experiment.before(proxy, generators) if experiment.before else None
     others = [generators.start(arguments, SETTLE_SECONDS + timing.loud + 0.5) for arguments in experiment.loads(proxy)]
     peak, done = [proxy.resident_mib()], threading.Event()
     sampler = threading.Thread(target=sample_memory, args=(proxy, peak, done))

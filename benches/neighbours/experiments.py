@@ -14,6 +14,8 @@ from world import OTHERS_PORT, VICTIM_PORT
 ALL = ("tollgate", "fairness-off", "envoy")
 TOLLGATE = ("tollgate", "fairness-off")
 FEW_US, SOME_US = 300, 500
+# Of a tenant's load while it is alone.
+SOLO_SECONDS = 2
 # Until Tollgate looks at a directory that has changed.
 NOTICE_MS = 50
 # Rules of which no request of the load matches one.
@@ -139,7 +141,7 @@ def shares():
             "T4", "10 tenants with 2, 4, … 1,024 connections", "Jain >= 0.99, no errors",
             ten([2 << exponent for exponent in range(10)]),
             lambda row: served(row) and row["jain"] >= 0.99, lambda row: served(row) and row["jain"] >= 0.9,
-            setup=Setup(rules=slow), extra=fair, not_yet="shares go by connection", columns=(("jain", "Jain"), ("smallest_share", "smallest share")),
+            setup=Setup(rules=slow), extra=fair, columns=(("jain", "Jain"), ("smallest_share", "smallest share")),
             timed=False, least=2000,
         ),
         Experiment(
@@ -147,7 +149,6 @@ def shares():
             lambda proxy: [closed(*(group(proxy, endpoint, 32) for endpoint in (2, 3, 4)), path="/x", hostile=100)],
             lambda row: served(row) and row["off"] <= 0.03, lambda row: served(row) and row["off"] <= 0.1,
             setup=Setup(rules=slow, weights={2: 1, 3: 2, 4: 4}), extra=weighted, proxies=("tollgate",),
-            not_yet="no tenant has a weight",
             columns=(("jain", "Jain by weight"), ("off", "off by")),
             timed=False,
         ),
@@ -247,7 +248,7 @@ def memory():
             "alive, RSS within 512 MiB, no errors",
             lambda proxy: [["bulk", *group(proxy, 2, 1000), "--bytes", 1 << 20, "--unread-streams", 100]],
             served, served, setup=Setup(memory_mib=512), unit="bytes/s", steady=False,
-            before=lambda proxy: proxy.group.throttled(), extra=limits, columns=limit_columns,
+            before=lambda proxy, _generators: proxy.group.throttled(), extra=limits, columns=limit_columns,
             # Shorter runs may hold it.
             not_yet="what a tenant's connections buffer has no end",
             timed=False, least=1000,
@@ -260,7 +261,7 @@ def memory():
         Experiment(
             "T13", "T1 in half a core (CFS quota 50 of 100 ms)", "p99 + 1 ms, no errors",
             cheap(256), within(1000), served, setup=Setup(cpu_quota=0.5),
-            before=lambda proxy: proxy.group.throttled(), extra=limits, columns=(("throttled", "periods throttled"),),
+            before=lambda proxy, _generators: proxy.group.throttled(), extra=limits, columns=(("throttled", "periods throttled"),),
         ),
     ]
 
@@ -329,7 +330,7 @@ def costs():
             ["bulk", *group(proxy, 8, 1)],
         ]
 
-    def account(proxy):
+    def account(proxy, _generators):
         return proxy.metrics(), proxy.times()
 
     def compare(proxy, found, _victim, before):
@@ -351,11 +352,51 @@ def costs():
         attributed = total("tollgate_tenant_cpu_seconds_total") + total("tollgate_overhead_cpu_seconds_total")
         return {"requests_off": off, "cpu_off": abs(attributed / proxy.since(times)[0] - 1)}
 
+    # Endpoint to what is asked of it, one request after the other.
+    askers = {2: {"path": "/cheap"}, 4: {"fields": 56, "field_bytes": 850}, 5: {"path": "/x", "hostile": 300}, 6: {"churn": True}}
+
+    def ask(proxy, endpoint):
+        return closed(group(proxy, endpoint, 8), **askers[endpoint])
+
+    def price(metrics, earlier, endpoint):
+        """Processor time of a tenant for each of its answers."""
+        def gained(metric):
+            label = f'tenant="endpoint-{endpoint}"'
+            return sum(
+                value - earlier.get(key, 0) for key, value in metrics.items() if key[0] == metric and label in key[1]
+            )
+
+        return gained("tollgate_tenant_cpu_seconds_total") / max(1, gained("tollgate_tenant_requests_total"))
+
+    def alone(proxy, generators):
+        """What each pays when it is the only one, and the metrics from which the mix is counted."""
+        prices, earlier = {}, proxy.metrics()
+        for endpoint in askers:
+            load.finish(generators.start(ask(proxy, endpoint), SOLO_SECONDS))
+            time.sleep(1)
+            metrics = proxy.metrics()
+            prices[endpoint] = price(metrics, earlier, endpoint)
+            earlier = metrics
+        return prices, earlier
+
+    def against_alone(proxy, _found, _victim, before):
+        time.sleep(1)
+        prices, earlier = before
+        metrics = proxy.metrics()
+        ratios = {endpoint: price(metrics, earlier, endpoint) / prices[endpoint] for endpoint in askers}
+        return {"solo_off": max(abs(ratio - 1) for ratio in ratios.values()), **{f"ratio_{key}": value for key, value in ratios.items()}}
+
     common = {
         "setup": Setup(rules={5: SLOW_RULES}), "proxies": ("tollgate",), "steady": False, "timed": False, "unit": "",
         "before": account, "extra": compare,
     }
+    apart = {**common, "before": alone, "extra": against_alone}
     return [
+        Experiment(
+            "T22-solo", "4 tenants at once, each of which was alone before", "a request costs a tenant what it costs alone, within 5 %",
+            lambda proxy: [ask(proxy, endpoint) for endpoint in askers],
+            lambda row: served(row) and row["solo_off"] <= 0.05, served, columns=(("solo_off", "off by"),), **apart,
+        ),
         Experiment(
             "T22-requests", "7 tenants that use different things", "each answer is charged to whom it was given",
             mixed, lambda row: served(row) and row["requests_off"] == 0,
@@ -365,7 +406,7 @@ def costs():
         Experiment(
             "T22-cpu", "7 tenants that use different things", "98 % of the CPU time accounted for",
             mixed, lambda row: served(row) and row["cpu_off"] <= 0.02, lambda row: served(row) and row["cpu_off"] <= 0.05,
-            not_yet="CPU time by tenant is in no metric", columns=(("cpu_off", "CPU off by"),), **common,
+            columns=(("cpu_off", "CPU off by"),), **common,
         ),
     ]
 
