@@ -1,6 +1,6 @@
 //! An HTTP/1 connection: request after request through decision, exchange and record.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -12,16 +12,15 @@ use super::buffer::Buffer;
 use super::chunked::ChunkScanner;
 use super::decide::{Decision, Forward, Reply, decide, refused, still_admitted};
 use super::exchange::{self, Completed, Downstream, ExchangeError, Paired, Progress};
-use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
-use super::request::{Refusal, RequestBody, Version};
+use super::request::{RequestBody, Version};
 use super::retry::Retries;
-use crate::flow::{OpenFlow, Outcome, Protocol};
-use crate::http::limits::TimeLimits;
+use super::tunnel::{self, Tunnel};
+use super::waiting::NextHead;
+use crate::flow::{OpenFlow, Outcome};
 use crate::http::respond::LocalReply;
 use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
-use crate::tcp::{self, Counts, Ended, fill, pump_both};
 use crate::upstream;
 
 /// Body bytes of a refused request that are read and thrown away so that the connection can go on.
@@ -30,8 +29,6 @@ const DISCARD_LIMIT: u64 = 64 * 1024;
 /// that unread bytes would cause (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
-/// Empty lines accepted before a request line (RFC 9112 section 2.2).
-const MAX_EMPTY_LINES: usize = 4;
 
 /// What happens to the downstream connection after a request.
 #[derive(Debug)]
@@ -48,12 +45,6 @@ enum Next {
     Tunnel(Box<Tunnel>),
 }
 
-#[derive(Debug)]
-struct Tunnel {
-    flow: OpenFlow,
-    head: Buffer,
-}
-
 /// Serves `stream` to its end. `buffer` holds what was read from it already.
 pub(crate) async fn serve(connection: &Connection, mut stream: TcpStream, buffer: Buffer) {
     let mut session = Session { connection, buffer, paired: None };
@@ -61,7 +52,7 @@ pub(crate) async fn serve(connection: &Connection, mut stream: TcpStream, buffer
     let next = session.run(&mut reader, &mut writer).await;
     let Session { buffer, paired, .. } = session;
     match (next, paired) {
-        (Next::Tunnel(tunnel), Some(paired)) => serve_tunnel(connection, *tunnel, stream, buffer, paired).await,
+        (Next::Tunnel(tunnel), Some(paired)) => tunnel::serve(connection, *tunnel, stream, buffer, paired).await,
         (Next::Linger, paired) => {
             drop(paired);
             linger(&mut reader, &mut writer).await;
@@ -76,21 +67,12 @@ pub(crate) async fn serve(connection: &Connection, mut stream: TcpStream, buffer
     }
 }
 
-struct Session<'c> {
-    connection: &'c Connection,
+/// One connection from request to request.
+pub(super) struct Session<'c> {
+    pub(super) connection: &'c Connection,
     /// Bytes read from the client and not yet used.
-    buffer: Buffer,
-    paired: Option<Paired>,
-}
-
-/// What waiting for a request head led to.
-enum NextHead {
-    /// The head is the first so many bytes of the buffer.
-    Complete(usize, Instant),
-    /// The client is done, or we are.
-    End,
-    /// What came is no head that can be taken.
-    Refused(Refusal, Instant),
+    pub(super) buffer: Buffer,
+    pub(super) paired: Option<Paired>,
 }
 
 impl Session<'_> {
@@ -128,101 +110,6 @@ impl Session<'_> {
             Decision::Reply(reply) => self.reply(*reply, reader, writer).await,
             Decision::Forward(forward) => self.forward(*forward, head, reader, writer).await,
         }
-    }
-
-    /// Waits for a complete request head. An idle connection waits as long as both ends like; one that has begun a head
-    /// has `request_head_timeout` to end it.
-    async fn next_head(&mut self, reader: &mut ReadHalf<'_>) -> NextHead {
-        if self.buffer.is_empty() && !self.wait_for_bytes(reader).await {
-            return NextHead::End;
-        }
-        let started = Instant::now();
-        let mut scanner = HeadScanner::default();
-        let mut empty_lines = 0;
-        let mut deadline = None;
-        loop {
-            while scanner.is_fresh() && self.buffer.filled().starts_with(b"\r\n") && empty_lines < MAX_EMPTY_LINES {
-                self.buffer.consume(2);
-                empty_lines += 1;
-            }
-            let end = scanner.scan(self.buffer.filled());
-            if let HeadEnd::At(length) = end {
-                return NextHead::Complete(length, started);
-            }
-            if let Some((reason, detail)) = end.refusal() {
-                return NextHead::Refused(Refusal { reason, detail: detail.to_owned() }, started);
-            }
-            let deadline = *deadline.get_or_insert_with(|| {
-                tokio::time::Instant::now() + self.connection.listener.config.request_head_timeout
-            });
-            let told = self.connection.reaped(Protocol::Http11);
-            let read = fill(reader, &mut self.buffer, MAX_HEAD);
-            let more = async {
-                tokio::select! { biased; read = read => read, _ = told => Ok(0) }
-            };
-            match tokio::time::timeout_at(deadline, more).await {
-                Ok(Ok(0) | Err(_)) => return NextHead::End,
-                Ok(Ok(_)) => {}
-                Err(_elapsed) => {
-                    let detail = "the request head did not end in time".to_owned();
-                    return NextHead::Refused(Refusal { reason: Reason::DownstreamTimeout, detail }, started);
-                }
-            }
-        }
-    }
-
-    /// Waits between requests. False when the connection ends: the client closed it, its upstream did, an end is no longer
-    /// who it was, or we drain.
-    async fn wait_for_bytes(&mut self, reader: &mut ReadHalf<'_>) -> bool {
-        let idle = self.connection.listener.config.http.upstream_idle_timeout;
-        let idle_from = idle.map(|limit| tokio::time::Instant::now() + limit);
-        loop {
-            if self.connection.listener.signals.state().draining {
-                return false;
-            }
-            let has_upstream = self.paired.is_some();
-            let upstream_ended = async {
-                match &mut self.paired {
-                    // A byte of an idle upstream belongs to no response; one may have come with the last.
-                    Some(paired) if !paired.buffer.is_empty() => {}
-                    Some(paired) => drop(paired.stream.readable().await),
-                    None => std::future::pending().await,
-                }
-            };
-            let upstream_idle = async {
-                match (idle_from, has_upstream) {
-                    (Some(from), true) => tokio::time::sleep_until(from).await,
-                    _ => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                read = fill(reader, &mut self.buffer, MAX_HEAD) => return matches!(read, Ok(1..)),
-                () = upstream_ended => {
-                    // A client that would see the upstream's close without us sees it with us.
-                    if self.drop_ended_upstream() {
-                        return false;
-                    }
-                }
-                _ = self.connection.changed() => if self.connection.is_over() {
-                    return false;
-                },
-                () = upstream_idle => self.paired = None,
-                _ = self.connection.reaped(Protocol::Http11) => return false,
-            }
-        }
-    }
-
-    /// Lets go of an upstream that has closed or has sent bytes nobody asked for. Returns whether it did.
-    fn drop_ended_upstream(&mut self) -> bool {
-        let Some(paired) = &self.paired else { return false };
-        let mut byte = [0];
-        let usable = paired.buffer.is_empty()
-            && matches!(paired.stream.try_read(&mut byte), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
-        if !usable {
-            self.paired = None;
-        }
-        !usable
     }
 
     /// Sends an answer of our own and makes the connection ready for what follows, if anything can follow.
@@ -443,40 +330,6 @@ fn note_progress(flow: &mut OpenFlow, progress: &Progress) {
     if let Some(http) = &mut flow.record_mut().http {
         http.status = progress.status.get();
     }
-}
-
-/// Relays an accepted WebSocket until it ends or policy no longer allows its handshake.
-async fn serve_tunnel(
-    connection: &Connection,
-    tunnel: Tunnel,
-    mut downstream: TcpStream,
-    buffer: Buffer,
-    paired: Paired,
-) {
-    let Tunnel { flow, head } = tunnel;
-    let _work = connection.idle.work();
-    let mut upstream = paired.stream;
-    let counts = Counts::default();
-    let withdrawn = async {
-        loop {
-            if connection.changed().await.stopping {
-                return Ended::Stopped;
-            }
-            if let Err(reason) = still_admitted(connection, head.filled(), paired.source) {
-                return Ended::Revoked(reason);
-            }
-        }
-    };
-    let limits = TimeLimits::of_bytes(connection.listener.config.http.stream_idle_timeout);
-    let (began, moved) = (tokio::time::Instant::now(), || counts.up.get().wrapping_add(counts.down.get()));
-    let ended = tokio::select! {
-        biased;
-        // First, so that what is ready to be moved waits for the judgement.
-        ended = withdrawn => ended,
-        ended = pump_both(&mut downstream, buffer, &mut upstream, paired.buffer, &counts) => ended,
-        reason = limits.exceeded_as_a_whole(moved, || Some(began)) => Ended::TimedOut(reason),
-    };
-    tcp::finish(flow, ended, &counts, &downstream, &upstream);
 }
 
 /// Says that nothing more will come, and reads on for a moment.

@@ -11,6 +11,8 @@ mod request;
 mod response;
 mod retry;
 mod trailers;
+mod tunnel;
+mod waiting;
 mod websocket;
 
 pub(crate) use buffer::{Buffer, BufferPool};
