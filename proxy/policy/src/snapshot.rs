@@ -22,6 +22,10 @@ pub struct Snapshot {
     resources: Shards<Arc<EndpointPolicy>>,
     /// By endpoint key.
     claimants: Shards<Claimant>,
+    /// Claims that are older count as made in this generation, all at once.
+    order_since: u64,
+    /// What resources claimed that are there and cannot be enforced, by resource name: who is repaired comes back to its place.
+    set_aside: Arc<BTreeMap<Box<str>, Box<[Claim]>>>,
     /// What was compiled, by its source. Entries of what nobody uses any more go when their shard is next copied.
     sides: Shards<(u64, Weak<Side>)>,
     conflicts: Arc<BTreeMap<EndpointKey, Conflict>>,
@@ -95,11 +99,24 @@ impl Snapshot {
         let claimants = self.claimants(key);
         let latest = match claimants {
             [] | [_] => 0,
-            several => several.iter().filter_map(|claimant| claimant.policy.since(key)).max().unwrap_or_default(),
+            several => {
+                several.iter().filter_map(|claimant| self.since(&claimant.policy, key)).max().unwrap_or_default()
+            }
         };
         // A claimant of another key with the same hash has no claim to this one.
-        let enforced = move |claimant: &&Claimant| claimant.policy.since(key).is_some_and(|since| since >= latest);
+        let enforced =
+            move |claimant: &&Claimant| self.since(&claimant.policy, key).is_some_and(|since| since >= latest);
         claimants.iter().filter(enforced).map(|claimant| &claimant.policy)
+    }
+
+    /// Generation in which the claim of `policy` to `key` began, as far as that is remembered; `None` when there is none.
+    fn since(&self, policy: &EndpointPolicy, key: &EndpointKey) -> Option<u64> {
+        policy.since(key).map(|since| since.max(self.order_since))
+    }
+
+    /// Whether anything would change if the order of claims was forgotten; see [`SnapshotBuilder::forget_order`].
+    pub fn remembers_order(&self) -> bool {
+        !self.set_aside.is_empty() || self.conflicts().any(|conflict| !conflict.overridden.is_empty())
     }
 
     /// Whoever claims a key with this one's hash, by resource name.

@@ -13,5 +13,5 @@ mod world;
 pub mod xds;
 
 pub(crate) use policies::set_unknown_fields_aside;
-pub use policies::{CompilingFailed, Control, Received, RefusedResource};
+pub use policies::{ClaimOrder, CompilingFailed, Control, Received, RefusedResource};
 pub use world::{Owner, World, WorldStore};

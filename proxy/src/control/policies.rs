@@ -15,6 +15,7 @@ use tollgate_proto::cilium;
 use super::WorldStore;
 use super::directory::{Directory, PolicySet};
 use super::secret_sources::SecretSources;
+use super::world::after_publishing;
 use crate::identity::IdentityTable;
 use crate::metrics::{Control as Metrics, PolicyGauges, UpdateResult};
 use crate::policy_file::FilePlace;
@@ -74,6 +75,15 @@ pub struct Received {
     pub partly_read: Option<Bytes>,
     /// Where it stands, when it comes out of a file.
     pub place: Option<FilePlace>,
+}
+
+/// Whose claim to an address counts, when several resources make it: the latest, or all that were made at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimOrder {
+    /// Claims are as old as they were before.
+    Continues,
+    /// All claims of this state are made at once: it is the first of a stream, and what counts must not depend on earlier ones.
+    BeginsAnew,
 }
 
 /// What was said already, so that an update that repeats a problem does not repeat the warning.
@@ -196,7 +206,7 @@ impl Control {
             let known: HashSet<&str> = state.policies.keys().map(String::as_str).chain(in_force).collect();
             known.into_iter().filter(|name| !names.contains(*name)).map(ToOwned::to_owned).collect()
         };
-        self.update_policies(changed, removed).await
+        self.update_policies(changed, removed, ClaimOrder::Continues).await
     }
 
     /// Enforces `changed` instead of what these resources held before, and no more what `removed` names. Nothing in them
@@ -211,31 +221,37 @@ impl Control {
         self: &Arc<Self>,
         changed: Vec<Received>,
         removed: Vec<String>,
+        order: ClaimOrder,
     ) -> Result<(), CompilingFailed> {
         let _turn = self.updating.lock().await;
-        if changed.is_empty() && removed.is_empty() && self.store.load().has_policy {
+        if changed.is_empty() && removed.is_empty() && self.stays_the_same(order) {
             // A control plane that comes back with what it said before; long flows need not be judged again for that.
             self.metrics.policy_update(UpdateResult::Accepted);
             return Ok(());
         }
         let control = Arc::clone(self);
-        let before = self.store.load().policy.generation();
-        let compiled = tokio::task::spawn_blocking(move || control.compile_and_publish(changed, removed)).await;
+        let compiled = tokio::task::spawn_blocking(move || control.compile_and_publish(changed, removed, order)).await;
         if let Err(error) = compiled {
-            if self.store.load().policy.generation() == before {
-                self.metrics.policy_update(UpdateResult::Rejected);
-                return Err(CompilingFailed(error));
-            }
-            tracing::error!(%error, "policy is in force, but what follows has failed: status and metrics may be out of date");
+            self.metrics.policy_update(UpdateResult::Rejected);
+            return Err(CompilingFailed(error));
         }
         self.metrics.policy_update(UpdateResult::Accepted);
         self.lock().first_policy = None;
         Ok(())
     }
 
-    /// What may fail comes before the publication as far as it can.
-    fn compile_and_publish(&self, changed: Vec<Received>, removed: Vec<String>) {
+    /// Whether an update without changes makes none.
+    fn stays_the_same(&self, order: ClaimOrder) -> bool {
+        let world = self.store.load();
+        world.has_policy && !(order == ClaimOrder::BeginsAnew && world.policy.remembers_order())
+    }
+
+    /// Panics only before the publication: nothing has changed then, here or in the world.
+    fn compile_and_publish(&self, changed: Vec<Received>, removed: Vec<String>, order: ClaimOrder) {
         let mut builder = self.store.load().policy.update();
+        if order == ClaimOrder::BeginsAnew {
+            builder.forget_order();
+        }
         for name in &removed {
             builder.remove(name);
         }
@@ -250,7 +266,7 @@ impl Control {
                     None
                 }
                 Err(error) => {
-                    builder.remove(&name);
+                    builder.set_aside(&name);
                     let reason = place.as_ref().map_or_else(|| error.to_string(), |place| format!("{place}: {error}"));
                     Some(RefusedResource { name: policy.endpoint_id.to_string(), reason })
                 }
@@ -264,21 +280,27 @@ impl Control {
             quarantined_rules: snapshot.quarantined_count() as u64,
             conflicts: snapshot.conflicts().len() as u64,
         };
-        for judged in &received {
-            self.warn_of(judged, &snapshot);
-        }
-        let counts = (received.len(), removed.len());
-        self.lock().remember(received, &removed);
         self.store.publish_policy(snapshot);
-        self.secrets.look(&self.store.load().policy);
+        after_publishing(|| self.note_in_force(received, &removed, gauges));
+    }
+
+    /// Remembers and tells what has been published.
+    fn note_in_force(&self, received: Vec<Judged>, removed: &[String], gauges: PolicyGauges) {
+        let policy = Arc::clone(&self.store.load().policy);
+        self.secrets.look(&policy);
+        for judged in &received {
+            self.warn_of(judged, &policy);
+        }
+        let changed = received.len();
+        self.lock().remember(received, removed);
         self.warn_of_missing_secrets();
         self.metrics.policy_in_force(gauges, SystemTime::now());
         tracing::info!(
             generation = gauges.generation,
             endpoints = gauges.endpoints,
             quarantined = gauges.quarantined_rules,
-            changed = counts.0,
-            removed = counts.1,
+            changed,
+            removed = removed.len(),
             "policy in force"
         );
     }
@@ -396,96 +418,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::Future as _;
-    use std::pin::pin;
-    use std::task::{Context, Poll, Wake};
-
-    use prost::Message as _;
-    use tollgate_policy::{ConnectionVerdict, Direction, EndpointKey, Flow, SecurityId, ServerName};
-
-    use super::*;
-    use crate::identity::Sources;
-    use crate::readiness::Readiness;
-
-    /// Whoever is told of the new world does not take it well.
-    struct Panics;
-
-    impl Wake for Panics {
-        fn wake(self: Arc<Self>) {
-            panic!("a defect behind the publication");
-        }
-    }
-
-    fn received(id: u64) -> Received {
-        let policy = cilium::NetworkPolicy {
-            endpoint_ips: vec![format!("10.0.0.{id}")],
-            endpoint_id: id,
-            ..cilium::NetworkPolicy::default()
-        };
-        Received { name: id.to_string(), policy, partly_read: None, place: None }
-    }
-
-    #[tokio::test]
-    async fn what_is_in_force_is_never_refused() {
-        let store = Arc::new(WorldStore::new(Sources::of_table(IdentityTable::default())));
-        let readiness = Readiness::default();
-        let control = Control::new(Arc::clone(&store), Arc::default(), readiness.pending("first policy"));
-        let control = Arc::new(control);
-        let mut worlds = store.subscribe();
-        let mut told = pin!(worlds.changed());
-        let waker = Arc::new(Panics).into();
-        assert!(matches!(told.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Pending));
-        let update = control.update_policies(vec![received(1), received(2)], Vec::new()).await;
-        let in_force = || store.load().policy.endpoints().map(|policy| policy.endpoint_id()).collect::<Vec<_>>();
-        assert_eq!((update.is_ok(), in_force().len()), (true, 2), "it is in force");
-        assert!(control.with_policies(|policies| policies.len() == 2) && readiness.waiting_for().is_empty());
-        let place = FilePlace { file: std::path::Path::new("1.yaml").into(), line: None };
-        let directory = vec![(received(1).policy, place)];
-        control.replace_policies(directory).await.unwrap();
-        assert_eq!(in_force(), [1], "and what was in force goes");
-    }
-
-    /// A rule on port 80 that would admit everybody, with bytes of a field from the future in it.
-    fn admits_with_unknown_field(rule_suffix: &[u8], entry_suffix: &[u8]) -> bool {
-        let nested = |tag: u8, bytes: &[u8]| [&[tag, u8::try_from(bytes.len()).unwrap()], bytes].concat();
-        let rule = nested(0x1a, &[&nested(0x2a, b"r")[..], rule_suffix].concat());
-        let entry = nested(0x1a, &[&[0x08, 80][..], &rule, entry_suffix].concat());
-        let bytes = [&nested(0x0a, b"10.0.0.1")[..], &[0x10, 69], &entry].concat();
-        let policy = cilium::NetworkPolicy::decode(&bytes[..]).unwrap();
-        let mut model = NetworkPolicy::try_from(&policy).unwrap();
-        set_unknown_fields_aside(&mut model, &bytes);
-        let mut builder = Snapshot::empty().update();
-        builder.replace_all([model]);
-        let endpoint = EndpointKey::parse("10.0.0.1");
-        let flow = Flow {
-            direction: Direction::Ingress,
-            endpoint: &endpoint,
-            remote: SecurityId(7),
-            port: 80,
-            proxy_id: 0,
-            server_name: ServerName::Unknown,
-        };
-        !matches!(builder.build().evaluate_connection(&flow), ConnectionVerdict::Deny { .. })
-    }
-
-    #[test]
-    fn a_problem_is_news_once_and_again_after_it_was_gone() {
-        let mut warned = Warned::default();
-        let mut keep = |subject, problems: &[&str]| {
-            warned.keep(subject, problems.iter().map(|&problem| problem.to_owned()).collect())
-        };
-        assert_eq!(keep("1", &["b", "a", "b"]), ["a", "b"]);
-        assert_eq!(keep("1", &["c", "b"]), ["c"]);
-        assert_eq!(keep("2", &["b"]), ["b"]);
-        assert_eq!(keep("1", &["a", "b", "c"]), ["a"]);
-    }
-
-    #[test]
-    fn a_field_from_the_future_never_widens_a_rule() {
-        let unknown = [0x98, 0x06, 0x01];
-        assert!(admits_with_unknown_field(&[], &[]));
-        assert!(!admits_with_unknown_field(&unknown, &[]));
-        assert!(!admits_with_unknown_field(&[], &unknown));
-    }
-}
+mod tests;

@@ -72,10 +72,41 @@ fn value(secret: &Secret) -> Result<&[u8], &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Wake};
+
     use tollgate_proto::envoy::config::core::v3::DataSource;
     use tollgate_proto::envoy::extensions::transport_sockets::tls::v3::{GenericSecret, TlsCertificate};
+    use tollgate_xds::Resource;
 
     use super::*;
+    use crate::control::WorldStore;
+    use crate::identity::{IdentityTable, Sources};
+    use crate::readiness::Readiness;
+
+    /// Whoever is told of the new world does not take it well.
+    struct Panics;
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a defect behind the publication");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_in_force_is_never_refused() {
+        let store = Arc::new(WorldStore::new(Sources::of_table(IdentityTable::default())));
+        let pending = Readiness::default().pending("first policy");
+        let mut handler = SecretHandler::new(Arc::new(Control::new(Arc::clone(&store), Arc::default(), pending)));
+        let mut worlds = store.subscribe();
+        let mut told = pin!(worlds.changed());
+        assert!(told.as_mut().poll(&mut Context::from_waker(&Arc::new(Panics).into())).is_pending());
+        let message = generic(Some(Specifier::InlineString("t".into())));
+        let changed = vec![Resource { name: "s".into(), message, partly_read: None }];
+        let update = Update { version: "1".into(), changed, removed: Vec::new(), first_on_stream: true };
+        assert_eq!(handler.apply(update).await, Ok(()));
+        assert_eq!((store.load().secrets.problem("s"), handler.secrets.iter().len()), (None, 1));
+    }
 
     fn generic(specifier: Option<Specifier>) -> Secret {
         let source = DataSource { specifier, ..DataSource::default() };

@@ -12,6 +12,7 @@ use tollgate_policy::{Secrets, Snapshot};
 
 use super::Control;
 use super::secrets::SecretFiles;
+use super::world::after_publishing;
 
 /// What the sources have delivered, and what is wanted of the control plane.
 #[derive(Debug, Default)]
@@ -21,7 +22,7 @@ pub(super) struct SecretSources {
     wanted: watch::Sender<BTreeSet<String>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Delivered {
     /// Names that have a file.
     filed: BTreeSet<String>,
@@ -57,12 +58,10 @@ impl Control {
 
     /// Takes secrets from files: what they hold now, and only from there from now on.
     pub fn take_secrets_from(&self, files: &SecretFiles) {
-        {
-            let mut delivered = self.secrets.lock();
+        self.publish_secrets(|delivered| {
             delivered.filed = files.names().map(ToOwned::to_owned).collect();
             delivered.files = files.current().clone();
-        }
-        self.publish_secrets();
+        });
     }
 
     /// Takes over what the files hold whenever they change. Never returns.
@@ -70,22 +69,24 @@ impl Control {
         loop {
             let secrets = files.changed().await.clone();
             tracing::info!("a secret has changed");
-            self.secrets.lock().files = secrets;
-            self.publish_secrets();
+            self.publish_secrets(|delivered| delivered.files = secrets);
         }
     }
 
     /// Compares and injects these secrets of the control plane from now on, and no others of it.
     pub fn replace_served_secrets(&self, secrets: Secrets) {
-        self.secrets.lock().control_plane = secrets;
-        self.publish_secrets();
+        self.publish_secrets(|delivered| delivered.control_plane = secrets);
     }
 
-    fn publish_secrets(&self) {
-        let delivered = self.secrets.lock();
+    /// Has what `change` delivers in force. Panics only before that, with nothing changed.
+    fn publish_secrets(&self, change: impl FnOnce(&mut Delivered)) {
         // Under the lock: of two publishers the later one has seen both sources.
-        self.store().publish_secrets(delivered.files.or(&delivered.control_plane));
+        let mut delivered = self.secrets.lock();
+        let mut next = delivered.clone();
+        change(&mut next);
+        self.store().publish_secrets(next.files.or(&next.control_plane));
+        *delivered = next;
         drop(delivered);
-        self.warn_of_missing_secrets();
+        after_publishing(|| self.warn_of_missing_secrets());
     }
 }

@@ -7,6 +7,7 @@ use tollgate_proto::tenant::Tenant;
 use tollgate_xds::{Handler, Rejection, State, Update};
 
 use super::Control;
+use super::world::after_publishing;
 use crate::policy_file::FilePlace;
 use crate::tenant::{Delivered, Group};
 
@@ -34,9 +35,10 @@ impl Handler for TenantHandler {
         for resource in update.changed.iter().filter(|resource| resource.partly_read.is_some()) {
             tracing::warn!(tenant = resource.name, "tenant has a field that this version does not know");
         }
-        self.tenants = self.tenants.after(update);
-        let delivered = self.tenants.iter().map(|(name, tenant)| delivered(format!("resource {name}"), tenant));
+        let next = self.tenants.after(update);
+        let delivered = next.iter().map(|(name, tenant)| delivered(format!("resource {name}"), tenant));
         self.control.replace_tenants(delivered.collect());
+        self.tenants = next;
         Ok(())
     }
 }
@@ -58,6 +60,11 @@ impl Control {
             return;
         }
         self.store().publish_tenants(delivered);
+        after_publishing(|| self.tell_of_tenants());
+    }
+
+    /// Says what has become of tenants, unless that was said before.
+    fn tell_of_tenants(&self) {
         let (problems, groups) = {
             let tenants = self.store().tenants();
             let refused = tenants.refused().iter();

@@ -1,6 +1,7 @@
 //! What workers decide by: one immutable value, replaced as a whole and visible to every worker at once.
 
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -62,6 +63,14 @@ pub struct Owner {
     first: u64,
     /// What is left of the other ids, of which there are hardly ever any.
     others: u64,
+}
+
+/// Does what follows a publication. A panic in it is a defect, but what was published is in force: whoever sent it must not learn
+/// of a failure and take it for refused.
+pub(super) fn after_publishing(follow: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(follow)).is_err() {
+        tracing::error!("an update is in force, but what follows has failed: status and metrics may be out of date");
+    }
 }
 
 /// Holds the current [`World`]. Reading is one atomic load; publishing is done by the control side only.
@@ -155,7 +164,9 @@ impl WorldStore {
         };
         let next = change(world, &mut tenants);
         self.current.store(Arc::new(next));
-        self.generation.send_replace(generation);
+        after_publishing(|| {
+            self.generation.send_replace(generation);
+        });
         generation
     }
 

@@ -10,7 +10,7 @@ use tollgate_proto::cilium;
 use tollgate_xds::{Address, Client, ClientConfig, Handler, Mode, Rejection, Resource, Update, Variant};
 
 use super::sds::SecretHandler;
-use super::{Control, Received};
+use super::{ClaimOrder, Control, Received};
 use crate::config::{Identities, ListenAddress, Node, XdsMode};
 use crate::identity::IdentityTable;
 
@@ -74,11 +74,12 @@ impl Handler for PolicyHandler {
         if update.first_on_stream {
             self.control.reopen_identity_maps();
         }
-        let Update { changed, removed, .. } = update;
+        let Update { changed, removed, first_on_stream, .. } = update;
+        let order = if first_on_stream { ClaimOrder::BeginsAnew } else { ClaimOrder::Continues };
         let received =
             |Resource { name, message: policy, partly_read }| Received { name, policy, partly_read, place: None };
         let changed = changed.into_iter().map(received).collect();
-        self.control.update_policies(changed, removed).await.map_err(|error| Rejection::new(error.to_string()))
+        self.control.update_policies(changed, removed, order).await.map_err(|error| Rejection::new(error.to_string()))
     }
 }
 

@@ -19,7 +19,8 @@
 //! - Ranges of nothing but pass rules stay (section 1.3 step 8 removes them): they never admit, and who asks learns that
 //!   rules cover the port.
 //! - A server name that nobody looked for is not "none": see `peer`.
-//! - An address that several resources claim belongs to the latest; to all of them when they claimed it at once.
+//! - An address that several resources claim belongs to the latest; to all of them when they claimed it at once, or in the
+//!   first state of a stream.
 //!
 //! It makes no `Permit`: nothing is ever forwarded on its word. Budgets that only the compiled form has (the size of an
 //! automaton for many expressions together, the work of one request, what is logged of it) are not known here.
@@ -48,6 +49,8 @@ use crate::{
 pub struct Reference {
     responses: u64,
     resources: Vec<Resource>,
+    /// Resources that are there and cannot be enforced.
+    set_aside: Vec<Resource>,
 }
 
 /// One resource of a response that only says what changed.
@@ -57,6 +60,8 @@ pub enum Change {
     Upsert(String, NetworkPolicy),
     /// There is no resource of this name any more.
     Remove(String),
+    /// It is there and cannot be enforced; its claims keep their place until it can.
+    SetAside(String),
 }
 
 #[derive(Clone, Debug)]
@@ -127,7 +132,7 @@ impl Reference {
     /// counts.
     pub fn replace_all(&mut self, policies: impl IntoIterator<Item = NetworkPolicy>) {
         self.responses += 1;
-        let before = std::mem::take(&mut self.resources);
+        let before: Vec<_> = self.resources.drain(..).chain(self.set_aside.drain(..)).collect();
         for policy in policies {
             let id = policy.endpoint_id;
             let taken = |name: &str| self.resources.iter().any(|resource| resource.name == name);
@@ -146,12 +151,28 @@ impl Reference {
     pub fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
         self.responses += 1;
         for change in changes {
-            let (Change::Upsert(name, _) | Change::Remove(name)) = &change;
-            let known = self.resources.iter().position(|resource| resource.name == *name);
-            let known = known.map(|at| self.resources.remove(at));
-            if let Change::Upsert(name, policy) = change {
-                self.resources.push(Resource::received(name, policy, known.as_ref(), self.responses));
+            let (Change::Upsert(name, _) | Change::Remove(name) | Change::SetAside(name)) = &change;
+            let take = |all: &mut Vec<Resource>| {
+                let known = all.iter().position(|resource| resource.name == *name);
+                known.map(|at| all.remove(at))
+            };
+            let known = take(&mut self.resources).or_else(|| take(&mut self.set_aside));
+            match change {
+                Change::Upsert(name, policy) => {
+                    self.resources.push(Resource::received(name, policy, known.as_ref(), self.responses));
+                }
+                Change::SetAside(_) => self.set_aside.extend(known),
+                Change::Remove(_) => {}
             }
+        }
+    }
+
+    /// From here on the claims that are there count as made at once: a new stream has begun with the state of before.
+    pub fn forget_order(&mut self) {
+        self.responses += 1;
+        self.set_aside.clear();
+        for (_, since) in self.resources.iter_mut().flat_map(|resource| &mut resource.since) {
+            *since = self.responses;
         }
     }
 

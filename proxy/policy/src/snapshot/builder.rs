@@ -17,11 +17,27 @@ pub struct SnapshotBuilder {
     changes: BTreeMap<Box<str>, Option<Arc<EndpointPolicy>>>,
     /// What the base has not compiled, by the hash of its source.
     new_sides: HashMap<u64, Vec<Arc<Side>>>,
+    /// What resources claimed that are set aside now; `None` where they are not any more.
+    set_aside: BTreeMap<Box<str>, Option<Box<[Claim]>>>,
+    forgets_order: bool,
 }
 
 impl SnapshotBuilder {
     pub(super) fn new(base: Snapshot) -> Self {
-        Self { generation: base.generation + 1, base, changes: BTreeMap::new(), new_sides: HashMap::new() }
+        Self {
+            generation: base.generation + 1,
+            base,
+            changes: BTreeMap::new(),
+            new_sides: HashMap::new(),
+            set_aside: BTreeMap::new(),
+            forgets_order: false,
+        }
+    }
+
+    /// Lets all claims to addresses count as made at once in this generation, also those that are there already. For the first
+    /// state of a stream: what is enforced then does not depend on what earlier streams said in which order.
+    pub fn forget_order(&mut self) {
+        self.forgets_order = true;
     }
 
     /// State of the world: afterwards there are these policies and no others. Resources are named by their decimal
@@ -43,8 +59,11 @@ impl SnapshotBuilder {
             named.insert(resource);
         }
         let known = self.base.resources.iter().map(|policy| &policy.resource).chain(self.changes.keys());
+        let known = known.chain(self.base.set_aside.keys()).chain(self.set_aside.keys());
         let gone: Vec<Box<str>> = known.filter(|name| !named.contains(&***name)).cloned().collect();
-        self.changes.extend(gone.into_iter().map(|name| (name, None)));
+        for name in gone {
+            self.remove(&name);
+        }
         names
     }
 
@@ -54,10 +73,23 @@ impl SnapshotBuilder {
         if let Some(changed) = self.compile(resource, policy, old.as_deref()) {
             self.changes.insert(resource.into(), Some(Arc::new(changed)));
         }
+        self.forget_aside(resource);
+    }
+
+    /// Enforces one resource no more, which is still there, but cannot be enforced. When it can again, the claims that it had have
+    /// their old place in the order; of a resource that was removed they are new.
+    pub fn set_aside(&mut self, resource: &str) {
+        let claims = match self.current(resource) {
+            Some(policy) => policy.claims.clone(),
+            None => self.claims_aside(resource).into(),
+        };
+        self.remove(resource);
+        self.set_aside.insert(resource.into(), Some(claims));
     }
 
     /// Removes one resource; `false` when there was none of this name.
     pub fn remove(&mut self, resource: &str) -> bool {
+        self.forget_aside(resource);
         let known = self.current(resource).is_some();
         if known {
             self.changes.insert(resource.into(), None);
@@ -67,9 +99,23 @@ impl SnapshotBuilder {
 
     /// The snapshot. A key belongs to the resource that claimed it last; to all of them when they did at once.
     pub fn build(self) -> Snapshot {
-        let Self { base, generation, changes, new_sides } = self;
+        let Self { base, generation, changes, new_sides, set_aside, forgets_order } = self;
         let mut next = base;
         next.generation = generation;
+        if forgets_order {
+            next.order_since = generation;
+            next.set_aside = Arc::default();
+            let shared: Vec<EndpointKey> = next.conflicts.keys().cloned().collect();
+            next.note_conflicts(shared.iter());
+        } else if !set_aside.is_empty() {
+            let aside = Arc::make_mut(&mut next.set_aside);
+            for (name, claims) in set_aside {
+                match claims {
+                    Some(claims) => aside.insert(name, claims),
+                    None => aside.remove(&name),
+                };
+            }
+        }
         let mut gone = Vec::new();
         let mut come = Vec::new();
         for (name, change) in changes {
@@ -79,7 +125,7 @@ impl SnapshotBuilder {
         if !gone.is_empty() || !come.is_empty() {
             next.exchange(&gone, &come);
             next.count_secrets(&gone, &come);
-            next.note_conflicts(&gone, &come);
+            next.note_conflicts(gone.iter().chain(&come).flat_map(|policy| policy.keys()));
         }
         let mut edits = Edits::default();
         for (hash, sides) in &new_sides {
@@ -97,6 +143,21 @@ impl SnapshotBuilder {
         }
     }
 
+    /// What the resource of this name claimed, if it is set aside.
+    fn claims_aside(&self, resource: &str) -> &[Claim] {
+        match self.set_aside.get(resource) {
+            Some(aside) => aside.as_deref(),
+            None => self.base.set_aside.get(resource).map(|claims| &**claims),
+        }
+        .unwrap_or_default()
+    }
+
+    fn forget_aside(&mut self, resource: &str) {
+        if self.set_aside.contains_key(resource) || self.base.set_aside.contains_key(resource) {
+            self.set_aside.insert(resource.into(), None);
+        }
+    }
+
     /// The policy in the form that is enforced; `None` when it is what the resource had before.
     fn compile(
         &mut self,
@@ -109,7 +170,8 @@ impl SnapshotBuilder {
             if claims.iter().any(|claim| claim.key == key) {
                 continue;
             }
-            let since = old.and_then(|old| old.since(&key)).unwrap_or(self.generation);
+            let before = old.map_or_else(|| self.claims_aside(resource), |old| &old.claims);
+            let since = before.iter().find(|claim| claim.key == key).map_or(self.generation, |claim| claim.since);
             claims.push(Claim { key, since });
         }
         let mut side = |rules: Vec<PortPolicy>, before: Option<&Arc<Side>>| match before {
@@ -199,9 +261,9 @@ impl Snapshot {
         }
     }
 
-    /// Finds out again who shares a key, for every key that changed hands.
-    fn note_conflicts(&mut self, gone: &[Arc<EndpointPolicy>], come: &[Arc<EndpointPolicy>]) {
-        let changed = gone.iter().chain(come).flat_map(|policy| policy.keys()).collect::<BTreeSet<_>>();
+    /// Finds out again who shares a key, for every key that may have changed hands.
+    fn note_conflicts<'k>(&mut self, changed: impl Iterator<Item = &'k EndpointKey>) {
+        let changed: BTreeSet<_> = changed.collect();
         let mut conflicts = BTreeMap::clone(&self.conflicts);
         for key in changed {
             match self.conflict(key) {
@@ -214,7 +276,7 @@ impl Snapshot {
 
     fn conflict(&self, key: &EndpointKey) -> Option<Conflict> {
         let claims = self.claimants(key).iter().map(|claimant| &claimant.policy);
-        let claims: Vec<_> = claims.filter_map(|policy| Some((policy.since(key)?, &policy.resource))).collect();
+        let claims: Vec<_> = claims.filter_map(|policy| Some((self.since(policy, key)?, &policy.resource))).collect();
         let latest = claims.iter().map(|(since, _)| *since).max().filter(|_| claims.len() > 1)?;
         let names = |wanted: bool| {
             claims

@@ -112,6 +112,8 @@ impl<'a> Choices<'a> {
 pub(crate) enum Response {
     /// The state of the world.
     All(Vec<NetworkPolicy>),
+    /// The same on a new stream.
+    Anew(Vec<NetworkPolicy>),
     /// What changed.
     Changed(Vec<Change>),
 }
@@ -122,12 +124,18 @@ pub(crate) fn history(choices: &mut Choices<'_>) -> Vec<Response> {
     let mut responses = vec![first];
     if choices.once_in(4) {
         let further = choices.list(2, |choices| {
-            if choices.once_in(2) {
-                return Response::All(policies(choices));
+            match choices.below(4) {
+                0 => return Response::All(policies(choices)),
+                1 => return Response::Anew(policies(choices)),
+                _ => {}
             }
             Response::Changed(choices.list(3, |choices| {
                 let name = choices.one(&["1", "2", "other"]).to_owned();
-                if choices.once_in(3) { Change::Remove(name) } else { Change::Upsert(name, policy(choices)) }
+                match choices.below(5) {
+                    0 => Change::Remove(name),
+                    1 => Change::SetAside(name),
+                    _ => Change::Upsert(name, policy(choices)),
+                }
             }))
         });
         responses.extend(further);
@@ -351,11 +359,18 @@ pub(crate) fn worlds(history: &[Response]) -> (Snapshot, Reference) {
                 next.replace_all(policies.clone());
                 reference.replace_all(policies.clone());
             }
+            Response::Anew(policies) => {
+                next.replace_all(policies.clone());
+                next.forget_order();
+                reference.replace_all(policies.clone());
+                reference.forget_order();
+            }
             Response::Changed(changes) => {
                 for change in changes {
                     match change {
                         Change::Upsert(name, policy) => next.upsert(name, policy.clone()),
                         Change::Remove(name) => drop(next.remove(name)),
+                        Change::SetAside(name) => next.set_aside(name),
                     }
                 }
                 reference.change(changes.clone());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tollgate_policy::{
     ConnectionVerdict, Direction, EndpointKey, EndpointPolicy, Flow, NetworkPolicy, PortPolicy, Snapshot,
+    SnapshotBuilder,
 };
 
 use crate::support::{World, allow, flow, from, paths, policy, port};
@@ -77,6 +78,59 @@ fn the_latest_claim_owns_an_address() {
     };
     assert_eq!((&*conflict.enforced[0], &*conflict.overridden[0]), ("2", "9"));
     assert_eq!(ids(&next(&again, vec![a()])), [9]);
+}
+
+/// What a new stream says counts whichever way earlier streams came to it.
+#[test]
+fn the_first_state_of_a_stream_is_judged_without_its_history() {
+    let address = "10.0.0.1";
+    let state = || vec![only_for(9, &[address], 1), only_for(2, &[address], 2)];
+    let owners = |snapshot: &Snapshot| owner(snapshot, address).len();
+    let on_new_stream = |before: &Snapshot, policies: Vec<NetworkPolicy>| {
+        let mut builder = before.update();
+        builder.forget_order();
+        builder.replace_all(policies);
+        builder.build()
+    };
+    let grown = next(&next(&Snapshot::empty(), vec![only_for(9, &[address], 1)]), state());
+    assert_eq!((owners(&grown), grown.remembers_order()), (1, true));
+    let again = on_new_stream(&grown, state());
+    assert_eq!((owners(&again), again.remembers_order()), (2, false), "as of a process that has just started");
+    assert_eq!(again.conflicts().map(|conflict| conflict.enforced.len()).collect::<Vec<_>>(), [2]);
+    // From there on the order counts again: the one that comes back is the latest.
+    let one = next(&again, vec![only_for(9, &[address], 1)]);
+    let back = next(&one, state());
+    assert_eq!(owner(&back, address).iter().map(|policy| policy.endpoint_id()).collect::<Vec<_>>(), [2]);
+    // Who came with the first state is older than whoever changes later, also where nobody shared anything then.
+    let alone = on_new_stream(&back, vec![only_for(2, &[address], 2)]);
+    assert_eq!(owner(&next(&alone, state()), address)[0].endpoint_id(), 9);
+}
+
+#[test]
+fn a_repaired_resource_has_its_old_place() {
+    let address = "10.0.0.1";
+    let ids = |snapshot: &Snapshot| -> Vec<u64> { owner(snapshot, address).iter().map(|p| p.endpoint_id()).collect() };
+    let change = |before: &Snapshot, change: &dyn Fn(&mut SnapshotBuilder)| {
+        let mut builder = before.update();
+        change(&mut builder);
+        builder.build()
+    };
+    let (old, new) = (|| only_for(1, &[address], 1), || only_for(2, &[address], 2));
+    let repair = |builder: &mut SnapshotBuilder| builder.upsert("1", old());
+    let broken = {
+        let both = next(&next(&Snapshot::empty(), vec![old()]), vec![old(), new()]);
+        assert_eq!(ids(&both), [2]);
+        change(&both, &|builder| builder.set_aside("1"))
+    };
+    assert_eq!((ids(&broken), broken.endpoint_count(), broken.remembers_order()), (vec![2], 1, true));
+    assert_eq!(ids(&change(&broken, &repair)), [2], "repaired");
+    let still = change(&broken, &|builder| builder.set_aside("1"));
+    assert_eq!(ids(&change(&still, &repair)), [2], "repaired at the second attempt");
+    let gone = change(&broken, &|builder| assert!(!builder.remove("1")));
+    assert!(!ids(&change(&gone, &repair)).contains(&2), "removed and made anew");
+    assert_eq!(ids(&next(&next(&broken, vec![new()]), vec![old(), new()])), [1], "a state without it removes it");
+    let anew = change(&broken, &SnapshotBuilder::forget_order);
+    assert_eq!((ids(&change(&anew, &repair)), anew.remembers_order()), (vec![1], false), "forgotten with its stream");
 }
 
 #[test]
