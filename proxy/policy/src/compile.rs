@@ -21,7 +21,8 @@ use std::sync::Arc;
 use self::rule::{CompiledRule, Finding, Findings, Origin};
 pub(crate) use self::rule_set::{RuleSet, Walk};
 pub(crate) use self::work::Work;
-use crate::model::{PortPolicy, Protocol, RuleVerdict, Unsupported};
+use crate::limits::{Effort, Limits, UNFINISHED};
+use crate::model::{PortPolicy, PortRule, Protocol, RuleVerdict, Unsupported};
 
 /// One direction of a policy, ready to evaluate. Knows no endpoint, so that endpoints with equal rules share it.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct CompiledDirection {
     wildcard: Option<Arc<RuleSet>>,
     /// Why nothing at all is allowed, when a port entry that cannot be placed holds a deny or a pass.
     denied: Option<Finding>,
+    /// It stands for what would take more effort than there was.
+    pub(crate) unfinished: bool,
     pub(crate) findings: Vec<Finding>,
     /// Names of the secrets that its rules compare with or inject.
     pub(crate) secrets: Box<[Box<str>]>,
@@ -68,9 +71,45 @@ impl CompiledDirection {
         }
     }
 
-    /// Compiles the entries of one direction, in message order.
-    pub(crate) fn compile(entries: &[PortPolicy]) -> Self {
+    /// Compiles the entries of one direction, in message order. Denies everything, for the time being, where `effort` does not
+    /// suffice.
+    pub(crate) fn compile(entries: &[PortPolicy], limits: &Limits, effort: &mut Effort) -> Self {
+        let rules = rules(entries);
+        if rules > limits.rules {
+            let most = limits.rules;
+            let reason = format!(
+                "{rules} rules, and {most} are the most; write fewer, or have `policy.rules` of its tenant raised"
+            );
+            return Self::denying(entries, &reason);
+        }
+        // What is left of too little may be enough for another direction, such as one without rules.
+        let mut findings = Findings::within(*limits, Effort::new(effort.left()));
+        let compiled = Self::compile_rules(entries, &mut findings);
+        match effort.follow(findings.lowerings.effort) {
+            true => Self { findings: findings.list, ..compiled },
+            false => Self { unfinished: true, ..Self::denying(entries, UNFINISHED) },
+        }
+    }
+
+    /// Allows nothing, for this reason.
+    fn denying(entries: &[PortPolicy], reason: &str) -> Self {
         let mut findings = Findings::default();
+        let denied = findings.add(Origin { port_entry: 0, rule: None }, None, "rules", reason);
+        Self { denied: Some(denied), findings: findings.list, secrets: secrets(entries), ..Self::empty() }
+    }
+
+    fn empty() -> Self {
+        Self {
+            ranges: Vec::new(),
+            wildcard: None,
+            denied: None,
+            unfinished: false,
+            findings: Vec::new(),
+            secrets: Box::default(),
+        }
+    }
+
+    fn compile_rules(entries: &[PortPolicy], findings: &mut Findings) -> Self {
         let mut denied = None;
         let mut placed = Vec::new();
         for (entry, number) in entries.iter().zip(0..) {
@@ -84,7 +123,10 @@ impl CompiledDirection {
             };
             match Span::of(entry) {
                 Ok(span) => {
-                    placed.push(Placed { span, rules: compile_rules(number, entry, problem.as_ref(), &mut findings) })
+                    placed.push(Placed { span, rules: compile_rules(number, entry, problem.as_ref(), findings) });
+                    if findings.lowerings.effort.is_exhausted() {
+                        return Self::empty();
+                    }
                 }
                 Err(reason) => {
                     let origin = Origin { port_entry: number, rule: None };
@@ -105,9 +147,15 @@ impl CompiledDirection {
             denied = Some(findings.add(Origin { port_entry: 0, rule: None }, None, "port", &reason));
             placed.clear();
         }
-        let (ranges, wildcard) = arrange(&placed, &starts, &mut findings);
-        Self { ranges, wildcard, denied, findings: findings.list, secrets: secrets(entries) }
+        let (ranges, wildcard) = arrange(&placed, &starts, findings);
+        Self { ranges, wildcard, denied, secrets: secrets(entries), ..Self::empty() }
     }
+}
+
+/// How many rules there are, those counted that an HTTP part consists of.
+fn rules(entries: &[PortPolicy]) -> usize {
+    let rules = entries.iter().flat_map(|entry| &entry.rules);
+    rules.map(|rule| 1 + rule.http.as_ref().map_or(0, Vec::len)).sum()
 }
 
 fn secrets(entries: &[PortPolicy]) -> Box<[Box<str>]> {
@@ -157,12 +205,22 @@ fn compile_rules(
         return vec![Arc::new(CompiledRule::default_allow(port_entry, problem, findings))];
     }
     let numbered = entry.rules.iter().zip(0..);
-    numbered
-        .map(|(rule, i)| {
-            let origin = Origin { port_entry, rule: Some(i) };
-            Arc::new(rule::compile(origin, rule, problem, findings))
-        })
-        .collect()
+    let mut compiled = Vec::with_capacity(entry.rules.len());
+    for (rule, i) in numbered {
+        if !findings.lowerings.effort.spend(effort(rule)) {
+            break;
+        }
+        let origin = Origin { port_entry, rule: Some(i) };
+        compiled.push(Arc::new(rule::compile(origin, rule, problem, findings)));
+    }
+    compiled
+}
+
+/// What reading the rule takes, but for its expressions.
+fn effort(rule: &PortRule) -> u64 {
+    let http = rule.http.iter().flatten().map(|http| 1 + http.headers.len() + http.header_matches.len());
+    let parts = 1 + rule.server_names.len() + http.sum::<usize>();
+    parts as u64 * Effort::RULE + rule.remotes.len() as u64 * Effort::IDENTITY
 }
 
 /// Conditions that splitting the ranges of one direction may add, as [`CompiledRule::weight`] counts them: a few thousand

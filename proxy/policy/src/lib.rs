@@ -14,6 +14,7 @@ mod evaluate;
 mod explain;
 mod flow;
 mod header_match;
+mod limits;
 pub mod lint;
 pub mod model;
 #[cfg(feature = "proto")]
@@ -28,10 +29,11 @@ mod verdict;
 pub use edits::{FieldEdit, HeaderEdits, HeaderLog, LoggedHeader, NewValue, REDACTED};
 pub use explain::{Explanation, PolicyExplanation, PredicateExplanation, RuleExplanation, RuleOutcome};
 pub use flow::{Direction, Flow, Headers, NoHeaders, Request, SecurityId, ServerName};
+pub use limits::{Effort, Limits};
 pub use model::{EndpointKey, NetworkPolicy, PortPolicy, PortRule, RuleVerdict};
 #[cfg(feature = "proto")]
 pub use proto::PolicyError;
 pub use quarantine::Quarantine;
 pub use secrets::Secrets;
-pub use snapshot::{Conflict, EndpointPolicy, Snapshot, SnapshotBuilder};
+pub use snapshot::{Conflict, EndpointPolicy, Prepared, Snapshot, SnapshotBuilder};
 pub use verdict::{ConnectionVerdict, DenyReason, NearestMiss, Permit, RuleRef, Verdict};

@@ -9,10 +9,10 @@ mod shards;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
-pub use self::builder::SnapshotBuilder;
+pub use self::builder::{Prepared, SnapshotBuilder};
 use self::shards::{Shards, hash_of};
 use crate::compile::CompiledDirection;
-use crate::{Direction, EndpointKey, PortPolicy, Quarantine};
+use crate::{Direction, EndpointKey, Limits, NetworkPolicy, PortPolicy, Quarantine};
 
 /// All policies of one generation.
 #[derive(Clone, Debug, Default)]
@@ -63,6 +63,8 @@ struct Claimant {
 #[derive(Debug)]
 pub(crate) struct Side {
     source: Vec<PortPolicy>,
+    /// Within which they were compiled.
+    limits: Limits,
     pub(crate) compiled: CompiledDirection,
 }
 
@@ -157,6 +159,12 @@ impl Snapshot {
         (only_in(before, self), only_in(self, before))
     }
 
+    /// What these rules were compiled to, if anybody has them.
+    fn known_side(&self, hash: u64, source: &[PortPolicy], limits: &Limits) -> Option<Arc<Side>> {
+        let known = self.sides.shard(hash).iter().filter(|(other, _)| *other == hash);
+        known.filter_map(|(_, side)| side.upgrade()).find(|side| side.is(source, limits))
+    }
+
     /// The policy of this resource name.
     pub fn policy(&self, resource: &str) -> Option<&EndpointPolicy> {
         self.resource(resource).map(|policy| &**policy)
@@ -188,6 +196,13 @@ impl Snapshot {
     }
 }
 
+impl Side {
+    /// Whether it is these rules, compiled within these limits to the end.
+    fn is(&self, source: &[PortPolicy], limits: &Limits) -> bool {
+        self.source == source && self.limits == *limits && !self.compiled.unfinished
+    }
+}
+
 impl EndpointPolicy {
     /// Name of the xDS resource; the decimal endpoint id unless the control plane chose another.
     pub fn resource(&self) -> &str {
@@ -215,6 +230,26 @@ impl EndpointPolicy {
             let findings = &self.side(direction).compiled.findings;
             findings.iter().map(move |finding| Quarantine::new(self, direction, finding))
         })
+    }
+
+    /// Whether a direction denies until it is compiled, for want of effort.
+    pub fn is_unfinished(&self) -> bool {
+        self.ingress.compiled.unfinished || self.egress.compiled.unfinished
+    }
+
+    /// The limits within which it was compiled.
+    pub fn limits(&self) -> Limits {
+        self.ingress.limits
+    }
+
+    /// What it was compiled from.
+    pub fn source(&self) -> NetworkPolicy {
+        NetworkPolicy {
+            endpoint_id: self.endpoint_id,
+            endpoints: self.keys().cloned().collect(),
+            ingress: self.ingress.source.clone(),
+            egress: self.egress.source.clone(),
+        }
     }
 
     /// Names of the secrets that its rules need; twice when both directions do.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use regex_syntax::hir::Hir;
 
 use super::regex_set::RegexSet;
+use crate::limits::Effort;
 
 /// Bytes of automaton that all expressions of one direction may need.
 const LIMIT: usize = 256 << 20;
@@ -31,14 +32,14 @@ impl Automata {
     ///
     /// # Errors
     /// Text saying which limit they exceed.
-    pub(super) fn of(&mut self, expressions: &[Arc<Hir>]) -> Result<Arc<RegexSet>, String> {
+    pub(super) fn of(&mut self, expressions: &[Arc<Hir>], effort: &mut Effort) -> Result<Arc<RegexSet>, String> {
         let key: Vec<_> = expressions.iter().map(Arc::as_ptr).collect();
         if let Some(known) = self.sets.get(&key) {
             return Ok(known.clone());
         }
         let built = match self.left {
             0 => None,
-            _ => Some(RegexSet::new(expressions)?),
+            _ => Some(RegexSet::new(expressions, effort)?),
         };
         let fits = built.and_then(|built| Some((self.left.checked_sub(built.size())?, built)));
         let Some((left, built)) = fits else {
@@ -71,18 +72,19 @@ mod tests {
     fn equal_lists_share_and_the_sum_is_bounded() {
         let (a, b) = (expression("/a.*"), expression("/b.*"));
         let mut automata = Automata::default();
-        let both = automata.of(&[a.clone(), b.clone()]).unwrap();
+        let mut effort = Effort::UNBOUNDED;
+        let both = automata.of(&[a.clone(), b.clone()], &mut effort).unwrap();
         let left = automata.left;
-        assert!(Arc::ptr_eq(&both, &automata.of(&[a.clone(), b.clone()]).unwrap()));
+        assert!(Arc::ptr_eq(&both, &automata.of(&[a.clone(), b.clone()], &mut effort).unwrap()));
         assert_eq!(automata.left, left);
-        let one = automata.of(std::slice::from_ref(&a)).unwrap();
+        let one = automata.of(std::slice::from_ref(&a), &mut effort).unwrap();
         assert!(!Arc::ptr_eq(&both, &one));
         assert_eq!(automata.left, left - one.size());
         automata.left = one.size() - 1;
-        let error = automata.of(&[b]).unwrap_err();
+        let error = automata.of(&[b], &mut effort).unwrap_err();
         assert!(error.starts_with("with the expressions of the ports before"), "{error}");
         assert_eq!(automata.left, 0);
         // What is there costs nothing.
-        assert!(automata.of(&[a]).is_ok());
+        assert!(automata.of(&[a], &mut effort).is_ok());
     }
 }

@@ -10,6 +10,7 @@ use super::automata::Automata;
 use super::bits;
 use super::regex_set::{RegexSet, check_size};
 use super::work::Work;
+use crate::limits::{Effort, Limits};
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
 use crate::re2::{self, Pattern};
 
@@ -139,7 +140,7 @@ impl ColumnBuilder {
 
     /// # Errors
     /// Text saying why the expressions cannot be combined.
-    pub(super) fn build(self, predicates: usize, automata: &mut Automata) -> Result<Column, String> {
+    pub(super) fn build(self, predicates: usize, lowerings: &mut Lowerings) -> Result<Column, String> {
         let mut column = self.column;
         let mut literals = Vec::new();
         let (mut prefixes, mut suffixes) = (Vec::new(), Vec::new());
@@ -159,7 +160,7 @@ impl ColumnBuilder {
         column.prefixes = (!prefixes.is_empty()).then(|| AffixSet::prefixes(prefixes));
         column.suffixes = (!suffixes.is_empty()).then(|| AffixSet::suffixes(suffixes));
         if !self.expressions.is_empty() {
-            column.regexes = Some(automata.of(&self.expressions)?);
+            column.regexes = Some(lowerings.automata.of(&self.expressions, &mut lowerings.effort)?);
             column.askers = column.askers();
         }
         if !self.missing_as_empty.is_empty() {
@@ -260,14 +261,28 @@ fn integer(value: &[u8]) -> Option<i64> {
 }
 
 /// What values are tested for, in the form in which it is tested; equal ones are read once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Lowerings {
     values: HashMap<ValueMatch, Result<Arc<Lowered>, Arc<str>>>,
     /// What the expressions among them were combined to.
     pub(super) automata: Automata,
+    /// What an expression may be.
+    pub(super) limits: Limits,
+    /// What compiling may still take. Once it does not suffice, what was compiled is of no use.
+    pub(crate) effort: Effort,
+}
+
+impl Default for Lowerings {
+    fn default() -> Self {
+        Self::within(Limits::default(), Effort::UNBOUNDED)
+    }
 }
 
 impl Lowerings {
+    pub(super) fn within(limits: Limits, effort: Effort) -> Self {
+        Self { values: HashMap::new(), automata: Automata::default(), limits, effort }
+    }
+
     /// Reads `value`.
     ///
     /// # Errors
@@ -276,7 +291,7 @@ impl Lowerings {
         if let Some(known) = self.values.get(value) {
             return known.clone();
         }
-        let lowered = lower(value).map(Arc::new).map_err(Arc::from);
+        let lowered = lower(value, &self.limits, &mut self.effort).map(Arc::new).map_err(Arc::from);
         self.values.insert(value.clone(), lowered.clone());
         lowered
     }
@@ -295,7 +310,7 @@ pub(super) enum Lowered {
     Expression(Arc<Hir>),
 }
 
-fn lower(value: &ValueMatch) -> Result<Lowered, String> {
+fn lower(value: &ValueMatch, limits: &Limits, effort: &mut Effort) -> Result<Lowered, String> {
     match value {
         ValueMatch::Text { part, text, .. } if text.is_empty() && *part != TextPart::Whole => {
             Err(format!("{value}: an empty literal would match every value"))
@@ -304,22 +319,34 @@ fn lower(value: &ValueMatch) -> Result<Lowered, String> {
             (TextPart::Whole, false) => Lowered::Exact(vec![text.as_bytes().into()]),
             (TextPart::Prefix, false) => Lowered::Prefix(text.as_bytes().into()),
             (TextPart::Suffix, false) => Lowered::Suffix(text.as_bytes().into()),
-            (part, ignore_case) => expression(text_expression(*part, text, *ignore_case))?,
+            (part, ignore_case) => {
+                effort.read(text.len())?;
+                expression(text_expression(*part, text, *ignore_case), limits, effort)?
+            }
         }),
         ValueMatch::Regex(pattern) if pattern.is_empty() => Err("the regex is empty".into()),
-        ValueMatch::Regex(pattern) => match re2::parse(pattern) {
-            Ok(Pattern::Literals(literals)) => Ok(Lowered::Exact(literals)),
-            Ok(Pattern::Expression(hir)) => expression(hir),
-            Err(reason) => Err(format!("regex {pattern:?}: {reason}")),
-        },
+        ValueMatch::Regex(pattern) if pattern.len() > limits.expression_bytes => Err(format!(
+            "regex of {} bytes, and {} are the most; write it shorter, as several rules, or have `policy.expression` of its \
+             tenant raised",
+            pattern.len(),
+            limits.expression_bytes
+        )),
+        ValueMatch::Regex(pattern) => {
+            effort.read(pattern.len())?;
+            match re2::parse(pattern) {
+                Ok(Pattern::Literals(literals)) => Ok(Lowered::Exact(literals)),
+                Ok(Pattern::Expression(hir)) => expression(hir, limits, effort),
+                Err(reason) => Err(format!("regex {pattern:?}: {reason}")),
+            }
+        }
         ValueMatch::Range { start, end } => Ok(Lowered::Range(*start, *end)),
         ValueMatch::Unsupported(what) => Err(what.to_string()),
         ValueMatch::Present(_) | ValueMatch::Any => Ok(Lowered::Presence),
     }
 }
 
-fn expression(hir: Hir) -> Result<Lowered, String> {
-    check_size(&hir)?;
+fn expression(hir: Hir, limits: &Limits, effort: &mut Effort) -> Result<Lowered, String> {
+    check_size(&hir, limits.program_bytes, effort)?;
     Ok(Lowered::Expression(Arc::new(hir)))
 }
 

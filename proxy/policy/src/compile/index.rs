@@ -14,6 +14,7 @@ use super::decided::{Decided, Neighbours};
 use super::server_name;
 use super::undecided::{Candidates, Undecided};
 use super::work::Work;
+use crate::limits::{Effort, UNFINISHED};
 use crate::model::{HeaderMatcher, ValueMatch};
 use crate::{Flow, Request, ServerName};
 
@@ -175,6 +176,10 @@ impl Index {
         units: Vec<(u32, Option<u32>, Vec<&Predicate>)>,
         lowerings: &mut Lowerings,
     ) -> Result<Self, Arc<str>> {
+        let predicates: usize = units.iter().map(|(_, _, predicates)| 1 + predicates.len()).sum();
+        if !lowerings.effort.spend(predicates as u64 * Effort::RULE) {
+            return Err(UNFINISHED.into());
+        }
         let mut index = Self::default();
         let mut numbers: HashMap<&Predicate, u32> = HashMap::new();
         let mut uses: Vec<u32> = Vec::new();
@@ -248,7 +253,7 @@ impl Index {
             columns[*column].1.add(*number, matcher, &*lowerings.lower(&matcher.value)?);
         }
         for (source, builder) in columns {
-            self.columns.push((source, builder.build(self.predicates.len(), &mut lowerings.automata)?));
+            self.columns.push((source, builder.build(self.predicates.len(), lowerings)?));
         }
         Ok(())
     }

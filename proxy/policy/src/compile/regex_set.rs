@@ -17,9 +17,8 @@ use regex_automata::{Anchored, MatchKind, PatternID};
 use regex_syntax::hir::{Class, Hir, HirKind, Look};
 
 use super::work::Work;
+use crate::limits::Effort;
 
-/// Bytes of automaton that one expression may need before it is quarantined.
-pub(super) const PATTERN_SIZE_LIMIT: usize = 256 << 10;
 /// Bytes of automaton that all expressions on one header may need, in one set of rules.
 const SET_SIZE_LIMIT: usize = 64 << 20;
 /// Bytes of lazily built states that one worker may keep for a small automaton. A large one gets
@@ -27,6 +26,9 @@ const SET_SIZE_LIMIT: usize = 64 << 20;
 /// different values can make a worker hold, per set of rules.
 const CACHE_CAPACITY: usize = 64 << 10;
 const CACHE_PER_BYTE: usize = 2;
+
+/// Expressions whose automaton is larger cost no more for each step than one of this size.
+const LARGE_EXPRESSION: usize = 256 << 10;
 
 /// Units of work that asking one expression may take.
 const ALONE: usize = 512 << 10;
@@ -61,8 +63,8 @@ impl RegexSet {
     ///
     /// # Errors
     /// Text saying which limit they exceed.
-    pub(super) fn new(patterns: &[Arc<Hir>]) -> Result<Self, String> {
-        let nfa = automaton(patterns, SET_SIZE_LIMIT)?;
+    pub(super) fn new(patterns: &[Arc<Hir>], effort: &mut Effort) -> Result<Self, String> {
+        let nfa = automaton(patterns, SET_SIZE_LIMIT, effort)?;
         let size = nfa.memory_usage();
         let step = Work::per_step(nfa.states().iter().map(places).sum());
         // What a cache holds besides states: two sets of the automaton's states, and where each expression starts.
@@ -77,7 +79,7 @@ impl RegexSet {
         let for_cache = dfa.clone();
         let caches: Pool<Cache, NewCache> = Pool::new(Box::new(move || for_cache.create_cache()));
         let room = capacity.saturating_sub(empty);
-        let alone = |pattern: &Arc<Hir>| Work::per_step(size_bound(pattern).min(PATTERN_SIZE_LIMIT) / PLACE);
+        let alone = |pattern: &Arc<Hir>| Work::per_step(size_bound(pattern).min(LARGE_EXPRESSION) / PLACE);
         let steps = patterns.iter().map(alone).collect();
         Ok(Self { dfa, caches, room, step, steps, size })
     }
@@ -211,11 +213,11 @@ fn places(state: &State) -> usize {
 ///
 /// # Errors
 /// Text saying which limit it exceeds.
-pub(super) fn check_size(pattern: &Hir) -> Result<(), String> {
-    if size_bound(pattern) <= PATTERN_SIZE_LIMIT {
+pub(super) fn check_size(pattern: &Hir, limit: usize, effort: &mut Effort) -> Result<(), String> {
+    if size_bound(pattern) <= limit {
         return Ok(());
     }
-    automaton(std::slice::from_ref(pattern), PATTERN_SIZE_LIMIT).map(drop)
+    automaton(std::slice::from_ref(pattern), limit, effort).map(drop)
 }
 
 /// Bytes that the automaton of `pattern` needs at most. Building one only to see its size is most of the cost of reading a
@@ -242,11 +244,23 @@ fn size_bound(pattern: &Hir) -> usize {
 
 /// Patterns are anchored at their end, by which no state is a match before it: all of these are untagged, so that it can be
 /// asked if a step is known.
-fn automaton(patterns: &[impl Borrow<Hir>], limit: usize) -> Result<NFA, String> {
-    let config = Config::new().utf8(false).which_captures(WhichCaptures::None).nfa_size_limit(Some(limit));
+///
+/// # Errors
+/// Text saying which limit they exceed, or that `effort` does not suffice: building ends where that is.
+fn automaton(patterns: &[impl Borrow<Hir>], limit: usize, effort: &mut Effort) -> Result<NFA, String> {
+    let most = limit.min(effort.automaton_bytes());
+    let config = Config::new().utf8(false).which_captures(WhichCaptures::None).nfa_size_limit(Some(most));
     let whole = |pattern: &_| Hir::concat(vec![Borrow::<Hir>::borrow(pattern).clone(), Hir::look(Look::End)]);
     let whole: Vec<Hir> = patterns.iter().map(whole).collect();
-    Compiler::new().configure(config).build_many_from_hir(&whole).map_err(|error| match error.size_limit() {
+    let built = Compiler::new().configure(config).build_many_from_hir(&whole);
+    let size = match &built {
+        Ok(nfa) => nfa.memory_usage(),
+        // One byte more than there may be was too much, too, where it is the effort that ends it.
+        Err(error) if error.size_limit().is_some() => most.saturating_add(usize::from(most < limit)),
+        Err(_) => 0,
+    };
+    effort.build(size)?;
+    built.map_err(|error| match error.size_limit() {
         Some(_) => format!("needs an automaton of more than {limit} bytes"),
         None => error.to_string(),
     })
@@ -262,7 +276,7 @@ mod tests {
             Ok(Pattern::Expression(hir)) => Arc::new(hir),
             other => panic!("{pattern}: {other:?}"),
         };
-        RegexSet::new(&patterns.map(read).collect::<Vec<_>>()).unwrap()
+        RegexSet::new(&patterns.map(read).collect::<Vec<_>>(), &mut { Effort::UNBOUNDED }).unwrap()
     }
 
     fn found(set: &RegexSet, value: &str) -> Option<Vec<usize>> {

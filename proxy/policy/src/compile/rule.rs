@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::column::Lowerings;
 use super::index::Predicate;
 use super::server_name;
+use crate::limits::{Effort, Limits};
 use crate::model::{
     HeaderMatch, HeaderMatcher, HttpRule, MatchAction, MismatchAction, PortRule, RuleVerdict, Unsupported,
 };
@@ -111,6 +112,10 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
+    pub(crate) fn within(limits: Limits, effort: Effort) -> Self {
+        Self { list: Vec::new(), lowerings: Lowerings::within(limits, effort) }
+    }
+
     pub(crate) fn add(&mut self, origin: Origin, http_rule: Option<u32>, element: &str, reason: &str) -> Finding {
         let finding = Finding { origin, http_rule, element: element.into(), reason: reason.into() };
         self.list.push(finding.clone());

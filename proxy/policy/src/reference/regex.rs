@@ -5,6 +5,7 @@ use regex_automata::nfa::thompson::{Compiler, Config};
 use regex_automata::{Anchored, Input};
 use regex_syntax::hir::{Hir, Look};
 
+use crate::Limits;
 use crate::re2::{self, Pattern};
 
 /// Bytes of automaton that one expression may need.
@@ -12,7 +13,7 @@ const BUDGET: usize = 1 << 20;
 
 /// Whether `pattern` matches all of `value`; `None` when it is no expression that can be honoured.
 pub(super) fn matches_in_full(pattern: &str, value: &[u8]) -> Option<bool> {
-    if pattern.is_empty() {
+    if pattern.is_empty() || pattern.len() > Limits::default().expression_bytes {
         return None;
     }
     let expression = match re2::parse(pattern).ok()? {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::shards::{Edits, hash_of};
 use super::{Claim, Claimant, Conflict, EndpointPolicy, Side, Snapshot};
 use crate::compile::CompiledDirection;
-use crate::{EndpointKey, NetworkPolicy, PortPolicy};
+use crate::{Effort, EndpointKey, Limits, NetworkPolicy, PortPolicy};
 
 /// Makes the next [`Snapshot`].
 #[derive(Debug)]
@@ -67,10 +67,16 @@ impl SnapshotBuilder {
         names
     }
 
-    /// Adds or replaces one resource.
+    /// Adds or replaces one resource, whatever compiling it takes.
     pub fn upsert(&mut self, resource: &str, policy: NetworkPolicy) {
+        self.upsert_within(resource, policy, &Limits::default(), &mut { Effort::UNBOUNDED });
+    }
+
+    /// Adds or replaces one resource. A direction for which `effort` does not suffice denies everything: whoever has more
+    /// time makes a [`Prepared`] of it, and adds it again with that.
+    pub fn upsert_within(&mut self, resource: &str, policy: NetworkPolicy, limits: &Limits, effort: &mut Effort) {
         let old = self.current(resource).cloned();
-        if let Some(changed) = self.compile(resource, policy, old.as_deref()) {
+        if let Some(changed) = self.compile(resource, policy, old.as_deref(), limits, effort) {
             self.changes.insert(resource.into(), Some(Arc::new(changed)));
         }
         self.forget_aside(resource);
@@ -85,6 +91,13 @@ impl SnapshotBuilder {
         };
         self.remove(resource);
         self.set_aside.insert(resource.into(), Some(claims));
+    }
+
+    /// Compiled forms that [`upsert_within`](Self::upsert_within) need not make.
+    pub fn adopt(&mut self, prepared: Prepared) {
+        for (hash, side) in prepared.0 {
+            self.new_sides.entry(hash).or_default().push(side);
+        }
     }
 
     /// Removes one resource; `false` when there was none of this name.
@@ -164,6 +177,8 @@ impl SnapshotBuilder {
         resource: &str,
         policy: NetworkPolicy,
         old: Option<&EndpointPolicy>,
+        limits: &Limits,
+        effort: &mut Effort,
     ) -> Option<EndpointPolicy> {
         let mut claims: Vec<Claim> = Vec::with_capacity(policy.endpoints.len());
         for key in policy.endpoints {
@@ -175,8 +190,8 @@ impl SnapshotBuilder {
             claims.push(Claim { key, since });
         }
         let mut side = |rules: Vec<PortPolicy>, before: Option<&Arc<Side>>| match before {
-            Some(before) if before.source == rules => before.clone(),
-            _ => self.intern(rules),
+            Some(before) if before.is(&rules, limits) => before.clone(),
+            _ => self.intern(rules, limits, effort),
         };
         let ingress = side(policy.ingress, old.map(|old| &old.ingress));
         let egress = side(policy.egress, old.map(|old| &old.egress));
@@ -197,21 +212,38 @@ impl SnapshotBuilder {
     }
 
     /// The compiled form of `source`, which endpoints with equal rules share.
-    fn intern(&mut self, source: Vec<PortPolicy>) -> Arc<Side> {
+    fn intern(&mut self, source: Vec<PortPolicy>, limits: &Limits, effort: &mut Effort) -> Arc<Side> {
         let hash = hash_of(&source);
-        let known = self.base.sides.shard(hash).iter().filter(|(other, _)| *other == hash);
-        let mut known = known.filter_map(|(_, side)| side.upgrade());
-        if let Some(known) = known.find(|side| side.source == source) {
+        if let Some(known) = self.base.known_side(hash, &source, limits) {
             return known;
         }
         let same = self.new_sides.entry(hash).or_default();
-        if let Some(known) = same.iter().find(|side| side.source == source) {
+        if let Some(known) = same.iter().find(|side| side.is(&source, limits)) {
             return known.clone();
         }
-        let compiled = CompiledDirection::compile(&source);
-        let side = Arc::new(Side { source, compiled });
+        let compiled = CompiledDirection::compile(&source, limits, effort);
+        let side = Arc::new(Side { source, limits: *limits, compiled });
         same.push(side.clone());
         side
+    }
+}
+
+/// The compiled forms of a policy's directions, made without a builder, and so for as long as it takes.
+#[derive(Debug)]
+pub struct Prepared(Vec<(u64, Arc<Side>)>);
+
+impl Prepared {
+    /// Compiles `policy`, but for what `base` has.
+    pub fn new(policy: NetworkPolicy, limits: &Limits, base: &Snapshot) -> Self {
+        let side = |source: Vec<PortPolicy>| {
+            let hash = hash_of(&source);
+            let side = base.known_side(hash, &source, limits).unwrap_or_else(|| {
+                let compiled = CompiledDirection::compile(&source, limits, &mut { Effort::UNBOUNDED });
+                Arc::new(Side { source, limits: *limits, compiled })
+            });
+            (hash, side)
+        };
+        Self(vec![side(policy.ingress), side(policy.egress)])
     }
 }
 

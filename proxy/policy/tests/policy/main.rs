@@ -14,6 +14,7 @@ mod demo;
 mod explain;
 mod header_matches;
 mod headers;
+mod limits;
 mod match_budget;
 mod nearest;
 mod never_panics;

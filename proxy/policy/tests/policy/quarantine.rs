@@ -1,8 +1,9 @@
 //! What cannot be honoured: its most restrictive reading, by name, and the rest enforced.
 
 use tollgate_policy::model::{HttpRule, PortPolicy, PortRule, Protocol, Unsupported, ValueMatch};
+use tollgate_policy::{Effort, Limits, Snapshot};
 
-use crate::support::{World, allow, at, deny, flow, from, header, pass, paths, port, range};
+use crate::support::{ENDPOINT, World, allow, at, deny, flow, from, header, pass, paths, policy, port, range};
 
 fn only(world: &World) -> String {
     let [only] = &world.quarantined()[..] else {
@@ -122,7 +123,7 @@ fn an_oversized_server_name_pattern_is_its_rule_s_own_problem() {
     let ask = |name| tollgate_policy::Flow { server_name: tollgate_policy::ServerName::Name(name), ..flow(1, 80) };
     let place = |world: &World| {
         let (place, reason) = only(world).split_once(": ").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
-        assert!(reason.ends_with("needs an automaton of more than 262144 bytes"), "{reason}");
+        assert!(reason.contains("regex of 132003 bytes, and 4096 are the most"), "{reason}");
         place
     };
     let allows = World::ingress(vec![port(80, vec![name("a.b", allow()), name(&large, allow())])]);
@@ -217,7 +218,10 @@ fn a_long_rule_for_divided_ports_denies() {
     }
     // What is not divided is not copied, however long it is.
     let rule = PortRule { http: Some(vec![HttpRule::default(); 300_000]), ..PortRule::default() };
-    let whole = World::ingress(vec![port(80, vec![rule])]);
+    let limits = Limits { rules: 300_001, ..Limits::default() };
+    let mut builder = Snapshot::empty().update();
+    builder.upsert_within("7", policy(7, &[ENDPOINT], vec![port(80, vec![rule])]), &limits, &mut { Effort::UNBOUNDED });
+    let whole = World(builder.build());
     assert_eq!((whole.connection(&flow(1, 80)), whole.quarantined()), ("http".to_owned(), vec![]));
 }
 
