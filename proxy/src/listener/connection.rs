@@ -11,11 +11,12 @@ use tollgate_schedule::Group;
 
 use super::identities::{Barred, Ends, Identities, Remembered};
 use super::judge::ANYBODY;
+use super::present::Present;
 use crate::config;
 use crate::control::World;
 use crate::flow::{Fields, FlowRecord, LogTarget, OpenFlow, Outcome, Protocol, SinkSet};
 use crate::reason::Reason;
-use crate::tenant::{Gate, Limited, LocalEnd, Payer, TenantId};
+use crate::tenant::{LocalEnd, Payer, TenantId};
 use crate::worker::{Idle, Signals, State, Subscription, Worker};
 
 /// A listener as a worker sees it.
@@ -76,7 +77,7 @@ impl Connection {
             downstream,
             original_dst,
             subscription: listener.signals.subscribe(),
-            payer: Payer::accept(&worker.flows, tenant),
+            payer: Payer::accept(&worker.flows, tenant, world.tenants.settings(tenant)),
             charged_at: Cell::new((world.generation, 0)),
             endpoint: endpoint_key,
             log: (!listener.access_log.is_empty()).then_some(LogTarget {
@@ -95,29 +96,11 @@ impl Connection {
         self.tenant_in(&self.worker.world.load())
     }
 
-    /// Whether its tenant may have the connection; to be asked once, before anything is done for it.
-    ///
-    /// # Errors
-    /// The limit that it would exceed.
-    pub(crate) fn admit(&self) -> Result<(), Limited> {
-        let world = self.worker.world.load();
-        Gate::new(self.tenant_in(&world), &world, self.worker.flows.metrics()).admit_connection()
-    }
-
-    /// Whether its tenant may have a request whose head is there.
-    ///
-    /// # Errors
-    /// As [`Connection::admit`].
-    pub(crate) fn admit_request(&self) -> Result<(), Limited> {
-        let world = self.worker.world.load();
-        Gate::new(self.tenant_in(&world), &world, self.worker.flows.metrics()).admit_request()
-    }
-
     fn tenant_in(&self, world: &World) -> TenantId {
         let moment = self.moment_in(world);
         if self.charged_at.replace(moment) != moment {
             let tenant = tenant_of(world, &self.endpoint);
-            self.payer.follow(tenant);
+            self.payer.follow(tenant, world.tenants.settings(tenant));
             self.group.set_key(self.worker.groups.key(tenant, self.group.key().flow));
         }
         self.payer.tenant()
@@ -195,38 +178,19 @@ impl Connection {
         &self.endpoint
     }
 
-    /// A record that begins now, with what is known about every flow of this connection.
+    /// The world of this moment, and who is at both ends in it: for one decision, all parts of which agree.
+    pub(crate) fn present(&self) -> Present<'_> {
+        Present::new(self)
+    }
+
+    /// A record that begins at `started`, with what is known about every flow of this connection.
     pub(crate) fn open_flow(&self, protocol: Protocol, started: Instant) -> OpenFlow {
-        let direction = self.listener.config.direction;
-        let world = self.worker.world.load();
-        self.tenant_in(&world);
-        // For what is refused without being judged; a decision notes those that it was taken by.
-        let identities = self.identities(&world).ok();
-        let record = FlowRecord {
-            time: self.worker.flows.wall_clock(started),
-            duration_us: 0,
-            listener: Arc::clone(&self.listener.name),
-            direction,
-            downstream: self.downstream,
-            original_dst: self.original_dst,
-            upstream: None,
-            upstream_source: None,
-            source: identities.map_or(SecurityId(0), |identities| identities.source),
-            destination: identities.map_or(SecurityId(0), |identities| identities.destination),
-            protocol,
-            http: None,
-            outcome: Outcome::Failed,
-            reason: None,
-            detail: None,
-            rule: None,
-            rule_name: None,
-            header_log: None,
-            nearest_miss: None,
-            generation: 0,
-            bytes_up: 0,
-            bytes_down: 0,
-            tenant: TenantId::UNKNOWN,
-        };
+        self.present().open_flow(protocol, started)
+    }
+
+    /// Opens the flow of this record, on the account of whoever pays for the connection.
+    pub(super) fn begin(&self, record: FlowRecord, started: Instant) -> OpenFlow {
+        let protocol = record.protocol;
         let mut flow = OpenFlow::started_at(Rc::clone(&self.worker.flows), record, started);
         flow.charge_to(&self.payer, protocol);
         if let Some(log) = self.log {

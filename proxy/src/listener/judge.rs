@@ -9,6 +9,7 @@ use tollgate_policy::{
 
 use super::connection::Connection;
 use super::identities::{Barred, Identities};
+use super::present::Present;
 use crate::control::World;
 use crate::flow::OpenFlow;
 use crate::reason::Reason;
@@ -131,40 +132,77 @@ impl Admitted {
     }
 }
 
-impl Connection {
-    /// Judges the connection by the newest policy.
+impl Present<'_> {
+    /// Judges the connection.
     pub(crate) fn judge(&self) -> Judged<Passage> {
-        let world = self.worker.world.load();
-        let identities = self.identities(&world);
-        let by = self.basis(&world, identities.ok());
-        let verdict = identities.map_err(Denied::from).and_then(|identities| {
-            let passage = self.judge_connection_of(identities, identities.source, &world)?;
-            match identities.also.map(|also| self.judge_connection_of(identities, also, &world)).transpose()? {
+        let verdict = self.identities.map_err(Denied::from).and_then(|identities| {
+            let passage = self.judge_connection_of(identities, identities.source)?;
+            match identities.also.map(|also| self.judge_connection_of(identities, also)).transpose()? {
                 Some(Passage::Http) => Ok(Passage::Http),
                 Some(Passage::Tcp(_)) | None => Ok(passage),
             }
         });
-        Judged { verdict, by }
+        Judged { verdict, by: self.basis() }
     }
 
-    /// Judges one request by the newest policy.
+    /// Judges one request.
     pub(crate) fn judge_request(&self, request: &Request<'_>) -> Judged<Admitted> {
-        let world = self.worker.world.load();
-        let identities = self.identities(&world);
-        let by = self.basis(&world, identities.ok());
-        let verdict = identities.map_err(Denied::from).and_then(|identities| {
+        let verdict = self.identities.map_err(Denied::from).and_then(|identities| {
             if let Some(also) = identities.also {
-                self.judge_request_of(identities, also, request, &world)?;
+                self.judge_request_of(identities, also, request)?;
             }
-            self.judge_request_of(identities, identities.source, request, &world)
+            self.judge_request_of(identities, identities.source, request)
         });
-        Judged { verdict, by }
+        Judged { verdict, by: self.basis() }
+    }
+
+    fn basis(&self) -> Basis {
+        Basis {
+            generation: self.world.policy.generation(),
+            moment: self.connection.moment_in(&self.world),
+            identities: self.identities.ok(),
+        }
+    }
+
+    fn judge_connection_of(&self, identities: Identities, source: SecurityId) -> Result<Passage, Denied> {
+        let flow = self.connection.flow(self.connection.remote(identities, source));
+        match self.world.policy.evaluate_connection(&flow) {
+            ConnectionVerdict::InspectHttp => Ok(Passage::Http),
+            ConnectionVerdict::AllowTcp { rule, name, permit } => {
+                let edits = HeaderEdits::default();
+                Ok(Passage::Tcp(Admitted { rule, name, permit, source: identities.source, edits, log: None }))
+            }
+            ConnectionVerdict::Deny { reason, nearest } => Err(Denied::by_policy(reason, nearest, &self.world)),
+        }
+    }
+
+    fn judge_request_of(
+        &self,
+        identities: Identities,
+        source: SecurityId,
+        request: &Request<'_>,
+    ) -> Result<Admitted, Denied> {
+        let world = &self.world;
+        let flow = self.connection.flow(self.connection.remote(identities, source));
+        match world.policy.evaluate_request(&flow, request, &world.secrets) {
+            Verdict::Allow { rule, name, permit, edits, log } => {
+                Ok(Admitted { rule, name, permit, source: identities.source, edits, log })
+            }
+            Verdict::Deny { reason, nearest, log } => Err(Denied { log, ..Denied::by_policy(reason, nearest, world) }),
+        }
+    }
+}
+
+impl Connection {
+    /// Judges the connection by the newest policy.
+    pub(crate) fn judge(&self) -> Judged<Passage> {
+        self.present().judge()
     }
 
     /// Whether a request that was admitted for `source` may go on. If not, why it ends: policy no longer admits it, or
     /// `source` is no longer who sends it, so that its upstream carries the mark of somebody else.
     pub(crate) fn still_admits(&self, request: &Request<'_>, source: SecurityId) -> Result<(), Reason> {
-        match self.judge_request(request).verdict {
+        match self.present().judge_request(request).verdict {
             Ok(admitted) if admitted.source == source => Ok(()),
             Ok(_) => Err(Reason::IdentityChanged),
             Err(denied) => Err(denied.revocation()),
@@ -193,43 +231,8 @@ impl Connection {
 
     /// Whether it is over for the connection, whatever policy says: an end is not who it was.
     pub(crate) fn is_over(&self) -> bool {
-        let barred = self.identities(&self.worker.world.load()).err();
+        let barred = self.present().identities.err();
         barred.is_some_and(|barred| matches!(barred.reason, Reason::EndpointChanged | Reason::IdentityChanged))
-    }
-
-    fn basis(&self, world: &World, identities: Option<Identities>) -> Basis {
-        Basis { generation: world.policy.generation(), moment: self.moment_in(world), identities }
-    }
-
-    fn judge_connection_of(
-        &self,
-        identities: Identities,
-        source: SecurityId,
-        world: &World,
-    ) -> Result<Passage, Denied> {
-        match world.policy.evaluate_connection(&self.flow(self.remote(identities, source))) {
-            ConnectionVerdict::InspectHttp => Ok(Passage::Http),
-            ConnectionVerdict::AllowTcp { rule, name, permit } => {
-                let edits = HeaderEdits::default();
-                Ok(Passage::Tcp(Admitted { rule, name, permit, source: identities.source, edits, log: None }))
-            }
-            ConnectionVerdict::Deny { reason, nearest } => Err(Denied::by_policy(reason, nearest, world)),
-        }
-    }
-
-    fn judge_request_of(
-        &self,
-        identities: Identities,
-        source: SecurityId,
-        request: &Request<'_>,
-        world: &World,
-    ) -> Result<Admitted, Denied> {
-        match world.policy.evaluate_request(&self.flow(self.remote(identities, source)), request, &world.secrets) {
-            Verdict::Allow { rule, name, permit, edits, log } => {
-                Ok(Admitted { rule, name, permit, source: identities.source, edits, log })
-            }
-            Verdict::Deny { reason, nearest, log } => Err(Denied { log, ..Denied::by_policy(reason, nearest, world) }),
-        }
     }
 
     /// The flow as policy sees it, with this identity of the other side.

@@ -4,5 +4,6 @@ pub(crate) mod accept;
 pub(crate) mod connection;
 mod identities;
 pub(crate) mod judge;
+mod present;
 mod serve;
 pub(crate) mod serving;

@@ -23,7 +23,7 @@ pub(crate) async fn serve(connection: Rc<Connection>, stream: TcpStream) {
     if connection.is_loop() {
         return refuse(&connection, stream, Reason::Loop);
     }
-    if let Err(limited) = connection.admit() {
+    if let Err(limited) = connection.present().admit() {
         return refuse(&connection, stream, limited.reason);
     }
     let Judged { verdict, by } = judge_when_known(&connection).await;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::{Account, TenantId};
+use super::{Account, Settings, TenantId};
 use crate::flow::{FlowRecord, FlowSender, Protocol};
 use crate::metrics::Worker as Metrics;
 
@@ -14,14 +14,17 @@ use crate::metrics::Worker as Metrics;
 pub(crate) struct Payer {
     flows: Rc<FlowSender>,
     tenant: Cell<TenantId>,
+    /// Whether any limit is set for it, so that whoever has none is not asked about.
+    limited: Cell<bool>,
 }
 
 impl Payer {
     /// Charges an accepted connection to `tenant`.
-    pub(crate) fn accept(flows: &Rc<FlowSender>, tenant: TenantId) -> Rc<Self> {
-        let payer = Rc::new(Self { flows: Rc::clone(flows), tenant: Cell::new(tenant) });
+    pub(crate) fn accept(flows: &Rc<FlowSender>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
+        let (tenant, limited) = (Cell::new(tenant), Cell::new(settings.is_limited()));
+        let payer = Rc::new(Self { flows: Rc::clone(flows), tenant, limited });
         let at = payer.moment();
-        payer.with(tenant, |account| {
+        payer.with(payer.tenant(), |account| {
             account.accepted.increment();
             account.enter(at);
         });
@@ -33,8 +36,14 @@ impl Payer {
         self.tenant.get()
     }
 
-    /// From now on `tenant` pays. Exchanges under way follow with their next byte, or their end.
-    pub(crate) fn follow(&self, tenant: TenantId) {
+    /// Whether any limit is set for the tenant.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.limited.get()
+    }
+
+    /// From now on `tenant` pays, with these settings. Exchanges under way follow with their next byte, or their end.
+    pub(crate) fn follow(&self, tenant: TenantId, settings: &Settings) {
+        self.limited.set(settings.is_limited());
         let before = self.tenant.replace(tenant);
         if before != tenant {
             let at = self.moment();

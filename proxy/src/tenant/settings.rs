@@ -138,6 +138,11 @@ pub enum Isolation {
 }
 
 impl Settings {
+    /// Whether anything is set that could refuse.
+    pub(super) fn is_limited(&self) -> bool {
+        self.ceilings != Ceilings::default()
+    }
+
     /// Paths of what is set and has no effect in this version, such as `ceilings.requests`.
     pub fn without_effect(&self) -> Vec<String> {
         let mut set: Vec<String> = Vec::new();

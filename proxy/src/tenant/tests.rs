@@ -228,7 +228,7 @@ fn totals(metrics: &Metrics, id: TenantId) -> Totals {
 #[test]
 fn a_panic_is_counted_for_whoever_it_happened_to() {
     let (metrics, flows, _consumer) = worker();
-    let payer = Payer::accept(&flows, TenantId::UNKNOWN);
+    let payer = Payer::accept(&flows, TenantId::UNKNOWN, &Settings::default());
     let panics = PanicCount::new(flows.metrics(), &payer);
     let quiet = PanicCount::new(flows.metrics(), &payer);
     let panicked = catch_unwind(AssertUnwindSafe(|| {
@@ -250,10 +250,10 @@ fn an_exchange_under_way_goes_where_its_connection_goes() {
     let now = Instant::now();
     let (first, second) =
         (metrics.tenants().admit("endpoint-1", Kind::Endpoint, now), metrics.tenants().admit("team", Kind::Group, now));
-    let payer = Payer::accept(&flows, first);
+    let payer = Payer::accept(&flows, first, &Settings::default());
     let mut charge = payer.charge(Protocol::Http11);
     charge.add_up(3);
-    payer.follow(second);
+    payer.follow(second, &Settings::default());
     let of = |id| {
         let totals = totals(&metrics, id);
         (totals.open, totals.in_flight, totals.bytes_up, totals.connections)

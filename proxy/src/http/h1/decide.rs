@@ -124,7 +124,8 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         Version::Http10 => Protocol::Http10,
         Version::Http11 => Protocol::Http11,
     };
-    let mut flow = connection.open_flow(protocol, started);
+    let present = connection.present();
+    let mut flow = present.open_flow(protocol, started);
     flow.record_mut().http = Some(HttpRecord::new(request.method, request.authority, request.canonical_path()));
     let to_head = request.method == b"HEAD";
     // Our own answers do not tell an HTTP/1.0 client that the connection goes on, so it does not.
@@ -155,12 +156,12 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         write_log(&flow, Some(reason), &HeaderEdits::default(), None);
         return reply(flow, LocalReply::refusal(reason, false, &config.denied_body, config.reason_header), reason);
     }
-    if let Err(limited) = connection.admit_request() {
+    if let Err(limited) = present.admit_request() {
         // No verdict, so no denial in the access log.
         write_log(&flow, None, &HeaderEdits::default(), None);
         return reply(flow, LocalReply::limited(limited, request.is_grpc(), config.reason_header), limited.reason);
     }
-    let judged = connection.judge_request(&policy_view(request));
+    let judged = present.judge_request(&policy_view(request));
     judged.by.note(&mut flow);
     match judged.verdict {
         Ok(mut admitted) => {

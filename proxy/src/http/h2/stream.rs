@@ -35,7 +35,8 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
     let _work = connection.idle.work();
     let config = &connection.listener.config;
     let (parts, body) = request.into_parts();
-    let mut flow = connection.open_flow(Protocol::Http2, std::time::Instant::now());
+    let present = connection.present();
+    let mut flow = present.open_flow(Protocol::Http2, std::time::Instant::now());
     let reply_to = |reason: Reason, grpc| LocalReply::refusal(reason, grpc, &config.denied_body, config.reason_header);
     let head = match RequestHead::read(parts, &config.normalize) {
         Ok(mut head) => {
@@ -64,14 +65,15 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         let redirect = LocalReply::redirect(location.clone(), config.reason_header);
         return reply(&mut respond, &redirect, &mut flow, Outcome::Denied, Reason::PathRedirect);
     }
-    if let Err(limited) = connection.admit_request() {
+    if let Err(limited) = present.admit_request() {
         // No verdict, so no denial in the access log.
         write_log(&flow, None, &HeaderEdits::default(), None);
         let limit = LocalReply::limited(limited, head.is_grpc(), config.reason_header);
         return reply(&mut respond, &limit, &mut flow, Outcome::Denied, limited.reason);
     }
     // Each stream waits for changes of its own: the connection's subscription tells one waiter only.
-    let judged = connection.judge_request(&head.policy_view());
+    let judged = present.judge_request(&head.policy_view());
+    drop(present);
     let (changes, moment) = (connection.subscribe(), judged.by.moment);
     judged.by.note(&mut flow);
     let Admitted { permit, edits, source, .. } = match judged.verdict {

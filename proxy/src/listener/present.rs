@@ -1,0 +1,87 @@
+//! A connection in one world: what all of one decision rests on. A request loads the world and looks up its ends once, and
+//! whatever is decided about it is decided by the same.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::Guard;
+use tollgate_policy::SecurityId;
+
+use super::connection::Connection;
+use super::identities::{Barred, Identities};
+use crate::control::World;
+use crate::flow::{FlowRecord, OpenFlow, Outcome, Protocol};
+use crate::tenant::{Gate, Limited, TenantId};
+
+/// The present of a connection. Not to be held across an await: decide, then let go.
+#[derive(Debug)]
+pub(crate) struct Present<'c> {
+    pub(super) connection: &'c Connection,
+    pub(super) world: Guard<Arc<World>>,
+    /// Who is at both ends; an error where that cannot be told, or ends the connection.
+    pub(super) identities: Result<Identities, Barred>,
+}
+
+impl<'c> Present<'c> {
+    pub(super) fn new(connection: &'c Connection) -> Self {
+        let world = connection.worker.world.load();
+        let identities = connection.identities(&world);
+        Self { connection, world, identities }
+    }
+
+    /// A record that begins at `started`, with what is known about every flow of this connection.
+    pub(crate) fn open_flow(&self, protocol: Protocol, started: Instant) -> OpenFlow {
+        let connection = self.connection;
+        // For what is refused without being judged; a decision notes those that it was taken by.
+        let identities = self.identities.ok();
+        let record = FlowRecord {
+            time: connection.worker.flows.wall_clock(started),
+            duration_us: 0,
+            listener: Arc::clone(&connection.listener.name),
+            direction: connection.listener.config.direction,
+            downstream: connection.downstream,
+            original_dst: connection.original_dst,
+            upstream: None,
+            upstream_source: None,
+            source: identities.map_or(SecurityId(0), |identities| identities.source),
+            destination: identities.map_or(SecurityId(0), |identities| identities.destination),
+            protocol,
+            http: None,
+            outcome: Outcome::Failed,
+            reason: None,
+            detail: None,
+            rule: None,
+            rule_name: None,
+            header_log: None,
+            nearest_miss: None,
+            generation: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+            tenant: TenantId::UNKNOWN,
+        };
+        connection.begin(record, started)
+    }
+
+    /// Whether the connection's tenant may have it; to be asked once, before anything is done for it.
+    ///
+    /// # Errors
+    /// The limit that it would exceed.
+    pub(crate) fn admit(&self) -> Result<(), Limited> {
+        self.gate().map_or(Ok(()), |gate| gate.admit_connection())
+    }
+
+    /// Whether the tenant may have a request whose head is there.
+    ///
+    /// # Errors
+    /// As [`Present::admit`].
+    pub(crate) fn admit_request(&self) -> Result<(), Limited> {
+        self.gate().map_or(Ok(()), |gate| gate.admit_request())
+    }
+
+    /// `None` for a tenant without limits.
+    fn gate(&self) -> Option<Gate<'_>> {
+        let connection = self.connection;
+        let metrics = connection.worker.flows.metrics();
+        connection.payer.is_limited().then(|| Gate::new(connection.payer.tenant(), &self.world, metrics))
+    }
+}
