@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use crate::tenant::{Group, TenantConfig};
 
 use super::{
-    AccessLog, Agent, Config, EscapedSlashes, ForwardedProto, Identities, IdentitySettings, Limits, Listener,
-    OriginalSource, PolicySource, Rate, Upstream, XdsMode,
+    AccessLog, Agent, Config, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentitySettings, Limits,
+    Listener, OriginalSource, PolicySource, Rate, RouteLimits, Upstream, XdsMode,
 };
 
 /// Every key with the value in force, for `/config_dump`.
@@ -102,24 +102,38 @@ pub fn listener(listener: &Listener) -> Value {
         "tcp_idle_timeout": duration(listener.tcp_idle_timeout.unwrap_or_default()),
         "denied_body": listener.denied_body,
         "reason_header": listener.reason_header,
-        "http": {
-            "request_id": listener.http.request_id,
-            "forwarded_proto": match listener.http.forwarded_proto {
-                ForwardedProto::Keep => "keep",
-                ForwardedProto::Add => "add",
-                ForwardedProto::Overwrite => "overwrite",
-            },
-            "stream_idle_timeout": duration(listener.http.stream_idle_timeout.unwrap_or_default()),
-            "timeout": duration(listener.http.timeout.unwrap_or_default()),
-            "grpc_timeout": listener.http.grpc_timeout,
-            "grpc_timeout_max": duration(listener.http.grpc_timeout_max.unwrap_or_default()),
-            "retries": listener.http.retries,
-            "per_try_timeout": duration(listener.http.per_try_timeout.unwrap_or_default()),
-            "websocket": listener.http.websocket,
-            "upstream_idle_timeout": duration(listener.http.upstream_idle_timeout.unwrap_or_default()),
-        },
+        "http": http(&listener.http),
         "access_log": listener.access_log.as_ref().map(|path| json!({ "unix": path })),
         "agent": listener.agent.as_ref().map(agent),
+    })
+}
+
+fn http(settings: &HttpSettings) -> Value {
+    let forwarded_proto = match settings.forwarded_proto {
+        ForwardedProto::Keep => "keep",
+        ForwardedProto::Add => "add",
+        ForwardedProto::Overwrite => "overwrite",
+    };
+    let mut section = route_limits(&settings.limits);
+    section["request_id"] = json!(settings.request_id);
+    section["forwarded_proto"] = json!(forwarded_proto);
+    section["websocket"] = json!(settings.websocket);
+    section["upstream_idle_timeout"] = json!(duration(settings.upstream_idle_timeout.unwrap_or_default()));
+    // No key of the configuration: an agent sets it.
+    if let Some(limits) = &settings.grpc_limits {
+        section["grpc_limits"] = route_limits(limits);
+    }
+    section
+}
+
+fn route_limits(limits: &RouteLimits) -> Value {
+    json!({
+        "stream_idle_timeout": duration(limits.stream_idle_timeout.unwrap_or_default()),
+        "timeout": duration(limits.timeout.unwrap_or_default()),
+        "grpc_timeout": limits.grpc_timeout,
+        "grpc_timeout_max": duration(limits.grpc_timeout_max.unwrap_or_default()),
+        "retries": limits.retries,
+        "per_try_timeout": duration(limits.per_try_timeout.unwrap_or_default()),
     })
 }
 

@@ -10,7 +10,7 @@ use tollgate_policy::Direction;
 use super::document::{Place, Value};
 use super::read::{Field, Mistakes, Section};
 use super::scalar;
-use super::{EscapedSlashes, ForwardedProto, HttpSettings, Listener, Normalize, OriginalSource, Upstream};
+use super::{EscapedSlashes, ForwardedProto, HttpSettings, Listener, Normalize, OriginalSource, RouteLimits, Upstream};
 
 const EXAMPLE: &str = "[{name: ingress, address: \"127.0.0.1:15001\", direction: ingress}]";
 const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15001);
@@ -234,6 +234,7 @@ fn http(section: &mut Section<'_>, default: HttpSettings) -> HttpSettings {
     let Some(mut section) = section.field("http").and_then(|field| field.section("{request_id: true}")) else {
         return default;
     };
+    let limits = default.limits;
     let http = HttpSettings {
         request_id: section.read("request_id", default.request_id, scalar::boolean),
         forwarded_proto: section.read("forwarded_proto", default.forwarded_proto, |value| {
@@ -244,14 +245,17 @@ fn http(section: &mut Section<'_>, default: HttpSettings) -> HttpSettings {
             ];
             scalar::word(value, &words)
         }),
-        stream_idle_timeout: section.read("stream_idle_timeout", default.stream_idle_timeout, optional_duration),
-        timeout: section.read("timeout", default.timeout, optional_duration),
-        grpc_timeout: section.read("grpc_timeout", default.grpc_timeout, scalar::boolean),
-        grpc_timeout_max: section.read("grpc_timeout_max", default.grpc_timeout_max, optional_duration),
-        retries: section.read("retries", default.retries, |value| {
-            scalar::integer(value, 0, 10).map(|number| u32::try_from(number).unwrap_or_default())
-        }),
-        per_try_timeout: section.read("per_try_timeout", default.per_try_timeout, optional_duration),
+        limits: RouteLimits {
+            stream_idle_timeout: section.read("stream_idle_timeout", limits.stream_idle_timeout, optional_duration),
+            timeout: section.read("timeout", limits.timeout, optional_duration),
+            grpc_timeout: section.read("grpc_timeout", limits.grpc_timeout, scalar::boolean),
+            grpc_timeout_max: section.read("grpc_timeout_max", limits.grpc_timeout_max, optional_duration),
+            retries: section.read("retries", limits.retries, |value| {
+                scalar::integer(value, 0, 10).map(|number| u32::try_from(number).unwrap_or_default())
+            }),
+            per_try_timeout: section.read("per_try_timeout", limits.per_try_timeout, optional_duration),
+        },
+        grpc_limits: default.grpc_limits,
         websocket: section.read("websocket", default.websocket, scalar::boolean),
         upstream_idle_timeout: section.read("upstream_idle_timeout", default.upstream_idle_timeout, optional_duration),
     };

@@ -222,6 +222,26 @@ pub struct HttpSettings {
     pub request_id: bool,
     /// What becomes of `x-forwarded-proto`.
     pub forwarded_proto: ForwardedProto,
+    /// What every request gets that has no limits of its own kind.
+    pub limits: RouteLimits,
+    /// What requests of gRPC get instead, where a control plane has a route for them.
+    pub grpc_limits: Option<RouteLimits>,
+    /// Whether the handshake of a WebSocket may open a tunnel.
+    pub websocket: bool,
+    /// How long an upstream connection is kept without an exchange.
+    pub upstream_idle_timeout: Option<Duration>,
+}
+
+impl HttpSettings {
+    /// The limits of a request, by whether it is one of gRPC.
+    pub(crate) fn limits_of(&self, is_grpc: bool) -> &RouteLimits {
+        self.grpc_limits.as_ref().filter(|_| is_grpc).unwrap_or(&self.limits)
+    }
+}
+
+/// How long an exchange may take and how often it is tried. By default there are no limits and no tries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteLimits {
     /// Longest time in which nothing of an exchange moves, in either direction.
     pub stream_idle_timeout: Option<Duration>,
     /// Time from the end of a request to that of its response.
@@ -234,10 +254,6 @@ pub struct HttpSettings {
     pub retries: u32,
     /// Time from the end of a request to the beginning of its response, of each try.
     pub per_try_timeout: Option<Duration>,
-    /// Whether the handshake of a WebSocket may open a tunnel.
-    pub websocket: bool,
-    /// How long an upstream connection is kept without an exchange.
-    pub upstream_idle_timeout: Option<Duration>,
 }
 
 /// Treatment of `x-forwarded-proto`, which says `http` here: TLS is not intercepted.
@@ -256,12 +272,8 @@ impl Default for HttpSettings {
         Self {
             request_id: false,
             forwarded_proto: ForwardedProto::Keep,
-            stream_idle_timeout: None,
-            timeout: None,
-            grpc_timeout: false,
-            grpc_timeout_max: None,
-            retries: 0,
-            per_try_timeout: None,
+            limits: RouteLimits::default(),
+            grpc_limits: None,
             websocket: true,
             upstream_idle_timeout: None,
         }

@@ -148,12 +148,16 @@ listeners:
     assert_eq!(listener.additional_addresses, ["[::1]:0".parse().expect("address")]);
     assert!(!listener.transparent && !listener.reuse_port && listener.reason_header && listener.http.request_id);
     assert_eq!(listener.access_log, Some("/run/cilium/envoy/sockets/access_log.sock".into()));
-    let limits = (listener.http.stream_idle_timeout, listener.http.timeout);
+    let limits = (listener.http.limits.stream_idle_timeout, listener.http.limits.timeout);
     assert_eq!(limits, (Some(Duration::from_secs(3)), Some(Duration::from_secs(4))));
-    assert_eq!((listener.http.retries, listener.http.forwarded_proto), (2, ForwardedProto::Add));
+    assert_eq!((listener.http.limits.retries, listener.http.forwarded_proto), (2, ForwardedProto::Add));
     let seconds = |n| Some(Duration::from_secs(n));
-    assert_eq!((listener.http.per_try_timeout, listener.tcp_idle_timeout), (seconds(6), seconds(7)));
-    assert!(listener.http.grpc_timeout && listener.http.grpc_timeout_max.is_none() && !listener.http.websocket);
+    assert_eq!((listener.http.limits.per_try_timeout, listener.tcp_idle_timeout), (seconds(6), seconds(7)));
+    assert!(
+        listener.http.limits.grpc_timeout
+            && listener.http.limits.grpc_timeout_max.is_none()
+            && !listener.http.websocket
+    );
     assert_eq!(listener.proxy_id, 65535);
     let upstream = "127.0.0.1:8080".parse().expect("address");
     assert_eq!(listener.upstream, Upstream::Fixed(upstream));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::HttpSettings;
+use crate::config::RouteLimits;
 use crate::reason::Reason;
 
 /// The limits of one exchange.
@@ -31,7 +31,7 @@ pub(crate) enum Exceeded {
 
 impl TimeLimits {
     /// The limits of an exchange that begins now; `grpc_timeout` is the client's `grpc-timeout`.
-    pub(crate) fn of(settings: &HttpSettings, grpc_timeout: Option<&[u8]>) -> Self {
+    pub(crate) fn of(settings: &RouteLimits, grpc_timeout: Option<&[u8]>) -> Self {
         let grpc = grpc_timeout.filter(|_| settings.grpc_timeout).and_then(parse_grpc_timeout);
         let grpc = grpc.map(|asked| settings.grpc_timeout_max.map_or(asked, |most| asked.min(most)));
         Self {
@@ -150,11 +150,11 @@ mod tests {
 
     #[test]
     fn only_what_is_asked_for_is_limited() {
-        let settings = HttpSettings::default();
+        let settings = RouteLimits::default();
         let limits = TimeLimits::of(&settings, Some(b"1S"));
         assert!(limits.idle.is_none() && limits.response.is_none() && limits.deadline.is_none());
         assert!(limits.per_try.is_none());
-        let heeding = HttpSettings { grpc_timeout: true, grpc_timeout_max: Some(Duration::ZERO), ..settings };
+        let heeding = RouteLimits { grpc_timeout: true, grpc_timeout_max: Some(Duration::ZERO), ..settings };
         let limits = TimeLimits::of(&heeding, Some(b"1H"));
         assert!(limits.deadline.is_some_and(|deadline| deadline <= Instant::now()), "cut to what is allowed");
         assert!(TimeLimits::of(&heeding, None).deadline.is_none());

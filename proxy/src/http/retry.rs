@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::config::HttpSettings;
+use crate::config::RouteLimits;
 
 /// Envoy's back-off: a random part of so much, twice as much each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
@@ -33,9 +33,9 @@ pub(crate) struct Tries {
 }
 
 impl Tries {
-    /// Those that the settings grant beside the first.
-    pub(crate) fn of(settings: &HttpSettings) -> Self {
-        Self { left: settings.retries, made: 0 }
+    /// Those that the limits of a request grant beside the first.
+    pub(crate) fn of(limits: &RouteLimits) -> Self {
+        Self { left: limits.retries, made: 0 }
     }
 
     /// Whether there can be another at all.

@@ -16,8 +16,12 @@ use tollgate_proto::envoy::config::listener::v3::{self as wire, filter, listener
 use tollgate_proto::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
 use tollgate_proto::google::protobuf::Any;
 
+use super::durations::{duration, limit};
 use super::{fields, http_manager};
 use crate::config::{Agent, Listener, OriginalSource, UpstreamDefaults};
+
+/// The filter that tells chains for TLS from those for cleartext.
+const TLS_INSPECTOR: &str = "envoy.filters.listener.tls_inspector";
 
 /// Longest name: it is a metric label and a log field.
 const MAX_NAME: usize = 256;
@@ -26,8 +30,6 @@ const MAX_NAME: usize = 256;
 const MAX_CACHE_ENTRY_TTL: Duration = Duration::from_secs(3600);
 /// Envoy's own, where a proxy of bytes says nothing.
 const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-/// Longest duration of protobuf (`google.protobuf.Duration`): 10,000 years, which added to now is still a time.
-const MAX_DURATION: Duration = Duration::from_secs(315_576_000_000);
 
 /// Why a listener is not served. Displays as `filter_chains[0].filters[1]: …`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +69,7 @@ pub fn convert(message: &wire::Listener, defaults: &UpstreamDefaults) -> Result<
     }
     let mut ignored = Vec::new();
     let metadata = listener_filters(&message.listener_filters, &mut ignored)?;
+    let inspects_tls = message.listener_filters.iter().any(|filter| filter.name == TLS_INSPECTOR);
     let direction = if metadata.is_ingress { Direction::Ingress } else { Direction::Egress };
     let mut listener = Listener {
         name: message.name.clone(),
@@ -78,7 +81,7 @@ pub fn convert(message: &wire::Listener, defaults: &UpstreamDefaults) -> Result<
     additional_addresses(&message.additional_addresses, &mut listener, &mut ignored)?;
     bpf_metadata(&metadata, &mut listener, &mut ignored)?;
     listener.http.upstream_idle_timeout = defaults.idle_timeout;
-    chains(&message.filter_chains, &mut listener, &mut ignored)?;
+    chains(&message.filter_chains, inspects_tls, &mut listener, &mut ignored)?;
     if message.bind_to_port.is_some_and(|bind| !bind.value) {
         return Err(Inactive::new("bind_to_port", "is not implemented"));
     }
@@ -96,7 +99,7 @@ fn listener_filters(
         let field = format!("listener_filters[{index}]");
         match filter.name.as_str() {
             // What it finds, the protocol, is found here by the first bytes.
-            "envoy.filters.listener.tls_inspector" => {}
+            TLS_INSPECTOR => fields::LISTENER_FILTER.of(&field, filter, ignored)?,
             "cilium.bpf_metadata" if metadata.is_none() => {
                 let config = match &filter.config_type {
                     Some(listener_filter::ConfigType::TypedConfig(any)) => Some(any),
@@ -127,7 +130,7 @@ fn bpf_metadata(
     // Towards a pod on this node the address is never kept, whatever is asked (`spec/cilium-agent.md` section 5.4).
     let keep = metadata.use_original_source_address && listener.direction == Direction::Egress;
     listener.original_source = if keep { OriginalSource::RemoteDestinations } else { OriginalSource::Never };
-    let ttl = metadata.cache_entry_ttl.as_ref().and_then(duration);
+    let ttl = metadata.cache_entry_ttl.as_ref().map(|ttl| duration(&field("cache_entry_ttl"), ttl)).transpose()?;
     if ttl.is_some_and(|ttl| ttl > MAX_CACHE_ENTRY_TTL) {
         ignored
             .push(format!("{} (longer than {MAX_CACHE_ENTRY_TTL:?}, which counts instead)", field("cache_entry_ttl")));
@@ -143,9 +146,16 @@ fn bpf_metadata(
 }
 
 /// The chain for cleartext. One for TLS is not served: where policy has rules about HTTP, such connections are refused by
-/// their first byte.
-fn chains(chains: &[wire::FilterChain], listener: &mut Listener, ignored: &mut Vec<String>) -> Result<(), Inactive> {
+/// their first byte. Where there is no chain for TLS, though it is looked for, Envoy closes such connections; here they would
+/// pass where policy admits bytes.
+fn chains(
+    chains: &[wire::FilterChain],
+    inspects_tls: bool,
+    listener: &mut Listener,
+    ignored: &mut Vec<String>,
+) -> Result<(), Inactive> {
     let mut cleartext = None;
+    let mut takes_tls = !inspects_tls;
     for (index, chain) in chains.iter().enumerate() {
         let field = format!("filter_chains[{index}]");
         let matched = chain.filter_chain_match.clone().unwrap_or_default();
@@ -157,6 +167,7 @@ fn chains(chains: &[wire::FilterChain], listener: &mut Listener, ignored: &mut V
                 "chooses by more than transport_protocol, which is not implemented",
             ));
         }
+        takes_tls |= transport != "raw_buffer";
         match transport.as_str() {
             "tls" => ignored.push(format!(
                 "{field} (TLS is not intercepted: it passes where policy admits bytes, and nowhere else)"
@@ -173,6 +184,10 @@ fn chains(chains: &[wire::FilterChain], listener: &mut Listener, ignored: &mut V
     }
     let (field, chain) =
         cleartext.ok_or_else(|| Inactive::new("filter_chains", "none is for cleartext; TLS is not intercepted"))?;
+    if !takes_tls {
+        let reason = "is raw_buffer and there is no chain for tls, which would refuse TLS; that is not implemented";
+        return Err(Inactive::new(format!("{field}.filter_chain_match.transport_protocol"), reason));
+    }
     fields::FILTER_CHAIN.of(&field, chain, ignored)?;
     network_filters(&field, &chain.filters, listener, ignored)
 }
@@ -244,8 +259,10 @@ fn tcp_proxy(
     ignored: &mut Vec<String>,
 ) -> Result<(), Inactive> {
     fields::TCP_PROXY.of(field, config, ignored)?;
-    let idle = config.idle_timeout.as_ref().map_or(Some(TCP_IDLE_TIMEOUT), duration);
-    listener.tcp_idle_timeout = idle.filter(|idle| !idle.is_zero());
+    listener.tcp_idle_timeout = match &config.idle_timeout {
+        Some(wire) => limit(&format!("{field}.idle_timeout"), Some(wire))?,
+        None => Some(TCP_IDLE_TIMEOUT),
+    };
     match &config.cluster_specifier {
         Some(tcp_proxy::ClusterSpecifier::Cluster(cluster)) => original_destination(field, cluster),
         _ => Err(Inactive::new(field, "does not name one cluster")),
@@ -316,10 +333,4 @@ pub(super) fn decode<M: Message + Name + Default>(field: &str, any: Option<&Any>
         .map_err(|error| Inactive::new(field, format!("its configuration does not decode: {error}")))?;
     fields::understood(field, &any.value, &message)?;
     Ok(message)
-}
-
-/// A duration of the wire; a negative one is none, and a longer one than there can be is the longest.
-pub(super) fn duration(wire: &tollgate_proto::google::protobuf::Duration) -> Option<Duration> {
-    let duration = Duration::new(u64::try_from(wire.seconds).ok()?, u32::try_from(wire.nanos).ok()?);
-    Some(duration.min(MAX_DURATION))
 }

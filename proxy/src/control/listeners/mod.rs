@@ -2,10 +2,12 @@
 
 mod clusters;
 mod convert;
+mod durations;
 mod fields;
 mod handler;
 mod http_manager;
 mod references;
+mod routes;
 #[cfg(test)]
 mod tests;
 

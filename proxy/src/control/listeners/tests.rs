@@ -1,3 +1,5 @@
+mod routes;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -24,8 +26,8 @@ use tollgate_xds::{Handler, Resource, Update};
 
 use super::*;
 use crate::config::{
-    Agent, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentitySettings, OriginalSource, Upstream,
-    UpstreamDefaults,
+    Agent, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentitySettings, OriginalSource, RouteLimits,
+    Upstream, UpstreamDefaults,
 };
 use crate::control::identities::{self, AgentIdentities};
 use crate::control::{Control, WorldStore};
@@ -213,16 +215,19 @@ fn the_agents_http_listener() {
     assert_eq!(listener.access_log, Some(PathBuf::from("/run/access_log.sock")));
     assert!(ignored[0].starts_with("filter_chains[1] (TLS is not intercepted"), "{ignored:?}");
     assert!(!ignored.iter().any(|name| name.contains("retry_policy")), "{ignored:?}");
-    let hours = Some(Duration::from_secs(3600));
-    let expected = HttpSettings {
-        request_id: true,
-        forwarded_proto: ForwardedProto::Overwrite,
+    let limits = RouteLimits {
         stream_idle_timeout: Some(Duration::from_secs(300)),
-        timeout: hours,
+        timeout: Some(Duration::from_secs(3600)),
         grpc_timeout: true,
         grpc_timeout_max: None,
         retries: 3,
         per_try_timeout: None,
+    };
+    let expected = HttpSettings {
+        request_id: true,
+        forwarded_proto: ForwardedProto::Overwrite,
+        limits,
+        grpc_limits: None,
         websocket: true,
         upstream_idle_timeout: None,
     };
@@ -234,8 +239,8 @@ fn the_agents_http_listener() {
     other.xff_num_trusted_hops = 1;
     let Active { listener, .. } = convert(&with_manager(&other), &DEFAULTS).unwrap();
     let forwarded_proto = ForwardedProto::Add;
-    let expected =
-        HttpSettings { request_id: false, forwarded_proto, stream_idle_timeout: None, websocket: false, ..expected };
+    let limits = RouteLimits { stream_idle_timeout: None, ..limits };
+    let expected = HttpSettings { request_id: false, forwarded_proto, limits, websocket: false, ..expected };
     assert_eq!(listener.http, expected);
 }
 
@@ -270,8 +275,8 @@ fn retries() {
         (odd, 1, false),
     ] {
         let Active { listener, ignored } = with_retries(policy.clone());
-        assert_eq!(listener.http.retries, retries, "{policy:?}");
-        assert_eq!(listener.http.per_try_timeout, Some(Duration::from_secs(5)), "{policy:?}");
+        assert_eq!(listener.http.limits.retries, retries, "{policy:?}");
+        assert_eq!(listener.http.limits.per_try_timeout, Some(Duration::from_secs(5)), "{policy:?}");
         assert_eq!(!ignored.iter().any(|name| name.contains("retry_policy")), in_full, "{policy:?}: {ignored:?}");
     }
 }
@@ -327,7 +332,7 @@ fn no_time_is_too_long_to_be_added_to_now() {
     let Active { listener, ignored } = convert(&message, &DEFAULTS).unwrap();
     assert_eq!(listener.agent.unwrap().cache_entry_ttl, Some(Duration::from_secs(3600)));
     assert!(ignored.iter().any(|name| name.starts_with("cilium.bpf_metadata.cache_entry_ttl (longer")), "{ignored:?}");
-    assert!(std::time::Instant::now().checked_add(listener.http.stream_idle_timeout.unwrap()).is_some());
+    assert!(std::time::Instant::now().checked_add(listener.http.limits.stream_idle_timeout.unwrap()).is_some());
     let Active { ignored, .. } = convert(&http_listener(), &DEFAULTS).unwrap();
     assert!(!ignored.iter().any(|name| name.contains("cache_entry_ttl")), "{ignored:?}");
 }

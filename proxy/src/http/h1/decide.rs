@@ -184,7 +184,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
                 grpc: request.is_grpc(),
                 source,
                 moment: judged.by.moment,
-                limits: TimeLimits::of(&config.http, request.grpc_timeout()),
+                limits: TimeLimits::of(config.http.limits_of(request.is_grpc()), request.grpc_timeout()),
                 retries: Retries::default(),
             }))
         }

@@ -17,7 +17,7 @@ pub(crate) struct Retries {
 impl Retries {
     /// The retries of a request whose body, if it has one, begins `buffer`.
     pub(super) fn of(connection: &Connection, forward: &Forward, buffer: &mut Buffer) -> Self {
-        let tries = Tries::of(&connection.listener.config.http);
+        let tries = Tries::of(connection.listener.config.http.limits_of(forward.grpc));
         if !tries.are_left() || forward.websocket.is_some() || forward.expects_continue {
             return Self::default();
         }

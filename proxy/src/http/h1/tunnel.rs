@@ -39,7 +39,7 @@ pub(super) async fn serve(
             }
         }
     };
-    let limits = TimeLimits::of_bytes(connection.listener.config.http.stream_idle_timeout);
+    let limits = TimeLimits::of_bytes(connection.listener.config.http.limits.stream_idle_timeout);
     let (began, moved) = (tokio::time::Instant::now(), || counts.up.get().wrapping_add(counts.down.get()));
     let ended = tokio::select! {
         biased;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config::HttpSettings;
+use crate::config::RouteLimits;
 use crate::http::retry::{Failure, Tries};
 
 /// Longest body that is kept, in bytes: as much as HTTP/1 reads at once.
@@ -35,9 +35,9 @@ enum Known {
 
 impl Retries {
     /// The retries of a request that has a body or is `bodiless`.
-    pub(super) fn of(settings: &HttpSettings, bodiless: bool) -> Self {
+    pub(super) fn of(limits: &RouteLimits, bodiless: bool) -> Self {
         let known = if bodiless { Known::Bodiless } else { Known::Unread };
-        Self { tries: Cell::new(Tries::of(settings)), body: RefCell::default(), known: Cell::new(known) }
+        Self { tries: Cell::new(Tries::of(limits)), body: RefCell::default(), known: Cell::new(known) }
     }
 
     /// Keeps a piece of the body that is about to be sent, or lets go of all when that is too much.
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     fn retries(bodiless: bool) -> Retries {
-        Retries::of(&HttpSettings { retries: 2, ..HttpSettings::default() }, bodiless)
+        Retries::of(&RouteLimits { retries: 2, ..RouteLimits::default() }, bodiless)
     }
 
     fn may_follow(retries: &Retries) -> (bool, bool) {
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_unasked() {
-        let retries = Retries::of(&HttpSettings::default(), false);
+        let retries = Retries::of(&RouteLimits::default(), false);
         retries.keep(b"one", true);
         assert_eq!((may_follow(&retries), retries.body()), ((false, false), None));
         assert_eq!(retries.body.borrow().capacity(), 0);

@@ -91,7 +91,9 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
     };
     let request_id = new_request_id(&head.parts.headers, &edits, config.http.request_id);
     write_log(&flow, None, &edits, request_id.as_ref());
-    let limits = TimeLimits::of(&config.http, head.parts.headers.get("grpc-timeout").map(HeaderValue::as_bytes));
+    let limits = config.http.limits_of(head.is_grpc());
+    let retries = Retries::of(limits, body.is_end_stream());
+    let limits = TimeLimits::of(limits, head.parts.headers.get("grpc-timeout").map(HeaderValue::as_bytes));
     let mut exchange = Exchange {
         shared: &shared,
         head: &head,
@@ -101,7 +103,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         moment,
         source,
         limits,
-        retries: Retries::of(&config.http, body.is_end_stream()),
+        retries,
         flow,
         respond,
         body,
