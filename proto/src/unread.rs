@@ -26,14 +26,17 @@ pub fn numbers(bytes: &[u8]) -> BTreeSet<u32> {
 
 /// The first part of `bytes` that is not in `understood`, the encoding of what was decoded from them: the numbers of the
 /// fields on the way to it, such as `field 3[0].99`. `None` when there is nothing more in them.
-pub fn beyond(bytes: &[u8], understood: &[u8]) -> Option<String> {
+///
+/// `passed_over` are the ways, by numbers, to fields whose content matters to nobody. A field of metadata has to be one of them: an
+/// entry of a map whose value is empty is encoded without it, and cannot be told from a message of another kind.
+pub fn beyond(bytes: &[u8], understood: &[u8], passed_over: &[&[u32]]) -> Option<String> {
     if bytes == understood {
         return None;
     }
-    Some(format!("field {}", difference(bytes, understood)?))
+    Some(format!("field {}", difference(bytes, understood, passed_over)?))
 }
 
-fn difference(bytes: &[u8], understood: &[u8]) -> Option<String> {
+fn difference(bytes: &[u8], understood: &[u8], passed_over: &[&[u32]]) -> Option<String> {
     let (Some(came), Some(known)) = (fields(bytes), fields(understood)) else {
         return Some("(of an encoding that is not known)".to_owned());
     };
@@ -44,13 +47,18 @@ fn difference(bytes: &[u8], understood: &[u8]) -> Option<String> {
         }
     }
     by_number.into_iter().find_map(|(number, [came, known])| {
-        let below = difference_of_field(&came, &known)?;
+        let ways = passed_over.iter().filter_map(|way| way.split_first().filter(|(first, _)| **first == number));
+        let below: Vec<&[u32]> = ways.map(|(_, rest)| rest).collect();
+        if below.iter().any(|way| way.is_empty()) {
+            return None;
+        }
+        let below = difference_of_field(&came, &known, &below)?;
         Some(format!("{number}{below}"))
     })
 }
 
 /// How the elements of one field differ; empty text where the whole field does.
-fn difference_of_field(came: &[Value<'_>], known: &[Value<'_>]) -> Option<String> {
+fn difference_of_field(came: &[Value<'_>], known: &[Value<'_>], passed_over: &[&[u32]]) -> Option<String> {
     if known.is_empty() {
         return Some(String::new());
     }
@@ -70,7 +78,7 @@ fn difference_of_field(came: &[Value<'_>], known: &[Value<'_>]) -> Option<String
             Some(found) => drop(left.swap_remove(found)),
             None => match (came[index], known[index]) {
                 (Value::Bytes(came), Value::Bytes(known)) => {
-                    if let Some(below) = difference(came, known) {
+                    if let Some(below) = difference(came, known, passed_over) {
                         return Some(format!("[{index}].{below}"));
                     }
                 }
@@ -121,7 +129,11 @@ mod tests {
     const UNKNOWN: [u8; 3] = [0x98, 0x06, 0x01];
 
     fn seen<M: Message + Default>(bytes: &[u8]) -> Option<String> {
-        beyond(bytes, &M::decode(bytes).unwrap().encode_to_vec())
+        seen_but::<M>(bytes, &[])
+    }
+
+    fn seen_but<M: Message + Default>(bytes: &[u8], passed_over: &[&[u32]]) -> Option<String> {
+        beyond(bytes, &M::decode(bytes).unwrap().encode_to_vec(), passed_over)
     }
 
     fn nested(number: u8, bytes: &[u8]) -> Vec<u8> {
@@ -163,11 +175,24 @@ mod tests {
     }
 
     #[test]
+    fn what_matters_to_nobody_is_passed_over_and_nothing_else() {
+        // metadata.filter_metadata["x"] = {}, of the listener and of a chain
+        let empty = nested(1, &[nested(1, b"x"), nested(2, b"")].concat());
+        let listener = [nested(6, &empty), nested(3, &[nested(5, &empty), nested(7, b"chain")].concat())].concat();
+        assert_eq!(seen::<Listener>(&listener).unwrap(), "field 3[0].5[0].1[0].2");
+        let metadata: [&[u32]; 2] = [&[6], &[3, 5]];
+        assert_eq!(seen_but::<Listener>(&listener, &metadata), None);
+        assert_eq!(seen_but::<Listener>(&listener, &metadata[1..]).unwrap(), "field 6[0].1[0].2");
+        let hidden = [&listener[..], &nested(3, &UNKNOWN)].concat();
+        assert_eq!(seen_but::<Listener>(&hidden, &metadata).unwrap(), "field 3[1].99");
+    }
+
+    #[test]
     fn what_cannot_be_compared_is_a_difference() {
         // The second one wins, whatever the first said.
         let twice = [nested(2, b"127.0.0.1"), nested(2, b"127.0.0.2")].concat();
         assert_eq!(seen::<SocketAddress>(&twice).unwrap(), "field 2");
-        assert!(beyond(&[0x0b], &[]).unwrap().contains("encoding"));
+        assert!(beyond(&[0x0b], &[], &[]).unwrap().contains("encoding"));
         assert_eq!(numbers(&[0x0b]), BTreeSet::new());
     }
 }

@@ -5,6 +5,7 @@
 //! not know. Numbers and names are those of Envoy's and Cilium's `.proto` files.
 
 use prost::Message;
+use tollgate_proto::envoy::config::listener::v3::Listener;
 use tollgate_proto::unread;
 
 use super::convert::Inactive;
@@ -55,7 +56,16 @@ impl Fields {
 /// # Errors
 /// There is more in it.
 pub(super) fn understood(place: &str, bytes: &[u8], message: &impl Message) -> Result<(), Inactive> {
-    match unread::beyond(bytes, &message.encode_to_vec()) {
+    understood_but(place, bytes, message, &[])
+}
+
+/// The same of a listener. What stands in its metadata, or in those of its chains, has no effect.
+pub(super) fn listener_understood(bytes: &[u8], listener: &Listener) -> Result<(), Inactive> {
+    understood_but("", bytes, listener, &[&[6], &[3, 5], &[25, 5]])
+}
+
+fn understood_but(place: &str, bytes: &[u8], message: &impl Message, passed_over: &[&[u32]]) -> Result<(), Inactive> {
+    match unread::beyond(bytes, &message.encode_to_vec(), passed_over) {
         Some(field) if place.is_empty() => Err(unknown(field)),
         Some(field) => Err(unknown(format!("{place}.{field}"))),
         None => Ok(()),

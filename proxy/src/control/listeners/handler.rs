@@ -9,7 +9,7 @@ use tollgate_xds::{Handler, Rejection, Resource, State, Update};
 
 use super::super::identities::{self, AgentIdentities};
 use super::clusters::want;
-use super::fields::understood;
+use super::fields::listener_understood;
 use super::references::routes_of;
 use super::{Inactive, Report, Reported, Serve, Unserved, convert};
 use crate::config::UpstreamDefaults;
@@ -109,7 +109,7 @@ impl<S> ListenerHandler<S> {
         let mut unread = self.unread.clone();
         unread.retain(|name, _| !update.removed.contains(name));
         for Resource { name, message, partly_read } in &update.changed {
-            match partly_read.as_ref().and_then(|bytes| understood("", bytes, message).err()) {
+            match partly_read.as_ref().and_then(|bytes| listener_understood(bytes, message).err()) {
                 Some(inactive) => unread.insert(name.clone(), inactive),
                 None => unread.remove(name),
             };

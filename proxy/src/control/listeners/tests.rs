@@ -1,3 +1,4 @@
+mod names;
 mod routes;
 
 use std::net::SocketAddr;
