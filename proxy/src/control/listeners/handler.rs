@@ -12,7 +12,7 @@ use super::clusters::want;
 use super::fields::listener_understood;
 use super::references::routes_of;
 use super::{Inactive, Report, Reported, Serve, Unserved, convert};
-use crate::config::UpstreamDefaults;
+use crate::config::{self, UpstreamDefaults};
 
 /// Serves the listeners of each state. One that asks for something that is not implemented is listed, and acknowledged: a
 /// NACK would hold up every pod of the node. Only one whose socket cannot be opened is rejected, since the agent then tries
@@ -68,7 +68,7 @@ impl<S: Serve> Handler for ListenerHandler<S> {
         let next = self.state.after(update);
         let mut listeners = Vec::new();
         let mut reported = Reported::default();
-        for (name, message) in next.iter() {
+        for (name, message) in by_own_name(&next) {
             // What is in the way for certain says more than what is not known.
             let converted = convert(message, &self.defaults);
             match converted.and_then(|active| unread.get(name).map_or(Ok(active), |unread| Err(unread.clone()))) {
@@ -76,6 +76,11 @@ impl<S: Serve> Handler for ListenerHandler<S> {
                     let refused = |agent| identities::of_agent(agent).err().filter(|_| self.identities.is_some());
                     if let Some(reason) = active.listener.agent.as_ref().and_then(refused) {
                         reported.inactive.insert(name.to_owned(), format!("cilium.bpf_metadata.{reason}"));
+                        continue;
+                    }
+                    if listeners.iter().any(|served: &config::Listener| served.name == active.listener.name) {
+                        let reason = format!("name: {} is the name of another listener, which is served", message.name);
+                        reported.inactive.insert(name.to_owned(), reason);
                         continue;
                     }
                     if !active.ignored.is_empty() {
@@ -102,6 +107,13 @@ impl<S: Serve> Handler for ListenerHandler<S> {
         let reasons: Vec<_> = unserved.iter().map(|Unserved { name, reason }| format!("{name}: {reason}")).collect();
         Err(Rejection::new(format!("Listener {}", reasons.join("; "))))
     }
+}
+
+/// Every listener with the name of its resource. Those that are called as it come first: where two are called the same, which can be
+/// on a stream that names resources, or with copies that the client has told apart, the first is served.
+fn by_own_name(state: &State<Listener>) -> impl Iterator<Item = (&str, &Arc<Listener>)> {
+    let own = |(name, message): &(&str, &Arc<Listener>)| *name == message.name;
+    state.iter().filter(move |listener| own(listener)).chain(state.iter().filter(move |listener| !own(listener)))
 }
 
 impl<S> ListenerHandler<S> {
