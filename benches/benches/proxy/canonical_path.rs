@@ -3,11 +3,15 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group};
-use tollgate::config::{EscapedSlashes, Normalize};
+use tollgate::config::{EscapedSlashes, Normalize, Underscores};
 use tollgate::http::canonical::{CanonicalPath, canonicalise};
 
-const AS_CILIUM_SETS_IT: Normalize =
-    Normalize { path: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndRedirect };
+const AS_CILIUM_SETS_IT: Normalize = Normalize {
+    path: true,
+    merge_slashes: true,
+    escaped_slashes: EscapedSlashes::UnescapeAndRedirect,
+    field_underscores: Underscores::Keep,
+};
 
 fn paths(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("http/canonicalise");

@@ -8,7 +8,7 @@ use crate::tenant::{Group, TenantConfig};
 
 use super::{
     AccessLog, Agent, Config, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentitySettings, Limits,
-    Listener, OriginalSource, PolicySource, Rate, RouteLimits, Upstream, XdsMode,
+    Listener, OriginalSource, PolicySource, Rate, RouteLimits, Underscores, Upstream, XdsMode,
 };
 
 /// Every key with the value in force, for `/config_dump`.
@@ -80,6 +80,11 @@ pub fn listener(listener: &Listener) -> Value {
         EscapedSlashes::UnescapeAndRedirect => "unescape_and_redirect",
         EscapedSlashes::UnescapeAndForward => "unescape_and_forward",
     };
+    let field_underscores = match listener.normalize.field_underscores {
+        Underscores::Keep => "keep",
+        Underscores::Reject => "reject",
+        Underscores::Drop => "drop",
+    };
     json!({
         "name": listener.name,
         "address": listener.address,
@@ -95,6 +100,7 @@ pub fn listener(listener: &Listener) -> Value {
             "path": listener.normalize.path,
             "merge_slashes": listener.normalize.merge_slashes,
             "escaped_slashes": escaped_slashes,
+            "field_underscores": field_underscores,
         },
         "policy_wait": duration(listener.policy_wait),
         "connect_timeout": duration(listener.connect_timeout),
@@ -117,6 +123,7 @@ fn http(settings: &HttpSettings) -> Value {
     let mut section = route_limits(&settings.limits);
     section["request_id"] = json!(settings.request_id);
     section["forwarded_proto"] = json!(forwarded_proto);
+    section["max_requests_per_connection"] = json!(settings.max_requests_per_connection);
     section["websocket"] = json!(settings.websocket);
     section["upstream_idle_timeout"] = json!(duration(settings.upstream_idle_timeout.unwrap_or_default()));
     // No key of the configuration: an agent sets it.

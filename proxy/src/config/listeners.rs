@@ -10,7 +10,10 @@ use tollgate_policy::Direction;
 use super::document::{Place, Value};
 use super::read::{Field, Mistakes, Section};
 use super::scalar;
-use super::{EscapedSlashes, ForwardedProto, HttpSettings, Listener, Normalize, OriginalSource, RouteLimits, Upstream};
+use super::{
+    EscapedSlashes, ForwardedProto, HttpSettings, Listener, Normalize, OriginalSource, RouteLimits, Underscores,
+    Upstream,
+};
 
 const EXAMPLE: &str = "[{name: ingress, address: \"127.0.0.1:15001\", direction: ingress}]";
 const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15001);
@@ -212,6 +215,10 @@ fn normalize(section: &mut Section<'_>, default: Normalize) -> Normalize {
         path: section.read("path", default.path, scalar::boolean),
         merge_slashes: section.read("merge_slashes", default.merge_slashes, scalar::boolean),
         escaped_slashes: section.read("escaped_slashes", default.escaped_slashes, |value| scalar::word(value, &words)),
+        field_underscores: section.read("field_underscores", default.field_underscores, |value| {
+            let words = [("keep", Underscores::Keep), ("reject", Underscores::Reject), ("drop", Underscores::Drop)];
+            scalar::word(value, &words)
+        }),
     };
     section.finish(&[]);
     normalize
@@ -258,6 +265,11 @@ fn http(section: &mut Section<'_>, default: HttpSettings) -> HttpSettings {
         grpc_limits: default.grpc_limits,
         websocket: section.read("websocket", default.websocket, scalar::boolean),
         upstream_idle_timeout: section.read("upstream_idle_timeout", default.upstream_idle_timeout, optional_duration),
+        max_requests_per_connection: section.read(
+            "max_requests_per_connection",
+            default.max_requests_per_connection,
+            |value| scalar::integer(value, 0, u32::MAX.into()).map(|number| u32::try_from(number).unwrap_or_default()),
+        ),
     };
     section.finish(&[]);
     http

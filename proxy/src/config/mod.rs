@@ -230,6 +230,8 @@ pub struct HttpSettings {
     pub websocket: bool,
     /// How long an upstream connection is kept without an exchange.
     pub upstream_idle_timeout: Option<Duration>,
+    /// How many requests a client may send on one connection, which ends in order with the last; zero: any number.
+    pub max_requests_per_connection: u32,
 }
 
 impl HttpSettings {
@@ -276,6 +278,7 @@ impl Default for HttpSettings {
             grpc_limits: None,
             websocket: true,
             upstream_idle_timeout: None,
+            max_requests_per_connection: 0,
         }
     }
 }
@@ -329,7 +332,7 @@ pub enum OriginalSource {
     RemoteDestinations,
 }
 
-/// How a request path is made canonical before it is matched and forwarded.
+/// How a request is made canonical before it is matched and forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Normalize {
     /// Resolve dot segments, decode unreserved escapes (RFC 3986 section 6.2.2).
@@ -338,12 +341,15 @@ pub struct Normalize {
     pub merge_slashes: bool,
     /// What `%2F` and `%5C` lead to.
     pub escaped_slashes: EscapedSlashes,
+    /// What names of fields with an underscore lead to.
+    pub field_underscores: Underscores,
 }
 
 impl Default for Normalize {
     /// As Cilium's agent configures Envoy.
     fn default() -> Self {
-        Self { path: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndRedirect }
+        let escaped_slashes = EscapedSlashes::UnescapeAndRedirect;
+        Self { path: true, merge_slashes: true, escaped_slashes, field_underscores: Underscores::Keep }
     }
 }
 
@@ -358,6 +364,26 @@ pub enum EscapedSlashes {
     UnescapeAndRedirect,
     /// Decode and go on.
     UnescapeAndForward,
+}
+
+/// Treatment of header and trailer fields whose name has an underscore: back ends that hand fields on as variables (CGI) take it
+/// for a hyphen, and so for another field, which policy may have looked at. Names are those of Envoy's
+/// `headers_with_underscores_action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Underscores {
+    /// They pass.
+    Keep,
+    /// 400; trailers of that kind are dropped.
+    Reject,
+    /// They are taken out before policy looks.
+    Drop,
+}
+
+impl Underscores {
+    /// Whether a field of that name may not pass.
+    pub(crate) fn bar(self, name: &[u8]) -> bool {
+        self != Self::Keep && memchr::memchr(b'_', name).is_some()
+    }
 }
 
 /// A sink of flow records.

@@ -8,7 +8,8 @@ use tollgate_policy::{Direction, SecurityId};
 
 use super::{
     AccessLog, Config, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentityMode, IdentitySettings,
-    IdleLimits, Limits, ListenAddress, OriginalSource, PolicySource, Rate, SecretFile, Upstream, XdsMode, load, parse,
+    IdleLimits, Limits, ListenAddress, OriginalSource, PolicySource, Rate, SecretFile, Underscores, Upstream, XdsMode,
+    load, parse,
 };
 use crate::tenant::TenantConfig;
 
@@ -104,14 +105,14 @@ listeners:
     upstream: 127.0.0.1:8080
     endpoint: 10.244.2.232
     original_source: always
-    normalize: {{ path: false, merge_slashes: false, escaped_slashes: keep }}
+    normalize: {{ path: false, merge_slashes: false, escaped_slashes: keep, field_underscores: drop }}
     policy_wait: 0s
     connect_timeout: 1m
     request_head_timeout: 1h
     denied_body: |
       Stop here.
     reason_header: true
-    http: {{ request_id: true, forwarded_proto: add, stream_idle_timeout: 3s, timeout: 4s, grpc_timeout: true, grpc_timeout_max: 0s, retries: 2, per_try_timeout: 6s, websocket: false }}
+    http: {{ request_id: true, forwarded_proto: add, stream_idle_timeout: 3s, timeout: 4s, grpc_timeout: true, grpc_timeout_max: 0s, retries: 2, per_try_timeout: 6s, websocket: false, max_requests_per_connection: 9 }}
     tcp_idle_timeout: 7s
     access_log: {{ unix: /run/cilium/envoy/sockets/access_log.sock }}
 "#
@@ -165,6 +166,8 @@ listeners:
     assert_eq!(listener.original_source, OriginalSource::Always);
     assert!(!listener.normalize.path && !listener.normalize.merge_slashes);
     assert_eq!(listener.normalize.escaped_slashes, EscapedSlashes::Keep);
+    assert_eq!(listener.normalize.field_underscores, Underscores::Drop);
+    assert_eq!(listener.http.max_requests_per_connection, 9);
     assert_eq!(listener.policy_wait, Duration::ZERO);
     assert_eq!(listener.connect_timeout, Duration::from_secs(60));
     assert_eq!(listener.request_head_timeout, Duration::from_secs(3600));

@@ -49,6 +49,8 @@ pub(crate) struct Connection {
     /// Who pays, as of the moment in `charged_at`.
     pub(crate) payer: Rc<Payer>,
     charged_at: Cell<(u64, u64)>,
+    /// Requests that have come on it.
+    requests: Cell<u32>,
     /// Whether it waits for its client.
     pub(crate) idle: Idle,
     /// In which its tasks run: those of the same tenant and remote identity share.
@@ -86,8 +88,20 @@ impl Connection {
                 proxy_id: config.proxy_id,
             }),
             remembered: Remembered::default(),
+            requests: Cell::new(0),
             idle: Idle::new(&worker.idle),
         }
+    }
+
+    /// Counts a request that has come.
+    pub(crate) fn count_request(&self) {
+        self.requests.set(self.requests.get().saturating_add(1));
+    }
+
+    /// Whether it takes no request after those that have come: its listener drains, or it has had as many as it may.
+    pub(crate) fn is_ending(&self) -> bool {
+        let most = self.listener.config.http.max_requests_per_connection;
+        self.listener.signals.state().draining || (most > 0 && self.requests.get() >= most)
     }
 
     /// Who pays for the connection. Looked up again when anything has changed that it depends on, for all accounts: those of

@@ -219,8 +219,13 @@ impl Connection {
         }
     }
 
-    /// Whether a rule that requests of this connection are judged by reads header fields of that name (lower case).
-    pub(crate) fn rules_read(&self, field: &str) -> bool {
+    /// Whether a trailer of that name (lower case) may not pass: a rule that requests of this connection are judged by reads header
+    /// fields of that name, or no field may be called so.
+    pub(crate) fn bars_trailer(&self, field: &str) -> bool {
+        self.listener.config.normalize.field_underscores.bar(field.as_bytes()) || self.rules_read(field)
+    }
+
+    fn rules_read(&self, field: &str) -> bool {
         self.worker.world.load().policy.reads_field(&self.flow(ANYBODY), field)
     }
 

@@ -195,12 +195,11 @@ pub(super) const TCP_PROXY: Fields = Fields {
 
 /// `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.
 pub(super) const HTTP_MANAGER: Fields = Fields {
-    read: &[2, 3, 4, 5, 14, 15, 19, 21, 23, 24, 30, 31, 33, 45],
+    read: &[2, 3, 4, 5, 8, 14, 15, 19, 21, 23, 24, 30, 31, 33, 35, 45],
     without_effect: &[
         // Which HTTP it is, the first bytes say.
         (1, "codec_type"),
         (7, "tracing"),
-        (8, "http_protocol_options"),
         (9, "http2_protocol_options"),
         (10, "server_name"),
         (12, "drain_timeout"),
@@ -215,7 +214,6 @@ pub(super) const HTTP_MANAGER: Fields = Fields {
         // A client's is kept in any case.
         (32, "preserve_external_request_id"),
         (34, "server_header_transformation"),
-        (35, "common_http_protocol_options"),
         (37, "always_set_request_id_in_response"),
         (38, "local_reply_config"),
         (40, "stream_error_on_invalid_http_message"),
@@ -249,6 +247,36 @@ pub(super) const HTTP_MANAGER: Fields = Fields {
         (60, "forward_client_cert_matcher"),
         (61, "forward_proto_config"),
     ],
+};
+
+/// `envoy.config.core.v3.HttpProtocolOptions`, of the client's side.
+pub(super) const COMMON_HTTP_OPTIONS: Fields = Fields {
+    read: &[4, 5, 6],
+    without_effect: &[
+        (1, "idle_timeout"),
+        (2, "max_headers_count"),
+        (3, "max_connection_duration"),
+        (7, "max_response_headers_kb"),
+        (8, "max_connection_duration_jitter"),
+    ],
+    refused: &[],
+};
+
+/// `envoy.config.core.v3.Http1ProtocolOptions`, of the client's side. What it would let in besides stays out.
+pub(super) const HTTP1_OPTIONS: Fields = Fields {
+    read: &[2],
+    without_effect: &[
+        (1, "allow_absolute_url"),
+        (4, "header_key_format"),
+        (5, "enable_trailers"),
+        (6, "allow_chunked_length"),
+        (7, "override_stream_error_on_invalid_http_message"),
+        (8, "send_fully_qualified_url"),
+        (9, "use_balsa_parser"),
+        (10, "allow_custom_methods"),
+        (11, "ignore_http_11_upgrade"),
+    ],
+    refused: &[(3, "default_host_for_http_10")],
 };
 
 /// `envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter`.

@@ -12,7 +12,7 @@ use tollgate_proto::envoy::extensions::filters::network::http_connection_manager
 use super::convert::{Inactive, access_log, decode};
 use super::durations::limit;
 use super::{fields, routes};
-use crate::config::{EscapedSlashes, ForwardedProto, Listener, Normalize, RouteLimits};
+use crate::config::{EscapedSlashes, ForwardedProto, Listener, Normalize, RouteLimits, Underscores};
 
 /// Longest body of a 403; as in the configuration file.
 const MAX_DENIED_BODY: usize = 4096;
@@ -39,6 +39,7 @@ pub(super) fn read(
     };
     listener.http.websocket = allows_websocket(field, &manager.upgrade_configs)?;
     fields::HTTP_MANAGER.of(field, &manager, ignored)?;
+    protocol_options(field, &manager, listener, ignored)?;
     let idle = match &manager.stream_idle_timeout {
         Some(wire) => limit(&format!("{field}.stream_idle_timeout"), Some(wire))?,
         None => Some(STREAM_IDLE_TIMEOUT),
@@ -55,6 +56,28 @@ pub(super) fn read(
         _ => return Err(Inactive::new(field, "has no route_config")),
     }
     note_ignored(field, &manager, ignored);
+    Ok(())
+}
+
+/// What connections may do, whatever is asked for on them. HTTP/1.0 is taken whether `accept_http_10` is set or not.
+fn protocol_options(
+    field: &str,
+    manager: &HttpConnectionManager,
+    listener: &mut Listener,
+    ignored: &mut Vec<String>,
+) -> Result<(), Inactive> {
+    if let Some(http1) = &manager.http_protocol_options {
+        fields::HTTP1_OPTIONS.of(&format!("{field}.http_protocol_options"), http1, ignored)?;
+    }
+    let Some(common) = &manager.common_http_protocol_options else { return Ok(()) };
+    let field = format!("{field}.common_http_protocol_options");
+    fields::COMMON_HTTP_OPTIONS.of(&field, common, ignored)?;
+    let field = |name| format!("{field}.{name}");
+    if limit(&field("max_stream_duration"), common.max_stream_duration.as_ref())?.is_some() {
+        return Err(Inactive::new(field("max_stream_duration"), "is not implemented"));
+    }
+    listener.http.max_requests_per_connection =
+        common.max_requests_per_connection.as_ref().map_or(0, |most| most.value);
     Ok(())
 }
 
@@ -140,7 +163,17 @@ fn l7_policy(
 }
 
 fn normalize(field: &str, manager: &HttpConnectionManager) -> Result<Normalize, Inactive> {
+    let common = manager.common_http_protocol_options.unwrap_or_default();
     Ok(Normalize {
+        field_underscores: match common.headers_with_underscores_action {
+            0 => Underscores::Keep,
+            1 => Underscores::Reject,
+            2 => Underscores::Drop,
+            other => {
+                let field = format!("{field}.common_http_protocol_options.headers_with_underscores_action");
+                return Err(Inactive::new(field, format!("{other} is unknown")));
+            }
+        },
         path: manager.normalize_path.as_ref().is_some_and(|on| on.value),
         merge_slashes: manager.merge_slashes,
         // 0 leaves the choice to the implementation; Envoy's is to keep them.

@@ -28,7 +28,7 @@ use tollgate_xds::{Handler, Resource, Update};
 use super::*;
 use crate::config::{
     Agent, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentitySettings, OriginalSource, RouteLimits,
-    Upstream, UpstreamDefaults,
+    Underscores, Upstream, UpstreamDefaults,
 };
 use crate::control::identities::{self, AgentIdentities};
 use crate::control::{Control, WorldStore};
@@ -231,6 +231,7 @@ fn the_agents_http_listener() {
         grpc_limits: None,
         websocket: true,
         upstream_idle_timeout: None,
+        max_requests_per_connection: 0,
     };
     assert_eq!(listener.http, expected);
     let mut other = manager();

@@ -1,11 +1,21 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::Underscores;
 
-const CILIUM: Normalize =
-    Normalize { path: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndRedirect };
+const CILIUM: Normalize = Normalize {
+    path: true,
+    merge_slashes: true,
+    escaped_slashes: EscapedSlashes::UnescapeAndRedirect,
+    field_underscores: Underscores::Keep,
+};
 const FORWARD: Normalize = Normalize { escaped_slashes: EscapedSlashes::UnescapeAndForward, ..CILIUM };
-const OFF: Normalize = Normalize { path: false, merge_slashes: false, escaped_slashes: EscapedSlashes::Keep };
+const OFF: Normalize = Normalize {
+    path: false,
+    merge_slashes: false,
+    escaped_slashes: EscapedSlashes::Keep,
+    field_underscores: Underscores::Keep,
+};
 
 fn shown(target: &str, mode: &Normalize) -> String {
     match canonicalise(target.as_bytes(), mode) {

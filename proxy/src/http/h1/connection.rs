@@ -88,6 +88,7 @@ impl Session<'_> {
                     self.act(decision, Buffer::new(&self.connection.worker.buffers), reader, writer).await
                 }
                 NextHead::Complete(length, started) => {
+                    self.connection.count_request();
                     let head = self.buffer.split_front(length);
                     let decision = decide(self.connection, head.filled(), started);
                     self.act(decision, head, reader, writer).await
@@ -115,8 +116,8 @@ impl Session<'_> {
     /// Sends an answer of our own and makes the connection ready for what follows, if anything can follow.
     async fn reply(&mut self, reply: Reply, reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) -> Next {
         let Reply { reply, mut flow, reason, body, expects_continue, to_head, close } = reply;
-        let draining = self.connection.listener.signals.state().draining;
-        let keep = !reply.close && !close && !draining && !expects_continue && body.is_some();
+        let ending = self.connection.is_ending();
+        let keep = !reply.close && !close && !ending && !expects_continue && body.is_some();
         let keep = keep && !matches!(body, Some(RequestBody::Length(DISCARD_LIMIT..)));
         if let Some(http) = &mut flow.record_mut().http {
             http.status = reply.status;

@@ -198,11 +198,11 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
     }
 }
 
-/// Trailer fields that may pass: those that were announced and that no rule looks for among the header fields, where a
+/// Trailer fields that may pass: those that were announced, are called as the listener allows, and that no rule looks for among the header fields, where a
 /// back end that merges the two would find what policy did not see.
 fn trailers(connection: &Connection, request: &RequestHead<'_, '_>) -> Vec<Vec<u8>> {
     let mut names = request.announced_trailers();
-    names.retain(|name| std::str::from_utf8(name).is_ok_and(|name| !connection.rules_read(name)));
+    names.retain(|name| std::str::from_utf8(name).is_ok_and(|name| !connection.bars_trailer(name)));
     names
 }
 

@@ -404,7 +404,7 @@ impl ResponseReceiver<'_> {
             ResponseBody::UntilClose => Cursor::UntilClose,
         };
         let mut relay = Relay { cursor, trailers: None, count: &self.progress.down, needs_sender: false };
-        let draining = self.connection.listener.signals.state().draining;
+        let ending = self.connection.is_ending();
         // What came with the head goes out with it.
         let body = relay
             .cursor
@@ -412,7 +412,7 @@ impl ResponseReceiver<'_> {
             .map_err(|error| ExchangeError::ResponseBody(error.into()))?;
         self.progress.status.set(head.status);
         self.log(head.status, &buffer.filled()[..length]);
-        if draining && !head.close {
+        if ending && !head.close {
             let edited = with_close(&buffer.filled()[..length]);
             writer.write_all(&edited).await.map_err(ExchangeError::Downstream)?;
             writer.write_all(&buffer.filled()[length..length + body]).await.map_err(ExchangeError::Downstream)?;
@@ -428,7 +428,7 @@ impl ResponseReceiver<'_> {
             })?;
         }
         let persistent = self.forward.version == Version::Http11 || head.keep_alive;
-        let close = head.close || self.forward.close || draining || !persistent;
+        let close = head.close || self.forward.close || ending || !persistent;
         Ok(if close { Completed::Close } else { Completed::KeepAlive })
     }
 }

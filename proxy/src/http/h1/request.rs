@@ -14,7 +14,7 @@ use tollgate_policy::Headers;
 pub(crate) use self::rewrite::Rewritten;
 use super::head::MAX_FIELDS;
 use super::websocket::WebSocketKey;
-use crate::config::{ForwardedProto, Normalize};
+use crate::config::{ForwardedProto, Normalize, Underscores};
 use crate::http::authority;
 use crate::http::canonical::{CanonicalPath, canonicalise};
 use crate::reason::Reason;
@@ -145,6 +145,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         request.read_target(target, normalize)?;
         request.read_connection()?;
         request.read_expectation()?;
+        request.settle_underscores(normalize.field_underscores)?;
         Ok(request)
     }
 
@@ -343,6 +344,20 @@ impl<'h, 'b> RequestHead<'h, 'b> {
             }
             Some(_) => Err(Refusal::new(Reason::Expectation, "an expectation other than 100-continue")),
         }
+    }
+
+    /// What may not pass is taken out before policy looks.
+    fn settle_underscores(&mut self, treatment: Underscores) -> Result<(), Refusal> {
+        if treatment == Underscores::Keep {
+            return Ok(());
+        }
+        for (index, field) in self.fields.iter().enumerate().filter(|(_, f)| treatment.bar(f.name.as_bytes())) {
+            if treatment == Underscores::Reject {
+                return Err(Refusal::malformed(format!("the name of field {} has an underscore", field.name)));
+            }
+            self.removed |= 1 << index;
+        }
+        Ok(())
     }
 
     /// Settles who says `x-forwarded-proto`. What a client may not say is taken out before policy looks.

@@ -72,7 +72,7 @@ impl Session<'_> {
         let idle = self.connection.listener.config.http.upstream_idle_timeout;
         let idle_from = idle.map(|limit| tokio::time::Instant::now() + limit);
         loop {
-            if self.connection.listener.signals.state().draining {
+            if self.connection.is_ending() {
                 return false;
             }
             let has_upstream = self.paired.is_some();

@@ -127,7 +127,7 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
     loop {
         // All that has come is there at once: as many streams as a client likes.
         tollgate_schedule::rest().await;
-        if connection.listener.signals.state().draining && !ending {
+        if connection.is_ending() && !ending {
             ending = true;
             server.graceful_shutdown();
         }
@@ -141,6 +141,7 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
             biased;
             accepted = server.accept() => match accepted {
                 Some(Ok((request, respond))) => {
+                    connection.count_request();
                     connection.spawn(stream::serve(Rc::clone(&shared), request, respond));
                 }
                 Some(Err(error)) => {

@@ -5,7 +5,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, request};
 use tollgate_policy::{HeaderEdits, Headers, Request};
 
-use crate::config::{ForwardedProto, Normalize};
+use crate::config::{ForwardedProto, Normalize, Underscores};
 use crate::http::authority;
 use crate::http::canonical::{CanonicalPath, canonicalise};
 use crate::http::h1::{FORWARDED_PROTO, MAX_FIELDS};
@@ -44,6 +44,7 @@ impl RequestHead {
             // RFC 9113 section 8.2.1 forbids them; a later hop that trims would read another value.
             return refuse(Reason::MalformedRequest, "a field value begins or ends with a blank");
         }
+        settle_underscores(&mut parts.headers, normalize.field_underscores)?;
         let authority = read_authority(&mut parts)?;
         let received = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
         let path = if received == "*" {
@@ -122,6 +123,20 @@ impl RequestHead {
             headers: self,
         }
     }
+}
+
+/// What may not pass is taken out before policy looks.
+fn settle_underscores(headers: &mut HeaderMap, treatment: Underscores) -> Result<(), Refusal> {
+    if treatment == Underscores::Keep {
+        return Ok(());
+    }
+    let barred: Vec<HeaderName> =
+        headers.keys().filter(|name| treatment.bar(name.as_str().as_bytes())).cloned().collect();
+    if treatment == Underscores::Reject && !barred.is_empty() {
+        return Err(Refusal { reason: Reason::MalformedRequest, detail: "the name of a field has an underscore" });
+    }
+    barred.into_iter().for_each(|name| drop(headers.remove(name)));
+    Ok(())
 }
 
 /// Makes the edits of an admitted request.
@@ -231,8 +246,12 @@ mod tests {
     use super::*;
     use crate::config::EscapedSlashes;
 
-    const CILIUM: Normalize =
-        Normalize { path: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndRedirect };
+    const CILIUM: Normalize = Normalize {
+        path: true,
+        merge_slashes: true,
+        escaped_slashes: EscapedSlashes::UnescapeAndRedirect,
+        field_underscores: Underscores::Keep,
+    };
 
     fn read(method: &str, uri: &str, fields: &[(&str, &str)]) -> Result<RequestHead, Refusal> {
         let mut builder = http::Request::builder().method(method).uri(uri);

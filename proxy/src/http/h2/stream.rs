@@ -333,7 +333,7 @@ impl Exchange<'_> {
             if bodiless {
                 return std::future::pending().await;
             }
-            let dropped = |name: &HeaderName| connection.rules_read(name.as_str());
+            let dropped = |name: &HeaderName| connection.bars_trailer(name.as_str());
             let sent = match retries.body() {
                 // Boxed as above.
                 Some(body) => Box::pin(send(upstream_body, body, true, &progress.up)).await,

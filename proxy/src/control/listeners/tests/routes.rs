@@ -1,4 +1,4 @@
-//! Routes, durations, upgrades and chains: each is obeyed as Envoy would, or named as the reason why not.
+//! Routes, durations, upgrades, chains and options of protocols: each is obeyed as Envoy would, or named as the reason why not.
 
 use super::*;
 
@@ -155,4 +155,57 @@ fn a_listener_that_would_refuse_tls_is_not_served() {
     listener.listener_filters[0].filter_disabled = Some(ListenerFilterChainMatchPredicate::default());
     let reason = convert(&listener, &DEFAULTS).unwrap_err().to_string();
     assert_eq!(reason, "listener_filters[0].filter_disabled: is not implemented");
+}
+
+#[test]
+fn options_of_protocols_count_or_are_in_the_way() {
+    let read = |common: core::HttpProtocolOptions, http1: core::Http1ProtocolOptions| {
+        let manager = HttpConnectionManager {
+            common_http_protocol_options: Some(common),
+            http_protocol_options: Some(http1),
+            ..manager()
+        };
+        convert(&with_manager(&manager), &DEFAULTS).map_err(|inactive| inactive.to_string())
+    };
+    let (common, http1) = (core::HttpProtocolOptions::default, core::Http1ProtocolOptions::default);
+    for (action, expected) in [(0, Underscores::Keep), (1, Underscores::Reject), (2, Underscores::Drop)] {
+        let options = core::HttpProtocolOptions {
+            headers_with_underscores_action: action,
+            max_requests_per_connection: Some(UInt32Value { value: 7 }),
+            max_stream_duration: seconds(0),
+            idle_timeout: seconds(1),
+            ..common()
+        };
+        let accepting = core::Http1ProtocolOptions { accept_http_10: true, enable_trailers: true, ..http1() };
+        let Active { listener, ignored } = read(options, accepting).unwrap();
+        assert_eq!(listener.normalize.field_underscores, expected);
+        assert_eq!(listener.http.max_requests_per_connection, 7);
+        const MANAGER: &str = "filter_chains[0].filters[1]";
+        for (setting, named) in [
+            ("common_http_protocol_options.idle_timeout", true),
+            ("http_protocol_options.enable_trailers", true),
+            ("http_protocol_options.accept_http_10", false),
+            ("common_http_protocol_options.max_requests_per_connection", false),
+        ] {
+            assert_eq!(ignored.contains(&format!("{MANAGER}.{setting}")), named, "{setting}: {ignored:?}");
+        }
+    }
+    assert_eq!(convert(&http_listener(), &DEFAULTS).unwrap().listener.normalize.field_underscores, Underscores::Keep);
+    let host = core::Http1ProtocolOptions { default_host_for_http_10: "a".into(), ..http1() };
+    for (options, http1, reason) in [
+        (
+            core::HttpProtocolOptions { headers_with_underscores_action: 3, ..common() },
+            http1(),
+            "common_http_protocol_options.headers_with_underscores_action: 3 is unknown",
+        ),
+        (
+            core::HttpProtocolOptions { max_stream_duration: seconds(1), ..common() },
+            http1(),
+            "common_http_protocol_options.max_stream_duration: is not implemented",
+        ),
+        (common(), host, "http_protocol_options.default_host_for_http_10: is not implemented"),
+    ] {
+        let got = read(options, http1).unwrap_err();
+        assert!(got.ends_with(reason), "{got}");
+    }
 }

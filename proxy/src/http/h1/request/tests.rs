@@ -1,10 +1,14 @@
 use tollgate_policy::HeaderEdits;
 
 use super::*;
-use crate::config::EscapedSlashes;
+use crate::config::{EscapedSlashes, Underscores};
 
-const CILIUM: Normalize =
-    Normalize { path: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndRedirect };
+const CILIUM: Normalize = Normalize {
+    path: true,
+    merge_slashes: true,
+    escaped_slashes: EscapedSlashes::UnescapeAndRedirect,
+    field_underscores: Underscores::Keep,
+};
 
 fn with<T>(head: &[u8], f: impl FnOnce(Result<RequestHead<'_, '_>, Refusal>) -> T) -> T {
     let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
