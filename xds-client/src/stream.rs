@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::select_all;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use self::conversation::Conversation;
@@ -20,6 +20,9 @@ use crate::{ClientConfig, Transport, TransportError, Variant};
 
 /// The aggregated method; those of single types are in [`crate::Service`].
 const AGGREGATED: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+
+/// A stream that has lasted so long before it has to be begun anew was worth it.
+const HELD: Duration = Duration::from_secs(30);
 
 /// What all streams of a client share.
 pub(crate) struct Shared<T> {
@@ -87,7 +90,7 @@ impl Stream {
     pub(crate) async fn keep_alive<T: Transport>(self, shared: Arc<Shared<T>>) -> Infallible {
         let mut attempt = 0;
         loop {
-            let mut delivered = false;
+            let mut delivered = None;
             let reason = match self.serve(&shared, &mut delivered).await {
                 Ok(never) => match never {},
                 Err(reason) => reason,
@@ -103,11 +106,13 @@ impl Stream {
                 attempt = 0;
                 continue;
             }
-            let not_served = reason.denies_the_method(delivered);
+            let not_served = reason.denies_the_method(delivered.is_some());
             let told_elsewhere = matches!(reason, StreamError::Transport(TransportError::Unimplemented { .. }));
             self.report_end(&reason, told_elsewhere && !shared.config.is_fixed());
             self.report(if not_served { Progress::NotServed } else { Progress::Ended }).await;
-            if delivered {
+            // A peer that goes on sending what is refused makes us start over and over.
+            let fruitless = |served: &Instant| matches!(reason, StreamError::StartOver) && served.elapsed() < HELD;
+            if delivered.is_some_and(|served| !fruitless(&served)) {
                 attempt = 0;
             }
             sleep(shared.config.backoff.delay(attempt, fastrand::f64())).await;
@@ -118,8 +123,12 @@ impl Stream {
         }
     }
 
-    /// Opens the stream and serves it to its end.
-    async fn serve<T: Transport>(&self, shared: &Shared<T>, delivered: &mut bool) -> Result<Infallible, StreamError> {
+    /// Opens the stream and serves it to its end. `delivered` is set when its first response comes.
+    async fn serve<T: Transport>(
+        &self,
+        shared: &Shared<T>,
+        delivered: &mut Option<Instant>,
+    ) -> Result<Infallible, StreamError> {
         let mut topics: Vec<_> = self.lanes.iter().map(|lane| Topic::new(self.variant, lane.clone())).collect();
         let Some(opener) = topics.iter_mut().find(|topic| topic.is_wanted()) else {
             return Err(StreamError::Unwanted);
@@ -138,9 +147,13 @@ impl Stream {
         debug!(path, "xDS stream opened");
         let mut conversation = Conversation::new(self.variant, call, topics, shared.config.backoff);
         conversation.first_response().await?;
-        *delivered = true;
+        *delivered = Some(Instant::now());
         self.report(Progress::Served).await;
-        conversation.go_on().await
+        let ended = conversation.go_on().await;
+        if matches!(ended, Err(StreamError::StartOver)) {
+            conversation.take_leave().await;
+        }
+        ended
     }
 
     async fn report(&self, progress: Progress) {

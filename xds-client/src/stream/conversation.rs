@@ -1,13 +1,14 @@
 //! An open stream: hands responses to the lanes of their types, and sends the answers when they are applied.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::{BoxFuture, FutureExt as _, select_all};
 use futures_util::stream::FuturesUnordered;
 use prost::Message as _;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use super::StreamError;
@@ -23,6 +24,9 @@ const AFTER: [(&str, &str); 3] = [
     ("envoy.config.listener.v3.Listener", "envoy.config.cluster.v3.Cluster"),
     ("envoy.config.route.v3.RouteConfiguration", "envoy.config.listener.v3.Listener"),
 ];
+
+/// How long a peer has to end a stream that we have ended.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// An open stream.
 pub(super) struct Conversation {
@@ -70,6 +74,17 @@ impl Conversation {
     pub(super) async fn go_on(&mut self) -> Result<Infallible, StreamError> {
         loop {
             self.step().await?;
+        }
+    }
+
+    /// Ends the stream so that what was said last reaches the peer: our side first, then the peer's. Whatever it still sends comes
+    /// again on the next stream.
+    pub(super) async fn take_leave(self) {
+        let Call { requests, mut responses } = self.call;
+        drop(requests);
+        let ended = async { while let Some(Ok(_)) = responses.next().await {} };
+        if timeout(LEAVE, ended).await.is_err() {
+            debug!("the control plane does not end a stream that we have ended; it is cut");
         }
     }
 

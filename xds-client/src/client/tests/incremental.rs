@@ -1,7 +1,10 @@
 //! One incremental stream per type.
 
+use std::time::Duration;
+
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use prost::Message as _;
+use tokio::time::Instant;
 
 use super::scripted::{Conversation, GREETING, World, increment, start_with};
 use crate::{Mode, Rejection, Update, Variant};
@@ -95,10 +98,50 @@ async fn what_comes_after_a_refusal_takes_nothing_away_and_is_followed_by_a_fres
     push(&stream, &increment("2", &[("a", "3")], &[])).await;
     let update = world.updates.accept().await;
     assert_eq!((update.changed[0].message.text.as_str(), update.removed.len(), update.first_on_stream), ("3", 0, true));
-    stream.closed().await;
+    assert_eq!(stream.hear_out().await, [answer("2")], "the peer learns that it was accepted");
 
     let mut stream = world.peer.accept().await;
     let all = increment("2", &[("a", "3")], &[]);
     assert_eq!(exchange(&mut world, &mut stream, &all).await, (vec![], strings(&["b"]), true));
     exchange(&mut world, &mut stream, &increment("3", &[], &[])).await;
+}
+
+/// Sends what is refused and then what is accepted; what follows is a fresh start.
+async fn bad_then_good(world: &mut World, stream: &mut Conversation, version: u32) {
+    push(stream, &increment(&format!("{version} bad"), &[("b", "bad")], &[])).await;
+    world.updates.next().await.decide(Err(Rejection::new("bad")));
+    assert!(stream.delta_request().await.error_detail.is_some());
+    push(stream, &increment(&format!("{version} good"), &[("a", &version.to_string())], &[])).await;
+    world.updates.accept().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_end_the_stream_holds_nothing_up() {
+    let mut world = start();
+    let mut stream = world.peer.accept().await;
+    bad_then_good(&mut world, &mut stream, 1).await;
+    stream.closed().await;
+    let mut stream = world.peer.accept().await;
+    exchange(&mut world, &mut stream, &increment("2", &[("a", "1")], &[])).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn fresh_starts_that_lead_to_the_same_are_ever_rarer_until_a_stream_has_lasted() {
+    let mut world = start();
+    let mut stream = world.peer.accept().await;
+    let began = Instant::now();
+    for version in 0..60 {
+        bad_then_good(&mut world, &mut stream, version).await;
+        stream.hear_out().await;
+        stream = world.peer.accept().await;
+    }
+    let each = began.elapsed() / 60;
+    assert!(each > Duration::from_secs(2), "{each:?}");
+    exchange(&mut world, &mut stream, &increment("good", &[("a", "60")], &[])).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    bad_then_good(&mut world, &mut stream, 61).await;
+    let ended = Instant::now();
+    stream.hear_out().await;
+    world.peer.accept().await;
+    assert!(ended.elapsed() < Duration::from_secs(1), "a single mistake is put right at once");
 }

@@ -199,6 +199,16 @@ impl Conversation {
         assert!(self.from_client.try_recv().is_err(), "a request came too early");
     }
 
+    /// Ends the call after the client, as a server does. Returns what the client said last.
+    pub(super) async fn hear_out(mut self) -> Vec<DeltaDiscoveryRequest> {
+        let mut said = Vec::new();
+        while let Some(bytes) = self.from_client.recv().await {
+            said.push(DeltaDiscoveryRequest::decode(bytes).unwrap());
+        }
+        assert!(!self.to_client.is_closed(), "the client has cut the call");
+        said
+    }
+
     /// Resolves when the client has given the call up.
     pub(super) async fn closed(&self) {
         self.to_client.closed().await;
