@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use prost::Message;
 
 use crate::Resource;
-use crate::accepted::{Accepted, Difference, Wanted};
+use crate::accepted::{Accepted, Difference, Edits, Wanted};
 use crate::wire::{RawAny, RawResource};
 
 /// Takes the accepted states of one resource type.
@@ -29,8 +29,8 @@ pub trait Handler: Send + 'static {
     /// future may be dropped when the client is.
     ///
     /// # Errors
-    /// A rejection leaves the old state in force, and the next update begins from it again; the control plane gets a
-    /// NACK with its message.
+    /// A rejection leaves the old state in force, or of the resources that it names ([`Rejection::of_resources`]) what they were
+    /// before. The next update begins from there; the control plane gets a NACK with its message.
     fn apply(&mut self, update: Update<Self::Resource>) -> impl Future<Output = Result<(), Rejection>> + Send;
 }
 
@@ -71,6 +71,18 @@ impl<M: Clone> State<M> {
         Self(next)
     }
 
+    /// This state, but for the resources of these names, which are as in `before` or not there.
+    #[must_use]
+    pub fn with_old<'n>(mut self, before: &Self, names: impl IntoIterator<Item = &'n str>) -> Self {
+        for name in names {
+            match before.0.get(name) {
+                Some(message) => self.0.insert(name.to_owned(), Arc::clone(message)),
+                None => self.0.remove(name),
+            };
+        }
+        self
+    }
+
     /// Every resource, by name.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Arc<M>)> {
         self.0.iter().map(|(name, message)| (name.as_str(), message))
@@ -82,13 +94,28 @@ impl<M: Clone> State<M> {
 #[error("{message}")]
 pub struct Rejection {
     message: String,
+    /// Names of the resources that are refused; `None`: all that the update changes.
+    resources: Option<BTreeSet<String>>,
 }
 
 impl Rejection {
     /// A rejection whose message names the resource, the field and the reason.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into() }
+        Self { message: message.into(), resources: None }
+    }
+
+    /// A rejection of the resources of these names only. Whatever else the update changes is in force, although the control plane
+    /// is told that it was refused: the protocol cannot say more.
+    pub fn of_resources(message: impl Into<String>, names: impl IntoIterator<Item = String>) -> Self {
+        Self { message: message.into(), resources: Some(names.into_iter().collect()) }
+    }
+
+    /// What was changed all the same.
+    fn in_force(&self, mut edits: Edits) -> Edits {
+        let Some(refused) = &self.resources else { return Edits::new() };
+        edits.retain(|(name, _)| !refused.contains(&**name));
+        edits
     }
 }
 
@@ -169,9 +196,13 @@ impl<H: Handler> ErasedHandler for H {
             }
             let (changed, removed, edits) = difference.into_parts();
             let counts = Changed { changed: changed.len(), removed: removed.len() };
-            Handler::apply(self, Update { version, changed, removed, first_on_stream }).await?;
-            Arc::make_mut(accepted).apply(edits);
-            Ok(counts)
+            let outcome = Handler::apply(self, Update { version, changed, removed, first_on_stream }).await;
+            let in_force = match &outcome {
+                Ok(()) => edits,
+                Err(rejection) => rejection.in_force(edits),
+            };
+            Arc::make_mut(accepted).apply(in_force);
+            outcome.map(|()| counts)
         };
         // A panic while compiling one update must not end the subscription: the next version may be fine.
         let work = AssertUnwindSafe(work).catch_unwind();

@@ -88,8 +88,9 @@ impl Lane {
             }
             Err(rejection) => {
                 self.status.refused(rejection.to_string());
+                self.status.holds(self.accepted.len());
                 warn!(xds.type_url = type_url, xds.version = version, %rejection,
-                    "xDS update refused; the last accepted state stays in force");
+                    "xDS update refused; what was accepted before stays in force");
             }
         }
         let _ = done.send(applied); // its stream may have ended: what was accepted stays in force

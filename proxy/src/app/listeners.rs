@@ -105,6 +105,15 @@ impl Open {
     }
 }
 
+/// A listener that was served and cannot be any more.
+#[derive(Clone, Debug)]
+struct Lost {
+    /// As it was.
+    config: config::Listener,
+    /// Why it is not as it was asked to be.
+    refused: String,
+}
+
 /// All listeners. Views read it at any time; one change at a time is made.
 #[derive(Debug)]
 pub(super) struct Listeners {
@@ -115,7 +124,7 @@ pub(super) struct Listeners {
     open: Mutex<Vec<Open>>,
     changing: tokio::sync::Mutex<()>,
     /// Listeners that were served, cannot be any more, and are tried again.
-    lost: Mutex<Vec<config::Listener>>,
+    lost: Mutex<Vec<Lost>>,
     /// Told when there is one.
     loss: Notify,
 }
@@ -328,7 +337,8 @@ impl ServeListeners for Listeners {
         for listener in listeners {
             if let Err(error) = self.put_dynamic(listener).await {
                 tracing::error!(listener = listener.name, %error, "listener cannot be served as asked");
-                unserved.push(Unserved { name: listener.name.clone(), reason: error.to_string() });
+                let as_before = self.named(&listener.name).is_some_and(|open| open.origin == Origin::ControlPlane);
+                unserved.push(Unserved { name: listener.name.clone(), reason: error.to_string(), as_before });
             }
         }
         unserved

@@ -254,7 +254,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
     }
     tasks.spawn(Arc::clone(&control).follow_identity_maps(side.readiness.clone()));
     let mut streams = None;
-    let (report, discovered) = (Report::default(), Discovered::default());
+    let (report, discovered) = (Report::new(side.readiness.clone()), Discovered::default());
     match &config.policy_source {
         PolicySource::Xds { address, mode } => {
             let first = config.bootstrap.as_ref().map(|bootstrap| bootstrap.mode);
@@ -263,7 +263,8 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
                 true => {
                     let handler = ListenerHandler::new(Arc::clone(&side.listeners), report.clone(), config.upstream)
                         .with_identities(AgentIdentities::new(&control, &config.identities.source));
-                    tasks.spawn(Arc::clone(&side.listeners).retry_lost());
+                    tasks.spawn(Arc::clone(&side.listeners).retry_lost(report.clone()));
+                    side.metrics.watch_discovered_listeners(report.clone());
                     discovered.subscribe(client, handler)
                 }
                 false => client,

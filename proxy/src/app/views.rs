@@ -15,7 +15,7 @@ use super::tenants;
 use crate::admin::{Actions, BoundListener, Views};
 use crate::config::{Config, ForwardedProto, Identities, Normalize, PolicySource};
 use crate::control::Control;
-use crate::control::listeners::{Discovered, Report, Reported};
+use crate::control::listeners::{Discovered, NotServed, Report};
 use crate::explanation::{self, Asked, Enforced, Explained};
 use crate::identity::Sources;
 use crate::policy_file::FilePlace;
@@ -97,10 +97,13 @@ impl Views for ProcessViews {
             json!({ "name": open.config.name, "addresses": addresses, "origin": open.origin.as_str() })
         });
         status.insert("listeners".into(), listeners.collect());
-        let Reported { inactive, ignored } = self.report.read();
-        let inactive = inactive.into_iter().map(|(name, reason)| json!({ "name": name, "reason": reason }));
-        status.insert("listeners_not_served".into(), inactive.collect());
-        let ignored = ignored.into_iter().map(|(name, settings)| json!({ "name": name, "settings": settings }));
+        let reported = self.report.read();
+        let not_served = reported.not_served().into_iter().map(|(name, (kind, reason))| {
+            json!({ "name": name, "reason": reason, "as_before": kind == NotServed::AsBefore })
+        });
+        status.insert("listeners_not_served".into(), not_served.collect());
+        let ignored =
+            reported.ignored.into_iter().map(|(name, settings)| json!({ "name": name, "settings": settings }));
         status.insert("listener_settings_without_effect".into(), ignored.collect());
         if let Some(bootstrap) = &self.config.bootstrap {
             status.insert("bootstrap_settings_without_effect".into(), json!(bootstrap.ignored));

@@ -60,16 +60,21 @@ impl AgentIdentities {
         matches!(source, Identities::Agent).then(|| Self(Arc::clone(control)))
     }
 
-    /// Looks identities up where the listeners say, before any of them is served. Returns the names of listeners whose
-    /// settings have no effect.
-    pub(super) fn adopt(&self, listeners: &[Listener]) -> Vec<String> {
+    /// Looks identities up where these listeners say, which are in service. Of an update that is not `accepted` only where nobody
+    /// has said anything before: maps that are in force are not replaced by a refused update, and without any everybody would be
+    /// refused. Returns the names of listeners whose settings have no effect.
+    pub(super) fn adopt(&self, listeners: &[Listener], accepted: bool) -> Vec<String> {
         let said = |listener: &Listener| of_agent(listener.agent.as_ref()?).ok()?;
-        let Some(adopted) = listeners.iter().find_map(said) else { return Vec::new() };
-        if let Err(error) = self.0.configure_identities(&adopted) {
+        let in_force = || Arc::clone(&self.0.store().load().identities);
+        let first = listeners.iter().find_map(said);
+        if let Some(adopted) = first.filter(|_| accepted || in_force().settings().source == Identities::Agent)
+            && let Err(error) = self.0.configure_identities(&adopted)
+        {
             // Only a list can contradict itself.
             tracing::error!(%error, "cannot look identities up as the agent says");
         }
-        let differs = |listener: &&Listener| said(listener).is_some_and(|other| other != adopted);
+        let in_force = in_force();
+        let differs = |listener: &&Listener| said(listener).is_some_and(|said| said != *in_force.settings());
         listeners.iter().filter(differs).map(|listener| listener.name.clone()).collect()
     }
 }

@@ -14,6 +14,7 @@ use tollgate_xds::StreamStatus;
 use super::control::UpdateResult;
 use super::worker::{Count, Counters, DURATION_BOUNDS_US, DirectionCounters};
 use super::{AcceptErrorKind, ConnectResult, Families, IdentityMap, LookupResult, MAX_LISTENERS, process};
+use crate::control::listeners::NotServed;
 use crate::flow::{AccessLogs, LossCause};
 use crate::reason::Reason;
 
@@ -37,6 +38,7 @@ impl Collector for Families {
         self.access_logs(&mut families)?;
         self.policy(&mut families)?;
         self.xds(&mut families)?;
+        self.discovered_listeners(&mut families)?;
         self.process(&mut families)?;
         self.envoy(&mut families)
     }
@@ -275,6 +277,19 @@ impl Families {
             for stream in &streams {
                 counter(&mut family, &[("type", resource_type(stream))], part(stream))?;
             }
+        }
+        Ok(())
+    }
+
+    fn discovered_listeners(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
+        let Some(report) = self.discovered_listeners.get() else { return Ok(()) };
+        let reported = report.read();
+        let not_served = reported.not_served();
+        let help = "Listeners of the control plane that are not served as asked, by reason";
+        let mut family = families.gauge("tollgate_listeners_not_served", help)?;
+        for (kind, name) in NotServed::ALL {
+            let count = not_served.values().filter(|(found, _)| *found == kind).count() as u64;
+            family.encode_family(&[("reason", name)])?.encode_gauge(&count)?;
         }
         Ok(())
     }

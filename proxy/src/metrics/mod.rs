@@ -29,6 +29,7 @@ pub use worker::{
     OpenConnection, Worker,
 };
 
+use crate::control::listeners::Report;
 use crate::flow::{AccessLogs, SinkCounters};
 use crate::readiness::Readiness;
 use crate::tenant::Books;
@@ -50,6 +51,7 @@ struct Families {
     sinks: OnceLock<Arc<[Arc<SinkCounters>]>>,
     access_logs: OnceLock<AccessLogs>,
     streams: OnceLock<tollgate_xds::Status>,
+    discovered_listeners: OnceLock<Report>,
     tenants: Arc<Books>,
     readiness: OnceLock<Readiness>,
     started: SystemTime,
@@ -68,6 +70,7 @@ impl Metrics {
             sinks: OnceLock::new(),
             access_logs: OnceLock::new(),
             streams: OnceLock::new(),
+            discovered_listeners: OnceLock::new(),
             tenants: Arc::new(tenants),
             readiness: OnceLock::new(),
             started: SystemTime::now(),
@@ -115,6 +118,11 @@ impl Metrics {
     /// Adds the streams of the xDS client to what is scraped; the first call counts.
     pub fn watch_streams(&self, streams: tollgate_xds::Status) {
         let _ = self.families.streams.set(streams);
+    }
+
+    /// Adds what became of the control plane's listeners to what is scraped; the first call counts.
+    pub fn watch_discovered_listeners(&self, report: Report) {
+        let _ = self.families.discovered_listeners.set(report);
     }
 
     /// Adds whether the process drains to what is scraped; the first call counts.

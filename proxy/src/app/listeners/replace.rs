@@ -9,8 +9,9 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 use tollgate_xds::Backoff;
 
-use super::{ListenerError, Listeners, Open, Origin};
+use super::{ListenerError, Listeners, Lost, Open, Origin};
 use crate::config;
+use crate::control::listeners::Report;
 
 impl Listeners {
     /// Puts `listener` in the place of `old`, whose sockets do not do for it.
@@ -46,19 +47,20 @@ impl Listeners {
         match self.open_anew(old).await {
             Ok(()) => error,
             Err(again) => {
-                self.lose(old.clone());
+                self.lose(Lost { config: old.clone(), refused: error.to_string() });
                 ListenerError::Lost { error: Box::new(error), again: Box::new(again) }
             }
         }
     }
 
-    pub(super) fn lose(&self, listener: config::Listener) {
-        self.lost().push(listener);
+    pub(super) fn lose(&self, lost: Lost) {
+        self.lost().push(lost);
         self.loss.notify_one();
     }
 
-    /// Tries to serve the listeners that are lost, ever more slowly. Never returns.
-    pub(in crate::app) async fn retry_lost(self: Arc<Self>) {
+    /// Tries to serve the listeners that are lost, ever more slowly, and tells `report` of those that are served again. Never
+    /// returns.
+    pub(in crate::app) async fn retry_lost(self: Arc<Self>, report: Report) {
         let backoff = Backoff::default();
         let mut attempt: u32 = 0;
         loop {
@@ -70,17 +72,20 @@ impl Listeners {
             attempt = attempt.saturating_add(1);
             let _turn = self.changing.lock().await;
             let lost = std::mem::take(&mut *self.lost());
-            for listener in lost {
-                match self.open_anew(&listener).await {
-                    Ok(()) => tracing::info!(listener = listener.name, "listener is served again as it was"),
-                    Err(_) => self.lost().push(listener),
+            for lost in lost {
+                match self.open_anew(&lost.config).await {
+                    Ok(()) => {
+                        tracing::info!(listener = lost.config.name, "listener is served again as it was");
+                        report.served_again(&lost.config.name, lost.refused);
+                    }
+                    Err(_) => self.lost().push(lost),
                 }
             }
         }
     }
 
     /// Listeners that were served, and should be.
-    pub(super) fn lost(&self) -> MutexGuard<'_, Vec<config::Listener>> {
+    pub(super) fn lost(&self) -> MutexGuard<'_, Vec<Lost>> {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

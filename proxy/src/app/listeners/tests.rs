@@ -12,6 +12,7 @@ use super::*;
 use crate::app::workers::{self, Phase, Seed};
 use crate::config::Upstream;
 use crate::control::WorldStore;
+use crate::control::listeners::{Report, Reported};
 use crate::flow;
 use crate::identity::{IdentityTable, Sources};
 use crate::readiness::Readiness;
@@ -211,7 +212,7 @@ async fn an_address_in_use_fails_that_listener_alone_and_keeps_its_last_good_for
     assert_eq!(world.listeners.serve(std::slice::from_ref(&good)).await, []);
     let moved = config::Listener { address: taken.local_addr().unwrap(), ..good.clone() };
     let unserved = world.listeners.serve(&[moved.clone(), other.clone()]).await;
-    let [Unserved { name, reason }] = &unserved[..] else { panic!("{unserved:?}") };
+    let [Unserved { name, reason, .. }] = &unserved[..] else { panic!("{unserved:?}") };
     assert_eq!(name, "good");
     assert!(reason.contains("Address already in use"), "{reason}");
     assert!(reason.contains(&moved.address.to_string()), "{reason}");
@@ -264,7 +265,7 @@ async fn an_address_of_another_listener_is_refused_however_it_is_written() {
             let other = listener("other", a);
             for two in [egress, also] {
                 let unserved = world.listeners.serve(&[one.clone(), two, other.clone()]).await;
-                let [Unserved { name, reason }] = &unserved[..] else { panic!("{address}: {unserved:?}") };
+                let [Unserved { name, reason, .. }] = &unserved[..] else { panic!("{address}: {unserved:?}") };
                 assert_eq!(name, "two");
                 for part in ["Address already in use", &address.to_string(), &format!("listener {owner}")] {
                     assert!(reason.contains(part), "no {part}: {reason}");
@@ -370,21 +371,28 @@ async fn a_listener_that_is_lost_is_tried_again_until_something_else_is_asked_fo
     let listeners = Arc::new(world.listeners);
     let config = listener("l", upstream(b"a"));
     let taken = TcpListener::bind(config.address).unwrap();
-    let trying = tokio::spawn(Arc::clone(&listeners).retry_lost());
-    listeners.lose(config.clone());
+    let readiness = Readiness::default();
+    let report = Report::new(readiness.clone());
+    let trying = tokio::spawn(Arc::clone(&listeners).retry_lost(report.clone()));
+    let unserved = Unserved { name: "l".into(), reason: "refused; nor as before".into(), as_before: false };
+    report.replace(Reported { unserved: [("l".into(), unserved)].into(), ..Reported::default() });
+    assert!(!readiness.is_ready());
+    let lost = || Lost { config: config.clone(), refused: "refused".into() };
+    listeners.lose(lost());
     // Asked for something else, it is forgotten.
     assert_eq!(listeners.serve(&[]).await, []);
     assert!(listeners.lost().is_empty());
-    listeners.lose(config.clone());
+    listeners.lose(lost());
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(listeners.named("l").is_none() && !trying.is_finished());
     drop(taken);
     let served = async {
-        while listeners.named("l").is_none() {
+        while !report.read().unserved["l"].as_before {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, served).await.expect("it is served again");
+    tokio::time::timeout(DEADLINE, served).await.expect("it is served again, and that is said");
+    assert_eq!((readiness.is_ready(), &*report.read().unserved["l"].reason), (true, "refused"));
     assert_eq!(read(&mut connect(config.address)), b'a');
     assert!(listeners.lost().is_empty());
 }

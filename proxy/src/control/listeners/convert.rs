@@ -89,6 +89,16 @@ pub fn convert(message: &wire::Listener, defaults: &UpstreamDefaults) -> Result<
     Ok(Active { listener, ignored })
 }
 
+/// Whether the datapath redirects pods' connections to this listener, so that policy is enforced on them; whatever else it asks for.
+pub(super) fn enforces_policy(message: &wire::Listener) -> bool {
+    let filters = message.listener_filters.iter().filter(|filter| filter.name == "cilium.bpf_metadata");
+    let mut metadata = filters.filter_map(|filter| match &filter.config_type {
+        Some(listener_filter::ConfigType::TypedConfig(any)) => cilium::BpfMetadata::decode(&*any.value).ok(),
+        _ => None,
+    });
+    metadata.any(|metadata| !metadata.is_l7lb)
+}
+
 /// The one `cilium.bpf_metadata`; beside it only filters that look and change nothing.
 fn listener_filters(
     filters: &[wire::ListenerFilter],

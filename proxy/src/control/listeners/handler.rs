@@ -11,12 +11,12 @@ use super::super::identities::{self, AgentIdentities};
 use super::clusters::want;
 use super::fields::listener_understood;
 use super::references::routes_of;
-use super::{Inactive, Report, Reported, Serve, Unserved, convert};
+use super::{Inactive, Inactivity, Report, Reported, Serve, Unserved, convert, enforces_policy};
 use crate::config::{self, UpstreamDefaults};
 
 /// Serves the listeners of each state. One that asks for something that is not implemented is listed, and acknowledged: a
 /// NACK would hold up every pod of the node. Only one whose socket cannot be opened is rejected, since the agent then tries
-/// another port; the rest of the update is served all the same.
+/// another port; the rest of the update is served all the same, and stays when the next one comes.
 #[derive(Debug)]
 pub struct ListenerHandler<S> {
     serve: Arc<S>,
@@ -67,6 +67,8 @@ impl<S: Serve> Handler for ListenerHandler<S> {
         let unread = self.unread_after(&update);
         let next = self.state.after(update);
         let mut listeners = Vec::new();
+        // By name of the listener.
+        let mut resources = BTreeMap::new();
         let mut reported = Reported::default();
         for (name, message) in by_own_name(&next) {
             // What is in the way for certain says more than what is not known.
@@ -75,37 +77,43 @@ impl<S: Serve> Handler for ListenerHandler<S> {
                 Ok(active) => {
                     let refused = |agent| identities::of_agent(agent).err().filter(|_| self.identities.is_some());
                     if let Some(reason) = active.listener.agent.as_ref().and_then(refused) {
-                        reported.inactive.insert(name.to_owned(), format!("cilium.bpf_metadata.{reason}"));
+                        reported
+                            .inactive
+                            .insert(name.to_owned(), inactivity(message, format!("cilium.bpf_metadata.{reason}")));
                         continue;
                     }
                     if listeners.iter().any(|served: &config::Listener| served.name == active.listener.name) {
                         let reason = format!("name: {} is the name of another listener, which is served", message.name);
-                        reported.inactive.insert(name.to_owned(), reason);
+                        reported.inactive.insert(name.to_owned(), inactivity(message, reason));
                         continue;
                     }
                     if !active.ignored.is_empty() {
                         reported.ignored.insert(name.to_owned(), active.ignored);
                     }
+                    resources.insert(active.listener.name.clone(), name.to_owned());
                     listeners.push(active.listener);
                 }
-                Err(inactive) => drop(reported.inactive.insert(name.to_owned(), inactive.to_string())),
+                Err(inactive) => {
+                    drop(reported.inactive.insert(name.to_owned(), inactivity(message, inactive.to_string())))
+                }
             }
         }
-        for name in self.identities.iter().flat_map(|identities| identities.adopt(&listeners)) {
-            let other = "cilium.bpf_metadata (another listener's maps of identities are in force)".to_owned();
-            reported.ignored.entry(name).or_default().push(other);
-        }
         let unserved = self.serve.serve(&listeners).await;
-        reported.inactive.extend(unserved.iter().map(|Unserved { name, reason }| (name.clone(), reason.clone())));
+        // Nothing waits from here on, so that nobody reports of a listener before this.
+        listeners.retain(|listener| unserved.iter().all(|unserved| unserved.name != listener.name));
+        self.adopt_identities(&listeners, unserved.is_empty(), &mut reported);
+        reported.served = listeners.len();
+        reported.unserved = unserved.iter().map(|unserved| (unserved.name.clone(), unserved.clone())).collect();
         let before = self.report.replace(reported.clone());
         log_changes(&before, &reported);
+        let refused: Vec<String> = unserved.iter().filter_map(|unserved| resources.remove(&unserved.name)).collect();
+        self.keep(next, unread, &refused);
         if unserved.is_empty() {
-            want(&self.routes, next.iter().flat_map(|(_, listener)| routes_of(listener)).collect());
-            (self.state, self.unread) = (next, unread);
             return Ok(());
         }
-        let reasons: Vec<_> = unserved.iter().map(|Unserved { name, reason }| format!("{name}: {reason}")).collect();
-        Err(Rejection::new(format!("Listener {}", reasons.join("; "))))
+        let reasons: Vec<_> =
+            unserved.iter().map(|Unserved { name, reason, .. }| format!("{name}: {reason}")).collect();
+        Err(Rejection::of_resources(format!("Listener {}", reasons.join("; ")), refused))
     }
 }
 
@@ -117,6 +125,27 @@ fn by_own_name(state: &State<Listener>) -> impl Iterator<Item = (&str, &Arc<List
 }
 
 impl<S> ListenerHandler<S> {
+    /// Looks identities up as `served` say, once they are served and everything that came with them is accepted.
+    fn adopt_identities(&self, served: &[config::Listener], accepted: bool, reported: &mut Reported) {
+        for name in self.identities.iter().flat_map(|identities| identities.adopt(served, accepted)) {
+            let other = "cilium.bpf_metadata (other maps of identities are in force)".to_owned();
+            reported.ignored.entry(name).or_default().push(other);
+        }
+    }
+
+    /// Begins the next update from `next`, but for what is `refused`, by resource name: that is as it was before.
+    fn keep(&mut self, next: State<Listener>, mut unread: BTreeMap<String, Inactive>, refused: &[String]) {
+        let next = next.with_old(&self.state, refused.iter().map(String::as_str));
+        for name in refused {
+            match self.unread.remove(name) {
+                Some(before) => unread.insert(name.clone(), before),
+                None => unread.remove(name),
+            };
+        }
+        want(&self.routes, next.iter().flat_map(|(_, listener)| routes_of(listener)).collect());
+        (self.state, self.unread) = (next, unread);
+    }
+
     fn unread_after(&self, update: &Update<Listener>) -> BTreeMap<String, Inactive> {
         let mut unread = self.unread.clone();
         unread.retain(|name, _| !update.removed.contains(name));
@@ -130,11 +159,16 @@ impl<S> ListenerHandler<S> {
     }
 }
 
+fn inactivity(message: &Listener, reason: String) -> Inactivity {
+    Inactivity { reason, enforces_policy: enforces_policy(message) }
+}
+
 /// Each finding once, not with every update that repeats it.
 fn log_changes(before: &Reported, now: &Reported) {
-    for (name, reason) in &now.inactive {
-        if before.inactive.get(name) != Some(reason) {
-            tracing::warn!(listener = name, reason, "listener of the control plane is not served as asked");
+    let known = before.not_served();
+    for (name, why) in now.not_served() {
+        if known.get(name) != Some(&why) {
+            tracing::warn!(listener = name, reason = why.1, "listener of the control plane is not served as asked");
         }
     }
     for (name, settings) in &now.ignored {

@@ -7,12 +7,10 @@ mod fields;
 mod handler;
 mod http_manager;
 mod references;
+mod report;
 mod routes;
 #[cfg(test)]
 mod tests;
-
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tollgate_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use tollgate_proto::envoy::config::route::v3::RouteConfiguration;
@@ -21,9 +19,11 @@ use tollgate_xds::Client;
 use crate::config;
 use clusters::Clusters;
 
+use convert::enforces_policy;
 pub use convert::{Active, Inactive, convert};
 pub use handler::ListenerHandler;
 pub use references::References;
+pub use report::{Inactivity, NotServed, Report, Reported};
 
 /// What the control plane tells of listeners and of what they refer to, for status. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -63,32 +63,6 @@ pub struct Unserved {
     pub name: String,
     /// Why, and what to do about it.
     pub reason: String,
-}
-
-/// What became of the listeners of the last update, for status. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Report(Arc<Mutex<Reported>>);
-
-/// What is not, or not wholly, as the control plane asked, by listener name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reported {
-    /// Listeners that are not served, and why.
-    pub inactive: BTreeMap<String, String>,
-    /// Settings without effect of listeners that are.
-    pub ignored: BTreeMap<String, Vec<String>>,
-}
-
-impl Report {
-    /// As of the last update.
-    pub fn read(&self) -> Reported {
-        self.lock().clone()
-    }
-
-    fn replace(&self, reported: Reported) -> Reported {
-        std::mem::replace(&mut *self.lock(), reported)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Reported> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    /// What was served under this name before goes on, wherever nobody else wants its addresses.
+    pub as_before: bool,
 }

@@ -1,4 +1,5 @@
 mod names;
+mod refused;
 mod routes;
 
 use std::net::SocketAddr;
@@ -586,7 +587,7 @@ async fn a_listener_that_was_read_in_part_is_inactive() {
     for (bytes, field) in [([&bytes[..], &UNKNOWN].concat(), "field 99"), (deep, "field 3[2].1[0].99")] {
         assert_eq!(handler.apply(with(bytes)).await, Ok(()));
         assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good"]);
-        let reason = &report.read().inactive["l"];
+        let reason = &report.read().inactive["l"].reason;
         assert_eq!(reason, &format!("{field}: this version does not know the field, and it could matter"));
         assert_eq!(handler.apply(update(vec![], &[])).await, Ok(()), "another update");
         assert!(report.read().inactive.contains_key("l"), "it stays so");
@@ -607,7 +608,7 @@ impl Serve for Asked {
         let names: Vec<_> = listeners.iter().map(|listener| listener.name.clone()).collect();
         self.0.lock().unwrap().push(names.clone());
         let taken = names.into_iter().filter(|name| name == "taken");
-        taken.map(|name| Unserved { name, reason: "Address already in use".into() }).collect()
+        taken.map(|name| Unserved { name, reason: "Address already in use".into(), as_before: false }).collect()
     }
 }
 
@@ -632,7 +633,7 @@ async fn what_cannot_be_served_is_acknowledged_and_listed() {
     let odd = Listener { listener_filters: Vec::new(), ..named("odd") };
     assert_eq!(handler.apply(update(vec![named("good"), odd], &[])).await, Ok(()));
     assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good"]);
-    let reason = &report.read().inactive["odd"];
+    let reason = &report.read().inactive["odd"].reason;
     assert!(reason.contains("no cilium.bpf_metadata"), "{reason}");
     assert_eq!(handler.apply(update(vec![], &["good", "odd"])).await, Ok(()));
     assert!(asked.0.lock().unwrap().last().unwrap().is_empty());
@@ -640,33 +641,42 @@ async fn what_cannot_be_served_is_acknowledged_and_listed() {
 }
 
 #[tokio::test]
-async fn a_socket_that_cannot_be_opened_is_rejected_and_the_next_update_begins_from_what_was_accepted() {
+async fn a_socket_that_cannot_be_opened_is_rejected_and_the_next_update_begins_from_what_is_served() {
     let (asked, report) = (Arc::new(Asked::default()), Report::default());
     let mut handler = ListenerHandler::new(Arc::clone(&asked), report.clone(), DEFAULTS);
     assert_eq!(handler.apply(update(vec![named("good")], &[])).await, Ok(()));
     let rejection = handler.apply(update(vec![named("taken"), named("more")], &[])).await.unwrap_err();
     assert_eq!(rejection.to_string(), "Listener taken: Address already in use");
     assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good", "more", "taken"]);
-    assert_eq!(report.read().inactive["taken"], "Address already in use");
+    assert_eq!(report.read().unserved["taken"].reason, "Address already in use");
     assert_eq!(handler.apply(update(vec![named("other")], &[])).await, Ok(()));
+    assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good", "more", "other"], "what is served stays");
+    assert_eq!(handler.apply(update(vec![], &["more"])).await, Ok(()));
     assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["good", "other"]);
+}
+
+fn with(name: &str, change: fn(&mut cilium::BpfMetadata)) -> Listener {
+    let mut metadata = metadata(false);
+    change(&mut metadata);
+    let filters = vec![listener_filter("cilium.bpf_metadata", &metadata)];
+    Listener { listener_filters: filters, ..named(name) }
+}
+
+/// A handler whose listeners say where identities are looked up, and the world that they are looked up in.
+fn with_agents_identities(asked: &Arc<Asked>, report: &Report) -> (Arc<WorldStore>, ListenerHandler<Asked>) {
+    let store = Arc::new(WorldStore::new(identities::sources(&IdentitySettings::new(Identities::Agent)).unwrap()));
+    let pending = Readiness::default().pending("policy");
+    let control = Arc::new(Control::new(Arc::clone(&store), Metrics::new(1).0.control(), pending));
+    let handler = ListenerHandler::new(Arc::clone(asked), report.clone(), DEFAULTS)
+        .with_identities(AgentIdentities::new(&control, &Identities::Agent));
+    (store, handler)
 }
 
 /// Maps are the process's: the first listener by name counts, and one that names others is served all the same.
 #[tokio::test]
 async fn the_agent_names_the_maps_of_identities() {
-    let readiness = Readiness::default();
-    let store = Arc::new(WorldStore::new(identities::sources(&IdentitySettings::new(Identities::Agent)).unwrap()));
-    let control = Arc::new(Control::new(Arc::clone(&store), Metrics::new(1).0.control(), readiness.pending("policy")));
     let (asked, report) = (Arc::new(Asked::default()), Report::default());
-    let mut handler = ListenerHandler::new(Arc::clone(&asked), report.clone(), DEFAULTS)
-        .with_identities(AgentIdentities::new(&control, &Identities::Agent));
-    let with = |name: &str, change: fn(&mut cilium::BpfMetadata)| {
-        let mut metadata = metadata(false);
-        change(&mut metadata);
-        let filters = vec![listener_filter("cilium.bpf_metadata", &metadata)];
-        Listener { listener_filters: filters, ..named(name) }
-    };
+    let (store, mut handler) = with_agents_identities(&asked, &report);
     let address = "10.0.0.1".parse().unwrap();
     assert_eq!(store.load().identities.address(address), Err(Unavailable::Agent));
     assert_eq!(store.load().identities.waits_for(), None, "without a listener nobody asks");
@@ -680,9 +690,9 @@ async fn the_agent_names_the_maps_of_identities() {
     assert_eq!(store.load().identities.address(address), Err(Unavailable::Ipcache), "there is none");
     assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["a", "b"]);
     let reported = report.read();
-    assert!(reported.ignored["b"].iter().any(|setting| setting.contains("another listener")), "{reported:?}");
-    assert!(!reported.ignored.get("a").into_iter().flatten().any(|setting| setting.contains("another listener")));
-    assert!(reported.inactive["c"].contains("identities: nphds"), "{reported:?}");
+    assert!(reported.ignored["b"].iter().any(|setting| setting.contains("other maps")), "{reported:?}");
+    assert!(!reported.ignored.get("a").into_iter().flatten().any(|setting| setting.contains("other maps")));
+    assert!(reported.inactive["c"].reason.contains("identities: nphds"), "{reported:?}");
 
     // An old agent names no map; what is in force outlives the last listener.
     let old = with("a", |metadata| {

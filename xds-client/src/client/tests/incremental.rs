@@ -145,3 +145,19 @@ async fn fresh_starts_that_lead_to_the_same_are_ever_rarer_until_a_stream_has_la
     world.peer.accept().await;
     assert!(ended.elapsed() < Duration::from_secs(1), "a single mistake is put right at once");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_force_of_a_refused_response_is_remembered() {
+    let mut world = start();
+    let mut stream = world.peer.accept().await;
+    exchange(&mut world, &mut stream, &increment("1", &[("b", "1"), ("c", "1")], &[])).await;
+    push(&stream, &increment("2", &[("a", "2"), ("b", "2")], &["c"])).await;
+    let refused = Rejection::of_resources("no b", ["b".to_owned()]);
+    world.updates.next().await.decide(Err(refused));
+    assert_eq!(stream.delta_request().await.error_detail.unwrap().message, "no b");
+    assert_eq!(world.stream().resources, 2, "a as it is now and b as it was");
+    // All of this is what is there already, but for b.
+    push(&stream, &increment("3", &[("a", "2"), ("b", "1")], &["c"])).await;
+    let update = world.updates.accept().await;
+    assert_eq!((update.changed, update.removed), (vec![], vec![]));
+}

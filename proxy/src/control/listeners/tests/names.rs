@@ -19,8 +19,8 @@ async fn of_two_listeners_with_one_name_one_is_served_and_the_other_listed() {
         assert_eq!(asked.0.lock().unwrap().last().unwrap(), &["l"], "also when nothing changes");
         let inactive = report.read().inactive;
         assert_eq!(inactive.keys().collect::<Vec<_>>(), ["a", "l (2)"]);
-        for reason in inactive.values() {
-            assert_eq!(reason, "name: l is the name of another listener, which is served");
+        for inactivity in inactive.values() {
+            assert_eq!(inactivity.reason, "name: l is the name of another listener, which is served");
         }
     }
     // What cannot be served is in nobody's way.
