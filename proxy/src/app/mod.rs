@@ -33,7 +33,7 @@ use crate::flow::{self, FlowLog, FlowSettings, FlowThread};
 use crate::listener::serving::Command;
 use crate::metrics::Metrics;
 use crate::readiness::{Pending, Readiness};
-use crate::tenant::Registry;
+use crate::tenant::{Pools, Registry};
 use crate::worker::ConnectionSlots;
 use listeners::Listeners;
 use views::{ProcessActions, ProcessViews};
@@ -142,6 +142,7 @@ impl Process {
         }
 
         let sources = control::identities::sources(&config.identities).context("identities")?;
+        metrics.tenants().limit(Pools::of(config.max_connections, &config.limits));
         let tenants = Registry::new(metrics.tenants(), config.tenants.clone());
         let store = Arc::new(WorldStore::with_tenants(sources, tenants));
         let (requests, incoming) = mpsc::channel(4);

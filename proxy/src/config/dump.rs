@@ -170,6 +170,7 @@ fn limits(limits: &Limits) -> Value {
     });
     json!({
         "mode": if limits.shadow { "shadow" } else { "enforce" },
+        "in_flight": limits.in_flight,
         "http2_control_frames": rate(limits.http2_control_frames),
         "http2_resets": rate(limits.http2_resets),
         "idle_connections": idle.unwrap_or_else(|| json!("off")),

@@ -11,6 +11,8 @@ use super::scalar;
 pub struct Limits {
     /// Count what is over a limit, and let it pass.
     pub shadow: bool,
+    /// Requests under way in the whole process, of which each tenant has its share; at least 1.
+    pub in_flight: u32,
     /// HTTP/2 frames of a client that move no request, beyond what its requests pay for, per connection; `None`: any.
     pub http2_control_frames: Option<Rate>,
     /// HTTP/2 streams that a client resets before they are answered, per connection; `None`: any.
@@ -57,6 +59,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             shadow: false,
+            in_flight: 100_000,
             http2_control_frames: Some(Rate { per_second: 500, burst: 2000 }),
             http2_resets: Some(Rate { per_second: 200, burst: 1000 }),
             idle_connections: Some(IdleLimits::default()),
@@ -73,6 +76,9 @@ pub(super) fn limits(top: &mut Section<'_>) -> Limits {
     let limits = Limits {
         shadow: section
             .read("mode", default.shadow, |value| scalar::word(value, &[("enforce", false), ("shadow", true)])),
+        in_flight: section.read("in_flight", default.in_flight, |value| {
+            scalar::integer(value, 1, 1_000_000_000).map(|number| u32::try_from(number).unwrap_or(u32::MAX))
+        }),
         http2_control_frames: rate(&mut section, "http2_control_frames", default.http2_control_frames),
         http2_resets: rate(&mut section, "http2_resets", default.http2_resets),
         idle_connections: idle(&mut section, default.idle_connections),

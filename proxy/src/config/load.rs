@@ -10,6 +10,7 @@ use super::read::{Field, Mistakes, Section};
 use super::{Config, ListenAddress, UpstreamDefaults, scalar, sections};
 use super::{identities, limits, tenants};
 use crate::bootstrap;
+use crate::tenant::Pools;
 
 /// Under the 30 s that Kubernetes gives a pod to end.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -121,7 +122,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         text => Ok(Some(text.to_owned())),
     });
     let limits = limits::limits(&mut top);
-    let tenants = tenants::tenants(&mut top);
+    let tenants = tenants::tenants(&mut top, Pools::of(max_connections, &limits));
     top.finish(&[]);
     let (policy_source, tenants_from_xds) = policy_source?;
     Some(Config {

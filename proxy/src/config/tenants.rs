@@ -8,8 +8,8 @@ use super::document::Value;
 use super::read::{Field, Section};
 use super::scalar;
 use crate::tenant::{
-    Ceilings, Claims, Group, Guarantee, Isolation, MAX_WEIGHT, Member, PolicyBudget, Rate, Settings, TenantConfig,
-    check_name,
+    Ceilings, Claims, Group, Guarantee, Isolation, MAX_WEIGHT, Member, PolicyBudget, Pools, Rate, Settings,
+    TenantConfig, check_name,
 };
 
 const EXAMPLE: &str = "{default: {weight: 1}, groups: [{name: team-a, members: {endpoint_ids: [69]}}]}";
@@ -18,7 +18,7 @@ const MEMBERS: &str = "{endpoint_ids: [69], addresses: [10.244.1.17, 10.244.2.0/
 const RATE: &str = "{per_second: 2000, burst: 4000}";
 
 /// `tenants: {default: {weight: 1}, groups: [{name, members, weight, …}]}`.
-pub(super) fn tenants(top: &mut Section<'_>) -> TenantConfig {
+pub(super) fn tenants(top: &mut Section<'_>, pools: Pools) -> TenantConfig {
     let mut config = TenantConfig::default();
     let Some(mut section) = top.field("tenants").and_then(|field| field.section(EXAMPLE)) else { return config };
     if let Some(mut default) = section.field("default").and_then(|field| field.section("{weight: 1}")) {
@@ -26,7 +26,7 @@ pub(super) fn tenants(top: &mut Section<'_>) -> TenantConfig {
         default.finish(&[]);
     }
     let groups = section.field("groups").and_then(|field| field.list(&format!("[{GROUP}]")));
-    let mut claims = Claims::default();
+    let mut claims = Claims::within(pools);
     for item in groups.unwrap_or_default() {
         let Some(mut section) = item.section(GROUP) else { continue };
         let group = group(&mut section);

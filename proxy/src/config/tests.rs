@@ -81,7 +81,7 @@ fn every_key_is_read() {
 node: {{ id: "sidecar~10.0.0.9~pod.ns~ns.svc", cluster: edge }}
 workers: 3
 max_connections: 10
-limits: {{ mode: shadow, http2_control_frames: {{ per_second: 7 }}, http2_resets: "off", idle_connections: {{ above_percent: 5, before_request: 0s }} }}
+limits: {{ mode: shadow, in_flight: 77, http2_control_frames: {{ per_second: 7 }}, http2_resets: "off", idle_connections: {{ above_percent: 5, before_request: 0s }} }}
 fairness: off
 drain_timeout: 500ms
 admin: {{ address: 127.0.0.1:9901 }}
@@ -123,8 +123,13 @@ listeners:
     assert_eq!((config.workers, config.max_connections, config.fairness), (3, 10, false));
     let control = Some(Rate { per_second: 7, burst: 2000 });
     let idle = IdleLimits { above_percent: 5, before_request: Duration::ZERO, ..IdleLimits::default() };
-    let limits =
-        Limits { shadow: true, http2_control_frames: control, http2_resets: None, idle_connections: Some(idle) };
+    let limits = Limits {
+        shadow: true,
+        in_flight: 77,
+        http2_control_frames: control,
+        http2_resets: None,
+        idle_connections: Some(idle),
+    };
     assert_eq!(config.limits, limits);
     assert_eq!(config.drain_timeout, Duration::from_millis(500));
     assert_eq!(config.reported_version.as_deref(), Some("d1c4f0ba/1.2.3"));
@@ -565,7 +570,7 @@ tenants:
     let config = config(text);
     assert!(config.tenants_from_xds);
     let TenantConfig { default, groups } = config.tenants;
-    assert_eq!(default.without_effect(), ["ceilings.requests", "shadow"]);
+    assert_eq!(default.without_effect(), Vec::<String>::new());
     let [group] = &groups[..] else { panic!("{groups:?}") };
     let members: Vec<String> = group.members.iter().map(ToString::to_string).collect();
     let expected = ["endpoint 69", "address 10.244.1.17", "prefix 10.244.2.0/28", "prefix fd00::/64", "identity 32226"];
@@ -599,6 +604,10 @@ fn mistakes_in_tenants_are_named() {
         (
             "[{members: {endpoint_ids: [1]}}]",
             "2:20: tenants.groups[0]: no name; add name: what metrics and flow records call the tenant",
+        ),
+        (
+            "[{name: a, members: {endpoint_ids: [1]}, guarantee: {connections: 30000}}, {name: b, members: {endpoint_ids: [2]}, guarantee: {connections: 30000}}]",
+            "2:94: tenants.groups[1]: guarantee.connections: 60000 with what other tenants are guaranteed, and max_connections is 50000; lower one of them",
         ),
         (
             "[{name: a, members: {}}]",

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::access_log::LoggedFlow;
 use super::{Fields, FlowRecord, FlowSender, LogTarget, Outcome, Protocol};
 use crate::reason::Reason;
-use crate::tenant::{Charge, Payer};
+use crate::tenant::{Charge, Limited, Payer, Table};
 
 /// The record of a request or connection that is still open; hold it where the end is seen (for HTTP, in the
 /// response body).
@@ -43,6 +43,14 @@ impl OpenFlow {
     /// Puts the flow on the account that the connection is on, wherever that goes meanwhile.
     pub(crate) fn charge_to(&mut self, payer: &Rc<Payer>, protocol: Protocol) {
         self.charge = Some(payer.charge(protocol));
+    }
+
+    /// Takes what a request of its tenant has to have, until the flow ends. One that is on nobody's account needs nothing.
+    ///
+    /// # Errors
+    /// The limit of the tenant that it would exceed.
+    pub(crate) fn admit(&mut self, tenants: &Table, is_long: bool) -> Result<(), Limited> {
+        self.charge.as_mut().map_or(Ok(()), |charge| charge.admit(tenants, is_long))
     }
 
     /// Has the flow write entries to an access log, too.

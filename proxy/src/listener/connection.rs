@@ -89,7 +89,7 @@ impl Connection {
             }),
             remembered: Remembered::default(),
             requests: Cell::new(0),
-            idle: Idle::new(&worker.idle),
+            idle: Idle::new(&worker.idle, tenant),
         }
     }
 
@@ -115,6 +115,7 @@ impl Connection {
         if self.charged_at.replace(moment) != moment {
             let tenant = tenant_of(world, &self.endpoint);
             self.payer.follow(tenant, world.tenants.settings(tenant));
+            self.idle.follow(tenant);
             self.group.set_key(self.worker.groups.key(tenant, self.group.key().flow));
         }
         self.payer.tenant()

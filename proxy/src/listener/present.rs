@@ -11,7 +11,7 @@ use super::connection::Connection;
 use super::identities::{Barred, Identities};
 use crate::control::World;
 use crate::flow::{FlowRecord, OpenFlow, Outcome, Protocol};
-use crate::tenant::{Gate, Limited, TenantId};
+use crate::tenant::{Limited, TenantId};
 
 /// The present of a connection. Not to be held across an await: decide, then let go.
 #[derive(Debug)]
@@ -62,26 +62,25 @@ impl<'c> Present<'c> {
         connection.begin(record, started)
     }
 
-    /// Whether the connection's tenant may have it; to be asked once, before anything is done for it.
+    /// Takes a place for the connection; to be asked once, before anything is done for it. Others of its tenant that wait for
+    /// their clients make room for it.
     ///
     /// # Errors
-    /// The limit that it would exceed.
-    pub(crate) fn admit(&self) -> Result<(), Limited> {
-        self.gate().map_or(Ok(()), |gate| gate.admit_connection())
+    /// The limit of its tenant that it would exceed.
+    pub(super) fn admit(&self) -> Result<(), Limited> {
+        let Connection { payer, worker, .. } = self.connection;
+        let admitted = payer.admit(&self.world.tenants);
+        if let Some(places) = payer.gate(&self.world.tenants).connections() {
+            worker.make_room_of(payer.tenant(), places);
+        }
+        admitted
     }
 
-    /// Whether the tenant may have a request whose head is there.
+    /// Takes what a request has to have whose head is there, until its flow ends. `is_long` for one without an end in sight.
     ///
     /// # Errors
     /// As [`Present::admit`].
-    pub(crate) fn admit_request(&self) -> Result<(), Limited> {
-        self.gate().map_or(Ok(()), |gate| gate.admit_request())
-    }
-
-    /// `None` for a tenant without limits.
-    fn gate(&self) -> Option<Gate<'_>> {
-        let connection = self.connection;
-        let metrics = connection.worker.flows.metrics();
-        connection.payer.is_limited().then(|| Gate::new(connection.payer.tenant(), &self.world, metrics))
+    pub(crate) fn admit_request(&self, flow: &mut OpenFlow, is_long: bool) -> Result<(), Limited> {
+        flow.admit(&self.world.tenants, is_long)
     }
 }

@@ -32,7 +32,7 @@ pub use worker::{
 use crate::control::listeners::Report;
 use crate::flow::{AccessLogs, SinkCounters};
 use crate::readiness::Readiness;
-use crate::tenant::Books;
+use crate::tenant::{Books, Commons, Ledger};
 use worker::{Counters, LISTENER_SLOTS};
 
 /// All metrics of the process.
@@ -60,9 +60,11 @@ struct Families {
 impl Metrics {
     /// Makes the counters of `workers` workers; the handles are in the order of the workers.
     pub fn new(workers: usize) -> (Self, Vec<Worker>) {
-        let counters: Vec<_> = (0..workers).map(|_| Arc::new(Counters::new())).collect();
+        let commons: Arc<Commons> = Arc::default();
+        let counters: Vec<_> =
+            (0..workers).map(|_| Arc::new(Counters::new(Ledger::beside(Arc::clone(&commons))))).collect();
         let handles = counters.iter().cloned().map(Worker::new).collect();
-        let tenants = Books::new(counters.iter().map(|counters| Arc::clone(&counters.ledger)).collect());
+        let tenants = Books::new(counters.iter().map(|counters| Arc::clone(&counters.ledger)).collect(), commons);
         let families = Arc::new(Families {
             workers: counters,
             listeners: Mutex::default(),

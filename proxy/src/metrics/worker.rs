@@ -192,7 +192,7 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(ledger: Ledger) -> Self {
         Self {
             directions: Default::default(),
             listeners: (0..LISTENER_SLOTS).map(|_| ListenerCounters::default()).collect(),
@@ -213,7 +213,7 @@ impl Counters {
             records_lost: Default::default(),
             log_entries: Default::default(),
             log_entries_lost: Default::default(),
-            ledger: Arc::default(),
+            ledger: Arc::new(ledger),
         }
     }
 }
@@ -233,7 +233,7 @@ impl Worker {
 
     /// A worker whose counters nobody reads.
     pub fn for_test() -> Self {
-        Self::new(Arc::new(Counters::new()))
+        Self::new(Arc::new(Counters::new(Ledger::default())))
     }
 
     /// Counts a finished flow: one HTTP request, or one connection that was passed as TCP or refused before HTTP.

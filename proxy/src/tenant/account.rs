@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tollgate_schedule::{Account as Scheduled, DELAY_BOUNDS};
 
+use super::commons::Commons;
 use super::id::{PLACES, Placed as _};
 use super::{REASONS, TenantId};
 use crate::metrics::Count;
@@ -93,15 +94,28 @@ impl Account {
 pub struct Ledger {
     pages: Box<[OnceLock<Box<[Account]>>]>,
     began: Instant,
+    /// What limits count, which all ledgers of a process share.
+    commons: Arc<Commons>,
 }
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { pages: (0..PLACES.div_ceil(PAGE)).map(|_| OnceLock::new()).collect(), began: Instant::now() }
+        Self::beside(Arc::default())
     }
 }
 
 impl Ledger {
+    /// With nothing on it yet, beside what limits count.
+    pub(crate) fn beside(commons: Arc<Commons>) -> Self {
+        let pages = (0..PLACES.div_ceil(PAGE)).map(|_| OnceLock::new()).collect();
+        Self { pages, began: Instant::now(), commons }
+    }
+
+    /// What limits count.
+    pub(super) fn commons(&self) -> &Commons {
+        &self.commons
+    }
+
     /// Makes the account of a place, unless it is there.
     pub(super) fn open(&self, place: usize) {
         self.pages[place / PAGE].get_or_init(|| (0..PAGE).map(|_| Account::new()).collect());

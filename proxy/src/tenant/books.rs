@@ -11,6 +11,7 @@ use arc_swap::{ArcSwap, Guard};
 
 use super::TenantId;
 use super::account::{Ledger, Totals};
+use super::commons::{Commons, Pools};
 use super::id::{
     BUILT_IN, FIRST, FIRST_SHARED, MAX_ENDPOINTS, MAX_GROUPS, PLACES, Placed, SHARED, first_holder, shared,
 };
@@ -77,6 +78,7 @@ pub struct Tally {
 #[derive(Debug)]
 pub struct Books {
     ledgers: Vec<Arc<Ledger>>,
+    commons: Arc<Commons>,
     names: Names,
     places: Mutex<Places>,
 }
@@ -114,13 +116,13 @@ enum State {
 
 impl Default for Books {
     fn default() -> Self {
-        Self::new(Vec::new())
+        Self::new(Vec::new(), Arc::default())
     }
 }
 
 impl Books {
-    /// The books of these workers.
-    pub fn new(ledgers: Vec<Arc<Ledger>>) -> Self {
+    /// The books of these workers, and of what limits count beside them.
+    pub(crate) fn new(ledgers: Vec<Arc<Ledger>>, commons: Arc<Commons>) -> Self {
         let built_in = BUILT_IN.iter().map(|&(id, name)| Holder::new(id, name.into(), Kind::BuiltIn, true));
         let crowds = (0..SHARED).map(|index| {
             let id = first_holder(FIRST_SHARED + index);
@@ -144,7 +146,16 @@ impl Books {
         for ledger in &ledgers {
             (0..FIRST).for_each(|place| ledger.open(place));
         }
-        Self { ledgers, names, places: Mutex::new(places) }
+        Self { ledgers, commons, names, places: Mutex::new(places) }
+    }
+
+    /// Says what tenants share; the first call counts. Before, there is no end to it.
+    pub fn limit(&self, pools: Pools) {
+        self.commons.limit(pools);
+    }
+
+    pub(super) fn commons(&self) -> &Commons {
+        &self.commons
     }
 
     /// Makes the accounts that there always are, in a ledger that no books are kept of.
@@ -176,6 +187,7 @@ impl Books {
         places.by_name.insert(Arc::clone(&name), place);
         let before = self.totals(place, now);
         places.holders[place] = Some(Holder { before, ..Holder::new(id, name, kind, has_series) });
+        self.commons.renew(id);
         // Before anybody can be told the id.
         self.ledgers.iter().for_each(|ledger| ledger.open(place));
         id

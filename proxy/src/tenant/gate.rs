@@ -1,14 +1,18 @@
 //! Where limits decide: once for a connection, before anything is done for it, and once for a request, when its head is
 //! there.
 //!
-//! In this version no limit refuses anything: `over` finds nothing, and all that is done is counting. What a client would
-//! see is there already (`reason.rs`, and `LocalReply::limited`), as is the treatment of `shadow`.
+//! Places (connections, requests under way) are taken in one step for all workers, so that a ceiling is never exceeded, and a
+//! contract is asked when they are there; whoever is refused gives them back. A tenant without limits costs two additions, and
+//! more only when places run short.
 
-use std::time::Duration;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use super::{Account, Settings, TenantId};
-use crate::control::World;
-use crate::metrics::Worker as Metrics;
+use super::commons::{Commons, Space};
+use super::gcra::{Bucket, Contract};
+use super::share::{self, Pool, Wanting};
+use super::{Account, Ledger, Rate, Settings, Table, TenantId};
 use crate::reason::Reason;
 
 /// A limit that has been reached.
@@ -28,88 +32,160 @@ impl Limited {
     }
 }
 
-/// What somebody wants of the proxy.
+/// What a request has been given, and gives back at its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) in_flight: bool,
+    pub(super) long_stream: bool,
+}
+
+/// How far a tenant is with its places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
-    Connection,
-    Request,
+pub(crate) struct Places {
+    pub(crate) taken: u32,
+    /// So many it may have while others keep theirs.
+    pub(crate) allowed: u32,
 }
 
 /// A decision point's view of one tenant.
 pub(crate) struct Gate<'a> {
+    tenant: TenantId,
     account: Option<&'a Account>,
-    settings: &'a Settings,
+    commons: &'a Commons,
+    table: &'a Table,
+    /// `None` when nothing is set for it.
+    settings: Option<&'a Settings>,
 }
 
 impl<'a> Gate<'a> {
-    /// For `tenant`, in this world and on this worker.
-    pub(crate) fn new(tenant: TenantId, world: &'a World, metrics: &'a Metrics) -> Self {
-        Self { account: metrics.ledger().account(tenant), settings: world.tenants.settings(tenant) }
+    /// For `tenant`, by this table and on the worker that has this ledger. Settings are looked for only where there are any.
+    pub(crate) fn new(tenant: TenantId, has_settings: bool, table: &'a Table, ledger: &'a Ledger) -> Self {
+        let settings = has_settings.then(|| table.settings(tenant));
+        Self { tenant, account: ledger.account(tenant), commons: ledger.commons(), table, settings }
     }
 
-    /// Whether a connection that was just accepted may stay.
+    /// Takes a place for a connection that was just accepted.
     ///
     /// # Errors
     /// The limit that it would exceed.
-    pub(crate) fn admit_connection(&self) -> Result<(), Limited> {
-        self.decide(self.over(Wish::Connection))
+    pub(super) fn admit_connection(&self) -> Result<(), Limited> {
+        let ceilings = self.settings.map(|settings| &settings.ceilings);
+        let ceiling = ceilings.and_then(|ceilings| ceilings.connections);
+        self.take_place(Space::Connections, ceiling, Reason::TenantConnections)?;
+        let rate = ceilings.and_then(|ceilings| ceilings.new_connections);
+        let bucket = &self.commons.standing(self.tenant).new_connections;
+        self.keep_contract(rate, bucket, Reason::TenantConnectionRate)
+            .inspect_err(|_| self.commons.leave(Space::Connections, self.tenant))
     }
 
-    /// Whether a request whose head is there may go on.
+    /// Takes what a request needs whose head is there. `is_long` for one without an end in sight.
     ///
     /// # Errors
     /// As [`Gate::admit_connection`].
-    pub(crate) fn admit_request(&self) -> Result<(), Limited> {
-        self.decide(self.over(Wish::Request))
+    pub(super) fn admit_request(&self, is_long: bool) -> Result<Held, Limited> {
+        let ceilings = self.settings.map(|settings| &settings.ceilings);
+        let in_flight = ceilings.and_then(|ceilings| ceilings.in_flight);
+        self.take_place(Space::InFlight, in_flight, Reason::TenantInFlight)?;
+        let mut held = Held { in_flight: true, long_stream: false };
+        let admitted = match is_long {
+            true => self.take_long_stream(ceilings.and_then(|ceilings| ceilings.long_streams)),
+            false => Ok(()),
+        };
+        held.long_stream = is_long && admitted.is_ok();
+        let rate = ceilings.and_then(|ceilings| ceilings.requests);
+        let bucket = &self.commons.standing(self.tenant).requests;
+        admitted
+            .and_then(|()| self.keep_contract(rate, bucket, Reason::TenantRate))
+            .map(|()| held)
+            .inspect_err(|_| self.commons.give_back(self.tenant, held))
     }
 
-    /// The limit that granting the wish would exceed.
-    fn over(&self, _wish: Wish) -> Option<Limited> {
-        None
+    /// How far the tenant is with its connections, once places may run short for it.
+    pub(crate) fn connections(&self) -> Option<Places> {
+        let space = Space::Connections;
+        let taken = self.commons.standing(self.tenant).of(space).load(Ordering::Relaxed);
+        let all = self.commons.used(space).load(Ordering::Relaxed);
+        let share = (all >= self.commons.total(space) / 4).then(|| self.share(space, taken, all));
+        let ceiling = self.settings.and_then(|settings| settings.ceilings.connections).map(NonZeroU32::get);
+        let allowed = share.into_iter().chain(ceiling).min()?;
+        Some(Places { taken, allowed })
+    }
+
+    /// Takes a place below the ceiling, and below the tenant's share once half of all places are taken.
+    fn take_place(&self, space: Space, ceiling: Option<NonZeroU32>, reason: Reason) -> Result<(), Limited> {
+        let mine = self.commons.standing(self.tenant).of(space);
+        // First that of all, so that no two who come at once both find the last place free.
+        let all = self.commons.used(space).fetch_add(1, Ordering::Relaxed);
+        let is_short = all >= self.commons.total(space) / 2;
+        if !is_short && ceiling.is_none() {
+            mine.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        let share = if is_short { self.share(space, mine.load(Ordering::Relaxed), all) } else { u32::MAX };
+        let ceiling = ceiling.map_or(u32::MAX, NonZeroU32::get);
+        let Err(used) = take(mine, share.min(ceiling)) else { return Ok(()) };
+        let reason = if used >= ceiling { reason } else { Reason::TenantShare };
+        match self.decide(Limited { reason, retry_after: None }) {
+            Ok(()) => drop(mine.fetch_add(1, Ordering::Relaxed)),
+            Err(limited) => {
+                self.commons.used(space).fetch_sub(1, Ordering::Relaxed);
+                return Err(limited);
+            }
+        }
+        Ok(())
+    }
+
+    /// The tenant's part of the places, of which it has taken some.
+    fn share(&self, space: Space, used: u32, all: u32) -> u32 {
+        let unused = |(tenant, guarantee): (TenantId, u32)| {
+            guarantee.saturating_sub(self.commons.standing(tenant).of(space).load(Ordering::Relaxed))
+        };
+        let others = self.table.guarantees(space).filter(|(tenant, _)| *tenant != self.tenant);
+        let pool = Pool { total: self.commons.total(space), used: all, reserved: others.map(unused).sum() };
+        let guarantee = self.settings.and_then(|settings| settings.guarantee.of(space)).map_or(0, NonZeroU32::get);
+        let wanting = Wanting { used, guarantee, weight: self.commons.weight(self.tenant) };
+        share::places(pool, wanting, self.commons.crowd(space, self.tenant))
+    }
+
+    fn take_long_stream(&self, ceiling: Option<NonZeroU32>) -> Result<(), Limited> {
+        let mine = &self.commons.standing(self.tenant).long_streams;
+        if take(mine, ceiling.map_or(u32::MAX, NonZeroU32::get)).is_err() {
+            self.decide(Limited { reason: Reason::TenantLongStreams, retry_after: None })?;
+            mine.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn keep_contract(&self, rate: Option<Rate>, bucket: &Bucket, reason: Reason) -> Result<(), Limited> {
+        let Some(rate) = rate else { return Ok(()) };
+        let since = self.commons.since(Instant::now());
+        match bucket.take(Contract::new(rate), since, 1) {
+            Ok(()) => Ok(()),
+            Err(wait) => self.decide(Limited { reason, retry_after: Some(wait) }),
+        }
     }
 
     /// In shadow, a limit only counts what it would have refused. What is refused is counted with its flow.
-    fn decide(&self, limited: Option<Limited>) -> Result<(), Limited> {
-        match limited {
-            Some(limited) if self.settings.shadow => {
-                if let Some(account) = self.account {
-                    account.shadowed[limited.reason as usize].increment();
-                }
-                Ok(())
-            }
-            Some(limited) => Err(limited),
-            None => Ok(()),
+    fn decide(&self, limited: Limited) -> Result<(), Limited> {
+        let shadow = self.settings.is_some_and(|settings| settings.shadow)
+            || (limited.reason == Reason::TenantShare && self.commons.pools().shadow);
+        if !shadow {
+            return Err(limited);
         }
+        if let Some(account) = self.account {
+            account.shadowed[limited.reason as usize].increment();
+        }
+        Ok(())
     }
+}
+
+/// Takes one more, unless there are so many already.
+///
+/// # Errors
+/// How many there are.
+fn take(count: &AtomicU32, most: u32) -> Result<u32, u32> {
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| (used < most).then(|| used + 1))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shadow_counts_and_refuses_nothing() {
-        let metrics = Metrics::for_test();
-        let account = metrics.ledger();
-        crate::tenant::Books::open_for_test(account);
-        let account = account.account(TenantId::UNKNOWN).unwrap();
-        let limited = Limited { reason: Reason::TenantRate, retry_after: None };
-        let enforced = Settings::default();
-        let shadow = Settings { shadow: true, ..Settings::default() };
-        let gate = |settings| Gate { account: Some(account), settings };
-        assert_eq!(gate(&enforced).decide(Some(limited)), Err(limited));
-        assert_eq!(account.shadowed[Reason::TenantRate as usize].value(), 0);
-        assert_eq!(gate(&shadow).decide(Some(limited)), Ok(()));
-        assert_eq!(account.shadowed[Reason::TenantRate as usize].value(), 1);
-        assert_eq!(gate(&enforced).admit_request(), Ok(()));
-    }
-
-    #[test]
-    fn nobody_is_told_to_come_back_at_once() {
-        let seconds = |retry_after| Limited { reason: Reason::TenantRate, retry_after }.retry_after_seconds();
-        assert_eq!(seconds(None), 1);
-        assert_eq!(seconds(Some(Duration::ZERO)), 1);
-        assert_eq!(seconds(Some(Duration::from_millis(2001))), 3);
-        assert_eq!(seconds(Some(Duration::from_secs(2))), 2);
-    }
-}
+mod tests;

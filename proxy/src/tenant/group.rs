@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use tollgate_policy::SecurityId;
 use tollgate_proto::tenant as proto;
 
-use super::Settings;
+use super::{Guarantee, Pools, Settings};
 
 /// Longest name of a tenant, in bytes.
 pub const MAX_NAME: usize = 63;
@@ -73,6 +74,20 @@ pub enum GroupError {
         member: Member,
         /// Who has it.
         owner: Arc<str>,
+    },
+    /// More places are guaranteed than there are.
+    #[error(
+        "guarantee.{places}: {promised} with what other tenants are guaranteed, and {key} is {total}; lower one of them"
+    )]
+    Guarantee {
+        /// Of what.
+        places: &'static str,
+        /// To all tenants so far.
+        promised: u64,
+        /// The setting that says how many there are.
+        key: &'static str,
+        /// How many there are.
+        total: u32,
     },
     /// A setting is out of its range.
     #[error("{0}")]
@@ -155,9 +170,40 @@ fn prefix(text: &str) -> Result<IpNet, String> {
 pub struct Claims {
     names: HashSet<Arc<str>>,
     members: HashMap<Member, Arc<str>>,
+    pools: Pools,
+    promised: Promised,
+}
+
+/// Places that are guaranteed to all together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Promised {
+    connections: u64,
+    in_flight: u64,
+}
+
+impl Promised {
+    fn with(self, guarantee: &Guarantee, pools: Pools) -> Result<Self, GroupError> {
+        let more = |promised: u64, places: Option<NonZeroU32>, total: u32, name, key| {
+            let promised = promised + places.map_or(0, |places| u64::from(places.get()));
+            match promised > u64::from(total) {
+                true => Err(GroupError::Guarantee { places: name, promised, key, total }),
+                false => Ok(promised),
+            }
+        };
+        let Guarantee { connections, in_flight, .. } = *guarantee;
+        Ok(Self {
+            connections: more(self.connections, connections, pools.connections, "connections", "max_connections")?,
+            in_flight: more(self.in_flight, in_flight, pools.in_flight, "in_flight", "limits.in_flight")?,
+        })
+    }
 }
 
 impl Claims {
+    /// Of nobody yet, where there is so much to guarantee.
+    pub fn within(pools: Pools) -> Self {
+        Self { pools, ..Self::default() }
+    }
+
     /// Takes everything that the group names, or nothing.
     ///
     /// # Errors
@@ -174,6 +220,7 @@ impl Claims {
         if self.names.len() >= super::MAX_GROUPS {
             return Err(GroupError::TooMany(super::MAX_GROUPS));
         }
+        self.promised = self.promised.with(&group.settings.guarantee, self.pools)?;
         self.names.insert(Arc::clone(&group.name));
         self.members.extend(group.members.iter().map(|member| (*member, Arc::clone(&group.name))));
         Ok(())

@@ -13,19 +13,24 @@
 
 mod account;
 mod books;
+mod commons;
 mod gate;
+mod gcra;
 mod group;
 mod id;
 mod payer;
 mod registry;
 mod settings;
+mod share;
 mod table;
 
 pub(crate) use account::Account;
 pub use account::{Ledger, Totals};
 pub use books::{Books, Kind, MAX_SERIES, Names, NamesNow, Tally};
-pub(crate) use gate::Gate;
+pub(crate) use commons::Commons;
+pub use commons::Pools;
 pub use gate::Limited;
+pub(crate) use gate::{Gate, Places};
 pub use group::{Claims, Group, GroupError, MAX_NAME, Member, check_name};
 pub use id::{MAX_ENDPOINTS, MAX_GROUPS};
 pub(crate) use payer::{Charge, Payer};

@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::{Account, Settings, TenantId};
+use super::commons::Space;
+use super::gate::Held;
+use super::{Account, Commons, Gate, Limited, Settings, Table, TenantId};
 use crate::flow::{FlowRecord, FlowSender, Protocol};
 use crate::metrics::Worker as Metrics;
 
@@ -14,15 +16,17 @@ use crate::metrics::Worker as Metrics;
 pub(crate) struct Payer {
     flows: Rc<FlowSender>,
     tenant: Cell<TenantId>,
-    /// Whether any limit is set for it, so that whoever has none is not asked about.
-    limited: Cell<bool>,
+    /// Whether anything is set for it that limits ask about.
+    has_settings: Cell<bool>,
+    /// It has a place among its tenant's connections.
+    placed: Cell<bool>,
 }
 
 impl Payer {
     /// Charges an accepted connection to `tenant`.
     pub(crate) fn accept(flows: &Rc<FlowSender>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
-        let (tenant, limited) = (Cell::new(tenant), Cell::new(settings.is_limited()));
-        let payer = Rc::new(Self { flows: Rc::clone(flows), tenant, limited });
+        let (tenant, has_settings) = (Cell::new(tenant), Cell::new(settings.concern_limits()));
+        let payer = Rc::new(Self { flows: Rc::clone(flows), tenant, has_settings, placed: Cell::new(false) });
         let at = payer.moment();
         payer.with(payer.tenant(), |account| {
             account.accepted.increment();
@@ -36,16 +40,29 @@ impl Payer {
         self.tenant.get()
     }
 
-    /// Whether any limit is set for the tenant.
-    pub(crate) fn is_limited(&self) -> bool {
-        self.limited.get()
+    /// Takes a place for the connection, which has it for as long as it is open. To be asked once.
+    ///
+    /// # Errors
+    /// The limit of its tenant that it would exceed.
+    pub(crate) fn admit(&self, table: &Table) -> Result<(), Limited> {
+        self.gate(table).admit_connection()?;
+        self.placed.set(true);
+        Ok(())
+    }
+
+    /// What limits its tenant.
+    pub(crate) fn gate<'a>(&'a self, table: &'a Table) -> Gate<'a> {
+        Gate::new(self.tenant(), self.has_settings.get(), table, self.metrics().ledger())
     }
 
     /// From now on `tenant` pays, with these settings. Exchanges under way follow with their next byte, or their end.
     pub(crate) fn follow(&self, tenant: TenantId, settings: &Settings) {
-        self.limited.set(settings.is_limited());
+        self.has_settings.set(settings.concern_limits());
         let before = self.tenant.replace(tenant);
         if before != tenant {
+            if self.placed.get() {
+                self.commons().hand_over(Space::Connections, before, tenant);
+            }
             let at = self.moment();
             self.with(before, |account| account.leave(at));
             self.with(tenant, |account| account.enter(at));
@@ -59,13 +76,18 @@ impl Payer {
 
     /// A new exchange on the connection.
     pub(crate) fn charge(self: &Rc<Self>, protocol: Protocol) -> Charge {
-        let charge = Charge { payer: Rc::clone(self), tenant: self.tenant(), is_request: protocol != Protocol::Tcp };
+        let (tenant, is_request) = (self.tenant(), protocol != Protocol::Tcp);
+        let charge = Charge { payer: Rc::clone(self), tenant, is_request, held: Held::default() };
         charge.account(|account| charge.begin(account));
         charge
     }
 
     fn metrics(&self) -> &Metrics {
         self.flows.metrics()
+    }
+
+    fn commons(&self) -> &Commons {
+        self.metrics().ledger().commons()
     }
 
     fn moment(&self) -> u64 {
@@ -81,6 +103,9 @@ impl Payer {
 
 impl Drop for Payer {
     fn drop(&mut self) {
+        if self.placed.get() {
+            self.commons().leave(Space::Connections, self.tenant());
+        }
         let at = self.moment();
         self.with(self.tenant(), |account| account.leave(at));
     }
@@ -93,9 +118,20 @@ pub(crate) struct Charge {
     /// Whose account it stands on.
     tenant: TenantId,
     is_request: bool,
+    held: Held,
 }
 
 impl Charge {
+    /// Takes what its tenant has to have for a request, until the charge ends.
+    ///
+    /// # Errors
+    /// The limit that it would exceed.
+    pub(crate) fn admit(&mut self, table: &Table, is_long: bool) -> Result<(), Limited> {
+        self.follow();
+        self.held = self.payer.gate(table).admit_request(is_long)?;
+        Ok(())
+    }
+
     /// Counts bytes towards the upstream.
     pub(crate) fn add_up(&mut self, bytes: u64) {
         self.follow();
@@ -127,6 +163,7 @@ impl Charge {
         let tenant = self.payer.tenant();
         if tenant != self.tenant {
             self.account(|account| self.finish(account));
+            self.payer.commons().hand_over_request(self.held, self.tenant, tenant);
             self.tenant = tenant;
             self.account(|account| self.begin(account));
         }
@@ -151,6 +188,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
+        self.payer.commons().give_back(self.tenant, self.held);
         self.account(|account| self.finish(account));
     }
 }

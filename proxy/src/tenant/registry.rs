@@ -137,7 +137,7 @@ impl Registry {
         let now = Instant::now();
         let before: Vec<TenantId> = self.groups.drain(..).map(|(id, _)| id).collect();
         self.refused.clear();
-        let mut claims = Claims::default();
+        let mut claims = Claims::within(self.books.commons().pools());
         let mut table = GroupTable { default: Arc::new(self.config.default.clone()), ..GroupTable::default() };
         let configured = self.config.groups.iter().map(|group| (group.name.to_string(), Ok(group)));
         let delivered = self
@@ -157,6 +157,7 @@ impl Registry {
         }
         let gone = before.into_iter().filter(|id| self.groups.iter().all(|(present, _)| present != id));
         gone.for_each(|id| self.books.dismiss(id, now));
+        self.limit(&table);
         self.table.groups = Arc::new(table);
         self.endpoints.clear();
         let known: Vec<u64> = self.table.own.keys().copied().collect();
@@ -167,6 +168,19 @@ impl Registry {
         all.sort_unstable();
         all.dedup();
         self.settle_endpoints(all.into_iter());
+    }
+
+    /// Has limits count for this table what they count for the one in force.
+    fn limit(&self, table: &GroupTable) {
+        let commons = self.books.commons();
+        let weights = table.settings.iter().map(|(id, settings)| (*id, settings.weight));
+        commons.set_weights(weights, table.default.weight);
+        for (id, settings) in &table.settings {
+            let before = self.table.groups.settings.get(id).map(|settings| settings.ceilings.rates());
+            if before != Some(settings.ceilings.rates()) {
+                commons.renew(*id);
+            }
+        }
     }
 
     fn count(&mut self, policy: &EndpointPolicy) {
@@ -218,6 +232,10 @@ impl GroupTable {
                 Member::Addresses(net) => drop(self.addresses.insert(*net, id)),
                 Member::Identity(identity) => drop(self.identities.insert(*identity, id)),
             }
+        }
+        let guarantee = &group.settings.guarantee;
+        if guarantee.connections.is_some() || guarantee.in_flight.is_some() {
+            self.guaranteed.push((id, guarantee.clone()));
         }
         self.settings.insert(id, Arc::new(group.settings.clone()));
     }

@@ -6,12 +6,24 @@ use serde::Serialize;
 use serde_json::Value;
 use tollgate_proto::tenant as proto;
 
+use super::commons::Space;
+
 /// Largest weight.
 pub const MAX_WEIGHT: u32 = 1000;
 
 /// Settings that this version acts on, by their paths. The others are read, checked and shown, and each is said to have no
 /// effect yet: see [`Settings::without_effect`].
-const ENFORCED: &[&str] = &["weight"];
+const ENFORCED: &[&str] = &[
+    "weight",
+    "shadow",
+    "guarantee.connections",
+    "guarantee.in_flight",
+    "ceilings.connections",
+    "ceilings.new_connections",
+    "ceilings.requests",
+    "ceilings.in_flight",
+    "ceilings.long_streams",
+];
 
 /// Everything that can be said about a tenant beside who belongs to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -67,6 +79,16 @@ pub struct Guarantee {
     /// Thousandths of a CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_millis: Option<NonZeroU32>,
+}
+
+impl Guarantee {
+    /// Of places.
+    pub(super) fn of(&self, space: Space) -> Option<NonZeroU32> {
+        match space {
+            Space::Connections => self.connections,
+            Space::InFlight => self.in_flight,
+        }
+    }
 }
 
 /// Contracts.
@@ -138,9 +160,9 @@ pub enum Isolation {
 }
 
 impl Settings {
-    /// Whether anything is set that could refuse.
-    pub(super) fn is_limited(&self) -> bool {
-        self.ceilings != Ceilings::default()
+    /// Whether anything is set that a limit asks about.
+    pub(super) fn concern_limits(&self) -> bool {
+        self.ceilings != Ceilings::default() || self.guarantee != Guarantee::default() || self.shadow
     }
 
     /// Paths of what is set and has no effect in this version, such as `ceilings.requests`.
@@ -207,6 +229,11 @@ impl Settings {
 }
 
 impl Ceilings {
+    /// Those that are rates, for whoever counts what is used of them.
+    pub(super) fn rates(&self) -> [Option<Rate>; 2] {
+        [self.new_connections, self.requests]
+    }
+
     fn of_resource(ceilings: &proto::Ceilings) -> Result<Self, String> {
         let rate = |name: &str, rate: Option<proto::Rate>| match rate {
             None => Ok::<_, String>(None),

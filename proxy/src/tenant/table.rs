@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use tollgate_policy::SecurityId;
 
-use super::{Settings, TenantId};
+use super::commons::Space;
+use super::{Guarantee, Settings, TenantId};
 use crate::prefixes::Prefixes;
 
 /// An immutable table. Endpoints are found by their number in one probe, addresses in as many as there are different
@@ -25,6 +26,8 @@ pub(super) struct GroupTable {
     pub(super) addresses: Prefixes<TenantId>,
     pub(super) identities: HashMap<SecurityId, TenantId>,
     pub(super) settings: HashMap<TenantId, Arc<Settings>>,
+    /// Those that have guarantees of places.
+    pub(super) guaranteed: Vec<(TenantId, Guarantee)>,
     /// Of every endpoint that is in no group.
     pub(super) default: Arc<Settings>,
 }
@@ -67,6 +70,12 @@ impl Table {
     /// Groups and what they may use.
     pub fn groups(&self) -> impl Iterator<Item = (TenantId, &Settings)> {
         self.groups.settings.iter().map(|(id, settings)| (*id, &**settings))
+    }
+
+    /// Places that are kept free for somebody. What is guaranteed to every endpoint is not: nobody knows how many there are.
+    pub(super) fn guarantees(&self, space: Space) -> impl Iterator<Item = (TenantId, u32)> {
+        let places = move |(id, guarantee): &(TenantId, Guarantee)| Some((*id, guarantee.of(space)?.get()));
+        self.groups.guaranteed.iter().filter_map(places)
     }
 
     /// What `tenant` may use. Those that are in no group, and share a place, have the settings of any endpoint.

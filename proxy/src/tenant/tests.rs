@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tollgate_policy::{EndpointKey, NetworkPolicy, SecurityId, Snapshot};
-use tollgate_proto::tenant::{Ceilings, Members, Rate, Tenant};
+use tollgate_proto::tenant::{self as proto, Ceilings, Members, Rate, Tenant};
 
 use super::books::{Books, Kind};
 use super::id::Placed as _;
@@ -45,7 +45,7 @@ fn delivered(tenants: &[Tenant]) -> Vec<Delivered> {
 }
 
 fn registry() -> (Arc<Books>, Registry) {
-    let books = Arc::new(Books::new(vec![Arc::default(), Arc::default()]));
+    let books = Arc::new(Books::new(vec![Arc::default(), Arc::default()], Arc::default()));
     (Arc::clone(&books), Registry::new(books, TenantConfig::default()))
 }
 
@@ -147,10 +147,10 @@ fn settings_without_effect_are_named() {
     let mut tenant = resource("a", &[1], &[], &[]);
     assert_eq!(Group::of_resource(&tenant).unwrap().settings.without_effect(), Vec::<String>::new());
     tenant.ceilings =
-        Some(Ceilings { in_flight: 3, requests: Some(Rate { per_second: 5, burst: 0 }), ..Ceilings::default() });
+        Some(Ceilings { header_bytes: 3, requests: Some(Rate { per_second: 5, burst: 0 }), ..Ceilings::default() });
     let group = Group::of_resource(&tenant).unwrap();
     assert_eq!(group.settings.ceilings.requests.unwrap().burst.get(), 5, "the burst is a second's worth");
-    assert_eq!(group.settings.without_effect(), ["ceilings.requests", "ceilings.in_flight"]);
+    assert_eq!(group.settings.without_effect(), ["ceilings.header_bytes"]);
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn two_thousand_endpoints_share_what_places_there_are() {
 #[test]
 fn a_place_is_given_back_when_nothing_is_open_and_starts_from_nothing() {
     let ledger = Arc::new(Ledger::default());
-    let books = Books::new(vec![Arc::clone(&ledger)]);
+    let books = Books::new(vec![Arc::clone(&ledger)], Arc::default());
     let now = Instant::now();
     let first = books.admit("endpoint-1", Kind::Endpoint, now);
     let account = ledger.account(first).unwrap();
@@ -293,4 +293,26 @@ fn the_overflow_never_goes_back() {
     let next = books.admit("endpoint-x", Kind::Endpoint, now);
     flows.metrics().ledger().account(next).unwrap().bytes_up.add(1);
     assert_eq!(overflow(), Some(expected), "there is room for a series again");
+}
+
+#[test]
+fn guarantees_that_exceed_what_there_is_are_set_aside() {
+    let books = Arc::new(Books::default());
+    books.limit(Pools { connections: 100, in_flight: 50, shadow: false });
+    let mut registry = Registry::new(Arc::clone(&books), TenantConfig::default());
+    let guaranteed = |name: &str, endpoint, connections, in_flight| {
+        let guarantee = proto::Guarantee { connections, in_flight, ..proto::Guarantee::default() };
+        Tenant { guarantee: Some(guarantee), ..resource(name, &[endpoint], &[], &[]) }
+    };
+    let groups =
+        [guaranteed("a", 1, 60, 0), guaranteed("b", 2, 41, 0), guaranteed("c", 3, 40, 50), guaranteed("d", 4, 0, 1)];
+    registry.deliver(delivered(&groups), &Snapshot::empty());
+    let refused: Vec<&str> = registry.refused().iter().map(|refused| &*refused.reason).collect();
+    assert_eq!(
+        refused,
+        [
+            "guarantee.connections: 101 with what other tenants are guaranteed, and max_connections is 100; lower one of them",
+            "guarantee.in_flight: 51 with what other tenants are guaranteed, and limits.in_flight is 50; lower one of them",
+        ]
+    );
 }

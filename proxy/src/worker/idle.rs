@@ -15,9 +15,12 @@ use slab::Slab;
 use super::slots::Crowding;
 use crate::config::IdleLimits;
 use crate::reason::Reason;
+use crate::tenant::TenantId;
 
 /// Connections that are told to go for each one that comes: more than one, so that there is room before it is needed.
 const AT_ONCE: usize = 2;
+/// Connections that are looked at for one of a certain tenant. Who hoards has most of the longest idle.
+const LOOKED_AT: u32 = 256;
 /// Of the time that a connection may be idle when places begin to run short, so much (in sixteenths) is taken away by the time
 /// that the last is given.
 const SHORTENED: f64 = 15.0 / 16.0;
@@ -46,8 +49,10 @@ struct Ends {
     last: Option<usize>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Node {
+    /// Whose it is.
+    tenant: TenantId,
     /// Which list it is in.
     list: Option<usize>,
     previous: Option<usize>,
@@ -60,10 +65,23 @@ struct Node {
     waker: Option<Waker>,
 }
 
+impl Node {
+    fn new(tenant: TenantId) -> Self {
+        let (list, previous, next, told, waker) = (None, None, None, None, None);
+        Self { tenant, list, previous, next, since: 0, leaving: false, told, waker }
+    }
+}
+
 impl IdleConnections {
     /// Tells connections to go that have been idle for longer than such `crowding` leaves them, and returns the reason of
-    /// each. With `shadow` they are only counted, each once in the time that it is idle.
-    pub(super) fn make_room(&self, limits: &IdleLimits, crowding: Crowding, shadow: bool) -> Vec<Reason> {
+    /// each: those of one tenant, or of anybody. With `shadow` they are only counted, each once in the time that it is idle.
+    pub(super) fn make_room(
+        &self,
+        limits: &IdleLimits,
+        crowding: Crowding,
+        of: Option<TenantId>,
+        shadow: bool,
+    ) -> Vec<Reason> {
         let mut lists = self.0.borrow_mut();
         let mut wanted = crowding.excess.saturating_sub(lists.leaving).min(AT_ONCE);
         let now = if wanted > 0 { now() } else { 0 };
@@ -73,12 +91,19 @@ impl IdleConnections {
         for (list, most) in most.into_iter().enumerate() {
             let reason = if list == NOT_READING { Reason::SlowReader } else { Reason::IdleReaped };
             let patience = most.mul_f64(1.0 - crowding.share * SHORTENED);
+            let (mut next, mut looked_at) = (lists.ends[list].first, 0);
             while wanted > 0
-                && let Some(key) = lists.ends[list].first
+                && looked_at < LOOKED_AT
+                && let Some(key) = next
             {
-                let idle = Duration::from_millis(now.saturating_sub(lists.nodes[key].since));
+                let node = &lists.nodes[key];
+                let idle = Duration::from_millis(now.saturating_sub(node.since));
                 if idle < patience {
                     break;
+                }
+                (next, looked_at) = (node.next, looked_at + 1);
+                if of.is_some_and(|tenant| tenant != node.tenant) {
+                    continue;
                 }
                 lists.unlink(key);
                 if !shadow {
@@ -147,9 +172,14 @@ pub(crate) struct Idle {
 }
 
 impl Idle {
-    pub(crate) fn new(all: &Rc<IdleConnections>) -> Self {
-        let key = all.0.borrow_mut().nodes.insert(Node::default());
+    pub(crate) fn new(all: &Rc<IdleConnections>, tenant: TenantId) -> Self {
+        let key = all.0.borrow_mut().nodes.insert(Node::new(tenant));
         Self { all: Rc::clone(all), key, asked: Cell::default(), work: Cell::new(1), blocked: Cell::default() }
+    }
+
+    /// It is that tenant's now.
+    pub(crate) fn follow(&self, tenant: TenantId) {
+        self.all.0.borrow_mut().nodes[self.key].tenant = tenant;
     }
 
     /// From now on it waits for its first request.
@@ -257,13 +287,13 @@ mod tests {
     #[test]
     fn the_longest_idle_goes_first_and_who_never_asked_before_who_did() {
         let all = Rc::new(IdleConnections::default());
-        let idle: Vec<Idle> = (0..6).map(|_| Idle::new(&all)).collect();
+        let idle: Vec<Idle> = (0..6).map(|_| Idle::new(&all, TenantId::UNKNOWN)).collect();
         idle.iter().take(5).for_each(Idle::wait);
         // 0 and 1 have asked, 1 before 0; 2 is asking; 3 and 4 never did; 5 is not judged yet.
         drop(idle[1].work());
         drop(idle[0].work());
         let asking = idle[2].work();
-        let make_room = |excess, shadow| all.make_room(&LIMITS, Crowding { excess, share: 1.0 }, shadow).len();
+        let make_room = |excess, shadow| all.make_room(&LIMITS, Crowding { excess, share: 1.0 }, None, shadow).len();
         assert_eq!(make_room(1, false), 1);
         assert!(told(&idle[3]) && !told(&idle[4]));
         assert_eq!(make_room(1, false), 0, "one is leaving");
@@ -280,7 +310,11 @@ mod tests {
     #[test]
     fn who_does_not_read_goes_before_who_rests() {
         let all = Rc::new(IdleConnections::default());
-        let (rests, reads, blocked) = (Idle::new(&all), Idle::new(&all), Idle::new(&all));
+        let (rests, reads, blocked) = (
+            Idle::new(&all, TenantId::UNKNOWN),
+            Idle::new(&all, TenantId::UNKNOWN),
+            Idle::new(&all, TenantId::UNKNOWN),
+        );
         drop(rests.work());
         rests.wait();
         for idle in [&reads, &blocked] {
@@ -288,18 +322,32 @@ mod tests {
         }
         assert!(reads.wrote(Poll::Ready(())).is_ready());
         let crowding = Crowding { excess: 10, share: 1.0 };
-        assert_eq!(all.make_room(&LIMITS, crowding, false), [Reason::SlowReader, Reason::IdleReaped]);
+        assert_eq!(all.make_room(&LIMITS, crowding, None, false), [Reason::SlowReader, Reason::IdleReaped]);
         assert!(told(&blocked) && told(&rests) && !told(&reads));
+    }
+
+    #[test]
+    fn those_of_one_tenant_make_room_for_it() {
+        let all = Rc::new(IdleConnections::default());
+        let (one, two) = (TenantId::from_raw(100), TenantId::from_raw(101));
+        let idle = [one, two, one, two].map(|tenant| Idle::new(&all, tenant));
+        idle.iter().for_each(Idle::wait);
+        idle[2].follow(two);
+        let make_room = |of| all.make_room(&LIMITS, Crowding { excess: 10, share: 1.0 }, Some(of), false).len();
+        assert_eq!(make_room(two), 2);
+        assert_eq!(idle.each_ref().map(told), [false, true, true, false]);
+        assert_eq!(make_room(one), 1);
+        assert_eq!(make_room(one), 0);
     }
 
     #[test]
     fn patience_ends_as_places_do() {
         let all = Rc::new(IdleConnections::default());
-        let idle = Idle::new(&all);
+        let idle = Idle::new(&all, TenantId::UNKNOWN);
         idle.wait();
         all.0.borrow_mut().nodes[idle.key].since -= 6_000;
         let limits = IdleLimits { before_request: Duration::from_secs(10), ..LIMITS };
-        let goes = |share| all.make_room(&limits, Crowding { excess: 1, share }, true) == [Reason::IdleReaped];
+        let goes = |share| all.make_room(&limits, Crowding { excess: 1, share }, None, true) == [Reason::IdleReaped];
         assert!(!goes(0.0) && !goes(0.4));
         assert!(goes(0.5));
     }

@@ -19,14 +19,15 @@ pub(crate) use idle::{Idle, IdleConnections};
 pub(crate) use run::{Accounts, run_tasks};
 pub(crate) use signals::{Signals, State, Subscription};
 pub(crate) use slots::ConnectionSlots;
+use slots::Crowding;
 
-use crate::config::Limits;
+use crate::config::{IdleLimits, Limits};
 use crate::control::WorldStore;
 use crate::flow::FlowSender;
 use crate::http::BufferPool;
 use crate::identity::Peers;
 use crate::metrics::Worker as Metrics;
-use crate::tenant::Payer;
+use crate::tenant::{Payer, Places, TenantId};
 
 /// What every connection of a worker shares.
 #[derive(Debug)]
@@ -62,8 +63,21 @@ impl Worker {
     pub(crate) fn make_room(&self) {
         let Some(limits) = &self.limits.idle_connections else { return };
         let Some(crowding) = self.slots.crowding(limits.above_percent) else { return };
+        self.send_away(limits, crowding, None);
+    }
+
+    /// Tells idle connections of one tenant to go, if those that it may have run short.
+    pub(crate) fn make_room_of(&self, tenant: TenantId, places: Places) {
+        let Some(limits) = &self.limits.idle_connections else { return };
+        let (taken, allowed) = (places.taken as usize, places.allowed as usize);
+        if let Some(crowding) = Crowding::of(taken, allowed, limits.above_percent) {
+            self.send_away(limits, crowding, Some(tenant));
+        }
+    }
+
+    fn send_away(&self, limits: &IdleLimits, crowding: Crowding, of: Option<TenantId>) {
         let shadow = self.limits.shadow;
-        for reason in self.idle.make_room(limits, crowding, shadow) {
+        for reason in self.idle.make_room(limits, crowding, of, shadow) {
             if shadow {
                 self.flows.metrics().limit_in_shadow(reason);
             }
@@ -116,9 +130,9 @@ mod tests {
         let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let mut left: Vec<_> =
             ["detect", "http", "identity", "listener", "tcp", "worker"].map(|room| source.join(room)).into();
-        left.extend(
-            ["tenant/account.rs", "tenant/payer.rs", "tenant/table.rs", "flow/open.rs"].map(|file| source.join(file)),
-        );
+        let of_tenants = ["account", "commons", "gate", "gcra", "payer", "share", "table"];
+        left.extend(of_tenants.map(|file| source.join(format!("tenant/{file}.rs"))));
+        left.push(source.join("flow/open.rs"));
         let mut files = 0;
         while let Some(path) = left.pop() {
             if path.is_dir() {

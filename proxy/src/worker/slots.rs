@@ -23,6 +23,17 @@ pub(crate) struct Crowding {
 #[derive(Debug)]
 pub(crate) struct ConnectionSlot(Arc<AtomicUsize>);
 
+impl Crowding {
+    /// That of so many places out of `limit`; `None` while no more than so many percent are taken.
+    pub(super) fn of(taken: usize, limit: usize, above_percent: u32) -> Option<Self> {
+        let many = limit / 100 * above_percent as usize + limit % 100 * above_percent as usize / 100;
+        let excess = taken.checked_sub(many).filter(|excess| *excess > 0)?;
+        #[expect(clippy::cast_precision_loss, reason = "a share")]
+        let share = (excess as f64 / (limit - many).max(1) as f64).min(1.0);
+        Some(Self { excess, share })
+    }
+}
+
 impl ConnectionSlots {
     /// Room for `limit` connections.
     pub(crate) fn new(limit: usize) -> Self {
@@ -38,11 +49,7 @@ impl ConnectionSlots {
 
     /// How short places are, once more than so many percent are taken.
     pub(crate) fn crowding(&self, above_percent: u32) -> Option<Crowding> {
-        let many = self.limit / 100 * above_percent as usize + self.limit % 100 * above_percent as usize / 100;
-        let excess = self.open().checked_sub(many).filter(|excess| *excess > 0)?;
-        #[expect(clippy::cast_precision_loss, reason = "a share")]
-        let share = (excess as f64 / (self.limit - many).max(1) as f64).min(1.0);
-        Some(Crowding { excess, share })
+        Crowding::of(self.open(), self.limit, above_percent)
     }
 
     /// Connections open now.

@@ -26,6 +26,7 @@ mod requests_per_connection;
 mod resets;
 mod retries;
 mod tcp;
+mod tenant_limits;
 mod tenants;
 mod underscores;
 mod websocket;

@@ -204,7 +204,8 @@ fn a_broken_rule_allows_nothing_and_its_siblings_stand() {
 fn the_third_of_two_connections_is_reset() {
     let site = Site::new();
     let upstream = Upstream::ok(&site);
-    let top = "max_connections: 2\nlimits: { idle_connections: \"off\" }".into();
+    // One tenant alone would have half of them.
+    let top = "max_connections: 2\nlimits: { mode: shadow, idle_connections: \"off\" }".into();
     let options = Options { top, ..Options::default() };
     let proxy = Proxy::with(&site, upstream.address(), &options, &[usual(&site)]);
     let mut clients = [Peer::connect(proxy.http()), Peer::connect(proxy.http())];
@@ -374,6 +375,12 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::SlowReader, "idle", "who_does_not_read_makes_room"),
     (Reason::FrameFlood, "h2_floods", "floods_of_control_frames_end"),
     (Reason::ResetFlood, "h2_floods", "rapid_resets_end"),
+    (Reason::TenantConnections, "tenant_limits", "connections_have_a_ceiling"),
+    (Reason::TenantConnectionRate, "tenant_limits", "new_connections_have_a_rate"),
+    (Reason::TenantRate, "tenant_limits", "more_requests_than_the_rate_are_told_when_to_come_back"),
+    (Reason::TenantInFlight, "tenant_limits", "requests_under_way_have_a_ceiling"),
+    (Reason::TenantLongStreams, "tenant_limits", "websockets_have_a_ceiling"),
+    (Reason::TenantShare, "tenant_limits", "who_has_most_makes_room_for_who_comes"),
     (Reason::UpstreamConnect, "tcp", "an_upstream_that_refuses_is_a_reset"),
     (Reason::UpstreamReset, "tcp", "a_reset_is_a_reset_on_the_other_side"),
     (Reason::UpstreamMalformed, "http1", "responses_that_could_smuggle_are_502"),
@@ -382,18 +389,12 @@ const REACHED: &[(Reason, &str, &str)] = &[
 ];
 
 /// What their answers are is in a test of `http/respond.rs`.
-const NO_LIMITS: &str = "the gate of tenants refuses nobody in this version";
+const NO_LIMITS: &str = "this version does not limit it";
 
 /// Reasons that no test here can reach, and why.
 const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::Loop, "needs an original destination, so a transparent listener; the configuration refuses it otherwise"),
-    (Reason::TenantConnections, NO_LIMITS),
-    (Reason::TenantConnectionRate, NO_LIMITS),
-    (Reason::TenantRate, NO_LIMITS),
-    (Reason::TenantInFlight, NO_LIMITS),
-    (Reason::TenantLongStreams, NO_LIMITS),
     (Reason::TenantCpu, NO_LIMITS),
-    (Reason::TenantShare, NO_LIMITS),
     (Reason::TenantMemory, NO_LIMITS),
     (Reason::TenantHeaders, NO_LIMITS),
     (Reason::TenantUpstreams, NO_LIMITS),
@@ -414,6 +415,7 @@ fn every_reason_is_reached() {
         ("malformed", include_str!("malformed.rs")),
         ("policy_life", include_str!("policy_life.rs")),
         ("tcp", include_str!("tcp.rs")),
+        ("tenant_limits", include_str!("tenant_limits.rs")),
     ]);
     for reason in Reason::ALL {
         let here = REACHED.iter().filter(|(reached, ..)| reached == reason).count();

@@ -22,13 +22,13 @@ const DENIED: &str = "GET /denied HTTP/1.1\r\nHost: a\r\n\r\n";
 const BODY: u64 = 2;
 
 /// A client's address, which no other has: the local endpoint of what leaves it.
-fn client_address(site: &Site, last: u8) -> IpAddr {
+pub(crate) fn client_address(site: &Site, last: u8) -> IpAddr {
     let IpAddr::V4(site) = site.ip() else { panic!("sites have IPv4 addresses") };
     let [_, b, c, _] = site.octets();
     Ipv4Addr::new(127, b.wrapping_add(64), c, last).into()
 }
 
-fn connect(from: IpAddr, to: SocketAddr) -> Peer {
+pub(crate) fn connect(from: IpAddr, to: SocketAddr) -> Peer {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
     socket.connect(&to.into()).unwrap();
@@ -36,7 +36,7 @@ fn connect(from: IpAddr, to: SocketAddr) -> Peer {
 }
 
 /// What an endpoint may ask for, as JSON.
-fn policy(endpoint: u64, address: IpAddr) -> Value {
+pub(crate) fn policy(endpoint: u64, address: IpAddr) -> Value {
     json!({
         "endpointIps": [address.to_string()],
         "endpointId": endpoint.to_string(),
@@ -47,7 +47,7 @@ fn policy(endpoint: u64, address: IpAddr) -> Value {
     })
 }
 
-fn message(policy: Value) -> NetworkPolicy {
+pub(crate) fn message(policy: Value) -> NetworkPolicy {
     network_policy_from_value(policy).unwrap()
 }
 
@@ -65,7 +65,7 @@ fn tenant(proxy: &Proxy, name: &str) -> Value {
     all.iter().find(|tenant| tenant["name"] == name).cloned().unwrap_or(Value::Null)
 }
 
-fn metric(proxy: &Proxy, name: &str, labels: &str) -> u64 {
+pub(crate) fn metric(proxy: &Proxy, name: &str, labels: &str) -> u64 {
     proxy.metric(&format!("tollgate_tenant_{name}{{{labels}}}")) as u64
 }
 
@@ -115,7 +115,12 @@ fn each_endpoint_has_an_account_of_its_own() {
 }
 
 /// A proxy that takes its tenants from a control plane in Python.
-fn with_python(site: &Site, python: &Path, policies: &[Value], upstream: SocketAddr) -> (ControlPlane, Proxy) {
+pub(crate) fn with_python(
+    site: &Site,
+    python: &Path,
+    policies: &[Value],
+    upstream: SocketAddr,
+) -> (ControlPlane, Proxy) {
     let mut control = ControlPlane::start(python).unwrap();
     let socket = site.path("python.sock");
     control.listen(&socket).unwrap();
@@ -126,7 +131,7 @@ fn with_python(site: &Site, python: &Path, policies: &[Value], upstream: SocketA
     (control, proxy)
 }
 
-fn set_tenants(control: &mut ControlPlane, version: &str, tenants: &Value) {
+pub(crate) fn set_tenants(control: &mut ControlPlane, version: &str, tenants: &Value) {
     control.tell(&json!({"do": "set", "type": "Tenant", "version": version, "resources": tenants})).unwrap();
     loop {
         let answer = control.answer().unwrap();

@@ -156,7 +156,7 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         write_log(&flow, Some(reason), &HeaderEdits::default(), None);
         return reply(flow, LocalReply::refusal(reason, false, &config.denied_body, config.reason_header), reason);
     }
-    if let Err(limited) = present.admit_request() {
+    if let Err(limited) = present.admit_request(&mut flow, request.websocket.is_some()) {
         // No verdict, so no denial in the access log.
         write_log(&flow, None, &HeaderEdits::default(), None);
         return reply(flow, LocalReply::limited(limited, request.is_grpc(), config.reason_header), limited.reason);

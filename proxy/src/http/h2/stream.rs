@@ -65,7 +65,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         let redirect = LocalReply::redirect(location.clone(), config.reason_header);
         return reply(&mut respond, &redirect, &mut flow, Outcome::Denied, Reason::PathRedirect);
     }
-    if let Err(limited) = present.admit_request() {
+    if let Err(limited) = present.admit_request(&mut flow, false) {
         // No verdict, so no denial in the access log.
         write_log(&flow, None, &HeaderEdits::default(), None);
         let limit = LocalReply::limited(limited, head.is_grpc(), config.reason_header);

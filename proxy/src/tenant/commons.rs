@@ -1,0 +1,196 @@
+//! What limits count for each tenant, all workers together: cells by place, beside the table, so that they outlive it and what is
+//! set counts for what is open. Adding is atomic; nobody waits.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::TenantId;
+use super::gate::Held;
+use super::gcra::Bucket;
+use super::id::{PLACES, Placed as _};
+use super::share::Crowd;
+use crate::config::Limits;
+
+/// What there is to give away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pools {
+    /// Open connections of clients.
+    pub connections: u32,
+    /// Requests under way.
+    pub in_flight: u32,
+    /// Count what is over a share, and let it pass.
+    pub shadow: bool,
+}
+
+impl Default for Pools {
+    /// No end to it.
+    fn default() -> Self {
+        Self { connections: u32::MAX, in_flight: u32::MAX, shadow: false }
+    }
+}
+
+impl Pools {
+    /// What this configuration has.
+    pub fn of(max_connections: usize, limits: &Limits) -> Self {
+        let connections = u32::try_from(max_connections).unwrap_or(u32::MAX);
+        Self { connections, in_flight: limits.in_flight, shadow: limits.shadow }
+    }
+}
+
+/// What is given away by places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Space {
+    Connections = 0,
+    InFlight = 1,
+}
+
+/// What one tenant has of everything.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Standing {
+    spaces: [AtomicU32; 2],
+    /// WebSockets: those of a tenant have a ceiling, those of all are connections.
+    pub(super) long_streams: AtomicU32,
+    /// 0 is that of any endpoint.
+    weight: AtomicU32,
+    pub(super) requests: Bucket,
+    pub(super) new_connections: Bucket,
+}
+
+impl Standing {
+    /// Places taken.
+    pub(super) fn of(&self, space: Space) -> &AtomicU32 {
+        &self.spaces[space as usize]
+    }
+}
+
+/// Everything that limits count in the process.
+#[derive(Debug)]
+pub(crate) struct Commons {
+    standings: Box<[Standing]>,
+    used: [AtomicU32; 2],
+    default_weight: AtomicU32,
+    pools: OnceLock<Pools>,
+    began: Instant,
+}
+
+impl Default for Commons {
+    fn default() -> Self {
+        Self {
+            standings: (0..PLACES).map(|_| Standing::default()).collect(),
+            used: Default::default(),
+            default_weight: AtomicU32::new(1),
+            pools: OnceLock::new(),
+            began: Instant::now(),
+        }
+    }
+}
+
+impl Commons {
+    /// Says what there is; the first call counts. Before, there is no end to it.
+    pub(super) fn limit(&self, pools: Pools) {
+        let _ = self.pools.set(pools);
+    }
+
+    pub(super) fn pools(&self) -> Pools {
+        self.pools.get().copied().unwrap_or_default()
+    }
+
+    /// Places that there are.
+    pub(super) fn total(&self, space: Space) -> u32 {
+        match space {
+            Space::Connections => self.pools().connections,
+            Space::InFlight => self.pools().in_flight,
+        }
+    }
+
+    /// Places that are taken, by everybody.
+    pub(super) fn used(&self, space: Space) -> &AtomicU32 {
+        &self.used[space as usize]
+    }
+
+    /// What `tenant` has. An id of no table stands where connections of nobody do.
+    pub(super) fn standing(&self, tenant: TenantId) -> &Standing {
+        self.standings.get(tenant.place()).unwrap_or_else(|| &self.standings[TenantId::UNKNOWN.place()])
+    }
+
+    /// Gives a place back.
+    pub(super) fn leave(&self, space: Space, tenant: TenantId) {
+        // In this order, so that what is taken is never more than what all together have taken.
+        self.standing(tenant).of(space).fetch_sub(1, Ordering::Relaxed);
+        self.used(space).fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The same for everything that a request held.
+    pub(super) fn give_back(&self, tenant: TenantId, held: Held) {
+        if held.long_stream {
+            self.standing(tenant).long_streams.fetch_sub(1, Ordering::Relaxed);
+        }
+        if held.in_flight {
+            self.leave(Space::InFlight, tenant);
+        }
+    }
+
+    /// What a request of `from` holds goes on as `to`'s.
+    pub(super) fn hand_over_request(&self, held: Held, from: TenantId, to: TenantId) {
+        if held.long_stream {
+            self.standing(from).long_streams.fetch_sub(1, Ordering::Relaxed);
+            self.standing(to).long_streams.fetch_add(1, Ordering::Relaxed);
+        }
+        if held.in_flight {
+            self.hand_over(Space::InFlight, from, to);
+        }
+    }
+
+    /// A place that is `from`'s goes on as `to`'s.
+    pub(super) fn hand_over(&self, space: Space, from: TenantId, to: TenantId) {
+        self.standing(from).of(space).fetch_sub(1, Ordering::Relaxed);
+        self.standing(to).of(space).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Who has places, beside the `wanting` one, which counts in any case. Looks at all: to be asked when places run short.
+    pub(super) fn crowd(&self, space: Space, wanting: TenantId) -> Crowd {
+        let mut crowd = Crowd { tenants: 0, weight: 0 };
+        for (place, standing) in self.standings.iter().enumerate() {
+            if place == wanting.place() || standing.of(space).load(Ordering::Relaxed) > 0 {
+                crowd.tenants += 1;
+                crowd.weight += u64::from(self.weight_of(standing));
+            }
+        }
+        crowd
+    }
+
+    /// The weight of a tenant.
+    pub(super) fn weight(&self, tenant: TenantId) -> u32 {
+        self.weight_of(self.standing(tenant))
+    }
+
+    fn weight_of(&self, standing: &Standing) -> u32 {
+        match standing.weight.load(Ordering::Relaxed) {
+            0 => self.default_weight.load(Ordering::Relaxed),
+            weight => weight,
+        }
+    }
+
+    /// Sets weights: of some tenants, and of all others.
+    pub(super) fn set_weights(&self, groups: impl Iterator<Item = (TenantId, u32)>, default: u32) {
+        self.default_weight.store(default, Ordering::Relaxed);
+        let mut weights = vec![0; self.standings.len()];
+        groups.for_each(|(tenant, weight)| weights[tenant.place()] = weight);
+        for (standing, weight) in self.standings.iter().zip(weights) {
+            standing.weight.store(weight, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets contracts of this tenant begin anew.
+    pub(super) fn renew(&self, tenant: TenantId) {
+        let Standing { requests, new_connections, .. } = self.standing(tenant);
+        [requests, new_connections].into_iter().for_each(Bucket::refill);
+    }
+
+    /// Time since the beginning, for contracts.
+    pub(super) fn since(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began)
+    }
+}

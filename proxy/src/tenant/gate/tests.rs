@@ -1,0 +1,176 @@
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use super::super::table::GroupTable;
+use super::*;
+use crate::tenant::id::Placed as _;
+use crate::tenant::{Books, Ceilings, Guarantee, Pools};
+
+const TENANTS: [TenantId; 3] = [TenantId::from_raw(100), TenantId::from_raw(101), TenantId::from_raw(102)];
+
+/// Two workers that serve three tenants.
+struct Process {
+    ledgers: [Ledger; 2],
+    table: Table,
+}
+
+impl Process {
+    fn new(pools: Pools, settings: [Settings; 3]) -> Self {
+        let commons: Arc<Commons> = Arc::default();
+        commons.limit(pools);
+        let ledgers = [Ledger::beside(Arc::clone(&commons)), Ledger::beside(commons)];
+        ledgers.iter().for_each(Books::open_for_test);
+        let mut groups = GroupTable::default();
+        for (tenant, settings) in TENANTS.into_iter().zip(settings) {
+            groups.guaranteed.push((tenant, settings.guarantee.clone()));
+            groups.settings.insert(tenant, Arc::new(settings));
+        }
+        Self { ledgers, table: Table { groups: Arc::new(groups), ..Table::default() } }
+    }
+
+    fn gate(&self, worker: usize, tenant: usize) -> Gate<'_> {
+        self.ledgers[worker].open(TENANTS[tenant].place());
+        Gate::new(TENANTS[tenant], true, &self.table, &self.ledgers[worker])
+    }
+
+    /// Connections that the tenant opens until it is refused, at most `most`, and why.
+    fn hoard(&self, tenant: usize, most: u32) -> (u32, Option<Reason>) {
+        for opened in 0..most {
+            if let Err(limited) = self.gate(opened as usize % 2, tenant).admit_connection() {
+                return (opened, Some(limited.reason));
+            }
+        }
+        (most, None)
+    }
+
+    fn shadowed(&self, reason: Reason) -> u64 {
+        let account = |ledger: &Ledger| ledger.account(TENANTS[0]).unwrap().shadowed[reason as usize].value();
+        self.ledgers.iter().map(account).sum()
+    }
+}
+
+fn rate(per_second: u64, burst: u64) -> Option<Rate> {
+    Some(Rate { per_second: NonZeroU64::new(per_second).unwrap(), burst: NonZeroU64::new(burst).unwrap() })
+}
+
+fn with(ceilings: Ceilings) -> Settings {
+    Settings { ceilings, ..Settings::default() }
+}
+
+fn only(settings: Settings) -> [Settings; 3] {
+    [settings, Settings::default(), Settings::default()]
+}
+
+#[test]
+fn one_tenant_has_half_of_what_there_is_and_the_next_finds_room() {
+    let process = Process::new(Pools { connections: 1000, ..Pools::default() }, only(Settings::default()));
+    assert_eq!(process.hoard(0, 2000), (500, Some(Reason::TenantShare)));
+    assert_eq!(process.hoard(1, 100), (100, None));
+    assert_eq!(process.hoard(1, 2000).1, Some(Reason::TenantShare));
+    assert_eq!(process.hoard(2, 10), (10, None));
+    assert_eq!(process.hoard(0, 1), (0, Some(Reason::TenantShare)));
+    // Whatever one gives back, it may have again once it has less than is free.
+    (0..300).for_each(|_| process.ledgers[0].commons().leave(Space::Connections, TENANTS[0]));
+    assert_eq!(process.hoard(0, 10), (10, None));
+}
+
+#[test]
+fn a_guarantee_is_kept_free() {
+    let guarantee = Guarantee { connections: NonZeroU32::new(400), ..Guarantee::default() };
+    let process = Process::new(
+        Pools { connections: 1000, ..Pools::default() },
+        [Settings::default(), Settings::default(), Settings { guarantee, ..Settings::default() }],
+    );
+    assert_eq!(process.hoard(0, 2000), (500, Some(Reason::TenantShare)), "less than half is not short yet");
+    assert_eq!(process.hoard(1, 2000).1, Some(Reason::TenantShare));
+    assert_eq!(process.hoard(2, 400), (400, None));
+}
+
+#[test]
+fn ceilings_are_exact_whoever_asks() {
+    let ceilings = Ceilings { connections: NonZeroU32::new(7), ..Ceilings::default() };
+    let process = Process::new(Pools::default(), only(with(ceilings)));
+    assert_eq!(process.hoard(0, 100), (7, Some(Reason::TenantConnections)));
+    assert_eq!(process.hoard(1, 100), (100, None));
+    process.ledgers[1].commons().leave(Space::Connections, TENANTS[0]);
+    assert_eq!(process.hoard(0, 100), (1, Some(Reason::TenantConnections)));
+}
+
+#[test]
+fn whoever_is_refused_holds_nothing() {
+    let ceilings = Ceilings {
+        requests: rate(1, 2),
+        in_flight: NonZeroU32::new(9),
+        long_streams: NonZeroU32::new(1),
+        new_connections: rate(1, 1),
+        ..Ceilings::default()
+    };
+    let process = Process::new(Pools::default(), only(with(ceilings)));
+    let ask = |is_long| process.gate(0, 0).admit_request(is_long).map_err(|limited| limited.reason);
+    let held = ask(true).unwrap();
+    assert_eq!(held, Held { in_flight: true, long_stream: true });
+    // A long stream too many takes nothing of the rate.
+    assert_eq!(ask(true), Err(Reason::TenantLongStreams));
+    assert_eq!(ask(false), Ok(Held { in_flight: true, long_stream: false }));
+    assert_eq!(ask(false), Err(Reason::TenantRate));
+    let standing = process.ledgers[1].commons().standing(TENANTS[0]);
+    let counts = || {
+        let of = |space| standing.of(space).load(Ordering::Relaxed);
+        (of(Space::InFlight), standing.long_streams.load(Ordering::Relaxed), of(Space::Connections))
+    };
+    assert_eq!(counts(), (2, 1, 0));
+    assert_eq!(process.hoard(0, 5), (1, Some(Reason::TenantConnectionRate)));
+    assert_eq!(counts(), (2, 1, 1));
+    process.ledgers[0].commons().give_back(TENANTS[0], held);
+    assert_eq!(counts(), (1, 0, 1));
+    let all = process.ledgers[0].commons();
+    assert_eq!([Space::InFlight, Space::Connections].map(|space| all.used(space).load(Ordering::Relaxed)), [1, 1]);
+}
+
+#[test]
+fn a_rate_says_when_to_come_back() {
+    let process = Process::new(Pools::default(), only(with(Ceilings { requests: rate(2, 1), ..Ceilings::default() })));
+    let gate = process.gate(0, 0);
+    gate.admit_request(false).unwrap();
+    let limited = gate.admit_request(false).unwrap_err();
+    let wait = limited.retry_after.unwrap();
+    assert!(wait > Duration::ZERO && wait <= Duration::from_millis(500), "{wait:?}");
+    assert_eq!(limited.retry_after_seconds(), 1);
+}
+
+#[test]
+fn shadow_counts_and_refuses_nothing() {
+    let ceilings = Ceilings {
+        connections: NonZeroU32::new(1),
+        requests: rate(1, 1),
+        in_flight: NonZeroU32::new(2),
+        long_streams: NonZeroU32::new(1),
+        ..Ceilings::default()
+    };
+    let settings = Settings { shadow: true, ceilings, ..Settings::default() };
+    let process = Process::new(Pools { connections: 10, ..Pools::default() }, only(settings));
+    assert_eq!(process.hoard(0, 20), (20, None));
+    for _ in 0..4 {
+        process.gate(1, 0).admit_request(true).unwrap();
+    }
+    let reasons = [Reason::TenantConnections, Reason::TenantRate, Reason::TenantInFlight, Reason::TenantLongStreams];
+    assert_eq!(reasons.map(|reason| process.shadowed(reason)), [19, 3, 2, 3]);
+    assert_eq!(process.ledgers[0].commons().standing(TENANTS[0]).of(Space::Connections).load(Ordering::Relaxed), 20);
+}
+
+#[test]
+fn shares_have_a_shadow_of_their_own() {
+    let pools = Pools { connections: 10, in_flight: 10, shadow: true };
+    let process = Process::new(pools, only(Settings::default()));
+    assert_eq!(process.hoard(0, 8), (8, None));
+    assert_eq!(process.shadowed(Reason::TenantShare), 3);
+}
+
+#[test]
+fn nobody_is_told_to_come_back_at_once() {
+    let seconds = |retry_after| Limited { reason: Reason::TenantRate, retry_after }.retry_after_seconds();
+    assert_eq!(seconds(None), 1);
+    assert_eq!(seconds(Some(Duration::ZERO)), 1);
+    assert_eq!(seconds(Some(Duration::from_millis(2001))), 3);
+    assert_eq!(seconds(Some(Duration::from_secs(2))), 2);
+}

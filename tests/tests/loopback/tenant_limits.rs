@@ -1,0 +1,342 @@
+//! Limits of tenants: what whoever exceeds them sees, and that nobody else does. Each is driven past with real clients.
+
+use std::net::IpAddr;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde_json::json;
+use tollgate::reason::Reason;
+use tollgate_tests::http2::{CLIENT_START, get};
+use tollgate_tests::peer::{Message, Peer};
+use tollgate_tests::proxy::{Options, Proxy};
+use tollgate_tests::python::python;
+use tollgate_tests::site::Site;
+use tollgate_tests::upstream::{OK, Upstream, WEBSOCKET_ACCEPTED, websocket_request};
+use tollgate_tests::wait::until;
+
+use super::tenants::{client_address, connect, message, metric, policy, set_tenants, with_python};
+
+const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// A proxy with a tenant `busy` that has limits, and `endpoint-8`, which has none.
+struct Two {
+    proxy: Proxy,
+    busy: IpAddr,
+    calm: IpAddr,
+}
+
+impl Two {
+    fn start(site: &Site, upstream: &Upstream, settings: &str) -> Self {
+        Self::with(site, upstream, settings, "")
+    }
+
+    fn with(site: &Site, upstream: &Upstream, settings: &str, top: &str) -> Self {
+        let (busy, calm) = (client_address(site, 1), client_address(site, 2));
+        let group = format!("{{ name: busy, members: {{ endpoint_ids: [7] }}, {settings} }}");
+        let top = format!("tenants: {{ groups: [{group}] }}\n{top}");
+        let options = Options { direction: "egress", top, workers: 2, ..Options::default() };
+        let policies = [message(policy(7, busy)), message(policy(8, calm))];
+        Self { proxy: Proxy::with(site, upstream.address(), &options, &policies), busy, calm }
+    }
+
+    fn busy(&self) -> Peer {
+        connect(self.busy, self.proxy.http())
+    }
+
+    /// An endpoint that has done nothing is served as ever.
+    fn neighbour_is_served(&self) {
+        assert_eq!(ask(&mut connect(self.calm, self.proxy.http()), GET).status(), 200);
+        let refused = self.proxy.get("/metrics").1;
+        let of_calm = |line: &&str| line.starts_with("tollgate_tenant_refusals_total{tenant=\"endpoint-8\"");
+        assert_eq!(refused.lines().find(of_calm), None);
+    }
+
+    /// So many were refused, by the metric and by the records.
+    fn expect_refused(&self, reason: Reason, times: u64) {
+        let of_reason = |proxy: &Proxy| {
+            let flows = proxy.flows();
+            flows.into_iter().filter(|flow| flow["reason"] == reason.code()).collect::<Vec<_>>()
+        };
+        let records = until("the records", || {
+            let records = of_reason(&self.proxy);
+            (records.len() as u64 >= times).then_some(records)
+        });
+        assert_eq!(records.len() as u64, times);
+        assert!(
+            records.iter().all(|record| record["tenant"] == "busy" && record["verdict"] == "DROPPED"),
+            "{records:?}"
+        );
+        assert_eq!(self.counted("refusals_total", reason), times);
+    }
+
+    /// By the metric, which is there once something was refused.
+    fn counted(&self, metric: &str, reason: Reason) -> u64 {
+        let series = format!("tollgate_tenant_{metric}{{tenant=\"busy\",reason=\"{}\"}} ", reason.code());
+        let scrape = self.proxy.get("/metrics").1;
+        scrape.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
+    }
+
+    fn expect_shadowed(&self, reason: Reason, times: u64) {
+        assert_eq!(self.counted("shadow_refusals_total", reason), times);
+        assert!(self.proxy.flows().iter().all(|flow| flow["reason"] != reason.code()));
+    }
+}
+
+fn ask(client: &mut Peer, request: &str) -> Message {
+    client.send(request);
+    client.read_message()
+}
+
+/// An answer to an HTTP/1 client for one of the reasons that mean overload.
+fn expect_overload(answer: &Message, reason: Reason) {
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.field("retry-after"), Some("1"));
+    assert_eq!(answer.field("x-envoy-overloaded"), Some("true"));
+    assert_eq!(answer.field("x-tollgate-reason"), Some(reason.code()));
+    assert_eq!(answer.field("connection"), None, "the connection goes on");
+}
+
+/// An upstream that answers when it is told to.
+fn held_upstream(site: &Site) -> (Upstream, Sender<()>) {
+    let (go_on, wait) = channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    let upstream = Upstream::scripted(site, move |peer, _| {
+        while peer.wait_for_bytes() {
+            peer.read_head();
+            let _ = wait.lock().unwrap().recv();
+            peer.send(OK);
+        }
+    });
+    (upstream, go_on)
+}
+
+#[test]
+fn more_requests_than_the_rate_are_told_when_to_come_back() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let two = Two::start(&site, &upstream, "ceilings: { requests: { per_second: 1, burst: 4 } }");
+    let began = Instant::now();
+    let (mut first, mut second) = (two.busy(), two.busy());
+    let answers: Vec<Message> = (0..6).flat_map(|_| [ask(&mut first, GET), ask(&mut second, GET)]).collect();
+    let (served, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status() == 200);
+    // Exact: however long this took, no more than the time has paid for.
+    let paid = 4 + began.elapsed().as_secs() + 1;
+    assert!(served.len() >= 4 && served.len() as u64 <= paid, "{} of {paid}", served.len());
+    for answer in &refused {
+        assert_eq!(answer.status(), 429);
+        assert_eq!(answer.field("retry-after"), Some("1"));
+        assert_eq!(answer.field("x-tollgate-reason"), Some(Reason::TenantRate.code()));
+        assert_eq!(answer.field("x-envoy-overloaded"), None);
+    }
+    two.expect_refused(Reason::TenantRate, refused.len() as u64);
+    two.neighbour_is_served();
+    // The connection goes on, and so does the tenant once time has passed.
+    until("the next second", || (ask(&mut first, GET).status() == 200).then_some(()));
+}
+
+#[test]
+fn http_2_has_the_same_rate() {
+    let site = Site::new();
+    // What is admitted waits.
+    let upstream = Upstream::scripted(&site, |peer, _| drop(peer.read_to_any_end()));
+    let two = Two::start(&site, &upstream, "ceilings: { requests: { per_second: 1, burst: 1 } }");
+    let mut client = two.busy();
+    client.send(CLIENT_START);
+    for stream in [1, 3, 5, 7] {
+        client.send(get(stream));
+    }
+    until("refusals", || (two.counted("refusals_total", Reason::TenantRate) >= 2).then_some(()));
+    assert_eq!(two.proxy.expect_reason(Reason::TenantRate)["l7"]["http"]["code"], 429);
+}
+
+#[test]
+fn requests_under_way_have_a_ceiling() {
+    let site = Site::new();
+    let (upstream, go_on) = held_upstream(&site);
+    let two = Two::start(&site, &upstream, "ceilings: { in_flight: 2 }");
+    let mut waiting = [two.busy(), two.busy()];
+    for (index, client) in waiting.iter_mut().enumerate() {
+        client.send(GET);
+        until("the request", || (upstream.connections() == index + 1).then_some(()));
+    }
+    let mut third = two.busy();
+    for _ in 0..3 {
+        expect_overload(&ask(&mut third, GET), Reason::TenantInFlight);
+    }
+    two.expect_refused(Reason::TenantInFlight, 3);
+    go_on.send(()).unwrap();
+    go_on.send(()).unwrap();
+    for client in &mut waiting {
+        assert_eq!(client.read_message().status(), 200);
+    }
+    (0..9).for_each(|_| go_on.send(()).unwrap());
+    until("a place", || (ask(&mut third, GET).status() == 200).then_some(()));
+    two.neighbour_is_served();
+}
+
+#[test]
+fn connections_have_a_ceiling() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let two = Two::start(&site, &upstream, "ceilings: { connections: 3 }");
+    let mut open = [two.busy(), two.busy(), two.busy()];
+    for client in &mut open {
+        assert_eq!(ask(client, GET).status(), 200);
+    }
+    (0..2).for_each(|_| two.busy().expect_reset());
+    two.expect_refused(Reason::TenantConnections, 2);
+    two.neighbour_is_served();
+    for client in &mut open {
+        assert_eq!(ask(client, GET).status(), 200);
+    }
+    let [first, ..] = open;
+    drop(first);
+    until("a place", || {
+        let mut client = two.busy();
+        client.try_send(GET).ok()?;
+        client.wait_for_bytes().then_some(())
+    });
+}
+
+#[test]
+fn new_connections_have_a_rate() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let two = Two::start(&site, &upstream, "ceilings: { new_connections: { per_second: 1, burst: 2 } }");
+    let mut first = two.busy();
+    assert_eq!(ask(&mut first, GET).status(), 200);
+    until("a refusal", || {
+        drop(two.busy());
+        (two.counted("refusals_total", Reason::TenantConnectionRate) > 0).then_some(())
+    });
+    let record = two.proxy.expect_reason(Reason::TenantConnectionRate);
+    assert_eq!((&record["tenant"], &record["verdict"]), (&json!("busy"), &json!("DROPPED")));
+    assert_eq!(ask(&mut first, GET).status(), 200, "what is open stays");
+    two.neighbour_is_served();
+    until("the next second", || {
+        let mut client = two.busy();
+        client.try_send(GET).ok()?;
+        client.wait_for_bytes().then_some(())
+    });
+}
+
+#[test]
+fn websockets_have_a_ceiling() {
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        let head = peer.read_head();
+        if head.contains("websocket") {
+            peer.send(WEBSOCKET_ACCEPTED);
+            peer.read_to_any_end();
+        } else {
+            peer.send(OK);
+        }
+    });
+    let two = Two::start(&site, &upstream, "ceilings: { long_streams: 1 }");
+    let mut tunnel = two.busy();
+    tunnel.send(websocket_request("/allowed"));
+    assert_eq!(tunnel.read_head(), WEBSOCKET_ACCEPTED);
+    let mut other = two.busy();
+    let answer = ask(&mut other, &websocket_request("/allowed"));
+    expect_overload(&answer, Reason::TenantLongStreams);
+    assert_eq!(ask(&mut other, GET).status(), 200, "other requests are none");
+    two.expect_refused(Reason::TenantLongStreams, 1);
+    two.neighbour_is_served();
+    drop(tunnel);
+    until("a place", || {
+        let mut client = two.busy();
+        client.send(websocket_request("/allowed"));
+        client.read_head().starts_with("HTTP/1.1 101").then_some(())
+    });
+}
+
+#[test]
+fn who_has_most_makes_room_for_who_comes() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let top = "max_connections: 10\nlimits: { idle_connections: \"off\" }";
+    let two = Two::with(&site, &upstream, "weight: 3", top);
+    let mut open: Vec<Peer> = (0..5).map(|_| two.busy()).collect();
+    for client in &mut open {
+        assert_eq!(ask(client, GET).status(), 200);
+    }
+    (0..3).for_each(|_| two.busy().expect_reset());
+    two.expect_refused(Reason::TenantShare, 3);
+    two.neighbour_is_served();
+}
+
+#[test]
+fn requests_under_way_are_shared_too() {
+    let site = Site::new();
+    let (upstream, go_on) = held_upstream(&site);
+    let two = Two::with(&site, &upstream, "weight: 1", "limits: { in_flight: 4 }");
+    let mut waiting: Vec<Peer> = (0..2).map(|_| two.busy()).collect();
+    for (index, client) in waiting.iter_mut().enumerate() {
+        client.send(GET);
+        until("the request", || (upstream.connections() == index + 1).then_some(()));
+    }
+    expect_overload(&ask(&mut two.busy(), GET), Reason::TenantShare);
+    two.expect_refused(Reason::TenantShare, 1);
+    (0..3).for_each(|_| go_on.send(()).unwrap());
+    two.neighbour_is_served();
+}
+
+#[test]
+fn shadow_refuses_nothing() {
+    let site = Site::new();
+    let (upstream, go_on) = held_upstream(&site);
+    let two = Two::start(
+        &site,
+        &upstream,
+        "shadow: true, ceilings: { connections: 1, new_connections: { per_second: 1, burst: 1000 }, in_flight: 1, requests: { per_second: 1, burst: 1000 } }",
+    );
+    let mut clients = [two.busy(), two.busy(), two.busy()];
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.send(GET);
+        until("the request", || (upstream.connections() == index + 1).then_some(()));
+    }
+    (0..3).for_each(|_| go_on.send(()).unwrap());
+    for client in &mut clients {
+        assert_eq!(client.read_message().status(), 200);
+    }
+    two.expect_shadowed(Reason::TenantConnections, 2);
+    two.expect_shadowed(Reason::TenantInFlight, 2);
+    two.expect_shadowed(Reason::TenantRate, 0);
+    assert_eq!(two.proxy.metric("tollgate_tenant_requests_total{tenant=\"busy\",outcome=\"forwarded\"}"), 3.0);
+}
+
+#[test]
+fn settings_that_change_count_for_what_is_open() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let (one, two) = (client_address(&site, 1), client_address(&site, 2));
+    let (mut control, proxy) = with_python(&site, python, &[policy(7, one), policy(8, two)], upstream.address());
+    let mut clients = [connect(one, proxy.http()), connect(two, proxy.http())];
+    for client in &mut clients {
+        assert_eq!(ask(client, GET).status(), 200);
+    }
+    // Both move into a group that may have two: they are taken along.
+    let members = json!({"endpointIds": ["7", "8"]});
+    let team = json!({"name": "team", "members": members, "ceilings": {"connections": 2}});
+    set_tenants(&mut control, "1", &json!([team]));
+    until("both connections in the group", || {
+        (metric(&proxy, "connections_open", "tenant=\"team\"") == 2).then_some(())
+    });
+    connect(one, proxy.http()).expect_reset();
+    assert_eq!(proxy.expect_reason(Reason::TenantConnections)["tenant"], "team");
+    for client in &mut clients {
+        assert_eq!(ask(client, GET).status(), 200, "what is open stays");
+    }
+    // A rate for connections that are open already.
+    let rate = json!({"requests": {"perSecond": "1", "burst": "1"}});
+    set_tenants(&mut control, "2", &json!([json!({"name": "team", "members": members, "ceilings": rate})]));
+    let statuses: Vec<u16> = (0..4).flat_map(|_| clients.each_mut().map(|client| ask(client, GET).status())).collect();
+    assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
+    set_tenants(&mut control, "3", &json!([]));
+    for client in &mut clients {
+        assert_eq!(ask(client, GET).status(), 200);
+    }
+    assert_eq!(ask(&mut connect(one, proxy.http()), GET).status(), 200);
+}
