@@ -19,6 +19,9 @@ use tollgate_tests::strict_agent::Agent;
 use tollgate_tests::upstream::Upstream;
 use tollgate_tests::wait::until;
 
+#[path = "xds_agent/policy_plane.rs"]
+mod policy_plane;
+
 const MODES: [&str; 3] = ["split", "ads", "delta-split"];
 
 fn long() -> bool {

@@ -31,6 +31,7 @@ pub struct Snapshot {
     conflicts: Arc<BTreeMap<EndpointKey, Conflict>>,
     endpoint_count: usize,
     quarantined_count: usize,
+    unfinished_count: usize,
     /// How many policies name each secret.
     secrets: Arc<BTreeMap<Box<str>, usize>>,
 }
@@ -188,6 +189,11 @@ impl Snapshot {
     /// How many elements are not enforced as written.
     pub const fn quarantined_count(&self) -> usize {
         self.quarantined_count
+    }
+
+    /// How many policies deny in a direction until they are compiled.
+    pub const fn unfinished_count(&self) -> usize {
+        self.unfinished_count
     }
 
     /// Keys that more than one resource claims, in order.

@@ -50,6 +50,7 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "weight": settings.weight,
         "cpu_seconds": totals.cpu_ns as f64 / 1e9,
         "queue_seconds": totals.waited_ns as f64 / 1e9,
+        "compile_seconds": totals.compile_ns as f64 / 1e9,
         "polls": totals.polls,
         "connections": totals.connections,
         "connections_open": totals.open,

@@ -1,5 +1,6 @@
 //! The control side: turns what control planes send into the one immutable value that workers decide by.
 
+mod compile;
 pub mod directory;
 pub mod identities;
 pub mod listeners;

@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use prost::Message as _;
 use tollgate_policy::model::Unsupported;
 use tollgate_policy::{EndpointPolicy, NetworkPolicy, PortRule, Snapshot};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
+use super::compile::{Background, Budgets, Failed, Terms, run_soon};
 use super::directory::{Directory, PolicySet};
 use super::secret_sources::SecretSources;
 use super::world::after_publishing;
@@ -30,7 +32,9 @@ pub struct Control {
     state: Mutex<State>,
     pub(super) secrets: SecretSources,
     /// One update at a time: each builds on the one before.
-    updating: tokio::sync::Mutex<()>,
+    pub(super) updating: tokio::sync::Mutex<()>,
+    budgets: Mutex<Budgets>,
+    background: Mutex<Background>,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +112,7 @@ impl Warned {
 /// A defect of ours: the last good state stays in force.
 #[derive(Debug, thiserror::Error)]
 #[error("compiling policies failed; the last good state stays in force: {0}")]
-pub struct CompilingFailed(tokio::task::JoinError);
+pub struct CompilingFailed(Failed);
 
 /// Quarantines the rules that hold a field which this version does not know: it could be a condition, and without it
 /// the rule would admit more than its author wrote. Outside of rules an unknown field cannot widen what is allowed.
@@ -150,7 +154,8 @@ impl Control {
     pub fn new(store: Arc<WorldStore>, metrics: Arc<Metrics>, first_policy: Pending) -> Self {
         let state = State { first_policy: Some(first_policy), ..State::default() };
         let (state, secrets, updating) = (Mutex::new(state), SecretSources::default(), tokio::sync::Mutex::new(()));
-        Self { store, metrics, state, secrets, updating }
+        let (budgets, background) = (Mutex::default(), Mutex::default());
+        Self { store, metrics, state, secrets, updating, budgets, background }
     }
 
     /// The world in force.
@@ -230,7 +235,7 @@ impl Control {
             return Ok(());
         }
         let control = Arc::clone(self);
-        let compiled = tokio::task::spawn_blocking(move || control.compile_and_publish(changed, removed, order)).await;
+        let compiled = run_soon(move || control.compile_and_publish(changed, removed, order)).await;
         if let Err(error) = compiled {
             self.metrics.policy_update(UpdateResult::Rejected);
             return Err(CompilingFailed(error));
@@ -247,7 +252,10 @@ impl Control {
     }
 
     /// Panics only before the publication: nothing has changed then, here or in the world.
-    fn compile_and_publish(&self, changed: Vec<Received>, removed: Vec<String>, order: ClaimOrder) {
+    fn compile_and_publish(self: &Arc<Self>, mut changed: Vec<Received>, removed: Vec<String>, order: ClaimOrder) {
+        // What a large one takes is not missing for the others of its tenant.
+        changed.sort_by_key(|received| received.policy.encoded_len());
+        let tenants = self.store.load().tenants.clone();
         let mut builder = self.store.load().policy.update();
         if order == ClaimOrder::BeginsAnew {
             builder.forget_order();
@@ -257,12 +265,14 @@ impl Control {
         }
         let mut received = Vec::with_capacity(changed.len());
         for Received { name, policy, partly_read, place } in changed {
+            let mut compiled = None;
             let refused = match NetworkPolicy::try_from(&policy) {
                 Ok(mut model) => {
                     if let Some(bytes) = &partly_read {
                         set_unknown_fields_aside(&mut model, bytes);
                     }
-                    builder.upsert(&name, model);
+                    let terms = Terms::of(&model, &tenants);
+                    compiled = Some((terms, self.compile_now(&mut builder, &name, model, terms)));
                     None
                 }
                 Err(error) => {
@@ -271,26 +281,38 @@ impl Control {
                     Some(RefusedResource { name: policy.endpoint_id.to_string(), reason })
                 }
             };
-            received.push(Judged { name, policy, place, refused });
+            received.push(Judged { name, policy, place, refused, compiled });
         }
-        let snapshot = builder.build();
+        let gauges = self.publish(builder.build());
+        after_publishing(|| self.note_in_force(received, &removed, gauges));
+    }
+
+    /// Puts the policies in force.
+    pub(super) fn publish(&self, snapshot: Snapshot) -> PolicyGauges {
         let gauges = PolicyGauges {
             generation: snapshot.generation(),
             endpoints: snapshot.endpoint_count() as u64,
             quarantined_rules: snapshot.quarantined_count() as u64,
             conflicts: snapshot.conflicts().len() as u64,
+            unfinished: snapshot.unfinished_count() as u64,
         };
         self.store.publish_policy(snapshot);
-        after_publishing(|| self.note_in_force(received, &removed, gauges));
+        gauges
     }
 
     /// Remembers and tells what has been published.
-    fn note_in_force(&self, received: Vec<Judged>, removed: &[String], gauges: PolicyGauges) {
+    fn note_in_force(self: &Arc<Self>, received: Vec<Judged>, removed: &[String], gauges: PolicyGauges) {
         let policy = Arc::clone(&self.store.load().policy);
         self.secrets.look(&policy);
         for judged in &received {
-            self.warn_of(judged, &policy);
+            self.warn_of(&judged.name, judged.place.as_ref(), judged.refused.as_ref(), &policy);
         }
+        let compiled = received.iter().filter_map(|judged| Some((judged.name.as_str(), judged.compiled?)));
+        self.charge_compiling(compiled.clone().map(|(name, (_, took))| (name, took)));
+        let is_unfinished = |name| policy.policy(name).is_some_and(EndpointPolicy::is_unfinished);
+        let later = compiled.filter(|(name, _)| is_unfinished(name)).map(|(name, (terms, _))| (name, terms));
+        let others = received.iter().map(|judged| &judged.name).chain(removed).map(String::as_str);
+        self.compile_later(later.collect(), others);
         let changed = received.len();
         self.lock().remember(received, removed);
         self.warn_of_missing_secrets();
@@ -299,6 +321,7 @@ impl Control {
             generation = gauges.generation,
             endpoints = gauges.endpoints,
             quarantined = gauges.quarantined_rules,
+            unfinished = gauges.unfinished,
             changed,
             removed = removed.len(),
             "policy in force"
@@ -361,13 +384,19 @@ impl Control {
         self.lock().warned_of_tenants.keep("", problems)
     }
 
+    /// Remembers and tells that a policy has been compiled in the background.
+    pub(super) fn note_compiled(&self, resource: &str, gauges: PolicyGauges) {
+        let place = self.lock().places.get(resource).cloned();
+        self.warn_of(resource, place.as_ref(), None, &self.store.load().policy);
+        self.metrics.policy_in_force(gauges, SystemTime::now());
+    }
+
     /// Says what of a policy has no effect or not the one that is written, unless that was said before.
-    fn warn_of(&self, judged: &Judged, snapshot: &Snapshot) {
-        let Judged { name, place, refused, .. } = judged;
+    fn warn_of(&self, name: &str, place: Option<&FilePlace>, refused: Option<&RefusedResource>, snapshot: &Snapshot) {
         let mut problems: Vec<String> =
             refused.iter().map(|refused| format!("policy {name:?} has no effect: {}", refused.reason)).collect();
         if let Some(policy) = snapshot.policy(name) {
-            let place = place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
+            let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
             let quarantined = policy.quarantined();
             problems.extend(quarantined.map(|quarantine| format!("not enforced as written: {quarantine}{place}")));
         }
@@ -382,6 +411,16 @@ impl Control {
         self.store.publish_identities(table);
     }
 
+    /// Accounts of compiling. Not to be kept while anything is compiled.
+    pub(super) fn budgets(&self) -> MutexGuard<'_, Budgets> {
+        self.budgets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is compiled in the background.
+    pub(super) fn background(&self) -> MutexGuard<'_, Background> {
+        self.background.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -394,6 +433,8 @@ struct Judged {
     policy: cilium::NetworkPolicy,
     place: Option<FilePlace>,
     refused: Option<RefusedResource>,
+    /// On which terms it was compiled, and nanoseconds that this took.
+    compiled: Option<(Terms, u64)>,
 }
 
 impl State {
@@ -404,7 +445,7 @@ impl State {
             self.places.remove(name);
             self.warned.keep(name, Vec::new());
         }
-        for Judged { name, policy, place, refused } in received {
+        for Judged { name, policy, place, refused, .. } in received {
             if let Some(place) = place {
                 self.places.insert(name.clone(), place);
             }

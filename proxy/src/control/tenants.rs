@@ -49,18 +49,28 @@ fn delivered(origin: String, tenant: &Tenant) -> Delivered {
 
 impl Control {
     /// Groups endpoints as these files say, from now on and also on open connections.
-    pub(super) fn replace_tenants_of_files<'t>(&self, tenants: impl Iterator<Item = (&'t Tenant, &'t FilePlace)>) {
+    pub(super) fn replace_tenants_of_files<'t>(
+        self: &Arc<Self>,
+        tenants: impl Iterator<Item = (&'t Tenant, &'t FilePlace)>,
+    ) {
         let delivered = tenants.map(|(tenant, place)| delivered(place.to_string(), tenant));
         self.replace_tenants(delivered.collect());
     }
 
     /// Groups endpoints like this, from now on and also on open connections. Of what contradicts itself the first counts.
-    pub fn replace_tenants(&self, delivered: Vec<Delivered>) {
+    pub fn replace_tenants(self: &Arc<Self>, delivered: Vec<Delivered>) {
         if self.store().tenants().delivers(&delivered) {
             return;
         }
         self.store().publish_tenants(delivered);
         after_publishing(|| self.tell_of_tenants());
+        // In a task, since a large policy takes time, and so does an update that is on its way.
+        let control = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Err(error) = control.compile_within_new_limits().await {
+                tracing::error!(%error, "policies keep the limits that they were compiled within");
+            }
+        });
     }
 
     /// Says what has become of tenants, unless that was said before.

@@ -245,6 +245,11 @@ impl Families {
                 &control.quarantined_rules,
             ),
             ("tollgate_policy_conflicts", "Addresses that more than one policy claims", &control.conflicts),
+            (
+                "tollgate_policy_unfinished",
+                "Endpoints that deny in a direction until their policy is compiled in the background",
+                &control.unfinished,
+            ),
         ] {
             families.single(name, help, value.load(Ordering::Relaxed))?;
         }

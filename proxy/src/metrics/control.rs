@@ -27,6 +27,8 @@ pub struct PolicyGauges {
     pub quarantined_rules: u64,
     /// Addresses that more than one policy claims.
     pub conflicts: u64,
+    /// Endpoints of which a direction denies until its policy is compiled.
+    pub unfinished: u64,
 }
 
 /// Counters and gauges of the control thread.
@@ -36,6 +38,7 @@ pub struct Control {
     pub(super) endpoints: AtomicU64,
     pub(super) quarantined_rules: AtomicU64,
     pub(super) conflicts: AtomicU64,
+    pub(super) unfinished: AtomicU64,
     /// Unix time in milliseconds; 0 before the first update.
     pub(super) last_update_ms: AtomicU64,
     pub(super) updates: [AtomicU64; UpdateResult::ALL.len()],
@@ -49,6 +52,7 @@ impl Control {
         self.endpoints.store(policy.endpoints, Ordering::Relaxed);
         self.quarantined_rules.store(policy.quarantined_rules, Ordering::Relaxed);
         self.conflicts.store(policy.conflicts, Ordering::Relaxed);
+        self.unfinished.store(policy.unfinished, Ordering::Relaxed);
         self.last_update_ms.store(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 

@@ -46,6 +46,12 @@ impl Families {
             let value = row.totals.cpu_ns as f64 / 1e9;
             cpu.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
         }
+        let help = "Processor time of compiling policies, by tenant; on threads of its own";
+        let mut compiling = families.family("tollgate_tenant_policy_compile_seconds", help, MetricType::Counter)?;
+        for row in &rows {
+            let value = row.totals.compile_ns as f64 / 1e9;
+            compiling.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
         let help = "Time from when a task could run until it did, by tenant";
         let mut queue = families.family("tollgate_tenant_queue_seconds", help, MetricType::Histogram)?;
         for row in &rows {

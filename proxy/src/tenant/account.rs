@@ -161,6 +161,7 @@ impl Ledger {
             polls: used.polls,
             waited_ns: used.waited,
             delays: used.delays,
+            compile_ns: 0,
         }
     }
 }
@@ -196,6 +197,8 @@ pub struct Totals {
     pub waited_ns: u64,
     /// How often that time was in each class of [`DELAY_BOUNDS`].
     pub delays: [u64; DELAY_BOUNDS.len() + 1],
+    /// Processor time of compiling its policies, in nanoseconds; no worker's.
+    pub compile_ns: u64,
 }
 
 impl Totals {
@@ -255,6 +258,7 @@ impl Totals {
         each(&mut self.cpu_ns, other.cpu_ns);
         each(&mut self.polls, other.polls);
         each(&mut self.waited_ns, other.waited_ns);
+        each(&mut self.compile_ns, other.compile_ns);
         for (mine, others) in self.delays.iter_mut().zip(other.delays) {
             each(mine, others);
         }

@@ -104,6 +104,8 @@ struct Holder {
     has_series: bool,
     /// What the cells stood at when it came.
     before: Totals,
+    /// Nanoseconds for which its policies were compiled.
+    compiled: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,6 +206,13 @@ impl Books {
         }
     }
 
+    /// Compiling the policies of this tenant took so many nanoseconds.
+    pub(crate) fn charge_compiling(&self, id: TenantId, nanoseconds: u64) {
+        if let Some(holder) = self.lock().holders[id.place()].as_mut().filter(|holder| holder.id == id) {
+            holder.compiled += nanoseconds;
+        }
+    }
+
     /// Gives back the places of those who have been gone for long, and shows the names of those who have come.
     pub(super) fn settle(&self, now: Instant) {
         let mut places = self.lock();
@@ -223,7 +232,7 @@ impl Books {
         self.give_back(&mut places, now);
         let holders = places.holders.iter().flatten().filter(|holder| holder.state != State::Left);
         let tally = |holder: &Holder| {
-            let totals = self.totals(holder.id.place(), now).since(&holder.before);
+            let totals = holder.totals(&self.totals(holder.id.place(), now));
             Tally {
                 id: holder.id,
                 name: Arc::clone(&holder.name),
@@ -281,7 +290,7 @@ impl Books {
             return false;
         }
         holder.state = State::Left;
-        let (kind, name, used) = (holder.kind, Arc::clone(&holder.name), totals.since(&holder.before));
+        let (kind, name, used) = (holder.kind, Arc::clone(&holder.name), holder.totals(&totals));
         match holder.has_series {
             true => places.with_series -= 1,
             false => places.retired.add(&used),
@@ -301,7 +310,14 @@ impl Books {
 
 impl Holder {
     fn new(id: TenantId, name: Arc<str>, kind: Kind, has_series: bool) -> Self {
-        Self { id, name, kind, state: State::Present, has_series, before: Totals::default() }
+        Self { id, name, kind, state: State::Present, has_series, before: Totals::default(), compiled: 0 }
+    }
+
+    /// What it has used, by what its cells stand at.
+    fn totals(&self, cells: &Totals) -> Totals {
+        let mut totals = cells.clone().since(&self.before);
+        totals.compile_ns = self.compiled;
+        totals
     }
 }
 

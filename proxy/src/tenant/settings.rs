@@ -23,6 +23,10 @@ const ENFORCED: &[&str] = &[
     "ceilings.requests",
     "ceilings.in_flight",
     "ceilings.long_streams",
+    "policy.rules",
+    "policy.expression_bytes",
+    "policy.program_bytes",
+    "policy.compile_millis_per_second",
 ];
 
 /// Everything that can be said about a tenant beside who belongs to it.

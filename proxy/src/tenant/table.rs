@@ -62,6 +62,18 @@ impl Table {
         end.endpoint.and_then(|endpoint| self.own.get(&endpoint).copied()).unwrap_or(TenantId::UNKNOWN)
     }
 
+    /// The group of an endpoint that has these addresses: by its number, or else by the first address that any group has. Members
+    /// by identity are known by their connections only.
+    pub fn group(&self, endpoint: u64, mut addresses: impl Iterator<Item = IpAddr>) -> Option<TenantId> {
+        let by_number = self.groups.endpoints.get(&endpoint).copied();
+        by_number.or_else(|| addresses.find_map(|address| self.groups.addresses.lookup(address)))
+    }
+
+    /// What those may use that are in no group.
+    pub fn default_settings(&self) -> &Settings {
+        &self.groups.default
+    }
+
     /// Endpoints that are in no group.
     pub fn endpoints(&self) -> usize {
         self.own.len()

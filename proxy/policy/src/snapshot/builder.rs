@@ -17,6 +17,8 @@ pub struct SnapshotBuilder {
     changes: BTreeMap<Box<str>, Option<Arc<EndpointPolicy>>>,
     /// What the base has not compiled, by the hash of its source.
     new_sides: HashMap<u64, Vec<Arc<Side>>>,
+    /// Kept for as long as they may be asked for.
+    adopted: Vec<Arc<Side>>,
     /// What resources claimed that are set aside now; `None` where they are not any more.
     set_aside: BTreeMap<Box<str>, Option<Box<[Claim]>>>,
     forgets_order: bool,
@@ -29,6 +31,7 @@ impl SnapshotBuilder {
             base,
             changes: BTreeMap::new(),
             new_sides: HashMap::new(),
+            adopted: Vec::new(),
             set_aside: BTreeMap::new(),
             forgets_order: false,
         }
@@ -96,7 +99,10 @@ impl SnapshotBuilder {
     /// Compiled forms that [`upsert_within`](Self::upsert_within) need not make.
     pub fn adopt(&mut self, prepared: Prepared) {
         for (hash, side) in prepared.0 {
-            self.new_sides.entry(hash).or_default().push(side);
+            if self.base.known_side(hash, &side.source, &side.limits).is_none() {
+                self.new_sides.entry(hash).or_default().push(side.clone());
+            }
+            self.adopted.push(side);
         }
     }
 
@@ -112,7 +118,7 @@ impl SnapshotBuilder {
 
     /// The snapshot. A key belongs to the resource that claimed it last; to all of them when they did at once.
     pub fn build(self) -> Snapshot {
-        let Self { base, generation, changes, new_sides, set_aside, forgets_order } = self;
+        let Self { base, generation, changes, new_sides, adopted: _, set_aside, forgets_order } = self;
         let mut next = base;
         next.generation = generation;
         if forgets_order {
@@ -191,7 +197,7 @@ impl SnapshotBuilder {
         }
         let mut side = |rules: Vec<PortPolicy>, before: Option<&Arc<Side>>| match before {
             Some(before) if before.is(&rules, limits) => before.clone(),
-            _ => self.intern(rules, limits, effort),
+            before => self.intern(rules, limits, effort, before),
         };
         let ingress = side(policy.ingress, old.map(|old| &old.ingress));
         let egress = side(policy.egress, old.map(|old| &old.egress));
@@ -212,7 +218,13 @@ impl SnapshotBuilder {
     }
 
     /// The compiled form of `source`, which endpoints with equal rules share.
-    fn intern(&mut self, source: Vec<PortPolicy>, limits: &Limits, effort: &mut Effort) -> Arc<Side> {
+    fn intern(
+        &mut self,
+        source: Vec<PortPolicy>,
+        limits: &Limits,
+        effort: &mut Effort,
+        before: Option<&Arc<Side>>,
+    ) -> Arc<Side> {
         let hash = hash_of(&source);
         if let Some(known) = self.base.known_side(hash, &source, limits) {
             return known;
@@ -220,6 +232,10 @@ impl SnapshotBuilder {
         let same = self.new_sides.entry(hash).or_default();
         if let Some(known) = same.iter().find(|side| side.is(&source, limits)) {
             return known.clone();
+        }
+        // Once it was too much, whoever makes it ready does so elsewhere.
+        if let Some(before) = before.filter(|side| side.source == source && side.limits == *limits) {
+            return before.clone();
         }
         let compiled = CompiledDirection::compile(&source, limits, effort);
         let side = Arc::new(Side { source, limits: *limits, compiled });
@@ -233,12 +249,12 @@ impl SnapshotBuilder {
 pub struct Prepared(Vec<(u64, Arc<Side>)>);
 
 impl Prepared {
-    /// Compiles `policy`, but for what `base` has.
-    pub fn new(policy: NetworkPolicy, limits: &Limits, base: &Snapshot) -> Self {
-        let side = |source: Vec<PortPolicy>| {
+    /// Compiles `policy`, but for what `base` has. `effort` is what it took afterwards; it has to suffice.
+    pub fn new(policy: NetworkPolicy, limits: &Limits, base: &Snapshot, effort: &mut Effort) -> Self {
+        let mut side = |source: Vec<PortPolicy>| {
             let hash = hash_of(&source);
             let side = base.known_side(hash, &source, limits).unwrap_or_else(|| {
-                let compiled = CompiledDirection::compile(&source, limits, &mut { Effort::UNBOUNDED });
+                let compiled = CompiledDirection::compile(&source, limits, effort);
                 Arc::new(Side { source, limits: *limits, compiled })
             });
             (hash, side)
@@ -257,6 +273,7 @@ impl Snapshot {
             policy.claims.iter().for_each(|claim| claimants.touch(hash_of(&claim.key)));
             self.endpoint_count -= 1;
             self.quarantined_count -= policy.quarantined_count();
+            self.unfinished_count -= usize::from(policy.is_unfinished());
         }
         for policy in come {
             resources.add(hash_of(&*policy.resource), policy.clone());
@@ -266,6 +283,7 @@ impl Snapshot {
             }
             self.endpoint_count += 1;
             self.quarantined_count += policy.quarantined_count();
+            self.unfinished_count += usize::from(policy.is_unfinished());
         }
         let gone: HashSet<*const EndpointPolicy> = gone.iter().map(Arc::as_ptr).collect();
         let stays = |policy: &Arc<EndpointPolicy>| !gone.contains(&Arc::as_ptr(policy));

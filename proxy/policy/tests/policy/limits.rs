@@ -109,7 +109,8 @@ fn without_the_effort_a_policy_denies_until_it_is_prepared() {
         let mut builder = snapshot.update();
         builder.upsert_within("7", policy(7, &[ENDPOINT], ingress.clone()), &limits, &mut Effort::new(0));
         assert_eq!(quarantined(&World(builder.build())), found);
-        let prepared = Prepared::new(policy(7, &[ENDPOINT], ingress.clone()), &limits, snapshot);
+        let prepared =
+            Prepared::new(policy(7, &[ENDPOINT], ingress.clone()), &limits, snapshot, &mut { Effort::UNBOUNDED });
         let mut builder = snapshot.update();
         builder.adopt(prepared);
         builder.upsert_within("7", policy(7, &[ENDPOINT], ingress.clone()), &limits, &mut Effort::new(0));

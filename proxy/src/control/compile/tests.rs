@@ -1,0 +1,204 @@
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tollgate_policy::Limits;
+use tollgate_proto::cilium;
+use tollgate_proto::json::network_policy_from_json;
+
+use super::budget::{Allowance, Owner};
+use super::*;
+use crate::control::{ClaimOrder, Received, WorldStore};
+use crate::identity::{IdentityTable, Sources};
+use crate::readiness::Readiness;
+use crate::tenant::{Books, Delivered, Group, Member, PolicyBudget, Registry, Settings, TenantConfig};
+
+/// Endpoints from 100 on are in a group that may compile for a millisecond each second.
+const POOR: u64 = 100;
+
+fn group(policy: PolicyBudget) -> Group {
+    Group {
+        name: "poor".into(),
+        members: (POOR..POOR + 10).map(Member::Endpoint).collect(),
+        settings: Settings { policy, ..Settings::default() },
+    }
+}
+
+fn poor() -> PolicyBudget {
+    PolicyBudget { compile_millis_per_second: NonZeroU32::new(1), ..PolicyBudget::default() }
+}
+
+fn control() -> Arc<Control> {
+    let tenants = TenantConfig { groups: vec![group(poor())], ..TenantConfig::default() };
+    let registry = Registry::new(Arc::new(Books::default()), tenants);
+    let store = WorldStore::with_tenants(Sources::of_table(IdentityTable::default()), registry);
+    Arc::new(Control::new(Arc::new(store), Arc::default(), Readiness::default().pending("first policy")))
+}
+
+fn with_paths(endpoint: u64, paths: impl Iterator<Item = String>) -> Received {
+    let rule =
+        |path: String| serde_json::json!({ "headers": [{ "name": ":path", "safeRegexMatch": { "regex": path } }] });
+    let rules: Vec<_> = paths.map(rule).collect();
+    let policy = serde_json::json!({
+        "endpointId": endpoint.to_string(),
+        "endpointIps": [format!("10.0.0.{endpoint}")],
+        "ingressPerPortPolicies": [{ "port": 80, "rules": [{ "httpRules": { "httpRules": rules } }] }],
+    });
+    let policy: cilium::NetworkPolicy = network_policy_from_json(&policy.to_string()).unwrap();
+    Received { name: endpoint.to_string(), policy, partly_read: None, place: None }
+}
+
+/// More than five milliseconds' work.
+fn heavy(endpoint: u64, word: &str) -> Received {
+    with_paths(endpoint, (0..100).map(|i| format!("/{word}{i}.*x.{{50}}")))
+}
+
+fn light(endpoint: u64) -> Received {
+    with_paths(endpoint, std::iter::once("/[a-z]".to_owned()))
+}
+
+async fn update(control: &Arc<Control>, changed: Vec<Received>) {
+    control.update_policies(changed, Vec::new(), ClaimOrder::Continues).await.unwrap();
+}
+
+fn is_unfinished(control: &Control, endpoint: u64) -> bool {
+    control.store().load().policy.policy(&endpoint.to_string()).is_some_and(EndpointPolicy::is_unfinished)
+}
+
+async fn put(control: &Arc<Control>, ready: background::Ready) {
+    let control = Arc::clone(control);
+    run_soon(move || control.put(&POOR.to_string(), ready)).await.unwrap();
+}
+
+async fn finished(control: &Control, endpoint: u64) {
+    for _ in 0..6000 {
+        if !is_unfinished(control, endpoint) {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("endpoint {endpoint} is not finished after a minute");
+}
+
+/// Says that there is a thread already, so that none begins.
+fn hold_the_background(control: &Control) {
+    let (owner, allowance) = (Owner::Endpoint(0), Allowance::of(&Settings::default()));
+    assert!(control.background().add("nobody", Terms { owner, allowance, limits: Limits::default() }));
+}
+
+async fn run_the_background(control: &Arc<Control>) {
+    run_soon(Arc::clone(control).into_background()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_beyond_the_budget_of_its_tenant_comes_later_and_denies_until_then() {
+    let control = control();
+    hold_the_background(&control);
+    update(&control, vec![light(1), heavy(POOR, "a"), light(POOR + 1), heavy(2, "b")]).await;
+    assert!(!is_unfinished(&control, 1) && !is_unfinished(&control, 2), "others have a budget of their own");
+    assert!(!is_unfinished(&control, POOR + 1), "what is cheap is not held up by what is not");
+    let quarantined = || {
+        let world = control.store().load().clone();
+        world.policy.quarantined().map(|entry| entry.to_string()).collect::<Vec<_>>()
+    };
+    assert!(is_unfinished(&control, POOR));
+    let found = quarantined();
+    assert!(found.len() == 1 && found[0].starts_with("100 ") && found[0].contains("in the background"), "{found:?}");
+    // What has nothing to do with it is in force at once meanwhile.
+    update(&control, vec![light(3)]).await;
+    assert!(is_unfinished(&control, POOR) && !is_unfinished(&control, 3));
+    run_the_background(&control).await;
+    assert_eq!((control.store().load().policy.endpoint_count(), quarantined()), (5, vec![]));
+    // And then by itself.
+    update(&control, vec![heavy(POOR, "c")]).await;
+    finished(&control, POOR).await;
+}
+
+#[tokio::test]
+async fn the_background_puts_nothing_in_force_that_is_not_wanted_any_more() {
+    let control = control();
+    hold_the_background(&control);
+    let (owner, allowance) = (Owner::Endpoint(POOR), Allowance::of(&Settings::default()));
+    let terms = Terms { owner, allowance, limits: Limits::default() };
+    update(&control, vec![heavy(POOR, "a")]).await;
+    assert!(is_unfinished(&control, POOR));
+    let name = POOR.to_string();
+    let (old, same) = (control.prepare(&name, terms).unwrap(), control.prepare(&name, terms).unwrap());
+    update(&control, vec![heavy(POOR, "b")]).await;
+    let generation = control.store().load().policy.generation();
+    put(&control, old).await;
+    assert!(is_unfinished(&control, POOR) && control.store().load().policy.generation() == generation);
+    update(&control, vec![heavy(POOR, "a")]).await;
+    put(&control, same).await;
+    assert!(!is_unfinished(&control, POOR), "it holds again what was compiled");
+    let gone = control.prepare(&name, terms);
+    assert!(gone.is_none(), "nothing to do");
+    update(&control, vec![heavy(POOR, "c")]).await;
+    let ready = control.prepare(&name, terms).unwrap();
+    control.update_policies(Vec::new(), vec![name.clone()], ClaimOrder::Continues).await.unwrap();
+    put(&control, ready).await;
+    assert_eq!(control.store().load().policy.endpoint_count(), 0, "a policy that is gone stays gone");
+}
+
+#[tokio::test]
+async fn the_same_again_is_not_compiled_again() {
+    let control = control();
+    update(&control, vec![heavy(2, "a")]).await;
+    let spent = || {
+        let owner = Owner::Endpoint(2);
+        control.budgets().balance(owner, Allowance::of(&Settings::default()), Instant::now())
+    };
+    // More than five milliseconds of work, and as much time has hardly passed.
+    let before = spent();
+    for _ in 0..50 {
+        update(&control, vec![heavy(2, "a")]).await;
+    }
+    assert!(spent() >= before, "{} then {}", before, spent());
+}
+
+#[tokio::test]
+async fn other_limits_count_for_what_is_in_force() {
+    let control = control();
+    update(&control, vec![light(POOR), with_paths(1, ["/a.".to_owned(), "/b.".to_owned()].into_iter())]).await;
+    let quarantined = || control.store().load().policy.quarantined_count();
+    assert_eq!(quarantined(), 0);
+    let of = |rules| Group {
+        name: "one".into(),
+        members: vec![Member::Endpoint(1)],
+        ..group(PolicyBudget { rules: NonZeroU32::new(rules), ..poor() })
+    };
+    let deliver =
+        |rules| control.replace_tenants(vec![Delivered { origin: "resource one".into(), group: Ok(of(rules)) }]);
+    deliver(2);
+    for _ in 0..6000 {
+        if quarantined() == 1 {
+            break;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(quarantined(), 1, "three rules, and two are the most");
+    deliver(3);
+    for _ in 0..6000 {
+        if quarantined() == 0 {
+            break;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(quarantined(), 0);
+}
+
+#[tokio::test]
+async fn tenants_pay_for_compiling() {
+    let control = control();
+    hold_the_background(&control);
+    update(&control, vec![heavy(POOR, "a"), light(1), heavy(2, "b")]).await;
+    let compiled = |name: &str| {
+        let tallies = control.store().tenants().books().tallies();
+        tallies.iter().find(|tally| &*tally.name == name).map(|tally| tally.totals.compile_ns).unwrap()
+    };
+    let (light, heavy, provisional) = (compiled("endpoint-1"), compiled("endpoint-2"), compiled("poor"));
+    assert!(light > 0 && heavy > light && provisional > 0, "{light}, {heavy}, {provisional}");
+    run_the_background(&control).await;
+    assert!(compiled("poor") > provisional);
+    assert_eq!((compiled("endpoint-1"), compiled("endpoint-2")), (light, heavy), "nobody else does");
+}
