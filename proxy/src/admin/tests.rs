@@ -379,7 +379,7 @@ async fn stats_can_be_filtered() {
     let world = World::new(Surface::Admin);
     let index = world.state.metrics.listener("cilium-http-egress", tollgate_policy::Direction::Egress);
     world.state.metrics.listener("idle", tollgate_policy::Direction::Ingress);
-    let open = world.sender.metrics().connection_opened(index);
+    let open = world.sender.metrics().connection_opened(index.index());
     let ask = async |query: &str| world.ask(&format!("/stats{query}"), &[]).await;
     // As the agent's own tests wait for a listener to be idle; the name is a pattern, percent-encoded or not.
     let active = "listener.cilium-http-egress.downstream_cx_active: 1\n";

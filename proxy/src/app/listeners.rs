@@ -3,6 +3,7 @@
 //! Sockets are opened here, so that a failure is known to whoever asked for the listener, and handed to the workers. A
 //! change returns when every worker accepts by it.
 
+mod logs;
 mod replace;
 mod sockets;
 #[cfg(test)]
@@ -19,7 +20,7 @@ use tollgate_policy::Direction;
 use crate::admin::BoundListener;
 use crate::config::{self, overlap};
 use crate::control::listeners::{Serve as ServeListeners, Unserved};
-use crate::flow::AccessLogs;
+use crate::flow::{AccessLogs, ListenerLog};
 use crate::listener::serving::{Command, Done, Serve};
 use crate::metrics::Metrics;
 use sockets::Sockets;
@@ -83,6 +84,8 @@ pub(super) struct Open {
     pub(super) origin: Origin,
     /// Each address asked for, and the one in use: a port 0 is resolved.
     addresses: Vec<(SocketAddr, SocketAddr)>,
+    /// Why it is served without its access log, if it is.
+    pub(super) unlogged: Option<String>,
 }
 
 impl Open {
@@ -91,9 +94,10 @@ impl Open {
         self.addresses.iter().map(|(_, bound)| *bound)
     }
 
-    /// Whether it accepts wherever it is to.
+    /// Whether it accepts wherever it is to, and logs where it is to.
     fn is_complete(&self) -> bool {
-        self.config.addresses().all(|address| self.addresses.iter().any(|(asked, _)| *asked == address))
+        self.unlogged.is_none()
+            && self.config.addresses().all(|address| self.addresses.iter().any(|(asked, _)| *asked == address))
     }
 
     /// The addresses in use that `next`, which is to take its place, does not want, but one of `all` does.
@@ -127,6 +131,8 @@ pub(super) struct Listeners {
     lost: Mutex<Vec<Lost>>,
     /// Told when there is one.
     loss: Notify,
+    /// Told when one is served without its access log.
+    unlogged: Notify,
 }
 
 impl Listeners {
@@ -139,8 +145,8 @@ impl Listeners {
         drain_timeout: Duration,
     ) -> Self {
         let (open, changing) = (Mutex::default(), tokio::sync::Mutex::default());
-        let (lost, loss) = (Mutex::default(), Notify::new());
-        Self { workers, metrics, access_logs, drain_timeout, open, changing, lost, loss }
+        let (lost, loss, unlogged) = (Mutex::default(), Notify::new(), Notify::new());
+        Self { workers, metrics, access_logs, drain_timeout, open, changing, lost, loss, unlogged }
     }
 
     /// Opens a listener of the configuration, before the workers run.
@@ -205,7 +211,9 @@ impl Listeners {
             }
             let (done, mut failed) = mpsc::channel(1);
             let nothing = (0..self.workers.len()).map(|_| Vec::new()).collect();
-            self.send(self.commands(&open.config, nothing, &close, &done)).await;
+            let log = self.access_log(&open.config);
+            open.unlogged = log.unlogged().map(str::to_owned);
+            self.send(self.commands(&open.config, &log, nothing, &close, &done)).await;
             drop(done);
             while failed.recv().await.is_some() {}
             open.addresses.retain(|(_, bound)| !close.contains(bound));
@@ -231,8 +239,10 @@ impl Listeners {
         }
         let addresses = stay.into_iter().chain(sockets.addresses).collect();
         let close: Vec<_> = leave.into_iter().map(|(_, bound)| bound).collect();
-        let commands = self.commands(listener, sockets.by_worker, &close, done);
-        Ok((Open { config: listener.clone(), origin, addresses }, commands))
+        let log = self.access_log(listener);
+        let commands = self.commands(listener, &log, sockets.by_worker, &close, done);
+        let unlogged = log.unlogged().map(str::to_owned);
+        Ok((Open { config: listener.clone(), origin, addresses, unlogged }, commands))
     }
 
     /// Fails where a listener other than `name` accepts what comes to `address`.
@@ -249,15 +259,16 @@ impl Listeners {
     fn commands(
         &self,
         listener: &config::Listener,
+        access_log: &ListenerLog,
         open: Vec<Vec<(SocketAddr, Vec<TcpListener>)>>,
         close: &[SocketAddr],
         done: &Done,
     ) -> Vec<Command> {
-        let index = self.metrics.listener(&listener.name, listener.direction);
-        let access_log = self.access_logs.of_listener(listener.access_log.as_deref());
+        let series = self.metrics.listener(&listener.name, listener.direction);
         let command = |open| {
             let (config, close, done) = (listener.clone(), close.to_vec(), done.clone());
-            Command::Serve(Box::new(Serve { config, index, access_log, open, close, done }))
+            let (series, access_log) = (series.clone(), access_log.clone());
+            Command::Serve(Box::new(Serve { config, series, access_log, open, close, done }))
         };
         open.into_iter().map(command).collect()
     }
@@ -275,6 +286,7 @@ impl Listeners {
             Some(place) => *place = open,
             None => list.push(open),
         }
+        self.count_unlogged(&list);
     }
 
     /// Takes a listener out of service; returns when its sockets are closed.
@@ -286,7 +298,9 @@ impl Listeners {
         }
         drop(done);
         while failed.recv().await.is_some() {}
-        self.lock().retain(|open| open.config.name != name);
+        let mut list = self.lock();
+        list.retain(|open| open.config.name != name);
+        self.count_unlogged(&list);
     }
 
     fn named(&self, name: &str) -> Option<Open> {

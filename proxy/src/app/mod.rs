@@ -266,6 +266,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
                         .with_identities(AgentIdentities::new(&control, &config.identities.source));
                     tasks.spawn(Arc::clone(&side.listeners).retry_lost(report.clone()));
                     side.metrics.watch_discovered_listeners(report.clone());
+                    tasks.spawn(Arc::clone(&side.listeners).retry_logs());
                     discovered.subscribe(client, handler)
                 }
                 false => client,

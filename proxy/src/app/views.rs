@@ -102,8 +102,12 @@ impl Views for ProcessViews {
             json!({ "name": name, "reason": reason, "as_before": kind == NotServed::AsBefore })
         });
         status.insert("listeners_not_served".into(), not_served.collect());
-        let ignored =
-            reported.ignored.into_iter().map(|(name, settings)| json!({ "name": name, "settings": settings }));
+        let mut ignored = reported.ignored;
+        for open in self.listeners.in_service() {
+            let reason = open.unlogged.map(|reason| format!("access_log ({reason})"));
+            reason.into_iter().for_each(|reason| ignored.entry(open.config.name.clone()).or_default().push(reason));
+        }
+        let ignored = ignored.into_iter().map(|(name, settings)| json!({ "name": name, "settings": settings }));
         status.insert("listener_settings_without_effect".into(), ignored.collect());
         if let Some(bootstrap) = &self.config.bootstrap {
             status.insert("bootstrap_settings_without_effect".into(), json!(bootstrap.ignored));

@@ -33,7 +33,7 @@ pub struct Sequenced {
 pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSender>, FlowConsumer) {
     let capacity = capacity.max(8);
     let doorbell = Arc::new(Doorbell::default());
-    let access_logs = AccessLogs::new();
+    let access_logs = AccessLogs::new(Arc::clone(&doorbell));
     let mut senders = Vec::with_capacity(workers.len());
     let (mut rings, mut entries) = (Vec::new(), Vec::new());
     for (index, metrics) in workers.into_iter().enumerate() {
@@ -167,11 +167,11 @@ pub struct FlowConsumer {
 impl FlowConsumer {
     /// Moves what is there, at most `limit` records, to `batch`; every ring gets its turn. Returns how many came.
     pub fn drain(&mut self, batch: &mut Vec<Sequenced>, limit: usize) -> usize {
-        drain(&mut self.rings, batch, limit)
+        drain(&mut self.rings, batch, limit).0
     }
 
-    /// As [`FlowConsumer::drain`], for entries of the access log.
-    pub(super) fn drain_entries(&mut self, batch: &mut Vec<Entry>, limit: usize) -> usize {
+    /// As [`FlowConsumer::drain`], for entries of the access log; also whether those were all that had come by then.
+    pub(super) fn drain_entries(&mut self, batch: &mut Vec<Entry>, limit: usize) -> (usize, bool) {
         drain(&mut self.entries, batch, limit)
     }
 
@@ -187,22 +187,27 @@ impl FlowConsumer {
     /// Sleeps until a record comes or [`Doorbell::stop`] is called; returns at once if either has happened.
     /// To be called from the consumer's own thread, always the same one.
     pub(super) fn sleep(&mut self) {
-        let waiting =
-            || self.rings.iter().any(|ring| !ring.is_empty()) || self.entries.iter().any(|ring| !ring.is_empty());
+        let waiting = || {
+            self.rings.iter().any(|ring| !ring.is_empty())
+                || self.entries.iter().any(|ring| !ring.is_empty())
+                || !self.access_logs.unheld().is_empty()
+        };
         self.doorbell.sleep(waiting);
     }
 }
 
-fn drain<T>(rings: &mut [rtrb::Consumer<T>], batch: &mut Vec<T>, limit: usize) -> usize {
+fn drain<T>(rings: &mut [rtrb::Consumer<T>], batch: &mut Vec<T>, limit: usize) -> (usize, bool) {
     let before = batch.len();
     let share = (limit / rings.len().max(1)).max(1);
+    let mut all = true;
     for ring in rings {
-        let count = ring.slots().min(share);
-        if let Ok(chunk) = ring.read_chunk(count) {
+        let there = ring.slots();
+        all &= there <= share;
+        if let Ok(chunk) = ring.read_chunk(there.min(share)) {
             batch.extend(chunk);
         }
     }
-    batch.len() - before
+    (batch.len() - before, all)
 }
 
 /// Wakes the consumer. Costs a producer one fence and one load of a read-mostly cache line, and a system call only
@@ -215,7 +220,7 @@ pub(super) struct Doorbell {
 }
 
 impl Doorbell {
-    fn ring(&self) {
+    pub(super) fn ring(&self) {
         // Pairs with the fence in `sleep`: either the consumer sees the record, or we see that it is asleep.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {

@@ -18,7 +18,7 @@ mod record;
 mod sink;
 mod thread;
 
-pub use access_log::{AccessLogs, EntryKind, LossCause, SinkSet, SocketCounters};
+pub use access_log::{AccessLogs, EntryKind, ListenerLog, LossCause, SinkSet, SocketCounters};
 pub(crate) use access_log::{Fields, LogTarget};
 pub use channel::{FlowConsumer, FlowSender, Sequenced, channel};
 pub use log::{FlowFilter, FlowLog, FlowReader};

@@ -162,9 +162,13 @@ fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink], names: &Names)
     loop {
         // Read before draining: what was sent before the stop is then still found below.
         let stopping = doorbell.is_stopping();
-        let logged = consumer.drain_entries(&mut entries, 2 * BATCH);
+        let unheld = access_logs.unheld();
+        let (logged, all) = consumer.drain_entries(&mut entries, 2 * BATCH);
         if logged > 0 {
             access_logs.offer(&mut entries);
+        }
+        if all {
+            access_logs.give_back(unheld);
         }
         let taken = consumer.drain(&mut batch, BATCH);
         if taken == 0 && logged == 0 {

@@ -69,7 +69,7 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<Served>, socket: TcpLis
 fn spawn(worker: &Rc<Worker>, served: &Rc<Served>, accepted: Accepted) {
     let listener = &served.context();
     let metrics = worker.flows.metrics();
-    let opened = metrics.connection_opened(listener.index);
+    let opened = metrics.connection_opened(listener.series.index());
     let slot = worker.slots.take();
     worker.make_room();
     let Some(slot) = slot else {

@@ -14,7 +14,8 @@ use super::judge::ANYBODY;
 use super::present::Present;
 use crate::config;
 use crate::control::World;
-use crate::flow::{Fields, FlowRecord, LogTarget, OpenFlow, Outcome, Protocol, SinkSet};
+use crate::flow::{Fields, FlowRecord, ListenerLog, LogTarget, OpenFlow, Outcome, Protocol};
+use crate::metrics::ListenerSeries;
 use crate::reason::Reason;
 use crate::tenant::{LocalEnd, Payer, TenantId};
 use crate::worker::{Idle, Signals, State, Subscription, Worker};
@@ -25,11 +26,26 @@ pub(crate) struct ListenerContext {
     pub(crate) config: config::Listener,
     /// The listener's name, in the form that records share.
     pub(crate) name: Arc<str>,
-    pub(crate) index: crate::metrics::ListenerIndex,
+    /// Where its connections are counted.
+    pub(crate) series: ListenerSeries,
     /// What its connections react to.
     pub(crate) signals: Rc<Signals>,
-    /// Sockets that its requests are logged to.
-    pub(crate) access_log: SinkSet,
+    /// Where its requests are logged.
+    pub(crate) access_log: ListenerLog,
+}
+
+impl ListenerContext {
+    /// The same for a listener that is taken out: what it holds for connections to come is given back when those that are open have
+    /// ended, which keep it themselves.
+    pub(super) fn taken_out(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            name: Arc::clone(&self.name),
+            series: self.series.let_go(),
+            signals: Rc::clone(&self.signals),
+            access_log: ListenerLog::default(),
+        }
+    }
 }
 
 /// A downstream connection. Policy and identities are read anew for each decision; nothing of them is kept.
@@ -82,8 +98,8 @@ impl Connection {
             payer: Payer::accept(&worker.flows, tenant, world.tenants.settings(tenant)),
             charged_at: Cell::new((world.generation, 0)),
             endpoint: endpoint_key,
-            log: (!listener.access_log.is_empty()).then_some(LogTarget {
-                sinks: listener.access_log,
+            log: (!listener.access_log.sinks().is_empty()).then_some(LogTarget {
+                sinks: listener.access_log.sinks(),
                 endpoint,
                 proxy_id: config.proxy_id,
             }),

@@ -23,8 +23,8 @@ use tollgate_schedule::{Group, Task};
 use super::accept;
 use super::connection::ListenerContext;
 use crate::config;
-use crate::flow::SinkSet;
-use crate::metrics::ListenerIndex;
+use crate::flow::ListenerLog;
+use crate::metrics::ListenerSeries;
 use crate::worker::{Signals, State, Worker};
 
 /// Time for connections to reset their ends once they are told to stop.
@@ -49,9 +49,10 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) struct Serve {
     pub(crate) config: config::Listener,
-    pub(crate) index: ListenerIndex,
-    /// Sockets that its requests are logged to.
-    pub(crate) access_log: SinkSet,
+    /// Where its connections are counted.
+    pub(crate) series: ListenerSeries,
+    /// Where its requests are logged.
+    pub(crate) access_log: ListenerLog,
     /// Addresses to accept on besides those that stay, each with the sockets of this worker.
     pub(crate) open: Vec<(SocketAddr, Vec<std::net::TcpListener>)>,
     /// Addresses to accept on no longer.
@@ -223,7 +224,7 @@ impl Serving {
     }
 
     async fn serve(&mut self, serve: Serve) {
-        let Serve { config, index, access_log, open, close, done } = serve;
+        let Serve { config, series, access_log, open, close, done } = serve;
         let name = config.name.clone();
         if let Some(entry) = self.listeners.remove(&name) {
             if entry.ending.is_some() && !entry.served.context().config.shares_sockets_with(&config) {
@@ -234,7 +235,7 @@ impl Serving {
         }
         // Each worker has its own copy of the name: a shared reference count would bounce between their caches.
         let name_of_records = Arc::from(config.name.as_str());
-        let context = |signals| ListenerContext { name: name_of_records, config, index, signals, access_log };
+        let context = |signals| ListenerContext { name: name_of_records, config, series, signals, access_log };
         let entry = match self.listeners.entry(name) {
             std::collections::hash_map::Entry::Occupied(entry) => {
                 let entry = entry.into_mut();
@@ -308,6 +309,8 @@ impl Entry {
             self.close(address).await;
         }
         self.served.leave(Leaving::Draining);
+        let taken_out = self.served.context().taken_out();
+        self.served.context.replace(Rc::new(taken_out));
         drop(self.ending.take());
         let served = Rc::clone(&self.served);
         self.ending = Some(system.spawn(async move {

@@ -13,7 +13,7 @@ use tollgate_xds::StreamStatus;
 
 use super::control::UpdateResult;
 use super::worker::{Count, Counters, DURATION_BOUNDS_US, DirectionCounters};
-use super::{AcceptErrorKind, ConnectResult, Families, IdentityMap, LookupResult, MAX_LISTENERS, process};
+use super::{AcceptErrorKind, ConnectResult, Families, IdentityMap, LookupResult, process};
 use crate::control::listeners::NotServed;
 use crate::flow::{AccessLogs, LossCause};
 use crate::reason::Reason;
@@ -46,22 +46,16 @@ impl Collector for Families {
 
 impl Families {
     fn connections(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
-        let mut listeners: Vec<_> = self.listeners().iter().cloned().enumerate().collect();
-        for direction in DIRECTIONS {
-            let index = MAX_LISTENERS + direction as usize;
-            if self.sum(|worker| worker.listeners[index].opened.value()) > 0 {
-                listeners.push((index, ("(other)".to_owned(), direction)));
-            }
-        }
+        let listeners = self.listener_counts();
         let mut accepted = families.counter("tollgate_connections", "Accepted downstream connections")?;
-        for &(index, (ref name, direction)) in &listeners {
-            let labels = [("listener", name.as_str()), ("direction", direction.as_str())];
-            counter(&mut accepted, &labels, self.sum(|worker| worker.listeners[index].opened.value()))?;
+        for listener in &listeners {
+            let labels = [("listener", listener.name.as_str()), ("direction", listener.direction.as_str())];
+            counter(&mut accepted, &labels, listener.total)?;
         }
         let mut open = families.gauge("tollgate_connections_open", "Downstream connections open now")?;
-        for &(index, (ref name, direction)) in &listeners {
-            let labels = [("listener", name.as_str()), ("direction", direction.as_str())];
-            open.encode_family(&labels)?.encode_gauge(&self.connections_open(index))?;
+        for listener in &listeners {
+            let labels = [("listener", listener.name.as_str()), ("direction", listener.direction.as_str())];
+            open.encode_family(&labels)?.encode_gauge(&listener.open)?;
         }
         let released = self.sum(|worker| worker.released.value());
         let held = self.sum(|worker| worker.held.value()).saturating_sub(released);
@@ -207,6 +201,9 @@ impl Families {
         if sockets.is_empty() {
             return Ok(());
         }
+        let unlogged = self.access_logs.get().map_or(0, AccessLogs::unlogged) as u64;
+        let help = "Listeners that are served without the access log that they ask for";
+        families.single("tollgate_listeners_without_access_log", help, unlogged)?;
         let mut made =
             families.counter("tollgate_access_log_entries", "Access log entries made, lost ones included")?;
         for (index, kind) in ENTRY_KINDS.into_iter().enumerate() {

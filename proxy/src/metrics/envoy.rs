@@ -11,7 +11,7 @@ use tollgate_policy::Direction;
 
 use super::collector::{DIRECTIONS, Encoder};
 use super::worker::{DURATION_BOUNDS_US, DirectionCounters};
-use super::{ConnectResult, Families, MAX_LISTENERS, process};
+use super::{ConnectResult, Families, process};
 
 /// One statistic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,12 +54,11 @@ impl Families {
 
     fn listener_stats(&self) -> Vec<Stat> {
         let mut counts: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-        for (index, (name, _)) in self.listeners().iter().enumerate() {
-            let count = counts.entry(name.clone()).or_default();
-            count.0 += self.connections_open(index);
-            count.1 += self.sum(|worker| worker.listeners[index].opened.value());
+        for listener in self.listener_counts() {
+            let count = counts.entry(listener.name).or_default();
+            count.0 += listener.open;
+            count.1 += listener.total;
         }
-        debug_assert!(counts.len() <= MAX_LISTENERS);
         let stat = |what: &str, name: &str, value, used| {
             let labels = vec![("envoy_listener_address", name.to_owned())];
             let flat = format!("listener.{name}.downstream_cx_{what}");
@@ -154,8 +153,7 @@ impl Families {
     fn server_stats(&self, stats: &mut Vec<Stat>) {
         let draining = self.readiness.get().is_some_and(crate::readiness::Readiness::is_draining);
         let uptime = self.started.elapsed().unwrap_or_default().as_secs();
-        let connections = self.listeners().len();
-        let connections = (0..connections).map(|index| self.connections_open(index)).sum();
+        let connections = self.listener_counts().iter().map(|listener| listener.open).sum();
         for (name, value) in [
             ("server.live", u64::from(!draining)),
             ("server.uptime", uptime),

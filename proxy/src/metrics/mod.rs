@@ -8,13 +8,14 @@ mod collector;
 mod control;
 mod envoy;
 mod exposition;
+mod listeners;
 mod process;
 mod tenants;
 mod worker;
 
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
 
 use prometheus_client::registry::Registry;
@@ -23,6 +24,7 @@ use tollgate_policy::Direction;
 pub use control::{Control, PolicyGauges, UpdateResult};
 pub use envoy::Stat;
 pub use exposition::Format;
+pub use listeners::ListenerSeries;
 pub(crate) use worker::Count;
 pub use worker::{
     AcceptErrorKind, ConnectResult, HeldConnection, IdentityMap, ListenerIndex, LookupResult, MAX_LISTENERS,
@@ -33,6 +35,7 @@ use crate::control::listeners::Report;
 use crate::flow::{AccessLogs, SinkCounters};
 use crate::readiness::Readiness;
 use crate::tenant::{Books, Commons, Ledger};
+use listeners::ListenerSlot;
 use worker::{Counters, LISTENER_SLOTS};
 
 /// All metrics of the process.
@@ -46,7 +49,7 @@ pub struct Metrics {
 #[derive(Debug)]
 struct Families {
     workers: Vec<Arc<Counters>>,
-    listeners: Mutex<Vec<(String, Direction)>>,
+    listeners: Mutex<Vec<ListenerSlot>>,
     control: Arc<Control>,
     sinks: OnceLock<Arc<[Arc<SinkCounters>]>>,
     access_logs: OnceLock<AccessLogs>,
@@ -82,19 +85,10 @@ impl Metrics {
         (Self { families, registry }, handles)
     }
 
-    /// Where the connections of a listener are counted; the same for the same name and direction, also when it comes back.
-    /// Listeners beyond [`MAX_LISTENERS`] are counted together, as `(other)`.
-    pub fn listener(&self, name: &str, direction: Direction) -> ListenerIndex {
-        let mut listeners = self.families.listeners();
-        let known = listeners.iter().position(|(known, of)| known == name && *of == direction);
-        ListenerIndex(match known {
-            Some(index) => index,
-            None if listeners.len() < MAX_LISTENERS => {
-                listeners.push((name.to_owned(), direction));
-                listeners.len() - 1
-            }
-            None => MAX_LISTENERS + direction as usize,
-        })
+    /// Where the connections of a listener are counted; the same for the same name and direction, also when it comes back, as long as
+    /// no other listener needed the place. Listeners beyond [`MAX_LISTENERS`] are counted together, as `(other)`.
+    pub fn listener(&self, name: &str, direction: Direction) -> ListenerSeries {
+        self.families.listener_series(name, direction)
     }
 
     /// What the control thread sets and counts.
@@ -163,18 +157,8 @@ impl Metrics {
 }
 
 impl Families {
-    fn listeners(&self) -> MutexGuard<'_, Vec<(String, Direction)>> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn sum(&self, value: impl Fn(&Counters) -> u64) -> u64 {
         self.workers.iter().fold(0, |sum, worker| sum.wrapping_add(value(worker)))
-    }
-
-    fn connections_open(&self, listener: usize) -> u64 {
-        let closed = self.sum(|worker| worker.listeners[listener].closed.value());
-        // Read after `closed`: a connection that opens and closes in between must not make the difference negative.
-        self.sum(|worker| worker.listeners[listener].opened.value()).saturating_sub(closed)
     }
 }
 

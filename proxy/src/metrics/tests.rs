@@ -71,8 +71,8 @@ fn connections_are_open_while_their_guard_lives() {
     let (metrics, workers) = Metrics::new(1);
     let index = metrics.listener("in\"g\\", Direction::Ingress);
     let labels = r#"{listener="in\"g\\",direction="ingress"}"#;
-    let open = workers[0].connection_opened(index);
-    let closed = workers[0].connection_opened(index);
+    let open = workers[0].connection_opened(index.index());
+    let closed = workers[0].connection_opened(index.index());
     let held = workers[0].hold();
     drop(closed);
     let got = scrape(&metrics);
@@ -138,15 +138,44 @@ fn the_accept_field_chooses_the_format() {
 fn the_series_of_listeners_are_bounded() {
     let (metrics, workers) = Metrics::new(1);
     let first = metrics.listener("0", Direction::Ingress);
+    let mut held = Vec::new();
     for number in 1..MAX_LISTENERS + 5 {
-        let _open = workers[0].connection_opened(metrics.listener(&number.to_string(), Direction::Ingress));
+        let series = metrics.listener(&number.to_string(), Direction::Ingress);
+        let _open = workers[0].connection_opened(series.index());
+        held.push(series);
     }
-    assert_eq!(metrics.listener("0", Direction::Ingress), first, "one that comes back goes on counting");
+    assert_eq!(metrics.listener("0", Direction::Ingress).index(), first.index(), "one that is there goes on counting");
     let got = scrape(&metrics);
     assert_eq!(got[r#"tollgate_connections_total{listener="61",direction="ingress"}"#], 1.0);
     assert_eq!(got[r#"tollgate_connections_total{listener="(other)",direction="ingress"}"#], 5.0);
     assert!(!got.contains_key(r#"tollgate_connections_total{listener="62",direction="ingress"}"#));
     assert!(!got.contains_key(r#"tollgate_connections_total{listener="(other)",direction="egress"}"#));
+}
+
+#[test]
+fn the_series_of_a_listener_that_is_gone_goes_to_the_next_that_needs_it() {
+    let (metrics, workers) = Metrics::new(1);
+    let series = |name: &str| metrics.listener(name, Direction::Ingress);
+    let mut held: Vec<_> = (0..MAX_LISTENERS).map(|number| series(&number.to_string())).collect();
+    for _ in 0..3 {
+        drop(workers[0].connection_opened(held[7].index()));
+    }
+    let open = workers[0].connection_opened(held[9].index());
+    let (seventh, ninth) = (held[7].index(), held[9].index());
+    held.remove(9);
+    held.remove(7);
+    assert_eq!(series("7").index(), seventh, "it goes on where nobody needed the place");
+    let key = |name: &str| format!(r#"tollgate_connections_total{{listener="{name}",direction="ingress"}}"#);
+    assert_eq!(scrape(&metrics)[&key("7")], 3.0);
+    let next = series("next");
+    assert_eq!(next.index(), seventh);
+    drop(workers[0].connection_opened(next.index()));
+    let got = scrape(&metrics);
+    assert_eq!((got[&key("next")], got.get(&key("7")), got[&key("9")]), (1.0, None, 1.0));
+    let other = series("other");
+    assert!(other.index() != ninth, "a connection is open");
+    drop(open);
+    assert_eq!(series("last").index(), ninth);
 }
 
 /// Names and labels as Envoy's own exporter gives them.

@@ -1,3 +1,5 @@
+mod access_logs;
+
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -22,5 +22,5 @@ pub use entry::EntryKind;
 pub(crate) use entry::Fields;
 pub(crate) use logged::LogTarget;
 pub(super) use logged::LoggedFlow;
-pub use registry::{AccessLogs, SinkSet};
+pub use registry::{AccessLogs, ListenerLog, SinkSet};
 pub use sink::{LossCause, SocketCounters};

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ const QUEUE_BYTES: usize = 16 << 20;
 /// How long to wait at a time for a reader that takes nothing. Only this thread waits, and as long as it has to: what
 /// comes meanwhile finds its place in the queue, or is lost there, denials last.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a reader that takes nothing is waited for once the last listener that logs to it is gone.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Warnings about one socket are at least so far apart.
 const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -51,6 +53,8 @@ pub struct SocketCounters {
     lost: [AtomicU64; LossCause::ALL.len()],
     queued: AtomicUsize,
     queued_bytes: AtomicUsize,
+    /// Nothing more will come.
+    given_back: AtomicBool,
 }
 
 impl SocketCounters {
@@ -98,6 +102,7 @@ impl Sink {
             lost: Default::default(),
             queued: AtomicUsize::new(0),
             queued_bytes: AtomicUsize::new(0),
+            given_back: AtomicBool::new(false),
         });
         let (queue, batches) = sync_channel(QUEUE);
         let shared = Arc::clone(&counters);
@@ -113,6 +118,11 @@ impl Sink {
 
     pub(super) fn counters(&self) -> Arc<SocketCounters> {
         Arc::clone(&self.counters)
+    }
+
+    /// Nobody logs to the socket any more. What is queued is sent, as far as the reader takes it before long.
+    pub(super) fn end(self) {
+        self.counters.given_back.store(true, Ordering::Relaxed);
     }
 
     /// Takes a place for the entry in the queue; without one it is lost, and counted.
@@ -141,13 +151,14 @@ impl Sink {
 fn run(batches: &Receiver<Vec<Entry>>, counters: &SocketCounters) {
     let mut sender = PacketSender::new(counters.path.clone());
     let mut warned = None;
+    let mut leaves_at = None;
     let mut packet = Vec::with_capacity(message::MAX);
     for entry in batches.iter().flatten() {
         packet.clear();
         message::encode(&entry, &mut packet);
         let sent = loop {
             match sender.send(&packet) {
-                Err(PacketError::Slow) => sender.wait(PATIENCE),
+                Err(PacketError::Slow) if is_patient(counters, &mut leaves_at) => sender.wait(PATIENCE),
                 sent => break sent,
             }
         };
@@ -158,11 +169,18 @@ fn run(batches: &Receiver<Vec<Entry>>, counters: &SocketCounters) {
         };
         counters.count_loss(match error {
             PacketError::NoReader(_) => LossCause::NoReader,
-            PacketError::Slow | PacketError::Failed(_) => LossCause::SendFailed,
+            PacketError::Slow => LossCause::SlowReader,
+            PacketError::Failed(_) => LossCause::SendFailed,
         });
         if warned.is_none_or(|at: Instant| at.elapsed() >= WARNING_INTERVAL) {
             warned = Some(Instant::now());
             tracing::warn!(socket = %counters.path.display(), %error, "access log entries are lost");
         }
     }
+}
+
+/// Whether a reader that takes nothing is still waited for.
+fn is_patient(counters: &SocketCounters, leaves_at: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    !counters.given_back.load(Ordering::Relaxed) || now < *leaves_at.get_or_insert(now + LAST_WORDS)
 }

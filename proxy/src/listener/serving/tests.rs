@@ -5,7 +5,7 @@ use tollgate_policy::Direction;
 
 use super::*;
 use crate::control::WorldStore;
-use crate::flow::{self, SinkSet};
+use crate::flow::{self, ListenerLog};
 use crate::http::BufferPool;
 use crate::identity::{IdentityTable, Sources};
 use crate::metrics::Metrics;
@@ -14,7 +14,7 @@ use crate::worker::{Accounts, ConnectionSlots, Groups, run_tasks};
 /// Longer than a test runs.
 const LONG: Duration = Duration::from_secs(600);
 
-fn serving(groups: Groups) -> (Serving, ListenerIndex) {
+fn serving(groups: Groups) -> (Serving, ListenerSeries) {
     let (metrics, counters) = Metrics::new(1);
     let (senders, _) = flow::channel(counters, 1);
     let worker = Worker {
@@ -34,13 +34,13 @@ fn serving(groups: Groups) -> (Serving, ListenerIndex) {
     (Serving::new(Rc::new(worker)), metrics.listener("l", Direction::Ingress))
 }
 
-fn serve(index: ListenerIndex, direction: Direction) -> Command {
+fn serve(series: ListenerSeries, direction: Direction) -> Command {
     let config = config::Listener { name: "l".into(), ..config::Listener::new(direction, false) };
     let (done, _) = mpsc::channel(1);
     Command::Serve(Box::new(Serve {
         config,
-        index,
-        access_log: SinkSet::default(),
+        series,
+        access_log: ListenerLog::default(),
         open: Vec::new(),
         close: Vec::new(),
         done,
@@ -72,8 +72,8 @@ fn connection(serving: &Serving) -> (Rc<Served>, Rc<()>) {
 #[test]
 fn a_removed_listener_drains_stops_and_is_cut() {
     on_a_worker(|groups| async move {
-        let (mut serving, index) = serving(groups);
-        serving.obey(serve(index, Direction::Ingress)).await;
+        let (mut serving, series) = serving(groups);
+        serving.obey(serve(series.clone(), Direction::Ingress)).await;
         let (served, alive) = connection(&serving);
         serving.obey(remove(LONG)).await;
         assert!(served.signals().state().draining && !served.signals().state().stopping);
@@ -97,11 +97,11 @@ fn a_removed_listener_drains_stops_and_is_cut() {
 #[test]
 fn a_listener_that_comes_back_keeps_its_connections() {
     on_a_worker(|groups| async move {
-        let (mut serving, index) = serving(groups);
-        serving.obey(serve(index, Direction::Ingress)).await;
+        let (mut serving, series) = serving(groups);
+        serving.obey(serve(series.clone(), Direction::Ingress)).await;
         let (served, alive) = connection(&serving);
         serving.obey(remove(LONG)).await;
-        serving.obey(serve(index, Direction::Ingress)).await;
+        serving.obey(serve(series.clone(), Direction::Ingress)).await;
         assert_eq!(served.signals().state(), State::default());
         assert!(serving.listeners["l"].ending.is_none() && Rc::ptr_eq(&serving.listeners["l"].served, &served));
         assert_eq!(Rc::strong_count(&alive), 2);
@@ -111,11 +111,11 @@ fn a_listener_that_comes_back_keeps_its_connections() {
 #[test]
 fn a_listener_of_the_other_direction_does_not() {
     on_a_worker(|groups| async move {
-        let (mut serving, index) = serving(groups);
-        serving.obey(serve(index, Direction::Ingress)).await;
+        let (mut serving, series) = serving(groups);
+        serving.obey(serve(series.clone(), Direction::Ingress)).await;
         let (served, _alive) = connection(&serving);
         serving.obey(remove(LONG)).await;
-        serving.obey(serve(index, Direction::Egress)).await;
+        serving.obey(serve(series.clone(), Direction::Egress)).await;
         assert!(served.signals().state().draining);
         let process = State { generation: 7, ..State::default() };
         serving.follow(process);
@@ -127,8 +127,8 @@ fn a_listener_of_the_other_direction_does_not() {
 #[test]
 fn no_accept_loop_outlives_the_listener() {
     on_a_worker(|groups| async move {
-        let (mut serving, index) = serving(groups);
-        let Command::Serve(mut twice) = serve(index, Direction::Ingress) else { unreachable!() };
+        let (mut serving, series) = serving(groups);
+        let Command::Serve(mut twice) = serve(series.clone(), Direction::Ingress) else { unreachable!() };
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let address = socket.local_addr().unwrap();
