@@ -208,7 +208,8 @@ def floods():
 def connections():
     """Threats 5 to 8: connections themselves."""
     def held(_proxy, found, _victim, _before):
-        return {"held": found["results"][0]["most_held"]}
+        # At the end: meanwhile the kernel opens connections that no proxy has seen yet.
+        return {"held": found["results"][0]["held"]}
 
     fresh = ("--fresh", "--rate", 100)
     return [
@@ -229,7 +230,7 @@ def connections():
             ]],
             lambda row: served(row) and row["held"] <= 1000, served,
             setup=Setup(max_connections=2000), victim=fresh, unit="connections", steady=False, extra=held, timed=False,
-            columns=(("held", "held at most"),),
+            columns=(("held", "held in the end"),),
             least=2000,
         ),
     ]

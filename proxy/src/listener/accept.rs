@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tollgate_net::{AcceptError, Accepted};
 
 use super::connection::Connection;
-use super::serve::serve;
+use super::serve::{refuse, serve};
 use super::serving::Served;
 use crate::metrics::AcceptErrorKind;
 use crate::worker::{PanicCount, Worker};
@@ -76,8 +76,12 @@ fn spawn(worker: &Rc<Worker>, served: &Rc<Served>, accepted: Accepted) {
         super::serve::refuse_over_limit(worker, listener, accepted);
         return;
     };
-    let entered = worker.enter();
     let connection = Connection::new(worker, listener, accepted.downstream, accepted.original_dst);
+    if let Err(limited) = connection.admit() {
+        // Here and not in a task of its own: those of whoever hoards would wait for their turn, and have places meanwhile.
+        return refuse(&connection, accepted.stream, limited.reason);
+    }
+    let entered = worker.enter();
     let panics = PanicCount::new(metrics, &connection.payer);
     let connection = Rc::new(connection);
     let group = connection.group().clone();

@@ -17,7 +17,7 @@ use crate::control::World;
 use crate::flow::{Fields, FlowRecord, ListenerLog, LogTarget, OpenFlow, Outcome, Protocol};
 use crate::metrics::ListenerSeries;
 use crate::reason::Reason;
-use crate::tenant::{LocalEnd, Payer, TenantId};
+use crate::tenant::{Limited, LocalEnd, Payer, TenantId};
 use crate::worker::{Idle, Signals, State, Subscription, Worker};
 
 /// A listener as a worker sees it.
@@ -124,6 +124,21 @@ impl Connection {
     /// an idle connection, too, whose task is woken for it.
     pub(crate) fn tenant(&self) -> TenantId {
         self.tenant_in(&self.worker.world.load())
+    }
+
+    /// Takes a place for the connection; to be asked once, where it is accepted. Others of its tenant that wait for their clients
+    /// make room for it.
+    ///
+    /// # Errors
+    /// The limit of its tenant that it would exceed.
+    pub(super) fn admit(&self) -> Result<(), Limited> {
+        let world = self.worker.world.load();
+        self.tenant_in(&world);
+        let admitted = self.payer.admit(&world.tenants);
+        if let Some(places) = self.payer.gate(&world.tenants).connections() {
+            self.worker.make_room_of(self.payer.tenant(), places);
+        }
+        admitted
     }
 
     fn tenant_in(&self, world: &World) -> TenantId {

@@ -62,24 +62,10 @@ impl<'c> Present<'c> {
         connection.begin(record, started)
     }
 
-    /// Takes a place for the connection; to be asked once, before anything is done for it. Others of its tenant that wait for
-    /// their clients make room for it.
-    ///
-    /// # Errors
-    /// The limit of its tenant that it would exceed.
-    pub(super) fn admit(&self) -> Result<(), Limited> {
-        let Connection { payer, worker, .. } = self.connection;
-        let admitted = payer.admit(&self.world.tenants);
-        if let Some(places) = payer.gate(&self.world.tenants).connections() {
-            worker.make_room_of(payer.tenant(), places);
-        }
-        admitted
-    }
-
     /// Takes what a request has to have whose head is there, until its flow ends. `is_long` for one without an end in sight.
     ///
     /// # Errors
-    /// As [`Present::admit`].
+    /// The limit of its tenant that it would exceed.
     pub(crate) fn admit_request(&self, flow: &mut OpenFlow, is_long: bool) -> Result<(), Limited> {
         flow.admit(&self.world.tenants, is_long)
     }

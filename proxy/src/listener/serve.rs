@@ -23,9 +23,6 @@ pub(crate) async fn serve(connection: Rc<Connection>, stream: TcpStream) {
     if connection.is_loop() {
         return refuse(&connection, stream, Reason::Loop);
     }
-    if let Err(limited) = connection.present().admit() {
-        return refuse(&connection, stream, limited.reason);
-    }
     let Judged { verdict, by } = judge_when_known(&connection).await;
     let buffer = Buffer::new(&connection.worker.buffers);
     match verdict {
@@ -62,7 +59,7 @@ async fn judge_when_known(connection: &Connection) -> Judged<Passage> {
 }
 
 /// Resets a connection that is refused without asking policy, and records why.
-fn refuse(connection: &Connection, stream: TcpStream, reason: Reason) {
+pub(super) fn refuse(connection: &Connection, stream: TcpStream, reason: Reason) {
     let flow = connection.open_flow(Protocol::Tcp, Instant::now());
     tollgate_net::reset(stream);
     flow.finish(Outcome::Denied, Some(reason));
