@@ -7,6 +7,7 @@
 //! the time never differ by more than the longest turn of each, over their weights.
 
 use std::cmp::Reverse;
+use std::collections::binary_heap::PeekMut;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use slab::Slab;
@@ -19,7 +20,7 @@ type Virtual = u128;
 /// Who shares on one level, and who of them is next.
 #[derive(Debug, Default)]
 struct Level {
-    runnable: BinaryHeap<Reverse<Place>>,
+    runnable: Line,
     /// Start tag of the one in service; when nobody is left, the end of the last busy period.
     now: Virtual,
     latest_finish: Virtual,
@@ -32,6 +33,39 @@ struct Place {
     start: Virtual,
     arrival: u64,
     slot: usize,
+}
+
+/// A heap that keeps its first place beside it: alone nobody pays for a heap, and who goes back into the line moves the others
+/// once, not twice.
+#[derive(Debug, Default)]
+struct Line {
+    /// Before all of `rest`. Without it the first one is there, too.
+    first: Option<Place>,
+    rest: BinaryHeap<Reverse<Place>>,
+}
+
+impl Line {
+    fn push(&mut self, mut place: Place) {
+        if let Some(first) = &mut self.first {
+            if place < *first {
+                std::mem::swap(&mut place, first);
+            }
+            self.rest.push(Reverse(place));
+            return;
+        }
+        if let Some(mut top) = self.rest.peek_mut().filter(|top: &PeekMut<'_, _>| top.0 < place) {
+            std::mem::swap(&mut place, &mut top.0);
+        }
+        self.first = Some(place);
+    }
+
+    fn pop(&mut self) -> Option<Place> {
+        self.first.take().or_else(|| self.rest.pop().map(|Reverse(place)| place))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_none() && self.rest.is_empty()
+    }
 }
 
 /// Where one tenant or flow stands on its level.
@@ -69,12 +103,12 @@ impl Level {
         who.start = start;
         who.state = State::Runnable;
         self.arrivals += 1;
-        self.runnable.push(Reverse(Place { start, arrival: self.arrivals, slot }));
+        self.runnable.push(Place { start, arrival: self.arrivals, slot });
     }
 
     /// The slot of who runs next.
     fn pick(&mut self) -> Option<usize> {
-        let Reverse(Place { start, slot, .. }) = self.runnable.pop()?;
+        let Place { start, slot, .. } = self.runnable.pop()?;
         self.now = start;
         Some(slot)
     }
