@@ -14,6 +14,7 @@ pub mod explanation;
 pub mod flow;
 pub mod http;
 pub mod identity;
+mod lane;
 mod listener;
 pub mod logging;
 pub mod metrics;

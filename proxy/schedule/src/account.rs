@@ -5,12 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Upper bounds of the classes of [`Usage::delays`], in nanoseconds; the last class has none.
 pub const DELAY_BOUNDS: [u64; 7] = [50_000, 200_000, 1_000_000, 5_000_000, 20_000_000, 100_000_000, 500_000_000];
 
+/// A poll that takes longer, in nanoseconds, holds up everybody else for longer than anybody should wait.
+pub const SLOW_POLL: u64 = 2_000_000;
+
 /// Counts since the account was opened.
 #[derive(Debug, Default)]
 pub struct Account {
     cpu: AtomicU64,
     polls: AtomicU64,
     longest: AtomicU64,
+    slow: AtomicU64,
     panics: AtomicU64,
     waited: AtomicU64,
     delays: [AtomicU64; DELAY_BOUNDS.len() + 1],
@@ -25,6 +29,8 @@ pub struct Usage {
     pub polls: u64,
     /// The longest of them, in nanoseconds.
     pub longest: u64,
+    /// Those of them that took longer than [`SLOW_POLL`].
+    pub slow: u64,
     /// Tasks that panicked.
     pub panics: u64,
     /// Nanoseconds that tasks could have run and did not, in sum.
@@ -41,6 +47,7 @@ impl Account {
             cpu: read(&self.cpu),
             polls: read(&self.polls),
             longest: read(&self.longest),
+            slow: read(&self.slow),
             panics: read(&self.panics),
             waited: read(&self.waited),
             delays: std::array::from_fn(|class| read(&self.delays[class])),
@@ -52,6 +59,9 @@ impl Account {
         add(&self.waited, waited);
         if took > self.longest.load(Ordering::Relaxed) {
             self.longest.store(took, Ordering::Relaxed);
+        }
+        if took > SLOW_POLL {
+            add(&self.slow, 1);
         }
         let class = DELAY_BOUNDS.iter().position(|bound| waited <= *bound).unwrap_or(DELAY_BOUNDS.len());
         add(&self.delays[class], 1);

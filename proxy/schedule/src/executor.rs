@@ -13,6 +13,7 @@ use std::time::Duration;
 use async_task::Runnable;
 use slab::Slab;
 
+use crate::account::Account;
 use crate::clock::Clock;
 use crate::current;
 use crate::fair::Fair;
@@ -112,6 +113,16 @@ impl Handle {
     /// Changes the weight of a tenant that runs here. One that comes later has the weight that the ledger names then.
     pub fn set_weight(&self, tenant: TenantId, weight: Weight) {
         self.0.fair.borrow_mut().set_weight(tenant, weight);
+    }
+
+    /// Shows the accounts of the tenants that have a group here.
+    pub fn accounts(&self, mut each: impl FnMut(TenantId, &Account)) {
+        let (fair, meter) = (self.0.fair.borrow(), self.0.meter.borrow());
+        for (place, tenant) in fair.tenants() {
+            if let Some(account) = meter.account(place) {
+                each(tenant, account);
+            }
+        }
     }
 }
 

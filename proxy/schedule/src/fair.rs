@@ -260,6 +260,11 @@ impl<T> Fair<T> {
         self.level.runnable.is_empty() && self.in_service.is_none_or(|slot| self.flows[slot].queue.is_empty())
     }
 
+    /// Who is here, by place.
+    pub(crate) fn tenants(&self) -> impl Iterator<Item = (usize, TenantId)> + '_ {
+        self.tenants.iter().map(|(place, tenant)| (place, tenant.id))
+    }
+
     /// Whose place this is.
     pub(crate) fn tenant(&self, slot: usize) -> TenantId {
         self.tenants[slot].id

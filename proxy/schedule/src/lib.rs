@@ -22,7 +22,7 @@ mod tests;
 
 use std::num::NonZeroU32;
 
-pub use account::{Account, DELAY_BOUNDS, Usage};
+pub use account::{Account, DELAY_BOUNDS, SLOW_POLL, Usage};
 pub use clock::{Clock, SystemClock};
 pub use executor::{Executor, Handle, QUANTUM};
 pub use meter::Ledger;

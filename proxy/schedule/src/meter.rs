@@ -88,6 +88,11 @@ impl Meter {
         cost
     }
 
+    /// The account of who has this place.
+    pub(crate) fn account(&self, place: usize) -> Option<&Account> {
+        self.tallies.get(place)?.as_ref().map(|tally| &*tally.account)
+    }
+
     /// Counts a task that has panicked.
     pub(crate) fn panicked(&self, place: usize) {
         if let Some(Some(tally)) = self.tallies.get(place) {

@@ -121,7 +121,9 @@ struct Lost {
 /// All listeners. Views read it at any time; one change at a time is made.
 #[derive(Debug)]
 pub(super) struct Listeners {
+    /// First the lanes, which have no sockets but serve what workers hand over: they know a listener before a worker does.
     workers: Vec<mpsc::Sender<Command>>,
+    lanes: usize,
     metrics: Arc<Metrics>,
     access_logs: AccessLogs,
     drain_timeout: Duration,
@@ -136,17 +138,18 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    /// None yet, for the workers at the other end of `workers`. `drain_timeout` is what the connections of a listener have
+    /// None yet, for the workers at the other end of `workers`, of which so many, the first, are lanes. `drain_timeout` is what the connections of a listener have
     /// when it is taken out of service.
     pub(super) fn new(
         workers: Vec<mpsc::Sender<Command>>,
+        lanes: usize,
         metrics: Arc<Metrics>,
         access_logs: AccessLogs,
         drain_timeout: Duration,
     ) -> Self {
         let (open, changing) = (Mutex::default(), tokio::sync::Mutex::default());
         let (lost, loss, unlogged) = (Mutex::default(), Notify::new(), Notify::new());
-        Self { workers, metrics, access_logs, drain_timeout, open, changing, lost, loss, unlogged }
+        Self { workers, lanes, metrics, access_logs, drain_timeout, open, changing, lost, loss, unlogged }
     }
 
     /// Opens a listener of the configuration, before the workers run.
@@ -210,7 +213,7 @@ impl Listeners {
                 continue;
             }
             let (done, mut failed) = mpsc::channel(1);
-            let nothing = (0..self.workers.len()).map(|_| Vec::new()).collect();
+            let nothing = (0..self.accepting()).map(|_| Vec::new()).collect();
             let log = self.access_log(&open.config);
             open.unlogged = log.unlogged().map(str::to_owned);
             self.send(self.commands(&open.config, &log, nothing, &close, &done)).await;
@@ -232,7 +235,7 @@ impl Listeners {
         let wanted: Vec<_> = listener.addresses().collect();
         let (stay, leave): (Vec<_>, Vec<_>) = had.into_iter().partition(|(asked, _)| wanted.contains(asked));
         let new = wanted.into_iter().filter(|address| !stay.iter().any(|(asked, _)| asked == address));
-        let mut sockets = Sockets::new(self.workers.len());
+        let mut sockets = Sockets::new(self.accepting());
         for address in new {
             self.refuse_taken(&listener.name, address)?;
             sockets.open(listener, address)?;
@@ -255,6 +258,11 @@ impl Listeners {
         Ok(())
     }
 
+    /// Workers that have sockets.
+    fn accepting(&self) -> usize {
+        self.workers.len() - self.lanes
+    }
+
     /// What tells each worker to serve `listener` from now on, with its own sockets of `open`.
     fn commands(
         &self,
@@ -265,12 +273,16 @@ impl Listeners {
         done: &Done,
     ) -> Vec<Command> {
         let series = self.metrics.listener(&listener.name, listener.direction);
+        let config = Arc::new(listener.clone());
+        let addresses = open.first().map(|of_one| of_one.iter().map(|(address, _)| *address).collect::<Vec<_>>());
+        let none = || addresses.iter().flatten().map(|address| (*address, Vec::new())).collect();
+        let of_lanes: Vec<_> = (0..self.lanes).map(|_| none()).collect();
         let command = |open| {
-            let (config, close, done) = (listener.clone(), close.to_vec(), done.clone());
+            let (config, close, done) = (Arc::clone(&config), close.to_vec(), done.clone());
             let (series, access_log) = (series.clone(), access_log.clone());
             Command::Serve(Box::new(Serve { config, series, access_log, open, close, done }))
         };
-        open.into_iter().map(command).collect()
+        of_lanes.into_iter().chain(open).map(command).collect()
     }
 
     /// Tells each worker its own. One that has ended serves nothing anyhow.

@@ -30,6 +30,7 @@ use crate::control::secrets::SecretFiles;
 use crate::control::tenants::TenantHandler;
 use crate::control::{self, Control, WorldStore};
 use crate::flow::{self, FlowLog, FlowSettings, FlowThread};
+use crate::lane::Crossing;
 use crate::listener::serving::Command;
 use crate::metrics::Metrics;
 use crate::readiness::{Pending, Readiness};
@@ -37,7 +38,7 @@ use crate::tenant::{Pools, Registry};
 use crate::worker::ConnectionSlots;
 use listeners::Listeners;
 use views::{ProcessActions, ProcessViews};
-use workers::{Phase, Seed};
+use workers::{Phase, Role, Seed, roles};
 
 /// Records that one worker may have waiting for the flow thread.
 const FLOW_CAPACITY: usize = 8192;
@@ -118,10 +119,12 @@ impl Process {
             interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
         };
         let readiness = Readiness::default();
-        let (metrics, worker_metrics) = Metrics::new(config.workers);
+        let lanes = if config.lanes { config.workers } else { 0 };
+        let threads = config.workers + lanes;
+        let (metrics, worker_metrics) = Metrics::new(threads);
         let metrics = Arc::new(metrics);
         let (commands, received): (Vec<_>, Vec<_>) =
-            (0..config.workers).map(|_| mpsc::channel(config.listeners.len() + 16)).unzip();
+            (0..threads).map(|_| mpsc::channel(config.listeners.len() + 16)).unzip();
         // Before anybody can ask.
         let received = received.into_iter().map(|commands| (commands, readiness.pending("workers"))).collect();
         let (senders, consumer) = flow::channel(worker_metrics, FLOW_CAPACITY);
@@ -135,7 +138,8 @@ impl Process {
         metrics.watch_sinks(flows.sinks());
         metrics.watch_access_logs(flows.access_logs());
         metrics.watch_readiness(readiness.clone());
-        let listeners = Listeners::new(commands, Arc::clone(&metrics), flows.access_logs(), config.drain_timeout);
+        let listeners =
+            Listeners::new(commands, lanes, Arc::clone(&metrics), flows.access_logs(), config.drain_timeout);
         let listeners = Arc::new(listeners);
         for listener in &config.listeners {
             listeners.open_configured(listener).with_context(|| format!("listener {}", listener.name))?;
@@ -143,6 +147,7 @@ impl Process {
 
         let sources = control::identities::sources(&config.identities).context("identities")?;
         metrics.tenants().limit(Pools::of(config.max_connections, &config.limits));
+        let names = metrics.tenants().names();
         let tenants = Registry::new(metrics.tenants(), config.tenants.clone());
         let store = Arc::new(WorldStore::with_tenants(sources, tenants));
         let (requests, incoming) = mpsc::channel(4);
@@ -159,7 +164,7 @@ impl Process {
         let control_tasks = start_control(&config, side)?;
         let phase = watch::Sender::new(Phase::Serve);
         let (ended, workers_ended) = mpsc::channel(1);
-        let workers = start_workers(&config, received, senders, &store, &phase, &ended)?;
+        let workers = start_workers(&config, received, roles(config.workers, senders, &names), &store, &phase, &ended)?;
         if let Some(Bootstrap { ignored, .. }) = &config.bootstrap {
             tracing::info!(settings = ignored.join(", "), "settings of the bootstrap without effect");
         }
@@ -322,17 +327,19 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
 
 fn start_workers(
     config: &Config,
+    // Those of the lanes come first.
     commands: Vec<(mpsc::Receiver<Command>, Pending)>,
-    senders: Vec<flow::FlowSender>,
+    threads: Vec<(Role, Option<Crossing>, flow::FlowSender)>,
     store: &Arc<WorldStore>,
     phase: &watch::Sender<Phase>,
     ended: &mpsc::Sender<Infallible>,
 ) -> anyhow::Result<Vec<JoinHandle<std::io::Result<()>>>> {
     let slots = ConnectionSlots::new(config.max_connections);
     let mut handles = Vec::new();
-    for (index, (flows, (commands, starting))) in senders.into_iter().zip(commands).enumerate() {
+    for ((role, crossing, flows), (commands, starting)) in threads.into_iter().zip(commands) {
         let seed = Seed {
-            index,
+            role,
+            crossing,
             world: Arc::clone(store),
             flows,
             slots: slots.clone(),

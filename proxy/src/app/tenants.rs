@@ -62,6 +62,12 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "shadow_refusals": by_reason(totals.shadowed()),
         "panics": totals.panics,
     });
+    entry["lane"] = match totals.lanes {
+        0 => Value::Null,
+        lanes => json!({ "workers": lanes, "seconds": totals.lane_us as f64 / 1e6 }),
+    };
+    let moves = |to_lane| totals.lane_moves(to_lane).map(|(reason, count)| (reason.to_owned(), count.into())).collect();
+    entry["lane_moves"] = json!({ "to_lane": Value::Object(moves(true)), "back": Value::Object(moves(false)) });
     if let Some(group) = group {
         entry["members"] = group.members.iter().map(ToString::to_string).collect();
     }

@@ -14,8 +14,10 @@ use crate::control::WorldStore;
 use crate::flow::FlowSender;
 use crate::http::BufferPool;
 use crate::identity::sweep;
+use crate::lane::{Crossing, Handover, NICER, Side, Watch, crossing};
 use crate::listener::serving::{CUT, Command, Serving};
 use crate::readiness::Pending;
+use crate::tenant::Names;
 use crate::worker::{Accounts, ConnectionSlots, Groups, State, Worker, run_tasks};
 
 /// What the process asks of its workers; it only ever moves forward.
@@ -29,9 +31,39 @@ pub(super) enum Phase {
     Stop,
 }
 
+/// What a thread is.
+pub(super) enum Role {
+    /// Accepts and serves; with this number. Watches over its lane, if it has one.
+    Worker(usize, Option<Watch>),
+    /// Serves what the worker of this number hands over.
+    Lane(usize),
+}
+
+/// What each thread is, the lanes first. There are so many workers; where there are more senders, each has a lane.
+pub(super) fn roles(
+    workers: usize,
+    mut senders: Vec<FlowSender>,
+    names: &Names,
+) -> Vec<(Role, Option<Crossing>, FlowSender)> {
+    let (mut threads, mut to_lanes) = (Vec::new(), Vec::new());
+    for (index, flows) in senders.split_off(workers).into_iter().enumerate() {
+        let (worker, lane) = crossing();
+        to_lanes.push((Watch::new(flows.metrics().shared_ledger(), names.clone()), worker));
+        threads.push((Role::Lane(index), Some(lane), flows));
+    }
+    let mut to_lanes = to_lanes.into_iter();
+    threads.extend(senders.into_iter().enumerate().map(|(index, flows)| {
+        let (watch, crossing) = to_lanes.next().unzip();
+        (Role::Worker(index, watch), crossing, flows)
+    }));
+    threads
+}
+
 /// What one worker thread is started with.
 pub(super) struct Seed {
-    pub(super) index: usize,
+    pub(super) role: Role,
+    /// The way between a worker and its lane.
+    pub(super) crossing: Option<Crossing>,
     pub(super) world: Arc<WorldStore>,
     pub(super) flows: FlowSender,
     pub(super) slots: ConnectionSlots,
@@ -49,14 +81,23 @@ pub(super) struct Seed {
 
 /// Starts a worker. The thread ends when the phase says so and its connections are done.
 pub(super) fn start(seed: Seed) -> io::Result<thread::JoinHandle<io::Result<()>>> {
-    thread::Builder::new().name(format!("worker-{}", seed.index)).spawn(move || run(seed))
+    let name = match seed.role {
+        Role::Worker(index, _) => format!("worker-{index}"),
+        Role::Lane(index) => format!("lane-{index}"),
+    };
+    thread::Builder::new().name(name).spawn(move || run(seed))
 }
 
 fn run(seed: Seed) -> io::Result<()> {
     let _ended = seed.ended.clone();
+    if matches!(seed.role, Role::Lane(_))
+        && let Err(error) = rustix::process::nice(NICER)
+    {
+        tracing::warn!(%error, "a lane cannot step back behind its worker");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.inspect_err(|error| {
-        tracing::error!(worker = seed.index, %error, "a worker cannot start; raise the limit of open files");
+        tracing::error!(%error, "a worker cannot start; raise the limit of open files");
     })?;
     let fairness = seed.fairness;
     let accounts = Accounts { metrics: seed.flows.metrics().clone(), world: Arc::clone(&seed.world) };
@@ -65,9 +106,13 @@ fn run(seed: Seed) -> io::Result<()> {
         .ok_or_else(|| io::Error::other("the worker's own task has panicked, which is a defect of this program"))
 }
 
-async fn serve(seed: Seed, groups: Groups) {
-    let Seed { world, flows, slots, limits, mut commands, mut phase, starting, .. } = seed;
-    let worker = Rc::new(Worker {
+/// What the connections of a thread share.
+fn worker(
+    (world, flows, slots, limits): (Arc<WorldStore>, FlowSender, ConnectionSlots, Limits),
+    groups: Groups,
+    side: Option<Side>,
+) -> Rc<Worker> {
+    Rc::new(Worker {
         world,
         flows: Rc::new(flows),
         buffers: Rc::new(BufferPool::default()),
@@ -80,11 +125,23 @@ async fn serve(seed: Seed, groups: Groups) {
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),
-    });
+        opened: Notify::new(),
+        side,
+    })
+}
+
+async fn serve(seed: Seed, groups: Groups) {
+    let Seed { role, crossing, world, flows, slots, limits, mut commands, mut phase, starting, .. } = seed;
+    let (side, mut incoming) = crossing.map(|crossing| (crossing.side, crossing.incoming)).unzip();
+    let mut watch = match role {
+        Role::Worker(_, watch) => watch,
+        Role::Lane(_) => None,
+    };
+    let worker = worker((world, flows, slots, limits), groups, side);
     worker.groups.system.spawn(sweep::run(Rc::clone(&worker))).detach();
     let mut serving = Serving::new(Rc::clone(&worker));
     let mut generation = worker.world.subscribe();
-    let mut starting = Some(starting);
+    let (mut starting, mut followed) = (Some(starting), None);
     loop {
         let phase_now = *phase.borrow_and_update();
         let state = State {
@@ -92,10 +149,18 @@ async fn serve(seed: Seed, groups: Groups) {
             draining: phase_now >= Phase::Drain,
             stopping: phase_now == Phase::Stop,
         };
-        worker.groups.follow(&worker.world.load().tenants);
         serving.follow(state);
+        if followed.replace(state.generation) != Some(state.generation) {
+            worker.groups.follow(&worker.world.load().tenants);
+            if watch.as_mut().is_some_and(|watch| watch.look(&worker)) {
+                serving.peers_changed();
+            }
+        }
         if state.draining && worker.open.get() == 0 {
-            return;
+            take_up_the_last(&mut incoming, &serving).await;
+            if worker.open.get() == 0 {
+                return;
+            }
         }
         if state.stopping {
             let all_closed = async {
@@ -119,7 +184,56 @@ async fn serve(seed: Seed, groups: Groups) {
                 }
             }
             () = worker.peers.changed() => serving.peers_changed(),
+            handover = arrived(&mut incoming) => {
+                // A lane was told of the listener before the worker was, and may not have heard yet.
+                while let Ok(command) = commands.try_recv() {
+                    serving.obey(command).await;
+                }
+                serving.take_up(handover);
+            }
+            () = due(watch.as_ref(), &worker) => if watch.as_mut().is_some_and(|watch| watch.look(&worker)) {
+                serving.peers_changed();
+            },
+            () = placement_changed(&worker), if watch.is_none() => serving.peers_changed(),
             () = worker.all_closed.notified() => {}
         }
+    }
+}
+
+/// Takes up what is on its way here; from now on the other side keeps what it has.
+async fn take_up_the_last(incoming: &mut Option<mpsc::Receiver<Handover>>, serving: &Serving) {
+    if let Some(incoming) = incoming {
+        incoming.close();
+        while let Some(handover) = incoming.recv().await {
+            serving.take_up(handover);
+        }
+    }
+}
+
+/// What comes from the other side, if there is one.
+async fn arrived(incoming: &mut Option<mpsc::Receiver<Handover>>) -> Handover {
+    let handover = match incoming {
+        Some(incoming) => incoming.recv().await,
+        None => None,
+    };
+    match handover {
+        Some(handover) => handover,
+        None => std::future::pending().await,
+    }
+}
+
+/// When a worker that has a lane has to look at its tenants.
+async fn due(watch: Option<&Watch>, worker: &Worker) {
+    match watch {
+        Some(watch) => watch.due(worker).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// When a lane's tenants have changed.
+async fn placement_changed(worker: &Worker) {
+    match &worker.side {
+        Some(side) => side.changed().await,
+        None => std::future::pending().await,
     }
 }

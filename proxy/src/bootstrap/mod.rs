@@ -90,6 +90,7 @@ pub(crate) fn read(document: &Document, mistakes: &Mistakes) -> Option<Config> {
         limits: config::Limits::default(),
         tenants: TenantConfig::default(),
         fairness: true,
+        lanes: true,
     })
 }
 

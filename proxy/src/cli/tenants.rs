@@ -114,6 +114,8 @@ struct Row {
     up: f64,
     down: f64,
     connections: f64,
+    /// It is in a lane of some worker.
+    lane: bool,
 }
 
 fn rows(shown: &Value) -> Vec<Row> {
@@ -133,6 +135,7 @@ fn rows(shown: &Value) -> Vec<Row> {
         up: tenant["bytes"]["up"].as_f64().unwrap_or(0.0),
         down: tenant["bytes"]["down"].as_f64().unwrap_or(0.0),
         connections: tenant["connections"].as_f64().unwrap_or(0.0),
+        lane: tenant["lane"].is_object(),
     };
     tenants.iter().map(row).collect()
 }
@@ -186,7 +189,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
     let width = rows.iter().map(|row| row.name.len()).chain(["TENANT".len()]).max().unwrap_or(0);
     let by_second = if before.is_some() { "/S" } else { "" };
     let mut out = format!(
-        "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9}\n",
+        "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>5}\n",
         "TENANT",
         "WEIGHT",
         "SHARE",
@@ -198,6 +201,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
         format!("CONNS{by_second}"),
         format!("UP{by_second}"),
         format!("DOWN{by_second}"),
+        "LANE",
     );
     for row in &rows {
         let share = if whole > 0.0 { row.measure(args.sort) / whole * 100.0 } else { 0.0 };
@@ -209,7 +213,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             out,
-            "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9}",
+            "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>5}",
             row.name,
             row.weight,
             format!("{share:.1}%"),
@@ -221,6 +225,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
             number(row.connections),
             bytes(row.up),
             bytes(row.down),
+            if row.lane { "yes" } else { "-" },
         );
     }
     if rows.is_empty() {
@@ -266,7 +271,7 @@ mod tests {
             json!({
                 "name": name, "weight": 1, "connections": 1, "connections_open": 1, "requests_in_flight": 0,
                 "requests": { "forwarded": requests, "denied": 1, "failed": 0 }, "refusals": { "deny_rule": 1 },
-                "bytes": { "up": 0, "down": bytes },
+                "bytes": { "up": 0, "down": bytes }, "lane": if name == "small" { json!({ "workers": 1 }) } else { Value::Null },
             })
         };
         let idle = json!({ "name": "idle", "weight": 1, "requests": {}, "refusals": {}, "bytes": {} });
@@ -277,9 +282,9 @@ mod tests {
     fn lines_are_sorted_with_shares_and_the_idle_are_left_out() {
         let table_by = |sort| table(&rows(&shown(89, 1 << 20)), None, &args(sort));
         let expected = "\
-TENANT WEIGHT  SHARE      CPU   REQUESTS IN FLIGHT  REFUSED   OPEN     CONNS        UP      DOWN
-big         1  90.0%        -         90         0        1      1         1        0B    1.0MiB
-small       1  10.0%        -         10         0        1      1         1        0B    3.0MiB
+TENANT WEIGHT  SHARE      CPU   REQUESTS IN FLIGHT  REFUSED   OPEN     CONNS        UP      DOWN  LANE
+big         1  90.0%        -         90         0        1      1         1        0B    1.0MiB     -
+small       1  10.0%        -         10         0        1      1         1        0B    3.0MiB   yes
 ";
         assert_eq!(table_by(Sort::Requests), expected);
         assert!(table_by(Sort::Bytes).lines().nth(1).is_some_and(|line| line.starts_with("small       1  75.0%")));
@@ -292,9 +297,9 @@ small       1  10.0%        -         10         0        1      1         1    
         let (before, now) = (rows(&shown(89, 1 << 20)), rows(&shown(109, 5 << 20)));
         let table = table(&now, Some((&before, 2.0)), &args(Sort::Requests));
         let expected = "\
-TENANT WEIGHT  SHARE      CPU REQUESTS/S IN FLIGHT REFUSED/S   OPEN   CONNS/S      UP/S    DOWN/S
-big         1 100.0%        -         10         0        0      1         0        0B    2.0MiB
-small       1   0.0%        -          0         0        0      1         0        0B        0B
+TENANT WEIGHT  SHARE      CPU REQUESTS/S IN FLIGHT REFUSED/S   OPEN   CONNS/S      UP/S    DOWN/S  LANE
+big         1 100.0%        -         10         0        0      1         0        0B    2.0MiB     -
+small       1   0.0%        -          0         0        0      1         0        0B        0B   yes
 ";
         assert_eq!(table, expected);
     }

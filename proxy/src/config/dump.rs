@@ -34,6 +34,7 @@ pub fn to_json(config: &Config) -> Value {
         "workers": config.workers,
         "max_connections": config.max_connections,
         "fairness": if config.fairness { "on" } else { "off" },
+        "lanes": if config.lanes { "on" } else { "off" },
         "drain_timeout": duration(config.drain_timeout),
         "limits": limits(&config.limits),
         "admin": address(config.admin.first()),

@@ -117,6 +117,10 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
     let drain_timeout = top.read("drain_timeout", DRAIN_TIMEOUT, scalar::duration);
     let max_connections = top.read("max_connections", MAX_CONNECTIONS, |value| count(value, 10_000_000));
     let fairness = top.read("fairness", true, scalar::on_or_off);
+    let lanes = top.read("lanes", fairness, |value| match scalar::on_or_off(value)? {
+        true if !fairness => Err("lanes need fair shares; remove fairness: off, or set lanes: off".to_owned()),
+        lanes => Ok(lanes),
+    });
     let reported_version = top.read("reported_version", None, |value| match scalar::text(value)? {
         "" => Err("empty; write a version, or remove it".to_owned()),
         text => Ok(Some(text.to_owned())),
@@ -146,6 +150,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         limits,
         tenants,
         fairness,
+        lanes,
     })
 }
 

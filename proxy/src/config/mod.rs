@@ -81,6 +81,8 @@ pub struct Config {
     pub tenants: TenantConfig,
     /// Whether tenants share a worker's time; otherwise tasks run in the order of their wakes.
     pub fairness: bool,
+    /// Whether tenants that hold up others go to threads apart. Without fair shares nobody is known to.
+    pub lanes: bool,
 }
 
 /// Identity towards the control plane.

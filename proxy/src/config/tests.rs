@@ -51,7 +51,7 @@ fn a_policy_source_alone_gives_every_default() {
     assert_eq!(config.identities, IdentitySettings::new(Identities::Nphds));
     assert_eq!(config.access_log, []);
     assert_eq!(config.drain_timeout, Duration::from_secs(20));
-    assert_eq!((config.max_connections, config.fairness), (50_000, true));
+    assert_eq!((config.max_connections, config.fairness, config.lanes), (50_000, true, true));
     assert_eq!(config.limits, Limits::default());
 
     let [listener] = &config.listeners[..] else {
@@ -120,7 +120,7 @@ listeners:
     let config = config(&text);
     assert_eq!(config.node.id, "sidecar~10.0.0.9~pod.ns~ns.svc");
     assert_eq!(config.node.cluster, "edge");
-    assert_eq!((config.workers, config.max_connections, config.fairness), (3, 10, false));
+    assert_eq!((config.workers, config.max_connections, config.fairness, config.lanes), (3, 10, false, false));
     let control = Some(Rate { per_second: 7, burst: 2000 });
     let idle = IdleLimits { above_percent: 5, before_request: Duration::ZERO, ..IdleLimits::default() };
     let limits = Limits {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tollgate_net::{AcceptError, Accepted};
 
-use super::connection::Connection;
+use super::connection::{Connection, ListenerContext};
+use super::handover::pass_on;
 use super::serve::{refuse, serve};
 use super::serving::Served;
 use crate::metrics::AcceptErrorKind;
@@ -39,7 +40,12 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<Served>, socket: TcpLis
         };
         match accepted {
             Ok((stream, downstream)) => match Accepted::new(stream, downstream) {
-                Ok(accepted) => spawn(&worker, &listener, accepted),
+                Ok(accepted) => {
+                    let context = listener.context();
+                    if let Some(accepted) = pass_on(&worker, &context, accepted) {
+                        start(&worker, &listener, &context, accepted);
+                    }
+                }
                 Err(error) => {
                     worker.flows.metrics().accept_error(AcceptErrorKind::Aborted);
                     tracing::debug!(listener = %listener.context().name, %error, "accepted connection is unusable");
@@ -66,8 +72,7 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<Served>, socket: TcpLis
 }
 
 /// Starts the task of one connection. Whatever happens in it, a panic included, ends that connection only.
-fn spawn(worker: &Rc<Worker>, served: &Rc<Served>, accepted: Accepted) {
-    let listener = &served.context();
+pub(super) fn start(worker: &Rc<Worker>, served: &Rc<Served>, listener: &Rc<ListenerContext>, accepted: Accepted) {
     let metrics = worker.flows.metrics();
     let opened = metrics.connection_opened(listener.series.index());
     let slot = worker.slots.take();

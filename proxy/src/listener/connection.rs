@@ -1,7 +1,7 @@
 //! One downstream connection: what it is, for as long as it lives. What policy says about it is in `judge`.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,21 +9,23 @@ use std::time::Instant;
 use tollgate_policy::{Direction, EndpointKey, REDACTED, SecurityId};
 use tollgate_schedule::Group;
 
-use super::identities::{Barred, Ends, Identities, Remembered};
+use super::handover::Leave;
+use super::identities::{AcceptedEnds, Barred, Ends, Identities, Remembered};
 use super::judge::ANYBODY;
 use super::present::Present;
 use crate::config;
 use crate::control::World;
-use crate::flow::{Fields, FlowRecord, ListenerLog, LogTarget, OpenFlow, Outcome, Protocol};
+use crate::flow::{Fields, FlowRecord, FlowSender, ListenerLog, LogTarget, OpenFlow, Outcome, Protocol};
 use crate::metrics::ListenerSeries;
 use crate::reason::Reason;
-use crate::tenant::{Limited, LocalEnd, Payer, TenantId};
+use crate::tenant::{Limited, LocalEnd, Payer, Settings, TenantId};
 use crate::worker::{Idle, Signals, State, Subscription, Worker};
 
 /// A listener as a worker sees it.
 #[derive(Debug)]
 pub(crate) struct ListenerContext {
-    pub(crate) config: config::Listener,
+    /// Shared by all workers; each counts references only where connections change threads.
+    pub(crate) config: Arc<config::Listener>,
     /// The listener's name, in the form that records share.
     pub(crate) name: Arc<str>,
     /// Where its connections are counted.
@@ -39,7 +41,7 @@ impl ListenerContext {
     /// ended, which keep it themselves.
     pub(super) fn taken_out(&self) -> Self {
         Self {
-            config: self.config.clone(),
+            config: Arc::clone(&self.config),
             name: Arc::clone(&self.name),
             series: self.series.let_go(),
             signals: Rc::clone(&self.signals),
@@ -73,6 +75,14 @@ pub(crate) struct Connection {
     group: Group,
 }
 
+/// What a connection takes along to another thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Carried {
+    ends: AcceptedEnds,
+    /// Requests that it had so far.
+    requests: u32,
+}
+
 impl Connection {
     pub(crate) fn new(
         worker: &Rc<Worker>,
@@ -80,11 +90,34 @@ impl Connection {
         downstream: SocketAddr,
         original_dst: SocketAddr,
     ) -> Self {
+        Self::on_account(worker, listener, downstream, original_dst, Payer::accept, Carried::default())
+    }
+
+    /// One that another thread has accepted.
+    pub(crate) fn resume(
+        worker: &Rc<Worker>,
+        listener: &Rc<ListenerContext>,
+        downstream: SocketAddr,
+        original_dst: SocketAddr,
+        carried: Carried,
+    ) -> Self {
+        Self::on_account(worker, listener, downstream, original_dst, Payer::resume, carried)
+    }
+
+    fn carried(&self) -> Carried {
+        Carried { ends: self.remembered.carried(), requests: self.requests.get() }
+    }
+
+    fn on_account(
+        worker: &Rc<Worker>,
+        listener: &Rc<ListenerContext>,
+        downstream: SocketAddr,
+        original_dst: SocketAddr,
+        charge: fn(&Rc<FlowSender>, TenantId, &Settings) -> Rc<Payer>,
+        carried: Carried,
+    ) -> Self {
         let config = &listener.config;
-        let endpoint = config.endpoint.unwrap_or_else(|| match config.direction {
-            Direction::Ingress => original_dst.ip(),
-            Direction::Egress => downstream.ip(),
-        });
+        let endpoint = local_end(config, downstream, original_dst);
         let endpoint_key = EndpointKey::from(endpoint);
         let world = worker.world.load();
         let tenant = tenant_of(&world, &endpoint_key);
@@ -95,7 +128,7 @@ impl Connection {
             downstream,
             original_dst,
             subscription: listener.signals.subscribe(),
-            payer: Payer::accept(&worker.flows, tenant, world.tenants.settings(tenant)),
+            payer: charge(&worker.flows, tenant, world.tenants.settings(tenant)),
             charged_at: Cell::new((world.generation, 0)),
             endpoint: endpoint_key,
             log: (!listener.access_log.sinks().is_empty()).then_some(LogTarget {
@@ -103,8 +136,8 @@ impl Connection {
                 endpoint,
                 proxy_id: config.proxy_id,
             }),
-            remembered: Remembered::default(),
-            requests: Cell::new(0),
+            remembered: Remembered::resume(carried.ends),
+            requests: Cell::new(carried.requests),
             idle: Idle::new(&worker.idle, tenant),
         }
     }
@@ -178,12 +211,30 @@ impl Connection {
 
     /// A subscription for a task that serves a part of the connection.
     pub(crate) fn subscribe(&self) -> Subscription {
-        self.listener.signals.subscribe_for(self.remembered.epoch())
+        self.listener.signals.subscribe_for(self.concerns())
+    }
+
+    /// A number that is another once something has changed that concerns this connection among few: who its ends are, or on
+    /// which thread it belongs.
+    fn concerns(&self) -> u64 {
+        self.remembered.epoch().wrapping_mul(2) + u64::from(self.is_misplaced())
+    }
+
+    /// Whether its tenant is on the other side: the lane, or the worker.
+    pub(crate) fn is_misplaced(&self) -> bool {
+        self.worker.side.as_ref().is_some_and(|side| side.is_misplaced(self.payer.tenant()))
+    }
+
+    /// The way to the thread where it belongs, if that is another one and it may go there. What drains stays.
+    pub(crate) fn way(&self) -> Option<Leave<'_>> {
+        let side = self.worker.side.as_ref()?;
+        let leaves = self.is_misplaced() && !self.listener.signals.state().draining;
+        Some(Leave { way: leaves.then(|| side.way()).flatten()?, carried: self.carried() })
     }
 
     /// As [`Connection::changed`], for the task whose subscription it is.
     pub(crate) async fn changed_since(&self, subscription: &Subscription) -> State {
-        let state = subscription.changed_for(|| self.remembered.epoch()).await;
+        let state = subscription.changed_for(|| self.concerns()).await;
         self.tenant();
         state
     }
@@ -271,6 +322,24 @@ impl Connection {
         self.listener.config.upstream == config::Upstream::OriginalDst
             && self.worker.own_addresses.borrow().iter().any(own)
     }
+}
+
+/// The address of the local endpoint.
+fn local_end(config: &config::Listener, downstream: SocketAddr, original_dst: SocketAddr) -> IpAddr {
+    config.endpoint.unwrap_or_else(|| match config.direction {
+        Direction::Ingress => original_dst.ip(),
+        Direction::Egress => downstream.ip(),
+    })
+}
+
+/// Who would pay for a connection with these addresses.
+pub(super) fn tenant_of_accepted(
+    worker: &Worker,
+    config: &config::Listener,
+    downstream: SocketAddr,
+    original_dst: SocketAddr,
+) -> TenantId {
+    tenant_of(&worker.world.load(), &EndpointKey::from(local_end(config, downstream, original_dst)))
 }
 
 /// Who pays for what comes to or from a local endpoint. Only the kernel's addresses have a say.

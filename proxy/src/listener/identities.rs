@@ -68,6 +68,13 @@ pub(super) struct Remembered {
     in_use: OnceCell<(InUse, Option<InUse>)>,
 }
 
+/// What the ends were when the connection was accepted, by which a change is told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AcceptedEnds {
+    accepted: Option<AtAccept>,
+    owner: Option<Owner>,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct AtAccept {
     source: Accepted,
@@ -83,6 +90,16 @@ struct Last {
 }
 
 impl Remembered {
+    /// For a connection that goes to another thread.
+    pub(super) fn carried(&self) -> AcceptedEnds {
+        AcceptedEnds { accepted: self.accepted.get(), owner: self.owner.get() }
+    }
+
+    /// Of one that came from there. Who its ends are now is looked up again.
+    pub(super) fn resume(AcceptedEnds { accepted, owner }: AcceptedEnds) -> Self {
+        Self { accepted: Cell::new(accepted), owner: Cell::new(owner), ..Self::default() }
+    }
+
     /// The identities in this world and at this moment.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod connection;
+pub(crate) mod handover;
 mod identities;
 pub(crate) mod judge;
 mod present;

@@ -48,7 +48,7 @@ pub(crate) enum Command {
 /// A listener to serve from now on.
 #[derive(Debug)]
 pub(crate) struct Serve {
-    pub(crate) config: config::Listener,
+    pub(crate) config: Arc<config::Listener>,
     /// Where its connections are counted.
     pub(crate) series: ListenerSeries,
     /// Where its requests are logged.
@@ -204,7 +204,24 @@ impl Serving {
         self.listeners.values().chain(&self.replaced).for_each(|entry| entry.served.follow(process));
     }
 
-    /// Wakes the connections whose peers' addresses carry other identities than before.
+    /// What its connections share.
+    pub(super) fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    /// The listener that a connection was accepted by which had these settings, with its present ones.
+    pub(super) fn listener_of(&self, config: &Arc<config::Listener>) -> Option<(Rc<Served>, Rc<ListenerContext>)> {
+        let mut entries = self.listeners.values().chain(&self.replaced);
+        let same = entries.find(|entry| Arc::ptr_eq(&entry.served.context().config, config));
+        let entry = same.or_else(|| {
+            // It has changed meanwhile, as it may under open connections.
+            self.listeners.get(&config.name).filter(|entry| entry.served.context().config.shares_sockets_with(config))
+        })?;
+        Some((Rc::clone(&entry.served), entry.served.context()))
+    }
+
+    /// Wakes the connections that changes of few concern: whose peers' addresses carry other identities than before, or whose
+    /// tenant belongs to another thread.
     pub(crate) fn peers_changed(&self) {
         self.listeners.values().chain(&self.replaced).for_each(|entry| entry.served.signals.peers_changed());
     }
@@ -254,6 +271,8 @@ impl Serving {
         for (address, sockets) in open {
             // Tasks that lost their place here would accept for ever.
             entry.close(address).await;
+            // Also without a socket: a lane has none, and has to know a loop when it sees one.
+            entry.accepting.entry(address).or_default();
             for socket in sockets {
                 match TcpListener::from_std(socket) {
                     Ok(socket) => entry.accept(&self.worker, address, socket),

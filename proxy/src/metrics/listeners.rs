@@ -7,7 +7,7 @@ use tollgate_policy::Direction;
 
 use super::Families;
 use super::collector::DIRECTIONS;
-use super::worker::{ListenerIndex, MAX_LISTENERS};
+use super::worker::{Counters, ListenerIndex, MAX_LISTENERS};
 
 /// The place of a listener. Whoever counts there keeps a copy.
 #[derive(Clone, Debug)]
@@ -95,7 +95,11 @@ impl Families {
     pub(super) fn connections_open(&self, listener: usize) -> u64 {
         let closed = self.sum(|worker| worker.listeners[listener].closed.value());
         // Read after `closed`: a connection that opens and closes in between must not make the difference negative.
-        self.sum(|worker| worker.listeners[listener].opened.value()).saturating_sub(closed)
+        let opened = |worker: &Counters| {
+            let counters = &worker.listeners[listener];
+            counters.opened.value() + counters.resumed.value()
+        };
+        self.sum(opened).saturating_sub(closed)
     }
 
     fn listener_slots(&self) -> MutexGuard<'_, Vec<ListenerSlot>> {

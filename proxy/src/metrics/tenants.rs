@@ -34,6 +34,15 @@ impl Families {
         one(families, &rows, "panics", "Tasks of connections that ended in a panic, by tenant", |row| row.panics)?;
         gauge(families, &rows, "connections_open", "Downstream connections open now, by tenant", |row| row.open)?;
         gauge(families, &rows, "requests_in_flight", "HTTP requests under way, by tenant", |row| row.in_flight)?;
+        gauge(families, &rows, "lanes", "Workers in whose lane a tenant is now", |row| row.lanes)?;
+        let help = "Moves of tenants to lanes and back, by reason";
+        let mut moves = families.counter("tollgate_tenant_lane_moves", help)?;
+        for (row, to_lane) in rows.iter().flat_map(|row| [(row, true), (row, false)]) {
+            for (reason, count) in row.totals.lane_moves(to_lane) {
+                let to = if to_lane { "lane" } else { "worker" };
+                counter(&mut moves, &[("tenant", &*row.tenant), ("to", to), ("reason", reason)], count)?;
+            }
+        }
         let help = "Time for which downstream connections were open, by tenant";
         let mut seconds = families.family("tollgate_tenant_connection_seconds", help, MetricType::Counter)?;
         for row in &rows {

@@ -129,6 +129,11 @@ impl Count {
         self.add(1);
     }
 
+    /// For what is no count.
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     pub(crate) fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -155,6 +160,8 @@ pub(super) struct DirectionCounters {
 #[repr(align(128))]
 pub(super) struct ListenerCounters {
     pub(super) opened: Count,
+    /// Taken over from another thread, which has counted its end.
+    pub(super) resumed: Count,
     pub(super) closed: Count,
 }
 
@@ -286,11 +293,25 @@ impl Worker {
         self.direction(direction).bytes_down.add(bytes);
     }
 
+    /// What tenants use, for whoever else reads it.
+    pub(crate) fn shared_ledger(&self) -> Arc<Ledger> {
+        Arc::clone(&self.counters.ledger)
+    }
+
     /// Counts an accepted connection, and its end when the guard is dropped.
     #[must_use = "the connection counts as open for as long as the guard lives"]
     pub fn connection_opened(&self, listener: ListenerIndex) -> OpenConnection {
         if let Some(counters) = self.counters.listeners.get(listener.0) {
             counters.opened.increment();
+        }
+        OpenConnection { worker: self.clone(), listener }
+    }
+
+    /// Counts a connection that another worker has accepted, until the guard is dropped.
+    #[must_use = "the connection counts as open for as long as the guard lives"]
+    pub(crate) fn connection_resumed(&self, listener: ListenerIndex) -> OpenConnection {
+        if let Some(counters) = self.counters.listeners.get(listener.0) {
+            counters.resumed.increment();
         }
         OpenConnection { worker: self.clone(), listener }
     }

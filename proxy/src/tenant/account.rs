@@ -8,11 +8,14 @@ use tollgate_schedule::{Account as Scheduled, DELAY_BOUNDS};
 use super::commons::Commons;
 use super::id::{PLACES, Placed as _};
 use super::{REASONS, TenantId};
+use crate::lane::Cause;
 use crate::metrics::Count;
 use crate::reason::Reason;
 
 /// Accounts that are made at once.
 const PAGE: usize = 32;
+
+const CAUSES: usize = Cause::ALL.len();
 
 /// Everything that is counted for one tenant by one worker.
 #[derive(Debug)]
@@ -36,6 +39,11 @@ pub(crate) struct Account {
     /// What a limit would have refused if it were not in shadow.
     pub(crate) shadowed: [Count; REASONS],
     pub(crate) panics: Count,
+    /// Moves to the lane and back, by [`Cause`].
+    to_lane: [Count; CAUSES],
+    from_lane: [Count; CAUSES],
+    /// When it last moved there, in microseconds since the ledger began.
+    lane_since: Count,
     /// Processor time and waiting, which the scheduler writes on the worker's thread.
     scheduled: Arc<Scheduled>,
 }
@@ -56,6 +64,9 @@ impl Account {
             refusals: std::array::from_fn(|_| Count::default()),
             shadowed: std::array::from_fn(|_| Count::default()),
             panics: Count::default(),
+            to_lane: Default::default(),
+            from_lane: Default::default(),
+            lane_since: Count::default(),
             scheduled: Arc::default(),
         }
     }
@@ -76,6 +87,15 @@ impl Account {
         self.left_at.add(at);
         // Last, for whoever reads in between: an open connection that is closed is not one that was never opened.
         self.left.increment();
+    }
+
+    /// It moves to the lane of this worker, or back, at a moment of the ledger.
+    pub(crate) fn moved(&self, to_lane: bool, cause: Cause, at: u64) {
+        if to_lane {
+            self.lane_since.set(at);
+        }
+        let counts = if to_lane { &self.to_lane } else { &self.from_lane };
+        counts[cause as usize].increment();
     }
 
     /// A request begins, or comes from another tenant.
@@ -112,7 +132,7 @@ impl Ledger {
     }
 
     /// What limits count.
-    pub(super) fn commons(&self) -> &Commons {
+    pub(super) fn commons(&self) -> &Arc<Commons> {
         &self.commons
     }
 
@@ -145,6 +165,9 @@ impl Ledger {
         let until_now = open.wrapping_mul(self.moment(now));
         let connection_us = left_at.wrapping_add(until_now).wrapping_sub(account.entered_at.value());
         let used = account.scheduled.usage();
+        let moves = |counts: &[Count; CAUSES]| std::array::from_fn(|cause| counts[cause].value());
+        let (from_lane, to_lane): ([u64; CAUSES], [u64; CAUSES]) = (moves(&account.from_lane), moves(&account.to_lane));
+        let lanes = to_lane.iter().sum::<u64>().saturating_sub(from_lane.iter().sum());
         Totals {
             connections: account.accepted.value(),
             open,
@@ -157,6 +180,10 @@ impl Ledger {
             refusals: account.refusals.iter().map(Count::value).collect(),
             shadowed: account.shadowed.iter().map(Count::value).collect(),
             panics: account.panics.value(),
+            lanes,
+            lane_us: if lanes > 0 { self.moment(now).saturating_sub(account.lane_since.value()) } else { 0 },
+            to_lane,
+            from_lane,
             cpu_ns: used.cpu,
             polls: used.polls,
             waited_ns: used.waited,
@@ -189,6 +216,13 @@ pub struct Totals {
     shadowed: Vec<u64>,
     /// Tasks that ended in a panic.
     pub panics: u64,
+    /// Workers in whose lane it is now.
+    pub lanes: u64,
+    /// For how long it has been in one of them, in microseconds: the longest.
+    pub lane_us: u64,
+    /// Moves to lanes and back, by [`Cause`].
+    to_lane: [u64; CAUSES],
+    from_lane: [u64; CAUSES],
     /// Processor time of its tasks, in nanoseconds.
     pub cpu_ns: u64,
     /// How often one of its tasks ran.
@@ -210,6 +244,12 @@ impl Totals {
     /// What limits in shadow would have refused, by reason.
     pub fn shadowed(&self) -> impl Iterator<Item = (Reason, u64)> {
         by_reason(&self.shadowed)
+    }
+
+    /// Moves to lanes, or else back, by what for, where there are any.
+    pub fn lane_moves(&self, to_lane: bool) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = if to_lane { self.to_lane } else { self.from_lane };
+        Cause::ALL.iter().map(|cause| cause.as_str()).zip(counts).filter(|(_, count)| *count > 0)
     }
 
     /// Ended requests.
@@ -239,6 +279,8 @@ impl Totals {
         self.combine(other, u64::wrapping_add);
         self.open += other.open;
         self.in_flight += other.in_flight;
+        self.lanes += other.lanes;
+        self.lane_us = self.lane_us.max(other.lane_us);
     }
 
     /// What was used after `before`.
@@ -261,6 +303,10 @@ impl Totals {
         each(&mut self.compile_ns, other.compile_ns);
         for (mine, others) in self.delays.iter_mut().zip(other.delays) {
             each(mine, others);
+        }
+        let (lanes, of_others) = ([&mut self.to_lane, &mut self.from_lane], [&other.to_lane, &other.from_lane]);
+        for (mine, others) in lanes.into_iter().flatten().zip(of_others.into_iter().flatten()) {
+            each(mine, *others);
         }
         for (mine, others) in self.requests.iter_mut().zip(other.requests) {
             each(mine, others);

@@ -25,7 +25,7 @@ pub const MAX_ENDPOINTS: usize = 768;
 /// Where the places of groups and endpoints begin.
 pub(super) const FIRST: usize = FIRST_SHARED + SHARED;
 /// All places.
-pub(super) const PLACES: usize = FIRST + MAX_GROUPS + MAX_ENDPOINTS;
+pub(crate) const PLACES: usize = FIRST + MAX_GROUPS + MAX_ENDPOINTS;
 
 const _: () = assert!(PLACES <= 1 << PLACE_BITS);
 

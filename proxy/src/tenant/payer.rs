@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::commons::Space;
@@ -25,13 +26,17 @@ pub(crate) struct Payer {
 impl Payer {
     /// Charges an accepted connection to `tenant`.
     pub(crate) fn accept(flows: &Rc<FlowSender>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
+        let payer = Self::resume(flows, tenant, settings);
+        payer.with(tenant, |account| account.accepted.increment());
+        payer
+    }
+
+    /// The same for one that another thread has accepted.
+    pub(crate) fn resume(flows: &Rc<FlowSender>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
         let (tenant, has_settings) = (Cell::new(tenant), Cell::new(settings.concern_limits()));
         let payer = Rc::new(Self { flows: Rc::clone(flows), tenant, has_settings, placed: Cell::new(false) });
         let at = payer.moment();
-        payer.with(payer.tenant(), |account| {
-            account.accepted.increment();
-            account.enter(at);
-        });
+        payer.with(payer.tenant(), |account| account.enter(at));
         payer
     }
 
@@ -48,6 +53,20 @@ impl Payer {
         self.gate(table).admit_connection()?;
         self.placed.set(true);
         Ok(())
+    }
+
+    /// Lets the place go along with a connection that goes to another thread.
+    pub(crate) fn send_place(&self) -> Option<SentPlace> {
+        let tenant = Some(self.tenant());
+        self.placed.replace(false).then(|| SentPlace { commons: Arc::clone(self.metrics().ledger().commons()), tenant })
+    }
+
+    /// Takes over a place that came along.
+    pub(crate) fn take_place(&self, mut place: SentPlace) {
+        if let Some(tenant) = place.tenant.take() {
+            self.commons().hand_over(Space::Connections, tenant, self.tenant());
+            self.placed.set(true);
+        }
     }
 
     /// What limits its tenant.
@@ -108,6 +127,22 @@ impl Drop for Payer {
         }
         let at = self.moment();
         self.with(self.tenant(), |account| account.leave(at));
+    }
+}
+
+/// The place of a connection on its way to another thread; given back if it does not arrive.
+#[derive(Debug)]
+pub(crate) struct SentPlace {
+    commons: Arc<Commons>,
+    /// Whose it is, until it has arrived.
+    tenant: Option<TenantId>,
+}
+
+impl Drop for SentPlace {
+    fn drop(&mut self) {
+        if let Some(tenant) = self.tenant {
+            self.commons.leave(Space::Connections, tenant);
+        }
     }
 }
 

@@ -16,6 +16,7 @@ pub const MAX_WEIGHT: u32 = 1000;
 const ENFORCED: &[&str] = &[
     "weight",
     "shadow",
+    "isolation",
     "guarantee.connections",
     "guarantee.in_flight",
     "ceilings.connections",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tollgate_policy::SecurityId;
 
 use super::commons::Space;
-use super::{Guarantee, Settings, TenantId};
+use super::{Guarantee, Isolation, Settings, TenantId};
 use crate::prefixes::Prefixes;
 
 /// An immutable table. Endpoints are found by their number in one probe, addresses in as many as there are different
@@ -88,6 +88,14 @@ impl Table {
     pub(super) fn guarantees(&self, space: Space) -> impl Iterator<Item = (TenantId, u32)> {
         let places = move |(id, guarantee): &(TenantId, Guarantee)| Some((*id, guarantee.of(space)?.get()));
         self.groups.guaranteed.iter().filter_map(places)
+    }
+
+    /// Tenants that are to be kept apart.
+    pub(crate) fn isolated(&self) -> impl Iterator<Item = TenantId> + '_ {
+        let kept_apart = |settings: &Settings| settings.isolation == Isolation::Lane;
+        let groups = self.groups().filter(move |(_, settings)| kept_apart(settings)).map(|(id, _)| id);
+        let own = kept_apart(&self.groups.default).then(|| self.own.values().copied());
+        groups.chain(own.into_iter().flatten())
     }
 
     /// What `tenant` may use. Those that are in no group, and share a place, have the settings of any endpoint.

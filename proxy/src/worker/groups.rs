@@ -1,6 +1,6 @@
 //! Who is charged for the time of a worker.
 
-use tollgate_schedule::{Group, GroupKey, Handle, TenantId};
+use tollgate_schedule::{Account, Group, GroupKey, Handle, TenantId};
 
 use super::run::weight;
 use crate::tenant::Table;
@@ -31,6 +31,11 @@ impl Groups {
         for (tenant, settings) in tenants.groups() {
             self.handle.set_weight(tenant, weight(settings));
         }
+    }
+
+    /// Shows what the scheduler counts for each tenant that has a connection here.
+    pub(crate) fn accounts(&self, each: impl FnMut(TenantId, &Account)) {
+        self.handle.accounts(each);
     }
 
     /// The group of a new connection, whose remote identity is not known yet.

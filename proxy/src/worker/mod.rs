@@ -18,14 +18,15 @@ pub(crate) use groups::Groups;
 pub(crate) use idle::{Idle, IdleConnections};
 pub(crate) use run::{Accounts, run_tasks};
 pub(crate) use signals::{Signals, State, Subscription};
-pub(crate) use slots::ConnectionSlots;
 use slots::Crowding;
+pub(crate) use slots::{ConnectionSlot, ConnectionSlots};
 
 use crate::config::{IdleLimits, Limits};
 use crate::control::WorldStore;
 use crate::flow::FlowSender;
 use crate::http::BufferPool;
 use crate::identity::Peers;
+use crate::lane::Side;
 use crate::metrics::Worker as Metrics;
 use crate::tenant::{Payer, Places, TenantId};
 
@@ -50,13 +51,24 @@ pub(crate) struct Worker {
     pub(crate) open: Cell<usize>,
     /// Told when the last of them closes.
     pub(crate) all_closed: Notify,
+    /// Told when there is one again.
+    pub(crate) opened: Notify,
+    /// The lane of this worker, or the worker of this lane.
+    pub(crate) side: Option<Side>,
 }
 
 impl Worker {
     /// Counts a connection of this worker until the guard is dropped.
     pub(crate) fn enter(self: &Rc<Self>) -> Open {
-        self.open.set(self.open.get() + 1);
+        if self.open.replace(self.open.get() + 1) == 0 {
+            self.opened.notify_one();
+        }
         Open(Rc::clone(self))
+    }
+
+    /// Whether a tenant is in the lane.
+    pub(crate) fn is_anybody_in_lane(&self) -> bool {
+        self.side.as_ref().is_some_and(Side::is_anybody_in_lane)
     }
 
     /// Tells idle connections to go, if places run short.
@@ -129,7 +141,7 @@ mod tests {
     fn workers_have_no_locks_that_others_wait_for() {
         let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let mut left: Vec<_> =
-            ["detect", "http", "identity", "listener", "tcp", "worker"].map(|room| source.join(room)).into();
+            ["detect", "http", "identity", "lane", "listener", "tcp", "worker"].map(|room| source.join(room)).into();
         let of_tenants = ["account", "commons", "gate", "gcra", "payer", "share", "table"];
         left.extend(of_tenants.map(|file| source.join(format!("tenant/{file}.rs"))));
         left.push(source.join("flow/open.rs"));

@@ -47,6 +47,12 @@ impl ConnectionSlots {
         (taken < self.limit).then_some(slot)
     }
 
+    /// A place for a connection that has one already, which it gives back.
+    pub(crate) fn take_over(&self) -> ConnectionSlot {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        ConnectionSlot(Arc::clone(&self.open))
+    }
+
     /// How short places are, once more than so many percent are taken.
     pub(crate) fn crowding(&self, above_percent: u32) -> Option<Crowding> {
         Crowding::of(self.open(), self.limit, above_percent)

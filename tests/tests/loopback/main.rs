@@ -16,6 +16,7 @@ mod http1;
 mod http2;
 mod identity;
 mod idle;
+mod lanes;
 mod limits;
 mod malformed;
 mod policy_check;

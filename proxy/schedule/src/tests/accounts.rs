@@ -1,7 +1,7 @@
 //! Where the time of a worker goes.
 
 use super::Bench;
-use crate::{DELAY_BOUNDS, QUANTUM, TenantId};
+use crate::{DELAY_BOUNDS, QUANTUM, SLOW_POLL, TenantId};
 
 const A: TenantId = TenantId::from_raw(20);
 const B: TenantId = TenantId::from_raw(21);
@@ -85,4 +85,24 @@ fn an_idle_worker_settles_what_it_has_done() {
     bench.settle();
     drop(small);
     assert_eq!(bench.booked(), [7_000, 0, 0]);
+}
+
+#[test]
+fn slow_polls_are_counted_by_their_own_time() {
+    let bench = Bench::new();
+    let time = bench.time.clone();
+    let done = bench.group(20, 1).spawn(async move {
+        time.work(SLOW_POLL + 1);
+        super::again().await;
+        time.work(SLOW_POLL);
+        // What the kernel ran meanwhile makes nobody slow.
+        time.stall(SLOW_POLL);
+        super::again().await;
+    });
+    bench.settle();
+    drop(done);
+    assert_eq!((bench.usage(A).polls, bench.usage(A).slow), (3, 1));
+    let (mut seen, _group) = (Vec::new(), bench.group(20, 1));
+    bench.executor.handle().accounts(|tenant, account| seen.push((tenant, account.usage().slow)));
+    assert_eq!(seen, [(A, 1)]);
 }

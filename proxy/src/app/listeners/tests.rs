@@ -11,7 +11,7 @@ use tollgate_policy::{NetworkPolicy, Snapshot};
 use tollgate_proto::cilium;
 
 use super::*;
-use crate::app::workers::{self, Phase, Seed};
+use crate::app::workers::{self, Phase, Role, Seed};
 use crate::config::Upstream;
 use crate::control::WorldStore;
 use crate::control::listeners::{Report, Reported};
@@ -52,7 +52,8 @@ fn world(drain_timeout: Duration) -> World {
     for (index, (flows, commands)) in senders.into_iter().zip(received).enumerate() {
         let seed = Seed {
             fairness: true,
-            index,
+            role: Role::Worker(index, None),
+            crossing: None,
             world: Arc::clone(&store),
             flows,
             slots: ConnectionSlots::new(100),
@@ -64,7 +65,7 @@ fn world(drain_timeout: Duration) -> World {
         };
         workers::start(seed).unwrap();
     }
-    let listeners = Listeners::new(commands, Arc::new(metrics), records.access_logs(), drain_timeout);
+    let listeners = Listeners::new(commands, 0, Arc::new(metrics), records.access_logs(), drain_timeout);
     World { listeners, _phase: phase, _records: records }
 }
 

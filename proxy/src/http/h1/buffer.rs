@@ -43,6 +43,18 @@ impl Buffer {
         Self { pool: Rc::clone(pool), storage: Vec::new(), start: 0, end: 0 }
     }
 
+    /// A buffer that holds these bytes.
+    pub(crate) fn with(pool: &Rc<BufferPool>, bytes: &[u8]) -> Self {
+        let mut buffer = Self::new(pool);
+        if !bytes.is_empty() {
+            let mut storage = pool.take();
+            storage.resize(bytes.len().max(storage.len()), 0);
+            storage[..bytes.len()].copy_from_slice(bytes);
+            (buffer.storage, buffer.end) = (storage, bytes.len());
+        }
+        buffer
+    }
+
     /// The bytes in the queue.
     pub(crate) fn filled(&self) -> &[u8] {
         &self.storage[self.start..self.end]

@@ -20,6 +20,7 @@ use crate::flow::{OpenFlow, Outcome};
 use crate::http::respond::LocalReply;
 use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
+use crate::listener::handover::{self, Leave};
 use crate::reason::Reason;
 use crate::upstream;
 
@@ -31,8 +32,7 @@ const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
 
 /// What happens to the downstream connection after a request.
-#[derive(Debug)]
-enum Next {
+enum Next<'c> {
     /// Read another request.
     Continue,
     /// Nothing more will come or go: close.
@@ -43,11 +43,28 @@ enum Next {
     Reset,
     /// A WebSocket was accepted.
     Tunnel(Box<Tunnel>),
+    /// It goes on, on another thread.
+    Elsewhere(Leave<'c>),
 }
 
 /// Serves `stream` to its end. `buffer` holds what was read from it already.
-pub(crate) async fn serve(connection: &Connection, mut stream: TcpStream, buffer: Buffer) {
-    let mut session = Session { connection, buffer, paired: None };
+pub(crate) async fn serve(connection: &Connection, stream: TcpStream, buffer: Buffer) {
+    go_on(connection, stream, buffer, None).await;
+}
+
+/// The same for one that another thread has served so far, with its upstream.
+pub(crate) async fn resume(connection: &Connection, stream: TcpStream, buffer: Buffer, paired: Option<Paired>) {
+    // Whatever has changed on the way, nobody was told.
+    if connection.is_over() {
+        return;
+    }
+    drop(connection.idle.work());
+    connection.idle.wait();
+    go_on(connection, stream, buffer, paired).await;
+}
+
+async fn go_on(connection: &Connection, mut stream: TcpStream, buffer: Buffer, paired: Option<Paired>) {
+    let mut session = Session { connection, buffer, paired };
     let (mut reader, mut writer) = stream.split();
     let next = session.run(&mut reader, &mut writer).await;
     let Session { buffer, paired, .. } = session;
@@ -63,6 +80,7 @@ pub(crate) async fn serve(connection: &Connection, mut stream: TcpStream, buffer
             }
             tollgate_net::reset(stream);
         }
+        (Next::Elsewhere(leave), paired) => handover::leave(connection, leave, stream, &buffer, paired),
         (Next::Close | Next::Continue, _) => {}
     }
 }
@@ -75,14 +93,15 @@ pub(super) struct Session<'c> {
     pub(super) paired: Option<Paired>,
 }
 
-impl Session<'_> {
-    async fn run(&mut self, reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) -> Next {
+impl<'c> Session<'c> {
+    async fn run(&mut self, reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) -> Next<'c> {
         loop {
             tollgate_schedule::rest().await; // pipelined requests are all there at once
             let head = self.next_head(reader).await;
             let _work = self.connection.idle.work();
             let next = match head {
                 NextHead::End => return Next::Close,
+                NextHead::Elsewhere(leave) => return Next::Elsewhere(leave),
                 NextHead::Refused(refusal, started) => {
                     let decision = refused(self.connection, refusal, started);
                     self.act(decision, Buffer::new(&self.connection.worker.buffers), reader, writer).await
@@ -106,7 +125,7 @@ impl Session<'_> {
         head: Buffer,
         reader: &mut ReadHalf<'_>,
         writer: &mut WriteHalf<'_>,
-    ) -> Next {
+    ) -> Next<'c> {
         match decision {
             Decision::Reply(reply) => self.reply(*reply, reader, writer).await,
             Decision::Forward(forward) => self.forward(*forward, head, reader, writer).await,
@@ -114,7 +133,7 @@ impl Session<'_> {
     }
 
     /// Sends an answer of our own and makes the connection ready for what follows, if anything can follow.
-    async fn reply(&mut self, reply: Reply, reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) -> Next {
+    async fn reply(&mut self, reply: Reply, reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) -> Next<'c> {
         let Reply { reply, mut flow, reason, body, expects_continue, to_head, close } = reply;
         let ending = self.connection.is_ending();
         let keep = !reply.close && !close && !ending && !expects_continue && body.is_some();
@@ -157,7 +176,7 @@ impl Session<'_> {
         head: Buffer,
         reader: &mut ReadHalf<'_>,
         writer: &mut WriteHalf<'_>,
-    ) -> Next {
+    ) -> Next<'c> {
         self.drop_ended_upstream();
         forward.retries = Retries::of(self.connection, &forward, &mut self.buffer);
         forward.flow.if_dropped(Outcome::Failed, Some(Reason::Draining));
@@ -236,7 +255,7 @@ impl Session<'_> {
         reused: bool,
         reader: &mut ReadHalf<'_>,
         writer: &mut WriteHalf<'_>,
-    ) -> Next {
+    ) -> Next<'c> {
         let started = forward.flow.http.as_ref().is_some_and(|http| http.status != 0);
         let (outcome, reason) = match error {
             ExchangeError::Downstream(_) | ExchangeError::HalfClosed => (Outcome::Failed, Reason::DownstreamReset),
@@ -276,7 +295,7 @@ impl Session<'_> {
         reason: Reason,
         reader: &mut ReadHalf<'_>,
         writer: &mut WriteHalf<'_>,
-    ) -> Next {
+    ) -> Next<'c> {
         let config = &self.connection.listener.config;
         let Forward { mut flow, body, grpc, to_head, close, version, .. } = forward;
         let reply = LocalReply::refusal(reason, grpc, &config.denied_body, config.reason_header);

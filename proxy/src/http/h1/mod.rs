@@ -16,8 +16,9 @@ mod waiting;
 mod websocket;
 
 pub(crate) use buffer::{Buffer, BufferPool};
-pub(crate) use connection::serve;
+pub(crate) use connection::{resume, serve};
 pub(crate) use decide::{policy_view, read};
+pub(crate) use exchange::Paired;
 pub(crate) use head::{MAX_FIELDS, MAX_HEAD};
 pub(crate) use request::FORWARDED_PROTO;
 pub use request::canonical_path_of;

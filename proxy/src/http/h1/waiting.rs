@@ -8,6 +8,7 @@ use super::connection::Session;
 use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
 use super::request::Refusal;
 use crate::flow::Protocol;
+use crate::listener::handover::Leave;
 use crate::reason::Reason;
 use crate::tcp::fill;
 
@@ -15,21 +16,27 @@ use crate::tcp::fill;
 const MAX_EMPTY_LINES: usize = 4;
 
 /// What waiting for a request head led to.
-pub(super) enum NextHead {
+pub(super) enum NextHead<'c> {
     /// The head is the first so many bytes of the buffer.
     Complete(usize, Instant),
     /// The client is done, or we are.
     End,
     /// What came is no head that can be taken.
     Refused(Refusal, Instant),
+    /// Another thread is to serve it.
+    Elsewhere(Leave<'c>),
 }
 
-impl Session<'_> {
+impl<'c> Session<'c> {
     /// Waits for a complete request head. An idle connection waits as long as both ends like; one that has begun a head
     /// has `request_head_timeout` to end it.
-    pub(super) async fn next_head(&mut self, reader: &mut ReadHalf<'_>) -> NextHead {
+    pub(super) async fn next_head(&mut self, reader: &mut ReadHalf<'_>) -> NextHead<'c> {
         if self.buffer.is_empty() && !self.wait_for_bytes(reader).await {
             return NextHead::End;
+        }
+        if let Some(leave) = self.connection.way() {
+            self.drop_ended_upstream();
+            return NextHead::Elsewhere(leave);
         }
         let started = Instant::now();
         let mut scanner = HeadScanner::default();

@@ -156,7 +156,8 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
                 let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
                 return Abuse::of(&shared.budget);
             }
-            _ = connection.changed() => if connection.is_over() {
+            // Its client comes again, and is taken up where its tenant is.
+            _ = connection.changed() => if connection.is_over() || connection.is_misplaced() {
                 shared.goaway.notify_one();
             },
             reason = connection.reaped(Protocol::Http2), if leaves_at.is_none() => {

@@ -30,6 +30,8 @@ fn serving(groups: Groups) -> (Serving, ListenerSeries) {
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),
+        opened: Notify::new(),
+        side: None,
     };
     (Serving::new(Rc::new(worker)), metrics.listener("l", Direction::Ingress))
 }
@@ -38,7 +40,7 @@ fn serve(series: ListenerSeries, direction: Direction) -> Command {
     let config = config::Listener { name: "l".into(), ..config::Listener::new(direction, false) };
     let (done, _) = mpsc::channel(1);
     Command::Serve(Box::new(Serve {
-        config,
+        config: Arc::new(config),
         series,
         access_log: ListenerLog::default(),
         open: Vec::new(),
@@ -136,5 +138,47 @@ fn no_accept_loop_outlives_the_listener() {
         serving.obey(Command::Serve(twice)).await;
         serving.obey(remove(LONG)).await;
         assert!(std::net::TcpStream::connect(address).is_err(), "nobody listens any more");
+    });
+}
+
+#[test]
+fn a_connection_from_another_thread_finds_the_listener_that_accepted_it() {
+    on_a_worker(|groups| async move {
+        let (mut serving, series) = serving(groups);
+        let config_of = |command: &Command| match command {
+            Command::Serve(serve) => Arc::clone(&serve.config),
+            Command::Remove { .. } => unreachable!(),
+        };
+        let (first, changed) = (serve(series.clone(), Direction::Ingress), serve(series.clone(), Direction::Ingress));
+        let (config, other) = (config_of(&first), config_of(&serve(series.clone(), Direction::Egress)));
+        serving.obey(first).await;
+        let (served, context) = serving.listener_of(&config).unwrap();
+        assert!(Arc::ptr_eq(&context.config, &config));
+        assert!(serving.listener_of(&other).is_none(), "one of that name that judges the other direction is another");
+        serving.obey(changed).await;
+        let (same, context) = serving.listener_of(&config).unwrap();
+        assert!(Rc::ptr_eq(&same, &served) && !Arc::ptr_eq(&context.config, &config));
+        // One that drains takes up its own, until it is gone.
+        let config = Arc::clone(&context.config);
+        serving.obey(remove(LONG)).await;
+        let (served, _alive) = connection(&serving);
+        serving.obey(serve(series.clone(), Direction::Egress)).await;
+        assert!(Rc::ptr_eq(&serving.listener_of(&config).unwrap().0, &served));
+        serving.replaced.clear();
+        assert!(serving.listener_of(&config).is_none());
+    });
+}
+
+#[test]
+fn a_lane_knows_the_addresses_of_its_listeners() {
+    on_a_worker(|groups| async move {
+        let (mut serving, series) = serving(groups);
+        let Command::Serve(mut of_lane) = serve(series.clone(), Direction::Ingress) else { unreachable!() };
+        let address = "127.0.0.1:9".parse().unwrap();
+        of_lane.open = vec![(address, Vec::new())];
+        serving.obey(Command::Serve(of_lane)).await;
+        assert_eq!(*serving.worker.own_addresses.borrow(), [address]);
+        serving.obey(remove(LONG)).await;
+        assert!(serving.worker.own_addresses.borrow().is_empty());
     });
 }
