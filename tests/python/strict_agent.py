@@ -17,6 +17,8 @@ Commands (`type` is a key of TYPES, "NetworkPolicy" unless given):
     {"do": "touch", "id": 1000, "port": 81}                       changes one of them
     {"do": "send", "bad": "garbage"}                              one of BAD, once to each open stream of the type
     {"do": "repeat", "bad": "garbage"}                            the same, again after each answer; null ends it
+    {"do": "insist", "id": 1000}                                  its policy becomes garbage, and is sent again whenever it is refused;
+                                                                  null ends that
     {"do": "flap", "times": 50, "every": 0.1}                     ends all open streams so often
     {"do": "count"}                                               what happened so far
 
@@ -207,6 +209,8 @@ class Stream:
         fields = {"message": request.error_detail.message} if event == "nack" else {}
         tell(event, type=topic.cache.kind, nonce=nonce, bad=topic.bad, **fields)
         topic.outstanding = None
+        if event == "nack" and self.agent.insists and topic.cache.kind == "NetworkPolicy":
+            topic.cache.change([(self.agent.insists, b"\xff\xff\xff")], [])
         if self.agent.repeated and topic.cache.kind == self.agent.repeated[0]:
             self.inject(topic, self.agent.repeated[1])
 
@@ -362,6 +366,7 @@ class Agent:
         self.server = None
         self.bound = None
         self.repeated = None  # type and kind of a bad response
+        self.insists = None  # name of a policy that is garbage
         self.clusters_known = False
         self.counts = {}
         self.violations = []
@@ -509,6 +514,10 @@ class Agent:
                     topic = stream.topics.get(cache.url)
                     if topic and topic.wants is not None and not topic.outstanding:
                         stream.inject(topic, command["bad"])
+            elif do == "insist":
+                self.insists = str(command["id"]) if command["id"] else None
+                if self.insists:
+                    cache.change([(self.insists, b"\xff\xff\xff")], [])
             elif do == "repeat":
                 self.repeated = (kind, command["bad"]) if command["bad"] else None
             self.changed.notify_all()

@@ -31,6 +31,36 @@ pub(crate) struct Difference<M> {
     pub(crate) removed: Vec<String>,
     /// What to remember when it is accepted; `None` is a resource that is gone.
     edits: Edits,
+    /// Why some of the resources are not among them.
+    refused: Refused,
+}
+
+/// Resources of a response that nothing can be made of. They keep what they were, and hold up no others: an agent puts the policies
+/// of a whole node into one response (as gRPC does, proposal A46).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Refused {
+    first: Option<Rejection>,
+    count: usize,
+}
+
+impl Refused {
+    fn add(&mut self, reason: Rejection) {
+        self.count += 1;
+        self.first.get_or_insert(reason);
+    }
+
+    fn is_none(&self) -> bool {
+        self.count == 0
+    }
+
+    /// What the peer is told.
+    pub(crate) fn into_rejection(self) -> Option<Rejection> {
+        let others = self.count.saturating_sub(1);
+        self.first.map(|first| match others {
+            0 => first,
+            others => Rejection::new(format!("{first} (and {others} more)")),
+        })
+    }
 }
 
 /// What to change in [`Accepted`].
@@ -46,7 +76,11 @@ impl Accepted {
 
     /// The difference to a state that consists of exactly `resources`. `name_of` names those that bring no name.
     ///
-    /// A copy of a resource, byte by byte, says nothing and is ignored.
+    /// A copy of a resource, byte by byte, says nothing and is ignored. Where a resource cannot be read, none is taken for gone: it
+    /// may be any of those that are missing.
+    ///
+    /// # Errors
+    /// What is wrong, where there is nothing else that is new.
     pub(crate) fn differs_from_state<M: Message + Default>(
         &self,
         type_url: &str,
@@ -56,26 +90,34 @@ impl Accepted {
     ) -> Result<Difference<M>, Rejection> {
         let mut stays = vec![false; self.resources.capacity()];
         let mut fresh = Vec::new();
+        let mut difference = Difference::none();
         for (index, any) in resources.iter().enumerate() {
             let refuse = |reason| reject(index, resources.len(), any, reason);
-            let (name, value) = unwrap(type_url, any).map_err(refuse)?;
+            let (name, value) = match unwrap(type_url, any) {
+                Ok(resource) => resource,
+                Err(reason) => {
+                    difference.refused.add(refuse(reason));
+                    continue;
+                }
+            };
             let known = match &name {
                 Some(name) => self.by_name.get(&**name).filter(|&&known| self.resources[known].1 == value),
                 None => self.by_bytes.get(&value),
             };
             match known {
                 Some(&known) => stays[known] = true,
-                None => {
-                    let (message, partly_read) = decode::<M>(&value).map_err(|reason| match &name {
+                None => match decode::<M>(&value) {
+                    Ok((message, partly_read)) => {
+                        let name = name.unwrap_or_else(|| name_of(&message));
+                        fresh.push((Resource { name, message, partly_read }, value));
+                    }
+                    Err(reason) => difference.refused.add(match &name {
                         Some(name) => refuse(format!("{name:?}: {reason}")),
                         None => refuse(reason),
-                    })?;
-                    let name = name.unwrap_or_else(|| name_of(&message));
-                    fresh.push((Resource { name, message, partly_read }, value));
-                }
+                    }),
+                },
             }
         }
-        let mut difference = Difference::none();
         let mut new_names: HashSet<Arc<str>> = HashSet::new();
         let mut new_bytes: HashSet<Bytes> = HashSet::new();
         let mut copies: HashMap<String, usize> = HashMap::new();
@@ -91,15 +133,19 @@ impl Accepted {
         }
         for (known, (name, _)) in &self.resources {
             let unwanted = wanted.is_some_and(|wanted| !wanted.contains(&**name));
-            if (!stays[known] || unwanted) && !new_names.contains(name) {
+            let gone = !stays[known] && difference.refused.is_none();
+            if (gone || unwanted) && !new_names.contains(name) {
                 difference.remove(name);
             }
         }
-        Ok(difference)
+        difference.unless_all_is_refused()
     }
 
     /// The difference that an incremental response makes: `removed` go first, then `resources` come in their order. With
-    /// `replaces_all` nothing stays that is not among them.
+    /// `replaces_all` nothing stays that is not among them. A resource that cannot be read stays as it was.
+    ///
+    /// # Errors
+    /// What is wrong, where there is nothing else that is new.
     pub(crate) fn differs_by_increment<M: Message + Default>(
         &self,
         type_url: &str,
@@ -119,15 +165,22 @@ impl Accepted {
             let refuse = |reason| Rejection::new(format!("resource {index} of {count} ({name:?}): {reason}"));
             let known = self.by_name.get(&*name).map(|&known| &self.resources[known].1);
             let value = match resource.resource {
-                Some(any) => of_type(type_url, &name, any).map_err(refuse)?,
+                Some(any) => of_type(type_url, &name, any),
                 // A heartbeat: it only prolongs a time to live, and ours are endless.
                 None if known.is_some() && !removed.iter().any(|removed| **removed == *name) => continue,
-                None => return Err(refuse(format!("holds no resource, wanted {type_url}"))),
+                None => Err(format!("holds no resource, wanted {type_url}")),
             };
-            if known == Some(&value) {
+            if value.as_ref().is_ok_and(|value| known == Some(value)) {
                 continue;
             }
-            let (message, partly_read) = decode::<M>(&value).map_err(refuse)?;
+            let read = value.and_then(|value| decode::<M>(&value).map(|read| (read, value)));
+            let ((message, partly_read), value) = match read {
+                Ok(read) => read,
+                Err(reason) => {
+                    difference.refused.add(refuse(reason));
+                    continue;
+                }
+            };
             let unwanted = wanted.is_some_and(|wanted| !wanted.contains(&*name));
             if latest.get(&name) == Some(&index) && !unwanted {
                 difference.add(Resource { name: name.as_ref().to_owned(), message, partly_read }, &value);
@@ -141,7 +194,7 @@ impl Accepted {
                 gone.filter_map(|name| self.by_name.get_key_value(name.as_str()).map(|(name, _)| name)).collect();
             gone.into_iter().for_each(|name| difference.remove(name));
         }
-        Ok(difference)
+        difference.unless_all_is_refused()
     }
 
     /// What goes when only `wanted` are wanted any more.
@@ -171,17 +224,24 @@ impl Accepted {
 
 impl<M> Difference<M> {
     pub(crate) const fn none() -> Self {
-        Self { changed: Vec::new(), removed: Vec::new(), edits: Vec::new() }
+        Self { changed: Vec::new(), removed: Vec::new(), edits: Vec::new(), refused: Refused { first: None, count: 0 } }
+    }
+
+    fn unless_all_is_refused(self) -> Result<Self, Rejection> {
+        if self.edits.is_empty() && !self.refused.is_none() {
+            return Err(self.refused.into_rejection().unwrap_or_else(|| Rejection::new("nothing of it can be read")));
+        }
+        Ok(self)
     }
 
     pub(crate) fn is_none(&self) -> bool {
         self.edits.is_empty()
     }
 
-    /// What the handler gets, and what to remember when it accepts.
-    pub(crate) fn into_parts(mut self) -> (Vec<Resource<M>>, Vec<String>, Edits) {
+    /// What the handler gets, what to remember when it accepts, and what it does not get.
+    pub(crate) fn into_parts(mut self) -> (Vec<Resource<M>>, Vec<String>, Edits, Refused) {
         self.removed.sort_unstable(); // they come out of a hash table
-        (self.changed, self.removed, self.edits)
+        (self.changed, self.removed, self.edits, self.refused)
     }
 
     fn add(&mut self, resource: Resource<M>, value: &Bytes) {

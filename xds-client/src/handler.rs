@@ -25,7 +25,8 @@ pub trait Handler: Send + 'static {
     /// Makes the state that `update` leads to the one in force, and returns when everyone who must see it can see it: the
     /// response is acknowledged right after. A handler that needs whole states keeps a [`State`].
     ///
-    /// Called for every response that decodes, also when nothing in it is new. Updates of a type never overlap. The
+    /// Called for every response that decodes, also when nothing in it is new, and for what decodes of others, if anything of it is
+    /// new; the rest of those is refused. Updates of a type never overlap. The
     /// future may be dropped when the client is.
     ///
     /// # Errors
@@ -96,19 +97,27 @@ pub struct Rejection {
     message: String,
     /// Names of the resources that are refused; `None`: all that the update changes.
     resources: Option<BTreeSet<String>>,
+    /// Something else of the response is in force that was not before.
+    pub(crate) brings_news: bool,
 }
 
 impl Rejection {
     /// A rejection whose message names the resource, the field and the reason.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), resources: None }
+        Self { message: message.into(), resources: None, brings_news: false }
     }
 
     /// A rejection of the resources of these names only. Whatever else the update changes is in force, although the control plane
     /// is told that it was refused: the protocol cannot say more.
     pub fn of_resources(message: impl Into<String>, names: impl IntoIterator<Item = String>) -> Self {
-        Self { message: message.into(), resources: Some(names.into_iter().collect()) }
+        let resources = Some(names.into_iter().collect());
+        Self { message: message.into(), resources, brings_news: false }
+    }
+
+    /// Whether both are for the same reason.
+    pub(crate) fn says_what(&self, other: &Self) -> bool {
+        self.message == other.message
     }
 
     /// What was changed all the same.
@@ -194,15 +203,19 @@ impl<H: Handler> ErasedHandler for H {
             if less && difference.is_none() {
                 return Ok(Changed { changed: 0, removed: 0 });
             }
-            let (changed, removed, edits) = difference.into_parts();
+            let (changed, removed, edits, refused) = difference.into_parts();
             let counts = Changed { changed: changed.len(), removed: removed.len() };
             let outcome = Handler::apply(self, Update { version, changed, removed, first_on_stream }).await;
             let in_force = match &outcome {
                 Ok(()) => edits,
                 Err(rejection) => rejection.in_force(edits),
             };
+            let brings_news = !in_force.is_empty();
             Arc::make_mut(accepted).apply(in_force);
-            outcome.map(|()| counts)
+            match outcome.err().or_else(|| refused.into_rejection()) {
+                None => Ok(counts),
+                Some(rejection) => Err(Rejection { brings_news, ..rejection }),
+            }
         };
         // A panic while compiling one update must not end the subscription: the next version may be fine.
         let work = AssertUnwindSafe(work).catch_unwind();

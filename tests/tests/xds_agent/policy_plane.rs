@@ -1,6 +1,8 @@
 //! Policies that take long to compile, and those that nothing can be made of: nobody else notices.
 
 use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tollgate_proto::json::network_policy_to_json;
@@ -76,5 +78,36 @@ fn a_policy_that_takes_long_denies_until_it_is_compiled_and_holds_up_nobody() {
         });
         let seconds = world.proxy.metric("tollgate_tenant_policy_compile_seconds_total{tenant=\"poor\"}");
         assert!(seconds > 0.005, "{mode}: {seconds}");
+    }
+}
+
+/// An agent puts the policies of the whole node into one response, and some send it again at once when it is refused.
+#[test]
+fn a_policy_that_cannot_be_read_holds_up_no_other_and_is_refused_ever_more_slowly() {
+    for mode in MODES {
+        let Some(mut world) = super::world(mode) else { return };
+        world.agent.change(&json!({"do": "fill", "first": 1000, "count": 198}));
+        assert_eq!(world.endpoints(), 199, "{mode}");
+        let canary = world.canary();
+        world.agent.run(&json!({"do": "insist", "id": 1000}));
+        // Comes in the same response, or while that is sent again and again.
+        world.agent.run(&json!({"do": "fill", "first": 2000, "count": 2}));
+        until("what comes with it", || (world.endpoints() == 201).then_some(()));
+        until("some refusals", || (world.agent.count("nack") >= 6).then_some(()));
+        let before = world.agent.count("nack");
+        thread::sleep(Duration::from_secs(5));
+        let refusals = world.agent.count("nack") - before;
+        assert!((1..=5).contains(&refusals), "{mode}: {refusals} refusals in 5 s");
+        assert_eq!(world.endpoints(), 201, "{mode}: it is enforced as it was last");
+        let error = world.stream("NetworkPolicy")["last_error"].as_str().unwrap().to_owned();
+        assert!(error.starts_with("resource ") && error.contains("failed to decode"), "{mode}: {error}");
+
+        let accepted = |world: &World| world.stream("NetworkPolicy")["acks"].as_u64().unwrap();
+        let before = accepted(&world);
+        world.agent.run(&json!({"do": "insist", "id": null}));
+        world.agent.run(&json!({"do": "touch", "id": 1000, "port": 82}));
+        until("its acknowledgement", || (accepted(&world) > before).then_some(()));
+        assert_eq!(world.endpoints(), 201, "{mode}");
+        assert!(canary.stop() > 0);
     }
 }

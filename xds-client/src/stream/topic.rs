@@ -1,6 +1,7 @@
 //! One type on one stream: what came and waits to be applied, and what is to be said.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -16,7 +17,12 @@ use crate::{Backoff, Node, Rejection, Variant};
 const FRUITLESS: u32 = 10;
 
 /// Longest pause before an answer to such a peer.
-const LONGEST_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Pause before a refusal is said for the second time in a row; each further time it is twice as long. A peer that waits for answers
+/// is told of nothing else meanwhile, so this must not become long: what it has for other endpoints waits, too.
+const REPEATED: Duration = Duration::from_millis(100);
+const LONGEST_REPEATED: Duration = Duration::from_secs(2);
 
 /// One type on one stream.
 pub(super) struct Topic {
@@ -36,6 +42,8 @@ pub(super) struct Topic {
     received: u64,
     settled: u64,
     fruitless: u32,
+    /// What was refused last, and how often the same was before.
+    refusal: Option<(Rejection, u32)>,
 }
 
 /// A response that waits for its turn.
@@ -78,6 +86,7 @@ impl Topic {
             received: 0,
             settled: 0,
             fruitless: 0,
+            refusal: None,
         }
     }
 
@@ -182,22 +191,36 @@ impl Topic {
         let Receipt { number, version, nonce, first } = receipt;
         self.applying = false;
         self.settled = number;
+        let mut pause = Duration::ZERO;
         let fruitful = match outcome {
             Ok(changed) => {
                 self.session.accept(version, nonce);
+                self.refusal = None;
                 first || !changed.is_none()
             }
             Err(rejection) => {
                 self.session.refuse(nonce, &rejection);
-                false
+                let news = rejection.brings_news;
+                pause = self.pause_before_refusal(rejection);
+                news
             }
         };
         self.fruitless = if fruitful { 0 } else { self.fruitless.saturating_add(1) };
-        let pause = match self.fruitless.checked_sub(FRUITLESS + 1) {
-            Some(attempt) => backoff.delay(attempt, fastrand::f64()).min(LONGEST_PAUSE),
-            None => std::time::Duration::ZERO,
-        };
+        if let Some(attempt) = self.fruitless.checked_sub(FRUITLESS + 1) {
+            pause = pause.max(backoff.delay(attempt, fastrand::f64()).min(LONGEST_PAUSE));
+        }
         self.due = Some(Instant::now() + pause);
+    }
+
+    /// The same again that nothing comes of is said more and more slowly; whatever is new, at once.
+    fn pause_before_refusal(&mut self, rejection: Rejection) -> Duration {
+        let before = self.refusal.take().filter(|(before, _)| !rejection.brings_news && before.says_what(&rejection));
+        let times = before.map_or(0, |(_, times)| times + 1);
+        self.refusal = Some((rejection, times));
+        match times.checked_sub(1) {
+            None => Duration::ZERO,
+            Some(doublings) => REPEATED.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_REPEATED),
+        }
     }
 
     /// Whether what was accepted may lack what a refused response held before it. Only an incremental peer does not send

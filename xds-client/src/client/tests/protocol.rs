@@ -129,8 +129,8 @@ async fn an_empty_response_is_a_state_like_any_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resource_that_does_not_decode_refuses_the_whole_response_and_names_it() {
-    let mut response = greetings("2", &["fine", "fine"]);
+async fn a_resource_that_does_not_decode_is_refused_by_its_place() {
+    let mut response = greetings("2", &["good", "good"]);
     response.resources.push(any(&[0x0a, 0x05, b'x'])); // field 1 promises five bytes, one follows
     let message = refusal(&response).await;
     assert!(message.starts_with("resource 2 of 3 (type.googleapis.com/test.Greeting): "), "{message}");
@@ -141,9 +141,41 @@ async fn a_resource_that_does_not_decode_refuses_the_whole_response_and_names_it
     assert!(message.contains("resource 0 of 1") && message.contains("Greeting.text"), "{message}");
 }
 
+/// What can be read is in force, though the protocol can only refuse the whole; nothing that is missing is taken for gone, since the
+/// one that cannot be read may be it.
+#[tokio::test(start_paused = true)]
+async fn a_resource_that_does_not_decode_holds_up_no_other() {
+    let mut world = start();
+    let mut stream = world.peer.accept().await;
+    stream.push(&greetings("1", &["a", "b"])).await;
+    world.updates.accept().await;
+    assert_eq!(stream.request().await, ack("1"));
+
+    let mut response = greetings("2", &["a", "c"]);
+    response.resources.push(any(&[0x0a, 0x01, 0xff]));
+    response.resources.push(any(&[0x0a, 0x05, b'x']));
+    stream.push(&response).await;
+    let update = world.updates.accept().await;
+    let changed: Vec<_> = update.changed.iter().map(|resource| resource.message.text.as_str()).collect();
+    assert_eq!((changed, update.removed.is_empty()), (vec!["c"], true));
+    let answer = stream.request().await;
+    let message = answer.error_detail.clone().unwrap().message;
+    assert!(message.starts_with("resource 2 of 4 ") && message.ends_with("(and 1 more)"), "{message}");
+    assert_eq!(answer, nack("1", "2", &message));
+    assert_eq!(world.stream().resources, 3, "what is in force");
+
+    // The same again brings nothing; what is good again takes away what is missing.
+    stream.push(&response).await;
+    stream.request().await;
+    world.updates.assert_none();
+    stream.push(&greetings("3", &["a", "c"])).await;
+    assert_eq!(world.updates.accept().await.removed.len(), 1);
+    assert_eq!(stream.request().await, ack("3"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_resource_of_another_type_is_refused() {
-    let mut response = greetings("2", &["fine"]);
+    let mut response = greetings("2", &["good"]);
     response.resources.push(Any { type_url: "type.googleapis.com/test.Farewell".into(), value: Vec::new() });
     assert_eq!(
         refusal(&response).await,
