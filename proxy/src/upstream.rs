@@ -17,6 +17,7 @@ use crate::flow::FlowRecord;
 use crate::listener::connection::Connection;
 use crate::metrics::ConnectResult;
 use crate::reason::Reason;
+use crate::tenant::UpstreamPlace;
 
 /// Between which addresses an upstream connection runs, as records tell it.
 #[derive(Clone, Copy, Debug)]
@@ -35,17 +36,27 @@ impl UpstreamPath {
     }
 }
 
+/// An open upstream connection.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) stream: TcpStream,
+    pub(crate) path: UpstreamPath,
+    /// To be kept for as long as the stream is open.
+    pub(crate) place: UpstreamPlace,
+}
+
 /// Connects to where `connection` was going. The permit shows that policy was asked. Where the system refuses the mark or
-/// the client's address, nothing is connected: the flow would pass for somebody else's.
-pub(crate) async fn open(
-    connection: &Connection,
-    _permit: &Permit,
-    source: SecurityId,
-) -> Result<(TcpStream, UpstreamPath), Reason> {
+/// the client's address, nothing is connected: the flow would pass for somebody else's. Nor is it where the tenant has as many
+/// connections as it may have.
+pub(crate) async fn open(connection: &Connection, _permit: &Permit, source: SecurityId) -> Result<Opened, Reason> {
     let config = &connection.listener.config;
     let destination = match config.upstream {
         Upstream::OriginalDst => connection.original_dst,
         Upstream::Fixed(address) => address,
+    };
+    let place = {
+        let world = connection.worker.world.load();
+        connection.payer.admit_upstream(&world.tenants, destination).map_err(|limited| limited.reason)?
     };
     let ingress = config.direction == Direction::Ingress;
     let options = UpstreamOptions {
@@ -66,7 +77,8 @@ pub(crate) async fn open(
                 metrics.upstream_source_port_changed();
                 changed_source = upstream.stream.local_addr().ok();
             }
-            Ok((upstream.stream, UpstreamPath { address: destination, changed_source }))
+            let path = UpstreamPath { address: destination, changed_source };
+            Ok(Opened { stream: upstream.stream, path, place })
         }
         Ok(Err(error)) => {
             let result = result_of(&error);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::access_log::LoggedFlow;
 use super::{Fields, FlowRecord, FlowSender, LogTarget, Outcome, Protocol};
 use crate::reason::Reason;
-use crate::tenant::{Charge, Limited, Payer, Table};
+use crate::tenant::{Charge, Head, Limited, Payer, Table};
 
 /// The record of a request or connection that is still open; hold it where the end is seen (for HTTP, in the
 /// response body).
@@ -49,8 +49,8 @@ impl OpenFlow {
     ///
     /// # Errors
     /// The limit of the tenant that it would exceed.
-    pub(crate) fn admit(&mut self, tenants: &Table, is_long: bool) -> Result<(), Limited> {
-        self.charge.as_mut().map_or(Ok(()), |charge| charge.admit(tenants, is_long))
+    pub(crate) fn admit(&mut self, tenants: &Table, head: &Head<'_>) -> Result<(), Limited> {
+        self.charge.as_mut().map_or(Ok(()), |charge| charge.admit(tenants, head))
     }
 
     /// Has the flow write entries to an access log, too.

@@ -20,6 +20,13 @@ pub enum Outcome {
     Failed,
 }
 
+impl Outcome {
+    /// Of a flow that policy allowed, and that for this reason was not sent on.
+    pub(crate) const fn of_unsent(reason: Reason) -> Self {
+        if reason.is_overload() { Self::Denied } else { Self::Failed }
+    }
+}
+
 /// Protocol spoken on the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {

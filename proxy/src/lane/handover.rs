@@ -9,7 +9,7 @@ use crate::config;
 use crate::flow::ListenerLog;
 use crate::listener::connection::Carried;
 use crate::metrics::ListenerSeries;
-use crate::tenant::SentPlace;
+use crate::tenant::{SentPlace, UpstreamPlace};
 use crate::upstream::UpstreamPath;
 use crate::worker::ConnectionSlot;
 
@@ -53,6 +53,7 @@ pub(crate) struct Resumed {
 pub(crate) struct SentUpstream {
     pub(crate) stream: TcpStream,
     pub(crate) path: UpstreamPath,
+    pub(crate) place: UpstreamPlace,
     /// Identity that the socket's mark carries.
     pub(crate) source: SecurityId,
     pub(crate) reused: bool,

@@ -43,10 +43,10 @@ pub(crate) fn leave(
     unread: &Buffer,
     paired: Option<Paired>,
 ) {
-    let upstream = paired.and_then(|Paired { stream, path, source, reused, .. }| {
+    let upstream = paired.and_then(|Paired { stream, path, place, source, reused, .. }| {
         // Without it the next request opens another.
         let stream = stream.into_std().ok()?;
-        Some(SentUpstream { stream, path, source, reused })
+        Some(SentUpstream { stream, path, place, source, reused })
     });
     let resumed = Resumed {
         slot: connection.worker.slots.take_over(),
@@ -120,9 +120,9 @@ fn go_on(worker: &Rc<Worker>, served: &Rc<Served>, connection: Connection, strea
     let panics = PanicCount::new(metrics, &connection.payer);
     let entered = worker.enter();
     let group = connection.group().clone();
-    let paired = upstream.and_then(|SentUpstream { stream, path, source, reused }| {
+    let paired = upstream.and_then(|SentUpstream { stream, path, place, source, reused }| {
         let stream = TcpStream::from_std(stream).ok()?;
-        Some(Paired { stream, path, source, buffer: Buffer::new(&worker.buffers), reused })
+        Some(Paired { stream, path, place, source, buffer: Buffer::new(&worker.buffers), reused })
     });
     let buffer = Buffer::with(&worker.buffers, &unread);
     served.spawn(&group, async move {

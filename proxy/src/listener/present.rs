@@ -11,7 +11,7 @@ use super::connection::Connection;
 use super::identities::{Barred, Identities};
 use crate::control::World;
 use crate::flow::{FlowRecord, OpenFlow, Outcome, Protocol};
-use crate::tenant::{Limited, TenantId};
+use crate::tenant::{Head, Limited, TenantId};
 
 /// The present of a connection. Not to be held across an await: decide, then let go.
 #[derive(Debug)]
@@ -62,11 +62,11 @@ impl<'c> Present<'c> {
         connection.begin(record, started)
     }
 
-    /// Takes what a request has to have whose head is there, until its flow ends. `is_long` for one without an end in sight.
+    /// Takes what a request has to have whose head is there, until its flow ends.
     ///
     /// # Errors
     /// The limit of its tenant that it would exceed.
-    pub(crate) fn admit_request(&self, flow: &mut OpenFlow, is_long: bool) -> Result<(), Limited> {
-        flow.admit(&self.world.tenants, is_long)
+    pub(crate) fn admit_request(&self, flow: &mut OpenFlow, head: &Head<'_>) -> Result<(), Limited> {
+        flow.admit(&self.world.tenants, head)
     }
 }

@@ -19,7 +19,7 @@ use crate::http::limits::TimeLimits;
 use crate::listener::connection::Connection;
 use crate::listener::judge::{Admitted, Basis};
 use crate::reason::Reason;
-use crate::upstream;
+use crate::upstream::{self, Opened};
 
 /// Relays an admitted connection to its end. `buffer` holds what was read from it already.
 pub(crate) async fn relay(
@@ -32,14 +32,15 @@ pub(crate) async fn relay(
     let mut flow = connection.open_flow(Protocol::Tcp, Instant::now());
     by.note(&mut flow);
     admitted.note(&mut flow);
-    let (mut stream, path) = match upstream::open(connection, &admitted.permit, admitted.source).await {
-        Ok(opened) => opened,
-        Err(reason) => {
-            tollgate_net::reset(downstream);
-            flow.finish(Outcome::Failed, Some(reason));
-            return;
-        }
-    };
+    let Opened { mut stream, path, place: _place } =
+        match upstream::open(connection, &admitted.permit, admitted.source).await {
+            Ok(opened) => opened,
+            Err(reason) => {
+                tollgate_net::reset(downstream);
+                flow.finish(Outcome::of_unsent(reason), Some(reason));
+                return;
+            }
+        };
     path.note(flow.record_mut());
     let counts = Counts::default();
     let limits = TimeLimits::of_bytes(connection.listener.config.tcp_idle_timeout);

@@ -1,11 +1,12 @@
 //! What limits count for each tenant, all workers together: cells by place, beside the table, so that they outlive it and what is
 //! set counts for what is open. Adding is atomic; nobody waits.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::TenantId;
+use super::destinations::Destinations;
 use super::gate::Held;
 use super::gcra::Bucket;
 use super::id::{PLACES, Placed as _};
@@ -71,6 +72,7 @@ pub(crate) struct Commons {
     standings: Box<[Standing]>,
     used: [AtomicU32; 2],
     default_weight: AtomicU32,
+    pub(super) destinations: Arc<Destinations>,
     pools: OnceLock<Pools>,
     began: Instant,
 }
@@ -81,6 +83,7 @@ impl Default for Commons {
             standings: (0..PLACES).map(|_| Standing::default()).collect(),
             used: Default::default(),
             default_weight: AtomicU32::new(1),
+            destinations: Arc::default(),
             pools: OnceLock::new(),
             began: Instant::now(),
         }

@@ -5,11 +5,13 @@
 //! contract is asked when they are there; whoever is refused gives them back. A tenant without limits costs two additions, and
 //! more only when places run short.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::commons::{Commons, Space};
+use super::destinations::{Full, UpstreamPlace};
 use super::gcra::{Bucket, Contract};
 use super::share::{self, Pool, Wanting};
 use super::{Account, Ledger, Rate, Settings, Table, TenantId};
@@ -30,6 +32,14 @@ impl Limited {
         let wait = self.retry_after.unwrap_or_default();
         (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
     }
+}
+
+/// What limits ask about a request.
+pub(crate) struct Head<'a> {
+    /// It has no end in sight.
+    pub(crate) is_long: bool,
+    /// How long its head is.
+    pub(crate) bytes: &'a dyn Fn() -> usize,
 }
 
 /// What a request has been given, and gives back at its end.
@@ -78,12 +88,17 @@ impl<'a> Gate<'a> {
             .inspect_err(|_| self.commons.leave(Space::Connections, self.tenant))
     }
 
-    /// Takes what a request needs whose head is there. `is_long` for one without an end in sight.
+    /// Takes what a request needs whose head is there.
     ///
     /// # Errors
     /// As [`Gate::admit_connection`].
-    pub(super) fn admit_request(&self, is_long: bool) -> Result<Held, Limited> {
-        let ceilings = self.settings.map(|settings| &settings.ceilings);
+    pub(super) fn admit_request(&self, head: &Head<'_>) -> Result<Held, Limited> {
+        let (is_long, ceilings) = (head.is_long, self.settings.map(|settings| &settings.ceilings));
+        if let Some(most) = ceilings.and_then(|ceilings| ceilings.header_bytes)
+            && (head.bytes)() > most.get() as usize
+        {
+            self.decide(Limited { reason: Reason::TenantHeaders, retry_after: None })?;
+        }
         let in_flight = ceilings.and_then(|ceilings| ceilings.in_flight);
         self.take_place(Space::InFlight, in_flight, Reason::TenantInFlight)?;
         let mut held = Held { in_flight: true, long_stream: false };
@@ -98,6 +113,20 @@ impl<'a> Gate<'a> {
             .and_then(|()| self.keep_contract(rate, bucket, Reason::TenantRate))
             .map(|()| held)
             .inspect_err(|_| self.commons.give_back(self.tenant, held))
+    }
+
+    /// Takes a place for a connection to an upstream.
+    ///
+    /// # Errors
+    /// As [`Gate::admit_connection`].
+    pub(super) fn admit_upstream(&self, destination: SocketAddr) -> Result<UpstreamPlace, Limited> {
+        let ceiling = self.settings.and_then(|settings| settings.ceilings.upstream_connections);
+        let ceiling = ceiling.map_or(u32::MAX, NonZeroU32::get);
+        let take = |most| self.commons.destinations.take(self.tenant, destination, most);
+        take(ceiling).or_else(|Full| {
+            self.decide(Limited { reason: Reason::TenantUpstreams, retry_after: None })?;
+            take(u32::MAX).map_err(|Full| Limited { reason: Reason::TenantUpstreams, retry_after: None })
+        })
     }
 
     /// How far the tenant is with its connections, once places may run short for it.

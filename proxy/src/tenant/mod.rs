@@ -14,6 +14,7 @@
 mod account;
 mod books;
 mod commons;
+mod destinations;
 mod gate;
 mod gcra;
 mod group;
@@ -29,8 +30,9 @@ pub use account::{Ledger, Totals};
 pub use books::{Books, Kind, MAX_SERIES, Names, NamesNow, Tally};
 pub(crate) use commons::Commons;
 pub use commons::Pools;
+pub(crate) use destinations::UpstreamPlace;
 pub use gate::Limited;
-pub(crate) use gate::{Gate, Places};
+pub(crate) use gate::{Gate, Head, Places};
 pub use group::{Claims, Group, GroupError, MAX_NAME, Member, check_name};
 pub use id::{MAX_ENDPOINTS, MAX_GROUPS};
 pub(crate) use id::{PLACES, Placed};

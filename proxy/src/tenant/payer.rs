@@ -1,13 +1,14 @@
 //! On whose account a connection is, and each exchange on it.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::commons::Space;
 use super::gate::Held;
-use super::{Account, Commons, Gate, Limited, Settings, Table, TenantId};
+use super::{Account, Commons, Gate, Head, Limited, Settings, Table, TenantId, UpstreamPlace};
 use crate::flow::{FlowRecord, FlowSender, Protocol};
 use crate::metrics::Worker as Metrics;
 
@@ -67,6 +68,14 @@ impl Payer {
             self.commons().hand_over(Space::Connections, tenant, self.tenant());
             self.placed.set(true);
         }
+    }
+
+    /// Takes a place for a connection to an upstream. It stays this tenant's, also when the connection goes to another.
+    ///
+    /// # Errors
+    /// As [`Payer::admit`].
+    pub(crate) fn admit_upstream(&self, table: &Table, destination: SocketAddr) -> Result<UpstreamPlace, Limited> {
+        self.gate(table).admit_upstream(destination)
     }
 
     /// What limits its tenant.
@@ -161,9 +170,9 @@ impl Charge {
     ///
     /// # Errors
     /// The limit that it would exceed.
-    pub(crate) fn admit(&mut self, table: &Table, is_long: bool) -> Result<(), Limited> {
+    pub(crate) fn admit(&mut self, table: &Table, head: &Head<'_>) -> Result<(), Limited> {
         self.follow();
-        self.held = self.payer.gate(table).admit_request(is_long)?;
+        self.held = self.payer.gate(table).admit_request(head)?;
         Ok(())
     }
 

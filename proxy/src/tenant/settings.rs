@@ -24,6 +24,8 @@ const ENFORCED: &[&str] = &[
     "ceilings.requests",
     "ceilings.in_flight",
     "ceilings.long_streams",
+    "ceilings.header_bytes",
+    "ceilings.upstream_connections",
     "policy.rules",
     "policy.expression_bytes",
     "policy.program_bytes",

@@ -142,7 +142,7 @@ mod tests {
         let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let mut left: Vec<_> =
             ["detect", "http", "identity", "lane", "listener", "tcp", "worker"].map(|room| source.join(room)).into();
-        let of_tenants = ["account", "commons", "gate", "gcra", "payer", "share", "table"];
+        let of_tenants = ["account", "commons", "destinations", "gate", "gcra", "payer", "share", "table"];
         left.extend(of_tenants.map(|file| source.join(format!("tenant/{file}.rs"))));
         left.push(source.join("flow/open.rs"));
         let mut files = 0;

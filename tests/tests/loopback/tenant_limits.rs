@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use tollgate::reason::Reason;
-use tollgate_tests::http2::{CLIENT_START, get};
+use tollgate_tests::http2::{CLIENT_START, big_get, get};
 use tollgate_tests::peer::{Message, Peer};
 use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::python::python;
@@ -252,6 +252,72 @@ fn websockets_have_a_ceiling() {
 }
 
 #[test]
+fn heads_have_a_ceiling() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let two = Two::start(&site, &upstream, "ceilings: { header: 1KiB }");
+    let mut client = two.busy();
+    assert_eq!(ask(&mut client, GET).status(), 200);
+    let long = format!("GET /allowed HTTP/1.1\r\nHost: a\r\nx: {}\r\n\r\n", "x".repeat(1024));
+    let answer = ask(&mut client, &long);
+    assert_eq!((answer.status(), answer.field("connection")), (431, Some("close")));
+    assert_eq!(answer.field("x-tollgate-reason"), Some(Reason::TenantHeaders.code()));
+    assert_eq!(client.read_to_end(), b"");
+    assert_eq!(ask(&mut connect(two.calm, two.proxy.http()), &long).status(), 200);
+    // HTTP/2 counts the header list.
+    let mut client = two.busy();
+    client.send(CLIENT_START);
+    client.send(big_get(1, "/allowed", 1024));
+    two.expect_refused(Reason::TenantHeaders, 2);
+    let codes = two.proxy.flows().into_iter().filter(|flow| flow["l7"]["http"]["code"] == 431).count();
+    assert_eq!(codes, 2);
+    two.neighbour_is_served();
+}
+
+/// A breaker for one tenant and one destination: what others have there is untouched.
+#[test]
+fn connections_to_a_destination_have_a_ceiling() {
+    let site = Site::new();
+    let (upstream, go_on) = held_upstream(&site);
+    let two = Two::start(&site, &upstream, "ceilings: { upstream_connections: 2 }");
+    let mut waiting = [two.busy(), two.busy()];
+    for (index, client) in waiting.iter_mut().enumerate() {
+        client.send(GET);
+        until("the request", || (upstream.connections() == index + 1).then_some(()));
+    }
+    let mut third = two.busy();
+    for _ in 0..2 {
+        expect_overload(&ask(&mut third, GET), Reason::TenantUpstreams);
+    }
+    connect(two.busy, two.proxy.tcp()).expect_reset();
+    two.expect_refused(Reason::TenantUpstreams, 3);
+    assert_eq!(upstream.connections(), 2);
+    (0..9).for_each(|_| go_on.send(()).unwrap());
+    two.neighbour_is_served();
+    for client in &mut waiting {
+        assert_eq!(client.read_message().status(), 200);
+    }
+    drop(waiting);
+    until("a place", || (ask(&mut third, GET).status() == 200).then_some(()));
+}
+
+#[test]
+fn http_2_has_the_same_ceiling_of_upstreams() {
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| drop(peer.read_to_any_end()));
+    let two = Two::start(&site, &upstream, "ceilings: { upstream_connections: 1 }");
+    let mut clients = [two.busy(), two.busy()];
+    for client in &mut clients {
+        client.send(CLIENT_START);
+        client.send(get(1));
+        until("the upstream's connection", || (upstream.connections() == 1).then_some(()));
+    }
+    two.expect_refused(Reason::TenantUpstreams, 1);
+    assert_eq!(two.proxy.expect_reason(Reason::TenantUpstreams)["l7"]["http"]["code"], 503);
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[test]
 fn who_has_most_makes_room_for_who_comes() {
     let site = Site::new();
     let upstream = Upstream::ok(&site);
@@ -289,7 +355,7 @@ fn shadow_refuses_nothing() {
     let two = Two::start(
         &site,
         &upstream,
-        "shadow: true, ceilings: { connections: 1, new_connections: { per_second: 1, burst: 1000 }, in_flight: 1, requests: { per_second: 1, burst: 1000 } }",
+        "shadow: true, ceilings: { connections: 1, new_connections: { per_second: 1, burst: 1000 }, in_flight: 1, requests: { per_second: 1, burst: 1000 }, header: 8, upstream_connections: 1 }",
     );
     let mut clients = [two.busy(), two.busy(), two.busy()];
     for (index, client) in clients.iter_mut().enumerate() {
@@ -302,6 +368,8 @@ fn shadow_refuses_nothing() {
     }
     two.expect_shadowed(Reason::TenantConnections, 2);
     two.expect_shadowed(Reason::TenantInFlight, 2);
+    two.expect_shadowed(Reason::TenantHeaders, 3);
+    two.expect_shadowed(Reason::TenantUpstreams, 2);
     two.expect_shadowed(Reason::TenantRate, 0);
     assert_eq!(two.proxy.metric("tollgate_tenant_requests_total{tenant=\"busy\",outcome=\"forwarded\"}"), 3.0);
 }

@@ -22,7 +22,7 @@ use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
 use crate::listener::handover::{self, Leave};
 use crate::reason::Reason;
-use crate::upstream;
+use crate::upstream::{self, Opened};
 
 /// Body bytes of a refused request that are read and thrown away so that the connection can go on.
 const DISCARD_LIMIT: u64 = 64 * 1024;
@@ -187,7 +187,10 @@ impl<'c> Session<'c> {
                 Some(paired) => paired,
                 None => match open_upstream(self.connection, &forward.permit, &forward, head.filled()).await {
                     Ok(paired) => paired,
-                    Err(NotOpened::Failed(_)) if forward.retries.may_follow(Failure::Unsent, progress.told()) => {
+                    // Another try of a tenant that has too many would be one too many.
+                    Err(NotOpened::Failed(Reason::UpstreamConnect))
+                        if forward.retries.may_follow(Failure::Unsent, progress.told()) =>
+                    {
                         forward.retries.pause(self.connection).await;
                         continue;
                     }
@@ -305,7 +308,7 @@ impl<'c> Session<'c> {
         reply.log(&flow);
         let keep = !reply.close && !close && version == Version::Http11 && body == RequestBody::None;
         let sent = writer.write_all(&reply.to_http1(to_head, !keep)).await;
-        flow.finish(Outcome::Failed, Some(reason));
+        flow.finish(Outcome::of_unsent(reason), Some(reason));
         let _ = reader;
         match sent {
             Err(_) => Next::Close,
@@ -332,11 +335,12 @@ async fn open_upstream(
     head: &[u8],
 ) -> Result<Paired, NotOpened> {
     let opened = upstream::open(connection, permit, forward.source).await;
-    let (stream, path) = opened.map_err(NotOpened::Failed)?;
+    let Opened { stream, path, place } = opened.map_err(NotOpened::Failed)?;
     if connection.moment() != forward.moment {
         still_admitted(connection, head, forward.source).map_err(NotOpened::Revoked)?;
     }
-    Ok(Paired { stream, path, source: forward.source, buffer: Buffer::new(&connection.worker.buffers), reused: false })
+    let (source, buffer) = (forward.source, Buffer::new(&connection.worker.buffers));
+    Ok(Paired { stream, path, place, source, buffer, reused: false })
 }
 
 /// Whether the request is sent again after a try that ended so.

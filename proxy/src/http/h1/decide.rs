@@ -18,6 +18,7 @@ use crate::http::respond::LocalReply;
 use crate::listener::connection::Connection;
 use crate::listener::judge::Admitted;
 use crate::reason::Reason;
+use crate::tenant::Head;
 
 /// What is to be done with a request.
 #[derive(Debug)]
@@ -156,7 +157,8 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
         write_log(&flow, Some(reason), &HeaderEdits::default(), None);
         return reply(flow, LocalReply::refusal(reason, false, &config.denied_body, config.reason_header), reason);
     }
-    if let Err(limited) = present.admit_request(&mut flow, request.websocket.is_some()) {
+    let wanted = Head { is_long: request.websocket.is_some(), bytes: &|| head.len() };
+    if let Err(limited) = present.admit_request(&mut flow, &wanted) {
         // No verdict, so no denial in the access log.
         write_log(&flow, None, &HeaderEdits::default(), None);
         return reply(flow, LocalReply::limited(limited, request.is_grpc(), config.reason_header), limited.reason);

@@ -26,6 +26,7 @@ use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
 use crate::tcp::{Sender, Watched, fill, write_from};
+use crate::tenant::UpstreamPlace;
 use crate::upstream::UpstreamPath;
 
 /// Bytes read ahead of the response, at most: the next requests of a pipelining client.
@@ -36,6 +37,8 @@ const PIPELINED: usize = 16 * 1024;
 pub(crate) struct Paired {
     pub(crate) stream: TcpStream,
     pub(crate) path: UpstreamPath,
+    /// Among its tenant's connections.
+    pub(crate) place: UpstreamPlace,
     /// Identity that the socket's mark carries.
     pub(crate) source: SecurityId,
     /// Bytes received and not yet forwarded.

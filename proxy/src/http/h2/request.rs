@@ -104,6 +104,15 @@ impl RequestHead {
         self.parts.uri.path_and_query().map_or("/", PathAndQuery::as_str)
     }
 
+    /// Bytes of the header list, as RFC 9113 section 6.5.2 counts them: 32 more for each field.
+    pub(super) fn size(&self) -> usize {
+        let field = |name: usize, value: usize| name + value + 32;
+        let parts = &self.parts;
+        let fields = parts.headers.iter().map(|(name, value)| field(name.as_str().len(), value.len()));
+        let pseudo = [(":method", parts.method.as_str()), (":authority", self.authority()), (":path", self.path())];
+        fields.chain(pseudo.map(|(name, value)| field(name.len(), value.len()))).sum::<usize>() + field(7, 4)
+    }
+
     pub(super) fn authority(&self) -> &str {
         self.parts.uri.authority().map_or("", Authority::as_str)
     }

@@ -26,6 +26,7 @@ use crate::http::respond::LocalReply;
 use crate::http::retry::Failure;
 use crate::listener::judge::Admitted;
 use crate::reason::Reason;
+use crate::tenant::Head;
 use crate::worker::{PanicCount, Subscription};
 
 /// Serves one stream from request to record.
@@ -65,7 +66,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         let redirect = LocalReply::redirect(location.clone(), config.reason_header);
         return reply(&mut respond, &redirect, &mut flow, Outcome::Denied, Reason::PathRedirect);
     }
-    if let Err(limited) = present.admit_request(&mut flow, false) {
+    if let Err(limited) = present.admit_request(&mut flow, &Head { is_long: false, bytes: &|| head.size() }) {
         // No verdict, so no denial in the access log.
         write_log(&flow, None, &HeaderEdits::default(), None);
         let limit = LocalReply::limited(limited, head.is_grpc(), config.reason_header);
@@ -385,7 +386,7 @@ impl Exchange<'_> {
                 // Its client was sent away, and has been told.
                 return self.flow.if_dropped(Outcome::Denied, Some(reason));
             }
-            Broken::Unsent(reason) => (Outcome::Failed, reason, h2::Reason::CANCEL),
+            Broken::Unsent(reason) => (Outcome::of_unsent(reason), reason, h2::Reason::CANCEL),
             Broken::Downstream => (Outcome::Failed, Reason::DownstreamReset, h2::Reason::CANCEL),
             Broken::Upstream(code) if started => (Outcome::Failed, Reason::UpstreamTruncated, code),
             Broken::Upstream(code) => (Outcome::Failed, Reason::UpstreamReset, code),

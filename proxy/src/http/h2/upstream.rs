@@ -18,7 +18,7 @@ use super::connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_SEND_BUFFER, STR
 use super::driver::{Outbound, UpstreamSocket, drive};
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
-use crate::upstream::UpstreamPath;
+use crate::upstream::{Opened, UpstreamPath};
 use crate::worker::PanicCount;
 
 /// Opens the connection when the first stream needs it, and again if it has ended or the client's identity has changed.
@@ -133,7 +133,7 @@ impl UpstreamSlot {
         permit: &Permit,
         source: SecurityId,
     ) -> Result<UpstreamConnection, Reason> {
-        let (stream, path) = crate::upstream::open(connection, permit, source).await?;
+        let Opened { stream, path, place } = crate::upstream::open(connection, permit, source).await?;
         let outbound = Rc::new(Outbound::default());
         let mut builder = h2::client::Builder::new();
         builder
@@ -150,7 +150,8 @@ impl UpstreamSlot {
         };
         let (in_use, used) = oneshot::channel();
         let driven = drive(driver, Rc::clone(&outbound), used);
-        let guards = (self.open.clone(), PanicCount::new(connection.worker.flows.metrics(), &connection.payer));
+        let panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
+        let guards = (self.open.clone(), panics, place);
         connection.spawn(async move {
             let _guards = guards;
             driven.await;

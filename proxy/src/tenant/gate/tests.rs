@@ -49,6 +49,10 @@ impl Process {
     }
 }
 
+fn head(is_long: bool) -> Head<'static> {
+    Head { is_long, bytes: &|| 1000 }
+}
+
 fn rate(per_second: u64, burst: u64) -> Option<Rate> {
     Some(Rate { per_second: NonZeroU64::new(per_second).unwrap(), burst: NonZeroU64::new(burst).unwrap() })
 }
@@ -106,7 +110,7 @@ fn whoever_is_refused_holds_nothing() {
         ..Ceilings::default()
     };
     let process = Process::new(Pools::default(), only(with(ceilings)));
-    let ask = |is_long| process.gate(0, 0).admit_request(is_long).map_err(|limited| limited.reason);
+    let ask = |is_long| process.gate(0, 0).admit_request(&head(is_long)).map_err(|limited| limited.reason);
     let held = ask(true).unwrap();
     assert_eq!(held, Held { in_flight: true, long_stream: true });
     // A long stream too many takes nothing of the rate.
@@ -131,8 +135,8 @@ fn whoever_is_refused_holds_nothing() {
 fn a_rate_says_when_to_come_back() {
     let process = Process::new(Pools::default(), only(with(Ceilings { requests: rate(2, 1), ..Ceilings::default() })));
     let gate = process.gate(0, 0);
-    gate.admit_request(false).unwrap();
-    let limited = gate.admit_request(false).unwrap_err();
+    gate.admit_request(&head(false)).unwrap();
+    let limited = gate.admit_request(&head(false)).unwrap_err();
     let wait = limited.retry_after.unwrap();
     assert!(wait > Duration::ZERO && wait <= Duration::from_millis(500), "{wait:?}");
     assert_eq!(limited.retry_after_seconds(), 1);
@@ -151,7 +155,7 @@ fn shadow_counts_and_refuses_nothing() {
     let process = Process::new(Pools { connections: 10, ..Pools::default() }, only(settings));
     assert_eq!(process.hoard(0, 20), (20, None));
     for _ in 0..4 {
-        process.gate(1, 0).admit_request(true).unwrap();
+        process.gate(1, 0).admit_request(&head(true)).unwrap();
     }
     let reasons = [Reason::TenantConnections, Reason::TenantRate, Reason::TenantInFlight, Reason::TenantLongStreams];
     assert_eq!(reasons.map(|reason| process.shadowed(reason)), [19, 3, 2, 3]);
@@ -173,4 +177,31 @@ fn nobody_is_told_to_come_back_at_once() {
     assert_eq!(seconds(Some(Duration::ZERO)), 1);
     assert_eq!(seconds(Some(Duration::from_millis(2001))), 3);
     assert_eq!(seconds(Some(Duration::from_secs(2))), 2);
+}
+
+#[test]
+fn heads_and_upstreams_have_ceilings() {
+    let ceilings = |bytes| Ceilings {
+        header_bytes: NonZeroU32::new(bytes),
+        upstream_connections: NonZeroU32::new(1),
+        ..Ceilings::default()
+    };
+    let destination = SocketAddr::from(([192, 0, 2, 1], 80));
+    let process = Process::new(Pools::default(), only(with(ceilings(999))));
+    let refused = process.gate(0, 0).admit_request(&head(false)).unwrap_err();
+    assert_eq!(refused.reason, Reason::TenantHeaders);
+    assert_eq!(process.ledgers[0].commons().used(Space::InFlight).load(Ordering::Relaxed), 0);
+    let place = process.gate(0, 0).admit_upstream(destination).unwrap();
+    let refused = process.gate(1, 0).admit_upstream(destination).unwrap_err();
+    assert_eq!(refused.reason, Reason::TenantUpstreams);
+    let others = process.gate(1, 1).admit_upstream(destination).unwrap();
+    drop((place, others));
+    process.gate(1, 0).admit_upstream(destination).unwrap();
+
+    let shadow = Settings { shadow: true, ..with(ceilings(1000)) };
+    let process = Process::new(Pools::default(), only(shadow));
+    process.gate(0, 0).admit_request(&head(false)).unwrap();
+    let both = [0, 1].map(|worker| process.gate(worker, 0).admit_upstream(destination).unwrap());
+    drop(both);
+    assert_eq!([Reason::TenantHeaders, Reason::TenantUpstreams].map(|reason| process.shadowed(reason)), [0, 1]);
 }
