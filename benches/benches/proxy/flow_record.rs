@@ -43,6 +43,8 @@ fn record(listener: &std::sync::Arc<str>) -> FlowRecord {
         bytes_up: 0,
         bytes_down: 0,
         tenant: tollgate::tenant::TenantId::UNKNOWN,
+        cpu_us: 0,
+        queue_us: 0,
     }
 }
 

@@ -20,6 +20,7 @@ use crate::fair::Fair;
 use crate::meter::{Ledger, Meter};
 use crate::remote::Remote;
 use crate::slice::SLICE;
+use crate::spent::Sum;
 use crate::task::Group;
 use crate::{GroupKey, TenantId, Weight};
 
@@ -55,6 +56,10 @@ pub(crate) struct Local {
     now: Cell<Option<u64>>,
     /// Place of the tenant whose task is polled.
     running: Cell<Option<usize>>,
+    /// How long that task could have run before.
+    pub(crate) waited: Cell<u64>,
+    /// What its group has used; the task says which.
+    pub(crate) spent: Cell<Option<Rc<Sum>>>,
     /// When the present poll has used up its slice.
     pub(crate) slice_end: Cell<u64>,
 }
@@ -86,6 +91,8 @@ impl Executor {
             asleep: Cell::new(false),
             now: Cell::new(None),
             running: Cell::new(None),
+            waited: Cell::new(0),
+            spent: Cell::new(None),
             slice_end: Cell::new(u64::MAX),
         });
         current::set(Rc::clone(&local));
@@ -184,11 +191,15 @@ impl Local {
             let waited = now.saturating_sub(turn.item.since);
             self.slice_end.set(now.saturating_add(SLICE));
             self.running.set(Some(turn.tenant));
+            self.waited.set(waited);
             turn.item.task.run();
             self.running.set(None);
             let ended = self.clock.now();
             let cost = self.meter.borrow_mut().polled(turn.tenant, ended.saturating_sub(now), waited, &*self.clock);
             self.fair.borrow_mut().charge(cost);
+            if let Some(spent) = self.spent.take() {
+                spent.add(cost, waited);
+            }
             now = ended;
             self.now.set(Some(now));
         }
@@ -200,6 +211,12 @@ impl Local {
         }
         self.asleep.set(true);
         Poll::Pending
+    }
+
+    /// Nanoseconds that the present poll has taken so far.
+    pub(crate) fn present_poll(&self) -> u64 {
+        let began = self.running.get().and_then(|_| self.now.get());
+        began.map_or(0, |began| self.clock.now().saturating_sub(began))
     }
 
     /// Counts a task that has panicked in the present poll.

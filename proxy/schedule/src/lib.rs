@@ -15,6 +15,7 @@ mod fair;
 mod meter;
 mod remote;
 mod slice;
+mod spent;
 mod task;
 #[cfg(test)]
 #[cfg(not(loom))]
@@ -27,6 +28,7 @@ pub use clock::{Clock, SystemClock};
 pub use executor::{Executor, Handle, QUANTUM};
 pub use meter::Ledger;
 pub use slice::{SLICE, poll_slice, rest, slice_spent};
+pub use spent::Spent;
 pub use task::{Group, Task};
 
 /// A tenant, as far as sharing goes: a number that somebody else gives a meaning to.

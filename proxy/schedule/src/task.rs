@@ -14,6 +14,7 @@ use pin_project_lite::pin_project;
 use crate::GroupKey;
 use crate::current::schedule;
 use crate::executor::{Local, Ready};
+use crate::spent::{Spent, Sum};
 
 /// Tasks that are charged to the same tenant and flow, now and when that changes: those of one connection.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct Group(Rc<Membership>);
 struct Membership {
     local: Rc<Local>,
     key: Cell<GroupKey>,
+    /// What its tasks have used.
+    spent: Rc<Sum>,
     /// Where its tasks queue. They carry a copy, which other threads take along but never look at.
     slot: Arc<AtomicUsize>,
 }
@@ -30,7 +33,7 @@ struct Membership {
 impl Group {
     pub(crate) fn new(local: &Rc<Local>, key: GroupKey) -> Self {
         let slot = Arc::new(AtomicUsize::new(local.join(key)));
-        Self(Rc::new(Membership { local: Rc::clone(local), key: Cell::new(key), slot }))
+        Self(Rc::new(Membership { local: Rc::clone(local), key: Cell::new(key), spent: Rc::default(), slot }))
     }
 
     /// Who is charged.
@@ -44,6 +47,16 @@ impl Group {
             let before = self.0.slot.swap(self.0.local.join(key), Ordering::Relaxed);
             self.0.local.leave(before);
         }
+    }
+
+    /// What its tasks have used so far, the present poll included.
+    pub fn spent(&self) -> Spent {
+        self.0.spent.now(&self.0.local)
+    }
+
+    /// The same where something begins in the present poll: what that was waited for is to be counted from here on.
+    pub fn spent_before(&self) -> Spent {
+        self.0.spent.before(&self.0.local)
     }
 
     /// Starts a task of this group. It begins to run after this has returned.
@@ -116,6 +129,8 @@ impl<F: Future> Future for Running<F> {
     type Output = Option<F::Output>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let membership = &self.enlisted.group.0;
+        membership.local.spent.set(Some(Rc::clone(&membership.spent)));
         let future = self.as_mut().project().future.as_pin_mut();
         match contain(|| future.map(|future| future.poll(context))) {
             Some(Some(polled)) => polled.map(Some),

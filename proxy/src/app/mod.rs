@@ -297,6 +297,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         report,
         discovered,
         readiness: side.readiness.clone(),
+        metrics: Arc::clone(&side.metrics),
     };
     let state = Arc::new(AdminState {
         node: config.node.clone(),

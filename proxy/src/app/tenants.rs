@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::metrics::Attribution;
 use crate::reason::Reason;
 use crate::tenant::{Group, Kind, Registry, Tally, TenantId};
 
@@ -23,7 +24,7 @@ pub(super) fn status(tenants: &Registry) -> Value {
 }
 
 /// All of `/tenants`.
-pub(super) fn all(tenants: &Registry) -> Value {
+pub(super) fn all(tenants: &Registry, process: Attribution) -> Value {
     let groups: HashMap<TenantId, &Group> = tenants.groups().map(|(id, group)| (id, &**group)).collect();
     let tallies = tenants.books().tallies();
     let rows = tallies.iter().map(|tally| tenant(tally, tenants, groups.get(&tally.id).copied()));
@@ -32,6 +33,11 @@ pub(super) fn all(tenants: &Registry) -> Value {
         "endpoints_sharing_accounts": tenants.crowded(),
         "refused": refused(tenants),
         "tenants": rows.collect::<Value>(),
+        "process": {
+            "cpu_seconds": process.cpu_seconds,
+            "unattributed_ratio": process.unattributed_ratio,
+            "run_delay_seconds": process.run_delay_seconds,
+        },
     })
 }
 

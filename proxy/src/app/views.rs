@@ -18,6 +18,7 @@ use crate::control::Control;
 use crate::control::listeners::{Discovered, NotServed, Report};
 use crate::explanation::{self, Asked, Enforced, Explained};
 use crate::identity::Sources;
+use crate::metrics::Metrics;
 use crate::policy_file::FilePlace;
 use crate::readiness::Readiness;
 
@@ -30,6 +31,7 @@ pub(super) struct ProcessViews {
     pub(super) report: Report,
     pub(super) discovered: Discovered,
     pub(super) readiness: Readiness,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 fn age_ms(at: SystemTime) -> u64 {
@@ -169,7 +171,7 @@ impl Views for ProcessViews {
     }
 
     fn tenants(&self) -> Value {
-        tenants::all(&self.control.store().tenants())
+        tenants::all(&self.control.store().tenants(), self.metrics.attribution())
     }
 
     fn listeners(&self) -> Vec<BoundListener> {

@@ -72,17 +72,18 @@ async fn show(args: &Args) -> Result<Exit, Failure> {
         return print_json(&first).map(|_| Exit::Fine);
     }
     if args.once || !io::stdout().is_terminal() {
-        return print(&table(&rows(&first), None, args)).map(|_| Exit::Fine);
+        return print(&format!("{}{}", table(&rows(&first), None, args), process(&first))).map(|_| Exit::Fine);
     }
     let (mut before, mut at) = (rows(&first), Instant::now());
-    print(&format!("{CLEAR}{}", table(&before, None, args)))?;
+    print(&format!("{CLEAR}{}{}", table(&before, None, args), process(&first)))?;
     loop {
         tokio::time::sleep(Duration::from_secs(args.interval)).await;
-        let now = rows(&look(args).await?);
+        let shown = look(args).await?;
+        let now = rows(&shown);
         let since = at.elapsed().as_secs_f64();
         at = Instant::now();
         let rates = Some((before.as_slice(), since));
-        if !print(&format!("{CLEAR}{}", table(&now, rates, args)))? {
+        if !print(&format!("{CLEAR}{}{}", table(&now, rates, args), process(&shown)))? {
             return Ok(Exit::Fine);
         }
         before = now;
@@ -234,6 +235,16 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
     out
 }
 
+/// What the process used and nobody is charged for, and what came from outside.
+fn process(shown: &Value) -> String {
+    let of = |name: &str| shown["process"][name].as_f64();
+    let Some((cpu, ratio)) = of("cpu_seconds").zip(of("unattributed_ratio")) else { return String::new() };
+    let delay = of("run_delay_seconds").map_or_else(String::new, |delay| {
+        format!("; threads of the process waited {delay:.2}s for what else the machine runs")
+    });
+    format!("\n{cpu:.2}s of processor time, of which {:.1}% is no tenant's{delay}\n", ratio * 100.0)
+}
+
 fn number(value: f64) -> String {
     if value > 0.0 && value < 10.0 && value.fract() != 0.0 { format!("{value:.1}") } else { format!("{value:.0}") }
 }
@@ -290,6 +301,16 @@ small       1  10.0%        -         10         0        1      1         1    
         assert!(table_by(Sort::Bytes).lines().nth(1).is_some_and(|line| line.starts_with("small       1  75.0%")));
         let all = table(&rows(&shown(89, 0)), None, &Args { all: true, ..args(Sort::Name) });
         assert_eq!(all.lines().map(|line| &line[..5]).collect::<Vec<_>>(), ["TENAN", "big  ", "idle ", "small"]);
+    }
+
+    #[test]
+    fn what_is_no_tenants_is_said() {
+        assert_eq!(process(&shown(1, 1)), "", "an older proxy does not say");
+        let of = |delay: Value| process(&json!({ "process": {
+            "cpu_seconds": 2.5, "unattributed_ratio": 0.125, "run_delay_seconds": delay,
+        } }));
+        assert_eq!(of(Value::Null), "\n2.50s of processor time, of which 12.5% is no tenant's\n");
+        assert!(of(json!(0.5)).ends_with("; threads of the process waited 0.50s for what else the machine runs\n"));
     }
 
     #[test]

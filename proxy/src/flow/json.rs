@@ -69,6 +69,8 @@ pub fn write_line(out: &mut Vec<u8>, item: &Sequenced, names: &NamesNow) {
     field(out, b",\"bytes_up\":", record.bytes_up);
     field(out, b",\"bytes_down\":", record.bytes_down);
     field(out, b",\"duration_us\":", record.duration_us);
+    field(out, b",\"cpu_us\":", record.cpu_us);
+    field(out, b",\"queue_us\":", record.queue_us);
     field(out, b",\"worker\":", item.worker);
     field(out, b",\"seq\":", item.seq);
     out.extend_from_slice(b"}\n");

@@ -4,6 +4,8 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use tollgate_schedule::{Group, Spent};
+
 use super::access_log::LoggedFlow;
 use super::{Fields, FlowRecord, FlowSender, LogTarget, Outcome, Protocol};
 use crate::reason::Reason;
@@ -26,6 +28,8 @@ pub struct OpenFlow {
     log: Option<LoggedFlow>,
     /// On whose account it is.
     charge: Option<Charge>,
+    /// The tasks that work for it, and what they had used when it began.
+    work: Option<(Group, Spent)>,
 }
 
 impl OpenFlow {
@@ -37,7 +41,7 @@ impl OpenFlow {
     /// Starts a flow whose first byte came at `started`.
     pub fn started_at(sender: Rc<FlowSender>, record: FlowRecord, started: Instant) -> Self {
         let if_dropped = (Outcome::Failed, Some(Reason::Dropped));
-        Self { record: Some(Box::new(record)), sender, started, if_dropped, log: None, charge: None }
+        Self { record: Some(Box::new(record)), sender, started, if_dropped, log: None, charge: None, work: None }
     }
 
     /// Puts the flow on the account that the connection is on, wherever that goes meanwhile.
@@ -51,6 +55,11 @@ impl OpenFlow {
     /// The limit of the tenant that it would exceed.
     pub(crate) fn admit(&mut self, tenants: &Table, head: &Head<'_>) -> Result<(), Limited> {
         self.charge.as_mut().map_or(Ok(()), |charge| charge.admit(tenants, head))
+    }
+
+    /// Notes in the record what the tasks of its connection use until its end.
+    pub(crate) fn measure(&mut self, group: &Group) {
+        self.work = Some((group.clone(), group.spent_before()));
     }
 
     /// Has the flow write entries to an access log, too.
@@ -138,6 +147,10 @@ impl Drop for OpenFlow {
         };
         (record.outcome, record.reason) = self.if_dropped;
         record.duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if let Some((group, before)) = self.work.take() {
+            let spent = group.spent().since(before);
+            (record.cpu_us, record.queue_us) = (spent.cpu / 1000, spent.waited / 1000);
+        }
         if let Some(charge) = self.charge.take() {
             charge.end(&mut record);
         }

@@ -132,6 +132,10 @@ pub struct FlowRecord {
     pub bytes_down: u64,
     /// Who pays for it; set at its end.
     pub tenant: TenantId,
+    /// Processor time of its connection while it was under way, in microseconds; set at its end. Other streams of the connection count.
+    pub cpu_us: u64,
+    /// Time for which tasks of its connection could have run meanwhile and did not, in microseconds.
+    pub queue_us: u64,
 }
 
 impl FlowRecord {
@@ -180,6 +184,8 @@ impl FlowRecord {
             bytes_up: 0,
             bytes_down: 0,
             tenant: TenantId::UNKNOWN,
+            cpu_us: 0,
+            queue_us: 0,
         }
     }
 }

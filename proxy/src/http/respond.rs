@@ -32,6 +32,8 @@ pub(crate) struct LocalReply {
     retry_after: Option<u64>,
     /// `x-envoy-overloaded`.
     overloaded: bool,
+    /// The limit of a tenant that this is the answer of.
+    limit: Option<Reason>,
 }
 
 impl LocalReply {
@@ -50,13 +52,14 @@ impl LocalReply {
             close: answer.close,
             retry_after: None,
             overloaded: reason.is_overload(),
+            limit: None,
         }
     }
 
     /// The refusal of a tenant's limit.
     pub(crate) fn limited(limited: Limited, grpc: bool, reason_header: bool) -> Self {
         let refusal = Self::refusal(limited.reason, grpc, "", reason_header);
-        Self { retry_after: Some(limited.retry_after_seconds()), ..refusal }
+        Self { retry_after: Some(limited.retry_after_seconds()), limit: Some(limited.reason), ..refusal }
     }
 
     /// 307 to the canonical form of the path.
@@ -72,6 +75,7 @@ impl LocalReply {
             close: answer.close,
             retry_after: None,
             overloaded: false,
+            limit: None,
         }
     }
 
@@ -105,10 +109,14 @@ impl LocalReply {
         fields
     }
 
-    /// Writes it to the access log, where the flow has one.
+    /// Writes it to the access log, where the flow has one. An entry has no place of its own for the reason of a limit, so that is
+    /// a field of it, whether the client gets one or not.
     pub(crate) fn log(&self, flow: &OpenFlow) {
         flow.log_response(self.status, |log| {
             self.fields().iter().for_each(|(name, value)| log.push(name.as_bytes(), value));
+            if let Some(limit) = self.limit.filter(|_| self.reason.is_none()) {
+                log.push(b"x-tollgate-reason", limit.code().as_bytes());
+            }
             log.push(b"content-length", self.body.len().to_string().as_bytes());
         });
     }

@@ -290,6 +290,7 @@ impl Connection {
         let protocol = record.protocol;
         let mut flow = OpenFlow::started_at(Rc::clone(&self.worker.flows), record, started);
         flow.charge_to(&self.payer, protocol);
+        flow.measure(&self.group);
         if let Some(log) = self.log {
             flow.log_to(log);
         }

@@ -58,6 +58,8 @@ impl<'c> Present<'c> {
             bytes_up: 0,
             bytes_down: 0,
             tenant: TenantId::UNKNOWN,
+            cpu_us: 0,
+            queue_us: 0,
         };
         connection.begin(record, started)
     }

@@ -34,6 +34,7 @@ impl Collector for Families {
         self.upstreams(&mut families)?;
         self.identities(&mut families)?;
         self.tenants(&mut families)?;
+        self.attribution_families(&mut families)?;
         self.records(&mut families)?;
         self.access_logs(&mut families)?;
         self.policy(&mut families)?;
@@ -340,7 +341,7 @@ impl Encoder<'_, '_> {
         self.family(name, help, MetricType::Gauge)
     }
 
-    fn single(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> Result<(), Error> {
+    pub(super) fn single(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> Result<(), Error> {
         self.gauge(name, help)?.encode_gauge(&value)
     }
 }

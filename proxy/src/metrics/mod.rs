@@ -4,6 +4,7 @@
 //! control thread. Names are `tollgate_*`, and Envoy's for what dashboards of Envoy know; labels are closed sets (reasons, outcomes, directions) or bounded by the
 //! configuration (listeners, sinks). Never an address, a path or a pod name.
 
+mod attribution;
 mod collector;
 mod control;
 mod envoy;
@@ -21,6 +22,7 @@ use std::time::SystemTime;
 use prometheus_client::registry::Registry;
 use tollgate_policy::Direction;
 
+pub use attribution::Attribution;
 pub use control::{Control, PolicyGauges, UpdateResult};
 pub use envoy::Stat;
 pub use exposition::Format;
@@ -35,6 +37,7 @@ use crate::control::listeners::Report;
 use crate::flow::{AccessLogs, SinkCounters};
 use crate::readiness::Readiness;
 use crate::tenant::{Books, Commons, Ledger};
+use attribution::RunDelay;
 use listeners::ListenerSlot;
 use worker::{Counters, LISTENER_SLOTS};
 
@@ -57,6 +60,7 @@ struct Families {
     discovered_listeners: OnceLock<Report>,
     tenants: Arc<Books>,
     readiness: OnceLock<Readiness>,
+    run_delay: RunDelay,
     started: SystemTime,
 }
 
@@ -78,6 +82,7 @@ impl Metrics {
             discovered_listeners: OnceLock::new(),
             tenants: Arc::new(tenants),
             readiness: OnceLock::new(),
+            run_delay: RunDelay::default(),
             started: SystemTime::now(),
         });
         let mut registry = Registry::default();
@@ -124,6 +129,11 @@ impl Metrics {
     /// Adds whether the process drains to what is scraped; the first call counts.
     pub fn watch_readiness(&self, readiness: Readiness) {
         let _ = self.families.readiness.set(readiness);
+    }
+
+    /// How much of the processor's time stands on nobody's account, and what came from outside.
+    pub fn attribution(&self) -> Attribution {
+        self.families.attribution()
     }
 
     /// What is counted, under Envoy's names.

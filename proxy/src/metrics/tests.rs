@@ -247,7 +247,7 @@ fn dashboards_name_only_metrics_and_labels_that_there_are() {
     let scrape = metrics.encode(Format::Prometheus).unwrap();
     let families: BTreeMap<&str, &str> = scrape
         .lines()
-        .filter(|line| line.starts_with("tollgate_tenant"))
+        .filter(|line| line.starts_with("tollgate_"))
         .filter_map(|line| Some((&line[..line.find(['{', ' '])?], line)))
         .collect();
     let mut seen = 0;

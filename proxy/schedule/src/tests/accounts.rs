@@ -1,5 +1,8 @@
 //! Where the time of a worker goes.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use super::Bench;
 use crate::{DELAY_BOUNDS, QUANTUM, SLOW_POLL, TenantId};
 
@@ -105,4 +108,33 @@ fn slow_polls_are_counted_by_their_own_time() {
     let (mut seen, _group) = (Vec::new(), bench.group(20, 1));
     bench.executor.handle().accounts(|tenant, account| seen.push((tenant, account.usage().slow)));
     assert_eq!(seen, [(A, 1)]);
+}
+
+/// What a request has cost: the polls of its connection's tasks between its beginning and its end, both within a poll.
+#[test]
+fn what_a_group_has_used_is_known_in_the_middle_of_a_poll() {
+    let bench = Bench::new();
+    let (mine, others) = (bench.group(20, 1), bench.greedy(&bench.group(20, 2), 30_000));
+    let (time, group) = (bench.time.clone(), mine.clone());
+    let found = Rc::new(Cell::new(None));
+    let told = Rc::clone(&found);
+    let task = mine.spawn(async move {
+        time.work(5_000);
+        let before = group.spent_before();
+        time.work(7_000);
+        super::again().await;
+        time.work(11_000);
+        told.set(Some(group.spent().since(before)));
+    });
+    // A part of the same connection.
+    let (time, part) = (bench.time.clone(), mine.clone());
+    part.spawn(async move { time.work(13_000) }).detach();
+    while found.get().is_none() {
+        bench.turn();
+    }
+    drop(task);
+    let spent = found.get().unwrap_or_default();
+    assert_eq!(spent.cpu, 7_000 + 13_000 + 11_000);
+    assert!(spent.waited >= 30_000, "the others had their turns meanwhile: {spent:?}");
+    assert_eq!((mine.spent().cpu, others.get() > 0), (5_000 + spent.cpu, true));
 }
