@@ -2,16 +2,23 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::work::WORKS;
+
 /// Upper bounds of the classes of [`Usage::delays`], in nanoseconds; the last class has none.
 pub const DELAY_BOUNDS: [u64; 7] = [50_000, 200_000, 1_000_000, 5_000_000, 20_000_000, 100_000_000, 500_000_000];
 
 /// A poll that takes longer, in nanoseconds, holds up everybody else for longer than anybody should wait.
 pub const SLOW_POLL: u64 = 2_000_000;
+/// A sample that sums up to more nanoseconds is halved.
+const MEMORY: u64 = 20_000_000;
 
 /// Counts since the account was opened.
 #[derive(Debug, Default)]
 pub struct Account {
-    cpu: AtomicU64,
+    /// Processor time by [`Work`].
+    cpu: [AtomicU64; WORKS],
+    /// What polls in the sample were spent on lately; only its proportions count.
+    sample: [AtomicU64; WORKS],
     polls: AtomicU64,
     longest: AtomicU64,
     slow: AtomicU64,
@@ -25,6 +32,8 @@ pub struct Account {
 pub struct Usage {
     /// Processor time, in nanoseconds; up to 200 us of the newest may be missing.
     pub cpu: u64,
+    /// The same by [`Work`]: they add up to it.
+    pub cpu_by_kind: [u64; WORKS],
     /// Polls of tasks.
     pub polls: u64,
     /// The longest of them, in nanoseconds.
@@ -43,8 +52,10 @@ impl Account {
     /// What was used so far.
     pub fn usage(&self) -> Usage {
         let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let cpu_by_kind = std::array::from_fn(|kind| read(&self.cpu[kind]));
         Usage {
-            cpu: read(&self.cpu),
+            cpu: cpu_by_kind.iter().sum(),
+            cpu_by_kind,
             polls: read(&self.polls),
             longest: read(&self.longest),
             slow: read(&self.slow),
@@ -67,8 +78,27 @@ impl Account {
         add(&self.delays[class], 1);
     }
 
+    /// Adds processor time, to each kind of work in proportion to the sample; what cannot be divided is the first's.
     pub(crate) fn add_cpu(&self, nanoseconds: u64) {
-        add(&self.cpu, nanoseconds);
+        let sample: [u64; WORKS] = std::array::from_fn(|kind| self.sample[kind].load(Ordering::Relaxed));
+        let whole = sample.iter().sum::<u64>().max(1);
+        let mut left = nanoseconds;
+        for (cpu, part) in self.cpu.iter().zip(sample).skip(1).filter(|(_, part)| *part > 0) {
+            let share = u128::from(nanoseconds) * u128::from(part) / u128::from(whole);
+            let share = u64::try_from(share).unwrap_or(0);
+            add(cpu, share);
+            left -= share;
+        }
+        add(&self.cpu[0], left);
+    }
+
+    /// Notes what a poll in the sample was spent on. Old polls count ever less, so that proportions follow what the tenant does.
+    pub(crate) fn sampled(&self, spent: &[u64; WORKS]) {
+        let whole: u64 = self.sample.iter().map(|cell| cell.load(Ordering::Relaxed)).sum();
+        for (cell, spent) in self.sample.iter().zip(spent) {
+            let before = cell.load(Ordering::Relaxed);
+            cell.store((if whole > MEMORY { before / 2 } else { before }) + spent, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn panicked(&self) {

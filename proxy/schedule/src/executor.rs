@@ -22,6 +22,7 @@ use crate::remote::Remote;
 use crate::slice::SLICE;
 use crate::spent::Sum;
 use crate::task::Group;
+use crate::work::{Marks, Sampler};
 use crate::{GroupKey, TenantId, Weight};
 
 /// Time that tasks run before the event loop has its turn, in nanoseconds.
@@ -56,6 +57,9 @@ pub(crate) struct Local {
     now: Cell<Option<u64>>,
     /// Place of the tenant whose task is polled.
     running: Cell<Option<usize>>,
+    /// Which polls are looked at more closely, and what they are spent on.
+    pub(crate) sampler: Sampler,
+    pub(crate) marks: Cell<Marks>,
     /// How long that task could have run before.
     pub(crate) waited: Cell<u64>,
     /// What its group has used; the task says which.
@@ -91,6 +95,8 @@ impl Executor {
             asleep: Cell::new(false),
             now: Cell::new(None),
             running: Cell::new(None),
+            sampler: Sampler::default(),
+            marks: Cell::default(),
             waited: Cell::new(0),
             spent: Cell::new(None),
             slice_end: Cell::new(u64::MAX),
@@ -192,11 +198,15 @@ impl Local {
             self.slice_end.set(now.saturating_add(SLICE));
             self.running.set(Some(turn.tenant));
             self.waited.set(waited);
+            let sampled = self.begin_marks(now);
             turn.item.task.run();
             self.running.set(None);
             let ended = self.clock.now();
             let cost = self.meter.borrow_mut().polled(turn.tenant, ended.saturating_sub(now), waited, &*self.clock);
             self.fair.borrow_mut().charge(cost);
+            if sampled {
+                self.meter.borrow().sampled(turn.tenant, &self.end_marks(ended));
+            }
             if let Some(spent) = self.spent.take() {
                 spent.add(cost, waited);
             }

@@ -20,6 +20,7 @@ mod task;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests;
+mod work;
 
 use std::num::NonZeroU32;
 
@@ -30,6 +31,7 @@ pub use meter::Ledger;
 pub use slice::{SLICE, poll_slice, rest, slice_spent};
 pub use spent::Spent;
 pub use task::{Group, Task};
+pub use work::{Mark, WORKS, Work, mark};
 
 /// A tenant, as far as sharing goes: a number that somebody else gives a meaning to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::account::Account;
 use crate::clock::Clock;
 use crate::executor::QUANTUM;
+use crate::work::WORKS;
 use crate::{TenantId, Weight};
 
 /// A poll that seems to take longer is measured with the thread's clock, in nanoseconds.
@@ -91,6 +92,13 @@ impl Meter {
     /// The account of who has this place.
     pub(crate) fn account(&self, place: usize) -> Option<&Account> {
         self.tallies.get(place)?.as_ref().map(|tally| &*tally.account)
+    }
+
+    /// Notes what a poll in the sample was spent on. Its time is booked with that of all others.
+    pub(crate) fn sampled(&self, place: usize, spent: &[u64; WORKS]) {
+        if let Some(account) = self.account(place) {
+            account.sampled(spent);
+        }
     }
 
     /// Counts a task that has panicked.

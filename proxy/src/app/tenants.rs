@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
+use tollgate_schedule::{WORKS, Work};
 
 use crate::metrics::Attribution;
 use crate::reason::Reason;
@@ -55,6 +56,7 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "gone": tally.gone,
         "weight": settings.weight,
         "cpu_seconds": totals.cpu_ns as f64 / 1e9,
+        "cpu_seconds_by_kind": by_kind(totals.cpu_by_kind),
         "queue_seconds": totals.waited_ns as f64 / 1e9,
         "compile_seconds": totals.compile_ns as f64 / 1e9,
         "polls": totals.polls,
@@ -82,6 +84,10 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         entry["settings_without_effect"] = settings.without_effect().into();
     }
     entry
+}
+
+fn by_kind(spent: [u64; WORKS]) -> Map<String, Value> {
+    Work::ALL.into_iter().zip(spent).map(|((_, name), spent)| (name.to_owned(), json!(spent as f64 / 1e9))).collect()
 }
 
 fn by_reason(counts: impl Iterator<Item = (Reason, u64)>) -> Map<String, Value> {

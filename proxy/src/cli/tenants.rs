@@ -306,9 +306,11 @@ small       1  10.0%        -         10         0        1      1         1    
     #[test]
     fn what_is_no_tenants_is_said() {
         assert_eq!(process(&shown(1, 1)), "", "an older proxy does not say");
-        let of = |delay: Value| process(&json!({ "process": {
+        let of = |delay: Value| {
+            process(&json!({ "process": {
             "cpu_seconds": 2.5, "unattributed_ratio": 0.125, "run_delay_seconds": delay,
-        } }));
+        } }))
+        };
         assert_eq!(of(Value::Null), "\n2.50s of processor time, of which 12.5% is no tenant's\n");
         assert!(of(json!(0.5)).ends_with("; threads of the process waited 0.50s for what else the machine runs\n"));
     }

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tollgate_schedule::{Group, Spent};
+use tollgate_schedule::{Group, Spent, Work, mark};
 
 use super::access_log::LoggedFlow;
 use super::{Fields, FlowRecord, FlowSender, LogTarget, Outcome, Protocol};
@@ -75,6 +75,7 @@ impl OpenFlow {
     /// Writes the entry of the request, with why it is `denied` if it is. The first call counts.
     pub(crate) fn log_request(&self, denied: Option<Reason>, head: Fields) {
         if let Some(log) = &self.log {
+            let _work = mark(Work::Log);
             log.request(&self.sender, self, denied, Some(head));
         }
     }
@@ -82,6 +83,7 @@ impl OpenFlow {
     /// Writes the entry of the answer, whose head goes out now. The first call counts.
     pub(crate) fn log_response(&self, status: u16, fill: impl FnOnce(&mut Fields)) {
         if let Some(log) = &self.log {
+            let _work = mark(Work::Log);
             log.response(&self.sender, self, status, fill);
         }
     }
@@ -145,6 +147,7 @@ impl Drop for OpenFlow {
         let Some(mut record) = self.record.take() else {
             return;
         };
+        let _work = mark(Work::Log);
         (record.outcome, record.reason) = self.if_dropped;
         record.duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Some((group, before)) = self.work.take() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tollgate_policy::{Direction, EndpointKey, REDACTED, SecurityId};
-use tollgate_schedule::Group;
+use tollgate_schedule::{Group, Work, mark};
 
 use super::handover::Leave;
 use super::identities::{AcceptedEnds, Barred, Ends, Identities, Remembered};
@@ -177,6 +177,7 @@ impl Connection {
     fn tenant_in(&self, world: &World) -> TenantId {
         let moment = self.moment_in(world);
         if self.charged_at.replace(moment) != moment {
+            let _work = mark(Work::Config);
             let tenant = tenant_of(world, &self.endpoint);
             self.payer.follow(tenant, world.tenants.settings(tenant));
             self.idle.follow(tenant);

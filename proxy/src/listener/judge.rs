@@ -13,6 +13,7 @@ use super::present::Present;
 use crate::control::World;
 use crate::flow::OpenFlow;
 use crate::reason::Reason;
+use tollgate_schedule::{Work, mark};
 
 /// For questions about the rules of a port, which are the same whoever asks.
 pub(super) const ANYBODY: SecurityId = SecurityId::WORLD;
@@ -135,6 +136,7 @@ impl Admitted {
 impl Present<'_> {
     /// Judges the connection.
     pub(crate) fn judge(&self) -> Judged<Passage> {
+        let _work = mark(Work::Policy);
         let verdict = self.identities.map_err(Denied::from).and_then(|identities| {
             let passage = self.judge_connection_of(identities, identities.source)?;
             match identities.also.map(|also| self.judge_connection_of(identities, also)).transpose()? {
@@ -147,6 +149,7 @@ impl Present<'_> {
 
     /// Judges one request.
     pub(crate) fn judge_request(&self, request: &Request<'_>) -> Judged<Admitted> {
+        let _work = mark(Work::Policy);
         let verdict = self.identities.map_err(Denied::from).and_then(|identities| {
             if let Some(also) = identities.also {
                 self.judge_request_of(identities, also, request)?;

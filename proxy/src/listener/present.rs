@@ -11,7 +11,12 @@ use super::connection::Connection;
 use super::identities::{Barred, Identities};
 use crate::control::World;
 use crate::flow::{FlowRecord, OpenFlow, Outcome, Protocol};
+<<<<<<< HEAD
 use crate::tenant::{Head, Limited, TenantId};
+=======
+use crate::tenant::{Limited, TenantId};
+use tollgate_schedule::{Work, mark};
+>>>>>>> 23f9510 (Count processor time by kind of work)
 
 /// The present of a connection. Not to be held across an await: decide, then let go.
 #[derive(Debug)]
@@ -24,6 +29,7 @@ pub(crate) struct Present<'c> {
 
 impl<'c> Present<'c> {
     pub(super) fn new(connection: &'c Connection) -> Self {
+        let _work = mark(Work::Policy);
         let world = connection.worker.world.load();
         let identities = connection.identities(&world);
         Self { connection, world, identities }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tollgate_schedule::{Group, Task};
+use tollgate_schedule::{Group, Task, Work, mark};
 
 use super::accept;
 use super::connection::ListenerContext;
@@ -198,6 +198,7 @@ impl Serving {
 
     /// Tells every connection what the process is told.
     pub(crate) fn follow(&mut self, process: State) {
+        let _work = mark(Work::Config);
         self.process = process;
         self.replaced.retain(|entry| !entry.is_over());
         self.listeners.retain(|_, entry| !entry.is_over());

@@ -20,7 +20,7 @@ use crate::reason::Reason;
 
 pub(super) const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 /// In the order of [`crate::flow::EntryKind`].
-const ENTRY_KINDS: [&str; 3] = ["request", "response", "denied"];
+const ENTRY_WORKS: [&str; 3] = ["request", "response", "denied"];
 /// In the order of [`crate::flow::Outcome`].
 pub(super) const OUTCOMES: [&str; 3] = ["forwarded", "denied", "failed"];
 
@@ -207,12 +207,12 @@ impl Families {
         families.single("tollgate_listeners_without_access_log", help, unlogged)?;
         let mut made =
             families.counter("tollgate_access_log_entries", "Access log entries made, lost ones included")?;
-        for (index, kind) in ENTRY_KINDS.into_iter().enumerate() {
+        for (index, kind) in ENTRY_WORKS.into_iter().enumerate() {
             counter(&mut made, &[("type", kind)], self.sum(|worker| worker.log_entries[index].value()))?;
         }
         let help = "Access log entries that a worker could not hand over";
         let mut lost = families.counter("tollgate_access_log_entries_lost", help)?;
-        for (index, kind) in ENTRY_KINDS.into_iter().enumerate() {
+        for (index, kind) in ENTRY_WORKS.into_iter().enumerate() {
             counter(&mut lost, &[("type", kind)], self.sum(|worker| worker.log_entries_lost[index].value()))?;
         }
         let mut written = families.counter("tollgate_access_log_written", "Access log entries sent to a socket")?;

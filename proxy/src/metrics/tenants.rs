@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use prometheus_client::encoding::NoLabelSet;
 use prometheus_client::metrics::MetricType;
-use tollgate_schedule::DELAY_BOUNDS;
+use tollgate_schedule::{DELAY_BOUNDS, Work};
 
 use super::Families;
 use super::collector::{Encoder, OUTCOMES, counter};
@@ -49,11 +49,16 @@ impl Families {
             let value = row.totals.connection_us as f64 / 1e6;
             seconds.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
         }
-        let help = "Processor time of tasks by tenant; what belongs to nobody is _overhead";
+        let help = "Processor time of tasks by tenant and kind of work; what belongs to nobody is _overhead";
         let mut cpu = families.family("tollgate_tenant_cpu_seconds", help, MetricType::Counter)?;
         for row in &rows {
-            let value = row.totals.cpu_ns as f64 / 1e9;
-            cpu.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            for ((kind, name), spent) in Work::ALL.into_iter().zip(row.totals.cpu_by_kind) {
+                // Where nothing of a kind was done there is nothing to show.
+                if spent > 0 || kind == Work::Io {
+                    cpu.encode_family(&[("tenant", &*row.tenant), ("kind", name)])?
+                        .encode_counter::<NoLabelSet, _, u64>(&(spent as f64 / 1e9), None)?;
+                }
+            }
         }
         let help = "Processor time of compiling policies, by tenant; on threads of its own";
         let mut compiling = families.family("tollgate_tenant_policy_compile_seconds", help, MetricType::Counter)?;

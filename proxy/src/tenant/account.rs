@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use tollgate_schedule::{Account as Scheduled, DELAY_BOUNDS};
+use tollgate_schedule::{Account as Scheduled, DELAY_BOUNDS, WORKS};
 
 use super::commons::Commons;
 use super::id::{PLACES, Placed as _};
@@ -185,6 +185,7 @@ impl Ledger {
             to_lane,
             from_lane,
             cpu_ns: used.cpu,
+            cpu_by_kind: used.cpu_by_kind,
             polls: used.polls,
             waited_ns: used.waited,
             delays: used.delays,
@@ -225,6 +226,8 @@ pub struct Totals {
     from_lane: [u64; CAUSES],
     /// Processor time of its tasks, in nanoseconds.
     pub cpu_ns: u64,
+    /// The same by [`tollgate_schedule::Work`]: they add up to it.
+    pub cpu_by_kind: [u64; WORKS],
     /// How often one of its tasks ran.
     pub polls: u64,
     /// Time for which tasks could have run and did not, in nanoseconds.
@@ -301,6 +304,9 @@ impl Totals {
         each(&mut self.polls, other.polls);
         each(&mut self.waited_ns, other.waited_ns);
         each(&mut self.compile_ns, other.compile_ns);
+        for (mine, others) in self.cpu_by_kind.iter_mut().zip(other.cpu_by_kind) {
+            each(mine, others);
+        }
         for (mine, others) in self.delays.iter_mut().zip(other.delays) {
             each(mine, others);
         }

@@ -114,6 +114,42 @@ fn each_endpoint_has_an_account_of_its_own() {
     assert_eq!(metric(&proxy, "connections_total", r#"tenant="endpoint-7""#), 1);
 }
 
+#[test]
+fn what_is_paid_for_is_told_by_kind_and_by_request() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let one = client_address(&site, 1);
+    let options = Options { direction: "egress", ..Options::default() };
+    let proxy = Proxy::with(&site, upstream.address(), &options, &[message(policy(7, one))]);
+    let mut client = connect(one, proxy.http());
+    assert_eq!(ask(&mut client, GET), 200);
+    let record = proxy.expect_flows(1).remove(0);
+    let number = |name: &str| record[name].as_u64().unwrap_or_else(|| panic!("no {name}: {record}"));
+    assert!(number("cpu_us") > 0 && number("cpu_us") <= number("duration_us") + 1000, "{record}");
+    assert!(number("queue_us") <= number("duration_us") + 1000, "{record}");
+
+    // Kinds come from a sample.
+    until("each kind of work to be seen", || {
+        for _ in 0..50 {
+            assert_eq!(ask(&mut client, GET), 200);
+        }
+        let by_kind = tenant(&proxy, "endpoint-7")["cpu_seconds_by_kind"].clone();
+        ["io", "http", "policy", "log"].iter().all(|kind| by_kind[kind].as_f64().unwrap() > 0.0).then_some(())
+    });
+    let shown = tenant(&proxy, "endpoint-7");
+    let kinds: f64 =
+        shown["cpu_seconds_by_kind"].as_object().unwrap().values().map(|spent| spent.as_f64().unwrap()).sum();
+    let whole = shown["cpu_seconds"].as_f64().unwrap();
+    assert!((kinds - whole).abs() < 1e-9, "{shown}");
+    assert!(proxy.metric(r#"tollgate_tenant_cpu_seconds_total{tenant="endpoint-7",kind="http"}"#) > 0.0);
+
+    let process: Value = serde_json::from_str::<Value>(&proxy.get("/tenants").1).unwrap()["process"].clone();
+    let ratio = process["unattributed_ratio"].as_f64().unwrap();
+    assert!(ratio > 0.0 && ratio < 1.0 && process["cpu_seconds"].as_f64().unwrap() > whole, "{process}");
+    let told = proxy.metric("tollgate_cpu_unattributed_ratio");
+    assert!(told > 0.0 && told < 1.0, "{told}");
+}
+
 /// A proxy that takes its tenants from a control plane in Python.
 pub(crate) fn with_python(
     site: &Site,

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::Bench;
-use crate::{DELAY_BOUNDS, QUANTUM, SLOW_POLL, TenantId};
+use crate::{DELAY_BOUNDS, QUANTUM, SLOW_POLL, TenantId, Work, mark};
 
 const A: TenantId = TenantId::from_raw(20);
 const B: TenantId = TenantId::from_raw(21);
@@ -137,4 +137,78 @@ fn what_a_group_has_used_is_known_in_the_middle_of_a_poll() {
     assert_eq!(spent.cpu, 7_000 + 13_000 + 11_000);
     assert!(spent.waited >= 30_000, "the others had their turns meanwhile: {spent:?}");
     assert_eq!((mine.spent().cpu, others.get() > 0), (5_000 + spent.cpu, true));
+}
+
+/// Three tenants do other things in other proportions; what is marked inside of something else is not that.
+#[test]
+fn time_goes_to_the_kinds_of_work_that_were_marked() {
+    let bench = Bench::new();
+    let worker = |tenant, work: fn(&super::Time)| {
+        let time = bench.time.clone();
+        let group = bench.group(tenant, 1);
+        group
+            .spawn(async move {
+                loop {
+                    work(&time);
+                    super::again().await;
+                }
+            })
+            .detach();
+    };
+    worker(20, |time| {
+        time.work(5_000);
+        let _http = mark(Work::Http);
+        time.work(10_000);
+        {
+            let _policy = mark(Work::Policy);
+            time.work(20_000);
+        }
+        time.work(5_000);
+    });
+    worker(21, |time| time.work(10_000));
+    for _ in 0..2_000 {
+        bench.turn();
+    }
+    let [a, b] = [A, B].map(|tenant| bench.usage(tenant));
+    for usage in [a, b, bench.usage(TenantId::OVERHEAD)] {
+        assert_eq!(usage.cpu_by_kind.iter().sum::<u64>(), usage.cpu, "nothing is lost");
+    }
+    let parts = a.cpu_by_kind.map(|spent| (spent as f64 / a.cpu as f64 * 1000.0).round());
+    // What ran before the first sample of it was io.
+    let expected = [125.0, 375.0, 0.0, 500.0, 0.0, 0.0];
+    assert!(parts.iter().zip(expected).all(|(part, expected)| (part - expected).abs() < 20.0), "{parts:?}");
+    assert_eq!(b.cpu_by_kind[0], b.cpu);
+    assert!(a.polls >= 5_000 && b.polls >= 20_000, "they share by time: {a:?} {b:?}");
+}
+
+/// Two tasks that take turns exactly: each is in the sample.
+#[test]
+fn the_sample_does_not_keep_time_with_the_tasks() {
+    let bench = Bench::new();
+    let seen: Vec<Rc<Cell<u32>>> = (20..22)
+        .map(|tenant| {
+            let (time, seen) = (bench.time.clone(), Rc::new(Cell::new(0)));
+            let counted = Rc::clone(&seen);
+            let task = async move {
+                loop {
+                    // Reads the clock only in a poll of the sample.
+                    let reads = time.2.get();
+                    drop(mark(Work::Log));
+                    counted.set(counted.get() + u32::from(time.2.get() > reads));
+                    time.work(10_000);
+                    super::again().await;
+                }
+            };
+            bench.group(tenant, 1).spawn(task).detach();
+            seen
+        })
+        .collect();
+    for _ in 0..3_200 {
+        bench.turn();
+    }
+    let polls = bench.usage(A).polls + bench.usage(B).polls;
+    let [a, b] = [seen[0].get(), seen[1].get()];
+    let fair = f64::from(a + b) * 64.0 / polls as f64;
+    assert!((0.9..1.1).contains(&fair), "one in 64: {a} {b} of {polls}");
+    assert!(a.abs_diff(b) * 5 < a + b, "{a} {b}");
 }

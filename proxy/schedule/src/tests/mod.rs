@@ -14,7 +14,7 @@ use crate::{Account, Clock, Executor, Group, GroupKey, Ledger, TenantId, Usage, 
 
 /// Time that passes only when a test says so.
 #[derive(Clone, Default)]
-struct Time(Rc<Cell<u64>>, Rc<Cell<u64>>);
+struct Time(Rc<Cell<u64>>, Rc<Cell<u64>>, Rc<Cell<u64>>);
 
 impl Time {
     /// The thread works.
@@ -31,6 +31,8 @@ impl Time {
 
 impl Clock for Time {
     fn now(&self) -> u64 {
+        // How often it was read.
+        self.2.set(self.2.get() + 1);
         self.0.get()
     }
 

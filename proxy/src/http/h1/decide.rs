@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 use std::time::Instant;
 
 use tollgate_policy::{HeaderEdits, Permit, Request, SecurityId};
+use tollgate_schedule::{Work, mark};
 
 use super::head::{HeadScanner, MAX_FIELDS};
 use super::request::{FieldStorage, Refusal, RequestBody, RequestHead, Rewritten, Version};
@@ -89,6 +90,7 @@ pub(crate) fn read<'h, 'b>(
 
 /// Decides about the request whose complete head is `head`.
 pub(crate) fn decide(connection: &Connection, head: &[u8], started: Instant) -> Decision {
+    let _work = mark(Work::Http);
     let mut storage: FieldStorage<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let config = &connection.listener.config;
     match RequestHead::parse(head, &mut storage, &config.normalize) {

@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 
 use super::head::MAX_FIELDS;
 use super::request::{parse_length, write_field};
+use tollgate_schedule::{Work, mark};
 
 /// Interim responses forwarded before a final one, at most.
 pub(crate) const MAX_INTERIM: u32 = 10;
@@ -75,6 +76,7 @@ impl ResponseHead {
 
     /// Parses `head`, which must be complete. `to_head` is true when the request's method was HEAD.
     pub(crate) fn parse(head: &[u8], to_head: bool) -> Result<Self, ResponseError> {
+        let _work = mark(Work::Http);
         let mut storage = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut parsed = httparse::Response::new(&mut []);
         let config = httparse::ParserConfig::default();

@@ -18,6 +18,7 @@ use crate::http::Buffer;
 use crate::http::h1::MAX_HEAD;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
+use tollgate_schedule::{Work, mark};
 
 /// Streams open at a time on one connection.
 const MAX_STREAMS: u32 = 100;
@@ -139,7 +140,7 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
         };
         tokio::select! {
             biased;
-            accepted = server.accept() => match accepted {
+            accepted = accept(&mut server) => match accepted {
                 Some(Ok((request, respond))) => {
                     connection.count_request();
                     connection.spawn(stream::serve(Rc::clone(&shared), request, respond));
@@ -183,6 +184,17 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
             never = &mut upstream_idle, if idle.is_some() => match never {},
         }
     }
+}
+
+/// The next stream. Reading frames on the way to it, and writing those that wait, is what takes time.
+async fn accept(
+    server: &mut h2::server::Connection<Prefixed, Bytes>,
+) -> Option<Result<(http::Request<h2::RecvStream>, h2::server::SendResponse<Bytes>), h2::Error>> {
+    poll_fn(|cx| {
+        let _work = mark(Work::Http);
+        server.poll_accept(cx)
+    })
+    .await
 }
 
 /// Waits until the budget is used up. That happens while the connection reads, so in the task that waits here.

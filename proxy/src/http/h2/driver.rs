@@ -14,7 +14,7 @@ use h2::client;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
-use tollgate_schedule::poll_slice;
+use tollgate_schedule::{Work, mark, poll_slice};
 
 /// How long a connection that nobody uses any more may take to send the rest, such as resets and GOAWAY.
 const GRACE: Duration = Duration::from_secs(1);
@@ -103,6 +103,7 @@ impl UpstreamSocket {
         cx: &mut Context<'_>,
         write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
+        let _work = mark(Work::Io);
         let written = match poll_slice(cx) {
             Poll::Ready(()) => write(Pin::new(&mut self.stream), cx),
             Poll::Pending => Poll::Pending,
@@ -124,6 +125,7 @@ impl Drop for UpstreamSocket {
 impl AsyncRead for UpstreamSocket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         ready!(poll_slice(cx));
+        let _work = mark(Work::Io);
         Pin::new(&mut self.stream).poll_read(cx, out)
     }
 }
@@ -162,7 +164,10 @@ pub(super) async fn drive(
 ) {
     let mut room = connection.max_concurrent_send_streams();
     let driven = poll_fn(|cx| {
-        let ended = Pin::new(&mut connection).poll(cx);
+        let ended = {
+            let _work = mark(Work::Http);
+            Pin::new(&mut connection).poll(cx)
+        };
         outbound.written();
         if std::mem::replace(&mut room, connection.max_concurrent_send_streams()) != room {
             outbound.turns.notify_waiters();

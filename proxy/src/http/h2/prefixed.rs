@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tollgate_schedule::poll_slice;
+use tollgate_schedule::{Work, mark, poll_slice};
 
 use super::budget::Budget;
 use super::frames::Frames;
@@ -115,7 +115,10 @@ impl AsyncRead for Prefixed {
             return Poll::Ready(Ok(()));
         }
         let before = out.filled().len();
-        ready!(self.poll_bytes(cx, out))?;
+        {
+            let _work = mark(Work::Io);
+            ready!(self.poll_bytes(cx, out))?;
+        }
         let Self { frames, budget, .. } = &mut *self;
         let followed = frames.follow(&out.filled()[before..], |head| budget.take(head));
         out.set_filled(before + followed);
@@ -126,6 +129,7 @@ impl AsyncRead for Prefixed {
 impl AsyncWrite for Prefixed {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(poll_slice(cx));
+        let _work = mark(Work::Io);
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.connection.idle.wrote(written)
     }
@@ -136,6 +140,7 @@ impl AsyncWrite for Prefixed {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(poll_slice(cx));
+        let _work = mark(Work::Io);
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.connection.idle.wrote(written)
     }

@@ -11,6 +11,7 @@ use crate::http::canonical::{CanonicalPath, canonicalise};
 use crate::http::h1::{FORWARDED_PROTO, MAX_FIELDS};
 use crate::http::request_id::{self, RequestId};
 use crate::reason::Reason;
+use tollgate_schedule::{Work, mark};
 
 /// A head that is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,7 @@ pub(super) struct RequestHead {
 impl RequestHead {
     /// Checks the head and brings it into the form that is judged and forwarded: one authority, a canonical path.
     pub(super) fn read(mut parts: request::Parts, normalize: &Normalize) -> Result<Self, Refusal> {
+        let _work = mark(Work::Http);
         let refuse = |reason, detail| Err(Refusal { reason, detail });
         if parts.method == Method::CONNECT || parts.method == Method::TRACE {
             return refuse(Reason::MethodNotSupported, "CONNECT and TRACE are not supported");
