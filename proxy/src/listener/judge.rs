@@ -6,6 +6,7 @@ use tollgate_policy::{
     ConnectionVerdict, DenyReason, Direction, Flow, HeaderEdits, HeaderLog, NearestMiss, Permit, Request, RuleRef,
     SecurityId, ServerName, Verdict,
 };
+use tollgate_schedule::{Work, mark};
 
 use super::connection::Connection;
 use super::identities::{Barred, Identities};
@@ -13,7 +14,6 @@ use super::present::Present;
 use crate::control::World;
 use crate::flow::OpenFlow;
 use crate::reason::Reason;
-use tollgate_schedule::{Work, mark};
 
 /// For questions about the rules of a port, which are the same whoever asks.
 pub(super) const ANYBODY: SecurityId = SecurityId::WORLD;

@@ -6,17 +6,13 @@ use std::time::Instant;
 
 use arc_swap::Guard;
 use tollgate_policy::SecurityId;
+use tollgate_schedule::{Work, mark};
 
 use super::connection::Connection;
 use super::identities::{Barred, Identities};
 use crate::control::World;
 use crate::flow::{FlowRecord, OpenFlow, Outcome, Protocol};
-<<<<<<< HEAD
 use crate::tenant::{Head, Limited, TenantId};
-=======
-use crate::tenant::{Limited, TenantId};
-use tollgate_schedule::{Work, mark};
->>>>>>> 23f9510 (Count processor time by kind of work)
 
 /// The present of a connection. Not to be held across an await: decide, then let go.
 #[derive(Debug)]

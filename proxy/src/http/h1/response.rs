@@ -5,9 +5,10 @@
 
 use std::mem::MaybeUninit;
 
+use tollgate_schedule::{Work, mark};
+
 use super::head::MAX_FIELDS;
 use super::request::{parse_length, write_field};
-use tollgate_schedule::{Work, mark};
 
 /// Interim responses forwarded before a final one, at most.
 pub(crate) const MAX_INTERIM: u32 = 10;

@@ -4,6 +4,7 @@ use http::header::{COOKIE, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, request};
 use tollgate_policy::{HeaderEdits, Headers, Request};
+use tollgate_schedule::{Work, mark};
 
 use crate::config::{ForwardedProto, Normalize, Underscores};
 use crate::http::authority;
@@ -11,7 +12,6 @@ use crate::http::canonical::{CanonicalPath, canonicalise};
 use crate::http::h1::{FORWARDED_PROTO, MAX_FIELDS};
 use crate::http::request_id::{self, RequestId};
 use crate::reason::Reason;
-use tollgate_schedule::{Work, mark};
 
 /// A head that is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
