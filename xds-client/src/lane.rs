@@ -87,7 +87,7 @@ impl Lane {
                 self.version = version;
             }
             Err(rejection) => {
-                self.status.refused(rejection.to_string());
+                self.status.refused(&version, rejection.to_string());
                 self.status.holds(self.accepted.len());
                 warn!(xds.type_url = type_url, xds.version = version, %rejection,
                     "xDS update refused; what was accepted before stays in force");

@@ -24,6 +24,8 @@ pub struct StreamStatus {
     pub mode: Option<Variant>,
     /// Last accepted version, also of an earlier stream.
     pub version: Option<String>,
+    /// The later version that was refused last, at least in part: what is in force lags behind. Cleared by an acceptance.
+    pub refused_version: Option<String>,
     /// When it was accepted.
     pub accepted_at: Option<SystemTime>,
     /// Responses received.
@@ -50,6 +52,7 @@ impl StreamStatus {
             resources: 0,
             mode: None,
             version: None,
+            refused_version: None,
             accepted_at: None,
             responses: 0,
             acks: 0,
@@ -149,14 +152,16 @@ impl StreamStatusWriter {
             state.resources = resources;
             state.acks += 1;
             state.version = Some(version.to_owned());
+            state.refused_version = None;
             state.accepted_at = Some(SystemTime::now());
             state.last_error = None;
         });
     }
 
-    pub(crate) fn refused(&self, reason: String) {
+    pub(crate) fn refused(&self, version: &str, reason: String) {
         self.state.send_modify(|state| {
             state.nacks += 1;
+            state.refused_version = Some(version.to_owned());
             state.last_error = Some(reason);
         });
     }

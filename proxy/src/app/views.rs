@@ -244,6 +244,7 @@ fn streams(status: &Status) -> Value {
                 "mode": stream.mode.map(Variant::as_str),
                 "resources": stream.resources,
                 "version": stream.version,
+                "refused_version": stream.refused_version,
                 "accepted_age_ms": stream.accepted_at.map(age_ms),
                 "responses": stream.responses,
                 "acks": stream.acks,

@@ -165,7 +165,7 @@ impl Conversation {
                     let outcome = match arrival {
                         Ok(arrival) => lane.apply(variant, arrival).await,
                         Err(rejection) => {
-                            lane.status.refused(rejection.to_string());
+                            lane.status.refused(&receipt.version, rejection.to_string());
                             Err(rejection)
                         }
                     };

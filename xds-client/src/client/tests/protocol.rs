@@ -162,7 +162,9 @@ async fn a_resource_that_does_not_decode_holds_up_no_other() {
     let message = answer.error_detail.clone().unwrap().message;
     assert!(message.starts_with("resource 2 of 4 ") && message.ends_with("(and 1 more)"), "{message}");
     assert_eq!(answer, nack("1", "2", &message));
-    assert_eq!(world.stream().resources, 3, "what is in force");
+    let status = world.stream();
+    assert_eq!(status.resources, 3, "what is in force");
+    assert_eq!((status.version.as_deref(), status.refused_version.as_deref()), (Some("1"), Some("2")));
 
     // The same again brings nothing; what is good again takes away what is missing.
     stream.push(&response).await;
@@ -171,6 +173,7 @@ async fn a_resource_that_does_not_decode_holds_up_no_other() {
     stream.push(&greetings("3", &["a", "c"])).await;
     assert_eq!(world.updates.accept().await.removed.len(), 1);
     assert_eq!(stream.request().await, ack("3"));
+    assert_eq!(world.stream().refused_version, None);
 }
 
 #[tokio::test(start_paused = true)]
