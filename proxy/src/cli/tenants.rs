@@ -1,6 +1,7 @@
 //! `tollgate tenants`: who uses the proxy, and how much of it.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
@@ -242,7 +243,22 @@ fn process(shown: &Value) -> String {
     let delay = of("run_delay_seconds").map_or_else(String::new, |delay| {
         format!("; threads of the process waited {delay:.2}s for what else the machine runs")
     });
-    format!("\n{cpu:.2}s of processor time, of which {:.1}% is no tenant's{delay}\n", ratio * 100.0)
+    let kinds = kinds(shown);
+    format!("\n{cpu:.2}s of processor time, of which {:.1}% is no tenant's{delay}\n{kinds}", ratio * 100.0)
+}
+
+/// What the time of all tenants went to, the largest part first.
+fn kinds(shown: &Value) -> String {
+    let mut spent: BTreeMap<&str, f64> = BTreeMap::new();
+    let tenants = shown["tenants"].as_array().into_iter().flatten();
+    for (kind, seconds) in tenants.filter_map(|tenant| tenant["cpu_seconds_by_kind"].as_object()).flatten() {
+        *spent.entry(kind).or_default() += seconds.as_f64().unwrap_or(0.0);
+    }
+    let whole: f64 = spent.values().sum();
+    let mut parts: Vec<_> = spent.into_iter().filter(|(_, seconds)| *seconds > 0.0).collect();
+    parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let parts: Vec<_> = parts.iter().map(|(kind, part)| format!("{kind} {:.1}%", part / whole * 100.0)).collect();
+    if parts.is_empty() { String::new() } else { format!("{}\n", parts.join(", ")) }
 }
 
 fn number(value: f64) -> String {
@@ -312,6 +328,9 @@ small       1  10.0%        -         10         0        1      1         1    
         } }))
         };
         assert_eq!(of(Value::Null), "\n2.50s of processor time, of which 12.5% is no tenant's\n");
+        let by_kind = |io: f64, http: f64| json!({ "cpu_seconds_by_kind": { "io": io, "http": http, "tls": 0.0 } });
+        let shown = json!({ "tenants": [by_kind(0.5, 1.0), by_kind(0.5, 2.0)] });
+        assert_eq!(kinds(&shown), "http 75.0%, io 25.0%\n");
         assert!(of(json!(0.5)).ends_with("; threads of the process waited 0.50s for what else the machine runs\n"));
     }
 

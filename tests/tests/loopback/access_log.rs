@@ -483,3 +483,27 @@ fn a_listener_can_have_its_own_socket() {
         assert_eq!(told(reader, 2), ["Request /allowed 0", "Response /allowed 200"]);
     }
 }
+
+/// No policy has spoken, so it is no denial, and an entry has no field for the reason; the client is not told, either.
+#[test]
+fn the_reason_of_a_tenants_limit_is_told() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let mut options = options(&site);
+    options.top += "\ntenants: { default: { ceilings: { requests: { per_second: 1, burst: 1 } } } }";
+    let reader = AccessLogReader::start(python, &socket(&site));
+    let proxy = Proxy::with(&site, upstream.address(), &options, &[usual(&site)]);
+    let mut client = Peer::connect(proxy.http());
+    let refused = loop {
+        client.send("GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n");
+        let answer = client.read_message();
+        if answer.status() != 200 {
+            break answer;
+        }
+    };
+    assert_eq!((refused.status(), refused.field("x-tollgate-reason")), (429, None));
+    let told = std::iter::repeat_with(|| reader.entry()).find(|entry| entry["http"]["status"] == 429).unwrap();
+    assert_eq!(told["entry_type"], "Response");
+    assert_eq!(field(&told, "x-tollgate-reason"), Some("tenant_rate"), "{told}");
+}

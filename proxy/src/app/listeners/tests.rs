@@ -1,4 +1,5 @@
 mod access_logs;
+mod limits;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -33,6 +34,11 @@ struct World {
 }
 
 fn world(drain_timeout: Duration) -> World {
+    world_with(drain_timeout, cilium::PortNetworkPolicy::default())
+}
+
+/// The same with what else is admitted.
+fn world_with(drain_timeout: Duration, entry: cilium::PortNetworkPolicy) -> World {
     const WORKERS: usize = 2;
     let (metrics, counters) = Metrics::new(WORKERS);
     let (senders, records) = flow::channel(counters, 64);
@@ -40,7 +46,7 @@ fn world(drain_timeout: Duration) -> World {
     let policy = cilium::NetworkPolicy {
         endpoint_ips: vec!["127.0.0.1".into()],
         endpoint_id: 1,
-        ingress_per_port_policies: vec![cilium::PortNetworkPolicy::default()],
+        ingress_per_port_policies: vec![entry],
         ..cilium::NetworkPolicy::default()
     };
     let mut builder = Snapshot::empty().update();
