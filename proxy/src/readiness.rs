@@ -59,6 +59,13 @@ pub struct Pending {
     what: String,
 }
 
+impl Pending {
+    /// What waits for this.
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+}
+
 impl Drop for Pending {
     fn drop(&mut self) {
         let mut state = self.readiness.lock();

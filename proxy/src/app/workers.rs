@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
+use std::mem::forget;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
@@ -16,9 +18,10 @@ use crate::http::BufferPool;
 use crate::identity::sweep;
 use crate::lane::{Crossing, Handover, NICER, Side, Watch, crossing};
 use crate::listener::serving::{CUT, Command, Serving};
+use crate::metrics::Chore;
 use crate::readiness::Pending;
 use crate::tenant::Names;
-use crate::worker::{Accounts, ConnectionSlots, Groups, State, Worker, run_tasks};
+use crate::worker::{Accounts, ConnectionSlots, Groups, State, Worker, keep_doing, run_tasks};
 
 /// What the process asks of its workers; it only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,7 +88,17 @@ pub(super) fn start(seed: Seed) -> io::Result<thread::JoinHandle<io::Result<()>>
         Role::Worker(index, _) => format!("worker-{index}"),
         Role::Lane(index) => format!("lane-{index}"),
     };
-    thread::Builder::new().name(name).spawn(move || run(seed))
+    let readiness = seed.starting.readiness();
+    thread::Builder::new().name(name.clone()).spawn(move || {
+        let panicked = |_| Err(io::Error::other("it has panicked, which is a defect of this program"));
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(seed))).unwrap_or_else(panicked);
+        if let Err(error) = &outcome {
+            tracing::error!(worker = name, %error, "a worker has ended; the process is not ready any more");
+            // For good: nobody begins it anew.
+            forget(readiness.pending(format!("{name} (it has ended: {error})")));
+        }
+        outcome
+    })
 }
 
 fn run(seed: Seed) -> io::Result<()> {
@@ -102,8 +115,11 @@ fn run(seed: Seed) -> io::Result<()> {
     let fairness = seed.fairness;
     let accounts = Accounts { metrics: seed.flows.metrics().clone(), world: Arc::clone(&seed.world) };
     // Every task that is left is dropped then: their sockets close and their records are sent.
-    run_tasks(&runtime, fairness, accounts, |groups| serve(seed, groups))
-        .ok_or_else(|| io::Error::other("the worker's own task has panicked, which is a defect of this program"))
+    let metrics = seed.flows.metrics().clone();
+    run_tasks(&runtime, fairness, accounts, |groups| serve(seed, groups)).ok_or_else(|| {
+        metrics.chore_panicked(Chore::Own);
+        io::Error::other("its own task has panicked, which is a defect of this program")
+    })
 }
 
 /// What the connections of a thread share.
@@ -138,7 +154,8 @@ async fn serve(seed: Seed, groups: Groups) {
         Role::Lane(_) => None,
     };
     let worker = worker((world, flows, slots, limits), groups, side);
-    worker.groups.system.spawn(sweep::run(Rc::clone(&worker))).detach();
+    let (metrics, of) = (worker.flows.metrics().clone(), Rc::clone(&worker));
+    worker.groups.system.spawn(keep_doing(Chore::Sweep, metrics, move || sweep::run(Rc::clone(&of)))).detach();
     let mut serving = Serving::new(Rc::clone(&worker));
     let mut generation = worker.world.subscribe();
     let (mut starting, mut followed) = (Some(starting), None);

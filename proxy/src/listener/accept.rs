@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const BATCH: u32 = 32;
 
 /// Accepts until the listener drains; each connection becomes a task of its own.
-pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<Served>, socket: TcpListener) {
+pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<Served>, socket: Rc<TcpListener>) {
     let subscription = listener.signals().subscribe();
     let mut batch = 0;
     loop {

@@ -24,8 +24,8 @@ use super::accept;
 use super::connection::ListenerContext;
 use crate::config;
 use crate::flow::ListenerLog;
-use crate::metrics::ListenerSeries;
-use crate::worker::{Signals, State, Worker};
+use crate::metrics::{Chore, ListenerSeries};
+use crate::worker::{Signals, State, Worker, keep_doing};
 
 /// Time for connections to reset their ends once they are told to stop.
 pub(crate) const CUT: Duration = Duration::from_millis(100);
@@ -233,7 +233,7 @@ impl Serving {
             Command::Serve(serve) => self.serve(*serve).await,
             Command::Remove { name, drain, done } => {
                 if let Some(entry) = self.listeners.get_mut(&name) {
-                    entry.remove(drain, &self.worker.groups.system).await;
+                    entry.remove(drain, &self.worker).await;
                 }
                 self.note_own_addresses();
                 drop(done);
@@ -312,8 +312,11 @@ impl Entry {
 
     /// Starts accepting from `socket`.
     fn accept(&mut self, worker: &Rc<Worker>, address: SocketAddr, socket: TcpListener) {
-        let run = accept::run(Rc::clone(worker), Rc::clone(&self.served), socket);
-        self.accepting.entry(address).or_default().push(worker.groups.accept.spawn(run));
+        let metrics = worker.flows.metrics().clone();
+        let (of, served, socket) = (Rc::clone(worker), Rc::clone(&self.served), Rc::new(socket));
+        let run = move || accept::run(Rc::clone(&of), Rc::clone(&served), Rc::clone(&socket));
+        let task = worker.groups.accept.spawn(keep_doing(Chore::Accept, metrics, run));
+        self.accepting.entry(address).or_default().push(task);
     }
 
     /// Closes the sockets of `address`.
@@ -324,7 +327,7 @@ impl Entry {
         }
     }
 
-    async fn remove(&mut self, drain: Duration, system: &Group) {
+    async fn remove(&mut self, drain: Duration, worker: &Worker) {
         while let Some(&address) = self.accepting.keys().next() {
             self.close(address).await;
         }
@@ -332,12 +335,16 @@ impl Entry {
         let taken_out = self.served.context().taken_out();
         self.served.context.replace(Rc::new(taken_out));
         drop(self.ending.take());
-        let served = Rc::clone(&self.served);
-        self.ending = Some(system.spawn(async move {
-            tokio::time::sleep(drain).await;
-            served.leave(Leaving::Stopping);
-            tokio::time::sleep(CUT).await;
-            served.cut();
-        }));
+        let (served, metrics) = (Rc::clone(&self.served), worker.flows.metrics().clone());
+        let end = move || {
+            let served = Rc::clone(&served);
+            async move {
+                tokio::time::sleep(drain).await;
+                served.leave(Leaving::Stopping);
+                tokio::time::sleep(CUT).await;
+                served.cut();
+            }
+        };
+        self.ending = Some(worker.groups.system.spawn(keep_doing(Chore::End, metrics, end)));
     }
 }

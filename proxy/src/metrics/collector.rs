@@ -13,7 +13,7 @@ use tollgate_xds::StreamStatus;
 
 use super::control::UpdateResult;
 use super::worker::{Count, Counters, DURATION_BOUNDS_US, DirectionCounters};
-use super::{AcceptErrorKind, ConnectResult, Families, IdentityMap, LookupResult, process};
+use super::{AcceptErrorKind, Chore, ConnectResult, Families, IdentityMap, LookupResult, process};
 use crate::control::listeners::NotServed;
 use crate::flow::{AccessLogs, LossCause};
 use crate::reason::Reason;
@@ -63,6 +63,12 @@ impl Families {
         families.single("tollgate_held_connections", "Connections held for their endpoint's first policy", held)?;
         let mut panics = families.counter("tollgate_connection_panics", "Connection tasks that ended in a panic")?;
         total(&mut panics, self.sum(|worker| worker.panics.value()))?;
+        let help = "Tasks of workers beside their connections that ended in a panic";
+        let mut panics = families.counter("tollgate_worker_panics", help)?;
+        for chore in Chore::ALL {
+            let value = self.sum(|worker| worker.chores[chore as usize].value());
+            counter(&mut panics, &[("task", chore.as_str())], value)?;
+        }
         let mut errors = families.counter("tollgate_accept_errors", "Failed accepts by kind")?;
         for (kind, name) in AcceptErrorKind::ALL {
             let value = self.sum(|worker| worker.accept_errors[kind as usize].value());

@@ -29,7 +29,7 @@ pub use exposition::Format;
 pub use listeners::ListenerSeries;
 pub(crate) use worker::Count;
 pub use worker::{
-    AcceptErrorKind, ConnectResult, HeldConnection, IdentityMap, ListenerIndex, LookupResult, MAX_LISTENERS,
+    AcceptErrorKind, Chore, ConnectResult, HeldConnection, IdentityMap, ListenerIndex, LookupResult, MAX_LISTENERS,
     OpenConnection, Worker,
 };
 

@@ -48,6 +48,33 @@ impl AcceptErrorKind {
     ];
 }
 
+/// A task of a worker beside its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chore {
+    /// Accepts from one socket.
+    Accept,
+    /// Asks about the addresses of open connections.
+    Sweep,
+    /// Ends the connections of a listener that was taken out of service.
+    End,
+    /// The worker's own, which all others depend on: the worker ends with it.
+    Own,
+}
+
+impl Chore {
+    pub(super) const ALL: [Self; 4] = [Self::Accept, Self::Sweep, Self::End, Self::Own];
+
+    /// As metrics and log name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Sweep => "identity_sweep",
+            Self::End => "listener_end",
+            Self::Own => "worker",
+        }
+    }
+}
+
 /// How the search for an upstream connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectResult {
@@ -179,6 +206,8 @@ pub(super) struct Counters {
     /// The last upstream socket that needed a privilege did not get it.
     pub(super) upstreams_refused: AtomicBool,
     pub(super) accept_errors: [Count; AcceptErrorKind::ALL.len()],
+    /// Panics beside connections.
+    pub(super) chores: [Count; Chore::ALL.len()],
     pub(super) source_port_changed: Count,
     pub(super) retries: Count,
     /// By [`IdentityMap`] and [`LookupResult`].
@@ -208,6 +237,7 @@ impl Counters {
             shadow: std::array::from_fn(|_| Count::default()),
             upstreams_refused: AtomicBool::new(false),
             accept_errors: Default::default(),
+            chores: Default::default(),
             source_port_changed: Count::default(),
             retries: Count::default(),
             identity_lookups: Default::default(),
@@ -365,6 +395,11 @@ impl Worker {
     /// Counts a connection for which conntrack and the address named different identities at accept.
     pub fn identity_disagreement(&self) {
         self.counters.identity_disagreements.increment();
+    }
+
+    /// A task beside connections has panicked.
+    pub fn chore_panicked(&self, chore: Chore) {
+        self.counters.chores[chore as usize].increment();
     }
 
     /// Counts a failed `accept`.

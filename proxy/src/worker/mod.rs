@@ -1,6 +1,7 @@
 //! A worker: one thread, one current-thread runtime, its own connections, buffers and counters. Nothing in here is shared
 //! with another worker but the world (read by one atomic load) and the process-wide connection count.
 
+mod chore;
 mod groups;
 mod idle;
 mod run;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+pub(crate) use chore::keep_doing;
 pub(crate) use groups::Groups;
 pub(crate) use idle::{Idle, IdleConnections};
 pub(crate) use run::{Accounts, run_tasks};

@@ -30,6 +30,7 @@ const LONG: Duration = Duration::from_secs(600);
 struct World {
     listeners: Listeners,
     _phase: watch::Sender<Phase>,
+    readiness: Readiness,
     _records: flow::FlowConsumer,
 }
 
@@ -52,7 +53,7 @@ fn world_with(drain_timeout: Duration, entry: cilium::PortNetworkPolicy) -> Worl
     let mut builder = Snapshot::empty().update();
     builder.replace_all([NetworkPolicy::try_from(&policy).unwrap()]);
     store.publish_policy(builder.build());
-    let phase = watch::Sender::new(Phase::Serve);
+    let (phase, readiness) = (watch::Sender::new(Phase::Serve), Readiness::default());
     let (ended, _) = mpsc::channel(1);
     let (commands, received): (Vec<_>, Vec<_>) = (0..WORKERS).map(|_| mpsc::channel(4)).unzip();
     for (index, (flows, commands)) in senders.into_iter().zip(received).enumerate() {
@@ -66,13 +67,13 @@ fn world_with(drain_timeout: Duration, entry: cilium::PortNetworkPolicy) -> Worl
             limits: config::Limits::default(),
             commands,
             phase: phase.subscribe(),
-            starting: Readiness::default().pending("workers"),
+            starting: readiness.pending("workers"),
             ended: ended.clone(),
         };
         workers::start(seed).unwrap();
     }
     let listeners = Listeners::new(commands, 0, Arc::new(metrics), records.access_logs(), drain_timeout);
-    World { listeners, _phase: phase, _records: records }
+    World { listeners, _phase: phase, readiness, _records: records }
 }
 
 /// Greets each connection with `greeting`, and keeps it open until the client ends it.
@@ -404,4 +405,28 @@ async fn a_listener_that_is_lost_is_tried_again_until_something_else_is_asked_fo
     assert_eq!((readiness.is_ready(), &*report.read().unserved["l"].reason), (true, "refused"));
     assert_eq!(read(&mut connect(config.address)), b'a');
     assert!(listeners.lost().is_empty());
+}
+
+/// The one defect of a worker that can be had from outside: a socket that its runtime does not take.
+#[tokio::test]
+async fn a_worker_that_panics_leaves_the_others_and_a_process_that_is_not_ready() {
+    let world = world(LONG);
+    let ready = || world.readiness.waiting_for();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = listener("broken", socket.local_addr().unwrap());
+    let (done, _) = mpsc::channel(1);
+    let open = vec![vec![(config.address, vec![socket])], Vec::new()];
+    let commands = world.listeners.commands(&config, &world.listeners.access_log(&config), open, &[], &done);
+    world.listeners.send(commands).await;
+    let unready = async {
+        while !ready().iter().any(|what| what.contains("worker-0 (it has ended")) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // Where panics are printed with their stacks, one after the other, this may take a while.
+    tokio::time::timeout(4 * DEADLINE, unready).await.expect("it is said");
+    let other = listener("other", upstream(b"a"));
+    assert_eq!(world.listeners.serve(std::slice::from_ref(&other)).await, []);
+    assert_eq!(read(&mut connect(other.address)), b'a', "the other worker serves");
+    assert_eq!(ready().len(), 1);
 }

@@ -182,3 +182,37 @@ fn a_lane_knows_the_addresses_of_its_listeners() {
         assert!(serving.worker.own_addresses.borrow().is_empty());
     });
 }
+
+#[test]
+#[expect(clippy::await_holding_refcell_ref, reason = "the defect that this is about")]
+fn a_panic_while_accepting_costs_one_connection() {
+    on_a_worker(|groups| async move {
+        let (mut serving, index) = serving(groups);
+        let Command::Serve(mut command) = serve(index, Direction::Ingress) else { unreachable!() };
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        command.open = vec![(address, vec![socket])];
+        serving.obey(Command::Serve(command)).await;
+        let served = Rc::clone(&serving.listeners["l"].served);
+
+        // Whoever asks for the settings meanwhile panics.
+        let settings = served.context.borrow_mut();
+        accepted_and_closed(address).await;
+        drop(settings);
+        // A loop, which is refused.
+        accepted_and_closed(address).await;
+    });
+}
+
+/// Connects, and waits until somebody has closed the connection.
+async fn accepted_and_closed(address: SocketAddr) {
+    let client = std::net::TcpStream::connect(address).expect("somebody listens");
+    client.set_nonblocking(true).unwrap();
+    let closed = async {
+        while matches!(client.peek(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), closed).await.expect("somebody accepts");
+}

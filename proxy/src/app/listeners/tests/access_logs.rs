@@ -5,7 +5,7 @@ use crate::flow::{FlowSettings, FlowThread};
 
 /// With a flow thread, which has access logs.
 fn logging() -> (Arc<Listeners>, FlowThread, watch::Sender<Phase>) {
-    let World { listeners, _phase, _records } = world(LONG);
+    let World { listeners, _phase, _records, .. } = world(LONG);
     (Arc::new(listeners), _records.spawn(&FlowSettings::default()).unwrap(), _phase)
 }
 
