@@ -114,8 +114,20 @@ def cpu():
         Experiment(
             "T3", "16 connections, rules and paths that are as slow to match as they can be", bound,
             lambda proxy: [closed(group(proxy, 2, 16), path="/x", hostile=3000)], within(FEW_US), served, setup=slow,
+            extra=moves, columns=(("to_lane", "moves to a lane"),),
         ),
     ]
+
+
+def moves(proxy, _found, _victim, _before):
+    """How often a tenant went to a lane since the proxy started; the aggressor stays there while its batches follow each other."""
+    if proxy.name == "envoy":
+        return {"to_lane": 0}
+    counts = [
+        count for (name, labels), count in proxy.metrics().items()
+        if name == "tollgate_tenant_lane_moves_total" and 'to="lane"' in (labels or "")
+    ]
+    return {"to_lane": sum(counts)}
 
 
 def shares():
