@@ -44,6 +44,8 @@ pub(crate) struct Account {
     from_lane: [Count; CAUSES],
     /// When it last moved there, in microseconds since the ledger began.
     lane_since: Count,
+    /// Processor time that the ceiling has been told of, in nanoseconds.
+    cpu_noted: Count,
     /// Processor time and waiting, which the scheduler writes on the worker's thread.
     scheduled: Arc<Scheduled>,
 }
@@ -67,6 +69,7 @@ impl Account {
             to_lane: Default::default(),
             from_lane: Default::default(),
             lane_since: Count::default(),
+            cpu_noted: Count::default(),
             scheduled: Arc::default(),
         }
     }
@@ -74,6 +77,13 @@ impl Account {
     /// Where the scheduler counts.
     pub(crate) fn scheduled(&self) -> Arc<Scheduled> {
         Arc::clone(&self.scheduled)
+    }
+
+    /// Microseconds of processor time since this was asked last; by the worker itself.
+    pub(super) fn new_cpu(&self) -> u64 {
+        let new = self.scheduled.usage().cpu.saturating_sub(self.cpu_noted.value()) / 1000;
+        self.cpu_noted.add(new * 1000);
+        new
     }
 
     /// A connection begins to be this tenant's.

@@ -57,6 +57,7 @@ pub(super) struct Standing {
     weight: AtomicU32,
     pub(super) requests: Bucket,
     pub(super) new_connections: Bucket,
+    pub(super) cpu: Bucket,
 }
 
 impl Standing {
@@ -188,8 +189,8 @@ impl Commons {
 
     /// Lets contracts of this tenant begin anew.
     pub(super) fn renew(&self, tenant: TenantId) {
-        let Standing { requests, new_connections, .. } = self.standing(tenant);
-        [requests, new_connections].into_iter().for_each(Bucket::refill);
+        let Standing { requests, new_connections, cpu, .. } = self.standing(tenant);
+        [requests, new_connections, cpu].into_iter().for_each(Bucket::refill);
     }
 
     /// Time since the beginning, for contracts.

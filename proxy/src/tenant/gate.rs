@@ -14,7 +14,7 @@ use super::commons::{Commons, Space};
 use super::destinations::{Full, UpstreamPlace};
 use super::gcra::{Bucket, Contract};
 use super::share::{self, Pool, Wanting};
-use super::{Account, Ledger, Rate, Settings, Table, TenantId};
+use super::{Account, Ceilings, Ledger, Rate, Settings, Table, TenantId};
 use crate::reason::Reason;
 
 /// A limit that has been reached.
@@ -99,6 +99,7 @@ impl<'a> Gate<'a> {
         {
             self.decide(Limited { reason: Reason::TenantHeaders, retry_after: None })?;
         }
+        self.keep_to_cpu(ceilings.and_then(Ceilings::cpu))?;
         let in_flight = ceilings.and_then(|ceilings| ceilings.in_flight);
         self.take_place(Space::InFlight, in_flight, Reason::TenantInFlight)?;
         let mut held = Held { in_flight: true, long_stream: false };
@@ -191,6 +192,17 @@ impl<'a> Gate<'a> {
         match bucket.take(Contract::new(rate), since, 1) {
             Ok(()) => Ok(()),
             Err(wait) => self.decide(Limited { reason, retry_after: Some(wait) }),
+        }
+    }
+
+    /// Refuses while the tenant has had more processor time than its ceiling gives: what it was is known when it is gone.
+    fn keep_to_cpu(&self, rate: Option<Rate>) -> Result<(), Limited> {
+        let (Some(rate), Some(account)) = (rate, self.account) else { return Ok(()) };
+        let since = self.commons.since(Instant::now());
+        let wait = self.commons.standing(self.tenant).cpu.note(Contract::new(rate), since, account.new_cpu());
+        match wait {
+            Duration::ZERO => Ok(()),
+            wait => self.decide(Limited { reason: Reason::TenantCpu, retry_after: Some(wait) }),
         }
     }
 

@@ -72,6 +72,18 @@ impl Bucket {
         }
     }
 
+    /// Notes that `amount` was used since the last note, evenly, and returns how long it is until the contract allows more. What
+    /// is owed is never more than a second gives.
+    pub(super) fn note(&self, contract: Contract, since: Duration, amount: u64) -> Duration {
+        let now = contract.moment(since);
+        let full = now.saturating_add(contract.burst);
+        let amount = amount.saturating_mul(1 << contract.shift);
+        let after = |used: u64| used.saturating_add(amount).clamp(now, full.saturating_add(contract.units));
+        let (Ok(before) | Err(before)) =
+            self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(after(used)));
+        contract.time(after(before).saturating_sub(full))
+    }
+
     /// A full burst again.
     pub(super) fn refill(&self) {
         self.0.store(0, Ordering::Relaxed);

@@ -25,6 +25,7 @@ const ENFORCED: &[&str] = &[
     "ceilings.in_flight",
     "ceilings.long_streams",
     "ceilings.header_bytes",
+    "ceilings.cpu_millis",
     "ceilings.upstream_connections",
     "policy.rules",
     "policy.expression_bytes",
@@ -237,8 +238,14 @@ impl Settings {
 
 impl Ceilings {
     /// Those that are rates, for whoever counts what is used of them.
-    pub(super) fn rates(&self) -> [Option<Rate>; 2] {
-        [self.new_connections, self.requests]
+    pub(super) fn rates(&self) -> [Option<Rate>; 3] {
+        [self.new_connections, self.requests, self.cpu()]
+    }
+
+    /// Microseconds of processor time, a tenth of a second's at once.
+    pub(super) fn cpu(&self) -> Option<Rate> {
+        let per_second = NonZeroU64::from(self.cpu_millis?).saturating_mul(NonZeroU64::new(1000)?);
+        Some(Rate { per_second, burst: NonZeroU64::new(per_second.get() / 10)? })
     }
 
     fn of_resource(ceilings: &proto::Ceilings) -> Result<Self, String> {

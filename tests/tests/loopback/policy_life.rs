@@ -383,6 +383,7 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::TenantShare, "tenant_limits", "who_has_most_makes_room_for_who_comes"),
     (Reason::TenantHeaders, "tenant_limits", "heads_have_a_ceiling"),
     (Reason::TenantUpstreams, "tenant_limits", "connections_to_a_destination_have_a_ceiling"),
+    (Reason::TenantCpu, "tenant_limits", "processor_time_has_a_ceiling"),
     (Reason::UpstreamConnect, "tcp", "an_upstream_that_refuses_is_a_reset"),
     (Reason::UpstreamReset, "tcp", "a_reset_is_a_reset_on_the_other_side"),
     (Reason::UpstreamMalformed, "http1", "responses_that_could_smuggle_are_502"),
@@ -396,7 +397,6 @@ const NO_LIMITS: &str = "this version does not limit it";
 /// Reasons that no test here can reach, and why.
 const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::Loop, "needs an original destination, so a transparent listener; the configuration refuses it otherwise"),
-    (Reason::TenantCpu, NO_LIMITS),
     (Reason::TenantMemory, NO_LIMITS),
     (Reason::TenantBandwidth, NO_LIMITS),
     (Reason::TenantIsolated, NO_LIMITS),

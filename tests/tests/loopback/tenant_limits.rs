@@ -317,6 +317,45 @@ fn http_2_has_the_same_ceiling_of_upstreams() {
     assert_eq!(upstream.connections(), 1);
 }
 
+/// Answers to so many requests that come at once.
+fn ask_at_once(client: &mut Peer, count: usize) -> Vec<Message> {
+    client.send(GET.repeat(count));
+    (0..count).map(|_| client.read_message()).collect()
+}
+
+#[test]
+fn processor_time_has_a_ceiling() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    // A tenth of a core, a hundredth of a second at once.
+    let two = Two::start(&site, &upstream, "ceilings: { cpu: 100m }");
+    let mut client = two.busy();
+    let refused =
+        until("a refusal", || ask_at_once(&mut client, 200).into_iter().find(|answer| answer.status() != 200));
+    expect_overload(&refused, Reason::TenantCpu);
+    let record = two.proxy.expect_reason(Reason::TenantCpu);
+    assert_eq!((&record["tenant"], &record["verdict"]), (&json!("busy"), &json!("DROPPED")));
+    assert!(two.counted("refusals_total", Reason::TenantCpu) > 0);
+    two.neighbour_is_served();
+    until("an answer once that was paid back", || {
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        (ask(&mut client, GET).status() == 200).then_some(())
+    });
+}
+
+#[test]
+fn shadow_refuses_nobody_processor_time() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let two = Two::start(&site, &upstream, "shadow: true, ceilings: { cpu: 1m }");
+    let mut client = two.busy();
+    until("what would be a refusal", || {
+        assert!(ask_at_once(&mut client, 50).iter().all(|answer| answer.status() == 200));
+        (two.counted("shadow_refusals_total", Reason::TenantCpu) > 0).then_some(())
+    });
+    two.neighbour_is_served();
+}
+
 #[test]
 fn who_has_most_makes_room_for_who_comes() {
     let site = Site::new();

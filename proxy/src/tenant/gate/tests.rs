@@ -4,7 +4,7 @@ use std::sync::Arc;
 use super::super::table::GroupTable;
 use super::*;
 use crate::tenant::id::Placed as _;
-use crate::tenant::{Books, Ceilings, Guarantee, Pools};
+use crate::tenant::{Books, Guarantee, Pools};
 
 const TENANTS: [TenantId; 3] = [TenantId::from_raw(100), TenantId::from_raw(101), TenantId::from_raw(102)];
 

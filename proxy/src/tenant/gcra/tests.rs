@@ -104,3 +104,18 @@ fn another_contract_finds_the_bucket_empty_at_worst() {
     assert!(wait <= Duration::from_secs(1), "{wait:?}");
     assert_eq!(bucket.take(slow, at + wait, 1), Ok(()));
 }
+
+#[test]
+fn what_was_used_is_paid_back_in_time() {
+    let (contract, bucket) = (contract(1000, 100), Bucket::default());
+    let at = |millis| Duration::from_secs(100) + Duration::from_millis(millis);
+    let note = |millis, amount| bucket.note(contract, at(millis), amount).as_millis();
+    assert_eq!(note(0, 0), 0);
+    // As much as the time gives, over whatever time, owes nothing.
+    assert_eq!((note(500, 500), note(501, 1), note(9_000, 8_499)), (0, 0, 0));
+    // A burst, and beyond it.
+    assert_eq!((note(9_000, 100), note(9_000, 30)), (0, 30));
+    assert_eq!((note(9_010, 0), note(9_030, 0)), (20, 0));
+    assert_eq!(note(9_030, 1_000_000), 1_000, "no more than a second is owed");
+    assert_eq!(note(10_030, 0), 0);
+}
