@@ -26,6 +26,7 @@ use crate::config::{Bootstrap, Config, ListenAddress, PolicySource};
 use crate::control::directory::Directory;
 use crate::control::identities::AgentIdentities;
 use crate::control::listeners::{Discovered, ListenerHandler, Report};
+use crate::control::memory::{self, MemoryEnd};
 use crate::control::secrets::SecretFiles;
 use crate::control::tenants::TenantHandler;
 use crate::control::{self, Control, WorldStore};
@@ -110,6 +111,8 @@ struct ControlSide {
     requests: mpsc::Sender<Request>,
     set_log_level: SetLogLevel,
     started: Instant,
+    /// Tells workers of looks at memory.
+    memory: watch::Sender<()>,
 }
 
 impl Process {
@@ -160,11 +163,14 @@ impl Process {
             requests: requests.clone(),
             set_log_level,
             started,
+            memory: watch::Sender::new(()),
         };
+        let memory = side.memory.subscribe();
         let control_tasks = start_control(&config, side)?;
         let phase = watch::Sender::new(Phase::Serve);
         let (ended, workers_ended) = mpsc::channel(1);
-        let workers = start_workers(&config, received, roles(config.workers, senders, &names), &store, &phase, &ended)?;
+        let threads = roles(config.workers, senders, &names);
+        let workers = start_workers(&config, received, threads, &store, (&phase, &memory), &ended)?;
         if let Some(Bootstrap { ignored, .. }) = &config.bootstrap {
             tracing::info!(settings = ignored.join(", "), "settings of the bootstrap without effect");
         }
@@ -259,6 +265,8 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         tasks.spawn(Arc::clone(&control).follow_secrets(files));
     }
     tasks.spawn(Arc::clone(&control).follow_identity_maps(side.readiness.clone()));
+    let memory_end = MemoryEnd::of(config.limits.memory);
+    tasks.spawn(memory::follow(side.metrics.tenants(), memory_end, config.limits.shadow, side.memory));
     let mut streams = None;
     let (report, discovered) = (Report::new(side.readiness.clone()), Discovered::default());
     match &config.policy_source {
@@ -298,6 +306,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         discovered,
         readiness: side.readiness.clone(),
         metrics: Arc::clone(&side.metrics),
+        memory_end,
     };
     let state = Arc::new(AdminState {
         node: config.node.clone(),
@@ -332,7 +341,7 @@ fn start_workers(
     commands: Vec<(mpsc::Receiver<Command>, Pending)>,
     threads: Vec<(Role, Option<Crossing>, flow::FlowSender)>,
     store: &Arc<WorldStore>,
-    phase: &watch::Sender<Phase>,
+    (phase, memory): (&watch::Sender<Phase>, &watch::Receiver<()>),
     ended: &mpsc::Sender<Infallible>,
 ) -> anyhow::Result<Vec<JoinHandle<std::io::Result<()>>>> {
     let slots = ConnectionSlots::new(config.max_connections);
@@ -348,6 +357,7 @@ fn start_workers(
             fairness: config.fairness,
             commands,
             phase: phase.subscribe(),
+            memory: memory.clone(),
             starting,
             ended: ended.clone(),
         };

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 use tollgate_schedule::{WORKS, Work};
 
+use crate::control::memory::MemoryEnd;
 use crate::metrics::Attribution;
 use crate::reason::Reason;
 use crate::tenant::{Group, Kind, Registry, Tally, TenantId};
@@ -21,6 +22,17 @@ pub(super) fn status(tenants: &Registry) -> Value {
         "endpoints_sharing_accounts": tenants.crowded(),
         "refused": refused(tenants),
         "settings_without_effect": without_effect.collect::<Value>(),
+    })
+}
+
+/// The part of `/status` about memory: without an end, tenants have only the ceilings that they are given.
+pub(super) fn memory(tenants: &Registry, end: MemoryEnd) -> Value {
+    let room = tenants.books().room();
+    json!({
+        "limit_bytes": end.bytes,
+        "limit_from": end.source,
+        "tenants_limit_bytes": room.limit(),
+        "tenants_bytes": room.used(),
     })
 }
 
@@ -69,6 +81,8 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "refusals": by_reason(totals.refusals()),
         "shadow_refusals": by_reason(totals.shadowed()),
         "panics": totals.panics,
+        "memory_bytes": totals.memory,
+        "memory_byte_seconds": totals.memory_byte_ms as f64 / 1e3,
     });
     entry["lane"] = match totals.lanes {
         0 => Value::Null,

@@ -16,6 +16,7 @@ use crate::admin::{Actions, BoundListener, Views};
 use crate::config::{Config, ForwardedProto, Identities, Normalize, PolicySource};
 use crate::control::Control;
 use crate::control::listeners::{Discovered, NotServed, Report};
+use crate::control::memory::MemoryEnd;
 use crate::explanation::{self, Asked, Enforced, Explained};
 use crate::identity::Sources;
 use crate::metrics::Metrics;
@@ -32,6 +33,7 @@ pub(super) struct ProcessViews {
     pub(super) discovered: Discovered,
     pub(super) readiness: Readiness,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) memory_end: MemoryEnd,
 }
 
 fn age_ms(at: SystemTime) -> u64 {
@@ -115,6 +117,7 @@ impl Views for ProcessViews {
             status.insert("bootstrap_settings_without_effect".into(), json!(bootstrap.ignored));
         }
         status.insert("limits".into(), json!({ "connections": self.config.max_connections }));
+        status.insert("memory".into(), tenants::memory(&self.control.store().tenants(), self.memory_end));
         status.insert("draining".into(), json!(self.readiness.waiting_for().iter().any(|what| what == "draining")));
         status
     }

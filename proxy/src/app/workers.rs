@@ -21,7 +21,7 @@ use crate::listener::serving::{CUT, Command, Serving};
 use crate::metrics::Chore;
 use crate::readiness::Pending;
 use crate::tenant::Names;
-use crate::worker::{Accounts, ConnectionSlots, Groups, State, Worker, keep_doing, run_tasks};
+use crate::worker::{Accounts, ConnectionSlots, Groups, HeldBack, State, Worker, keep_doing, run_tasks};
 
 /// What the process asks of its workers; it only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,6 +76,8 @@ pub(super) struct Seed {
     /// Which listeners to serve.
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) phase: watch::Receiver<Phase>,
+    /// Told after each look at memory that a worker has something to do for.
+    pub(super) memory: watch::Receiver<()>,
     /// Dropped when it serves the listeners of the configuration.
     pub(super) starting: Pending,
     /// Dropped when the thread ends.
@@ -138,6 +140,7 @@ fn worker(
         groups,
         peers: Rc::default(),
         idle: Rc::default(),
+        held_back: HeldBack::default(),
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),
@@ -147,7 +150,7 @@ fn worker(
 }
 
 async fn serve(seed: Seed, groups: Groups) {
-    let Seed { role, crossing, world, flows, slots, limits, mut commands, mut phase, starting, .. } = seed;
+    let Seed { role, crossing, world, flows, slots, limits, mut commands, mut phase, mut memory, starting, .. } = seed;
     let (side, mut incoming) = crossing.map(|crossing| (crossing.side, crossing.incoming)).unzip();
     let mut watch = match role {
         Role::Worker(_, watch) => watch,
@@ -200,6 +203,8 @@ async fn serve(seed: Seed, groups: Groups) {
                     serving.obey(command).await;
                 }
             }
+            // Nobody looks any more when the process ends.
+            Ok(()) = memory.changed() => worker.relieve(),
             () = worker.peers.changed() => serving.peers_changed(),
             handover = arrived(&mut incoming) => {
                 // A lane was told of the listener before the worker was, and may not have heard yet.

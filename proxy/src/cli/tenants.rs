@@ -16,7 +16,7 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// Show who uses a running proxy, and how much of it
 ///
-/// One line per tenant: weight, share of what the table is sorted by, requests, refusals, connections, bytes. On a
+/// One line per tenant: weight, share of what the table is sorted by, requests, refusals, connections, bytes, memory. On a
 /// terminal it goes on until interrupted, with rates since the line before; otherwise, or with --once, it shows what was
 /// counted since each tenant came.
 #[derive(Debug, clap::Args)]
@@ -57,6 +57,8 @@ enum Sort {
     Bytes,
     /// Open connections
     Connections,
+    /// Memory held now
+    Memory,
     /// Refused requests and connections
     Refusals,
     /// Name
@@ -118,6 +120,8 @@ struct Row {
     connections: f64,
     /// It is in a lane of some worker.
     lane: bool,
+    /// Bytes; 0 where they are not counted.
+    memory: f64,
 }
 
 fn rows(shown: &Value) -> Vec<Row> {
@@ -138,6 +142,7 @@ fn rows(shown: &Value) -> Vec<Row> {
         down: tenant["bytes"]["down"].as_f64().unwrap_or(0.0),
         connections: tenant["connections"].as_f64().unwrap_or(0.0),
         lane: tenant["lane"].is_object(),
+        memory: tenant["memory_bytes"].as_f64().unwrap_or(0.0),
     };
     tenants.iter().map(row).collect()
 }
@@ -163,6 +168,7 @@ impl Row {
             Sort::Requests | Sort::Name => self.requests,
             Sort::Bytes => self.up + self.down,
             Sort::Connections => self.open,
+            Sort::Memory => self.memory,
             Sort::Refusals => self.refusals,
         }
     }
@@ -191,7 +197,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
     let width = rows.iter().map(|row| row.name.len()).chain(["TENANT".len()]).max().unwrap_or(0);
     let by_second = if before.is_some() { "/S" } else { "" };
     let mut out = format!(
-        "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>5}\n",
+        "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>5}\n",
         "TENANT",
         "WEIGHT",
         "SHARE",
@@ -203,6 +209,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
         format!("CONNS{by_second}"),
         format!("UP{by_second}"),
         format!("DOWN{by_second}"),
+        "MEMORY",
         "LANE",
     );
     for row in &rows {
@@ -215,7 +222,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             out,
-            "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>5}",
+            "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>5}",
             row.name,
             row.weight,
             format!("{share:.1}%"),
@@ -227,6 +234,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
             number(row.connections),
             bytes(row.up),
             bytes(row.down),
+            bytes(row.memory),
             if row.lane { "yes" } else { "-" },
         );
     }
@@ -298,7 +306,8 @@ mod tests {
             json!({
                 "name": name, "weight": 1, "connections": 1, "connections_open": 1, "requests_in_flight": 0,
                 "requests": { "forwarded": requests, "denied": 1, "failed": 0 }, "refusals": { "deny_rule": 1 },
-                "bytes": { "up": 0, "down": bytes }, "lane": if name == "small" { json!({ "workers": 1 }) } else { Value::Null },
+                "bytes": { "up": 0, "down": bytes }, "memory_bytes": 8192,
+                "lane": if name == "small" { json!({ "workers": 1 }) } else { Value::Null },
             })
         };
         let idle = json!({ "name": "idle", "weight": 1, "requests": {}, "refusals": {}, "bytes": {} });
@@ -309,9 +318,9 @@ mod tests {
     fn lines_are_sorted_with_shares_and_the_idle_are_left_out() {
         let table_by = |sort| table(&rows(&shown(89, 1 << 20)), None, &args(sort));
         let expected = "\
-TENANT WEIGHT  SHARE      CPU   REQUESTS IN FLIGHT  REFUSED   OPEN     CONNS        UP      DOWN  LANE
-big         1  90.0%        -         90         0        1      1         1        0B    1.0MiB     -
-small       1  10.0%        -         10         0        1      1         1        0B    3.0MiB   yes
+TENANT WEIGHT  SHARE      CPU   REQUESTS IN FLIGHT  REFUSED   OPEN     CONNS        UP      DOWN    MEMORY  LANE
+big         1  90.0%        -         90         0        1      1         1        0B    1.0MiB    8.0KiB     -
+small       1  10.0%        -         10         0        1      1         1        0B    3.0MiB    8.0KiB   yes
 ";
         assert_eq!(table_by(Sort::Requests), expected);
         assert!(table_by(Sort::Bytes).lines().nth(1).is_some_and(|line| line.starts_with("small       1  75.0%")));
@@ -339,9 +348,9 @@ small       1  10.0%        -         10         0        1      1         1    
         let (before, now) = (rows(&shown(89, 1 << 20)), rows(&shown(109, 5 << 20)));
         let table = table(&now, Some((&before, 2.0)), &args(Sort::Requests));
         let expected = "\
-TENANT WEIGHT  SHARE      CPU REQUESTS/S IN FLIGHT REFUSED/S   OPEN   CONNS/S      UP/S    DOWN/S  LANE
-big         1 100.0%        -         10         0        0      1         0        0B    2.0MiB     -
-small       1   0.0%        -          0         0        0      1         0        0B        0B   yes
+TENANT WEIGHT  SHARE      CPU REQUESTS/S IN FLIGHT REFUSED/S   OPEN   CONNS/S      UP/S    DOWN/S    MEMORY  LANE
+big         1 100.0%        -         10         0        0      1         0        0B    2.0MiB    8.0KiB     -
+small       1   0.0%        -          0         0        0      1         0        0B        0B    8.0KiB   yes
 ";
         assert_eq!(table, expected);
     }

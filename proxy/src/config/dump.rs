@@ -8,7 +8,7 @@ use crate::tenant::{Group, TenantConfig};
 
 use super::{
     AccessLog, Agent, Config, EscapedSlashes, ForwardedProto, HttpSettings, Identities, IdentitySettings, Limits,
-    Listener, OriginalSource, PolicySource, Rate, RouteLimits, Underscores, Upstream, XdsMode,
+    Listener, MemoryLimit, OriginalSource, PolicySource, Rate, RouteLimits, Underscores, Upstream, XdsMode,
 };
 
 /// Every key with the value in force, for `/config_dump`.
@@ -175,6 +175,11 @@ fn limits(limits: &Limits) -> Value {
         "http2_control_frames": rate(limits.http2_control_frames),
         "http2_resets": rate(limits.http2_resets),
         "idle_connections": idle.unwrap_or_else(|| json!("off")),
+        "memory": match limits.memory {
+            MemoryLimit::OfControlGroup => json!("cgroup"),
+            MemoryLimit::Bytes(bytes) => json!(bytes),
+            MemoryLimit::Off => json!("off"),
+        },
     })
 }
 

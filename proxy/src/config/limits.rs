@@ -19,6 +19,20 @@ pub struct Limits {
     pub http2_resets: Option<Rate>,
     /// Connections that wait for their client while places run short; `None`: they stay.
     pub idle_connections: Option<IdleLimits>,
+    /// How much memory the process may have.
+    pub memory: MemoryLimit,
+}
+
+/// How much memory the process may have; tenants share seven tenths of it, without what the process takes for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// As much as the control group that it is in.
+    #[default]
+    OfControlGroup,
+    /// So many bytes.
+    Bytes(u64),
+    /// Without an end.
+    Off,
 }
 
 /// When an idle connection has to make room. As the last places are taken, all times shrink to a sixteenth.
@@ -63,6 +77,7 @@ impl Default for Limits {
             http2_control_frames: Some(Rate { per_second: 500, burst: 2000 }),
             http2_resets: Some(Rate { per_second: 200, burst: 1000 }),
             idle_connections: Some(IdleLimits::default()),
+            memory: MemoryLimit::default(),
         }
     }
 }
@@ -82,6 +97,7 @@ pub(super) fn limits(top: &mut Section<'_>) -> Limits {
         http2_control_frames: rate(&mut section, "http2_control_frames", default.http2_control_frames),
         http2_resets: rate(&mut section, "http2_resets", default.http2_resets),
         idle_connections: idle(&mut section, default.idle_connections),
+        memory: memory(&mut section),
     };
     section.finish(&[]);
     limits
@@ -121,6 +137,25 @@ fn idle(section: &mut Section<'_>, default: Option<IdleLimits>) -> Option<IdleLi
     };
     section.finish(&[]);
     Some(idle)
+}
+
+fn memory(section: &mut Section<'_>) -> MemoryLimit {
+    match section.field("memory") {
+        None => MemoryLimit::default(),
+        Some(field) if is_off(&field) => MemoryLimit::Off,
+        Some(field) if matches!(&field.node.value, Value::Text(text) if text == "cgroup") => {
+            MemoryLimit::OfControlGroup
+        }
+        Some(field) => field.read(least).map_or_else(MemoryLimit::default, MemoryLimit::Bytes),
+    }
+}
+
+/// With less, nobody would be served.
+fn least(value: &Value) -> Result<u64, String> {
+    match scalar::bytes(value)? {
+        bytes if bytes >= 32 << 20 => Ok(bytes),
+        bytes => Err(format!("{bytes} bytes are not enough to serve anybody; write 32MiB or more, or off")),
+    }
 }
 
 /// YAML 1.1 takes the word for a boolean.

@@ -22,7 +22,7 @@ mod tests;
 pub use dump::{listener as listener_to_json, to_json};
 pub use error::{ConfigError, ConfigErrors};
 pub use identities::{Identities, IdentityMode, IdentitySettings, StaticIdentity};
-pub use limits::{IdleLimits, Limits, Rate};
+pub use limits::{IdleLimits, Limits, MemoryLimit, Rate};
 pub(crate) use listeners::overlap;
 pub(crate) use load::{DRAIN_TIMEOUT, MAX_CONNECTIONS, cores};
 pub use load::{default_admin, load, parse};

@@ -4,6 +4,7 @@ mod compile;
 pub mod directory;
 pub mod identities;
 pub mod listeners;
+pub mod memory;
 mod policies;
 mod sds;
 mod secret_sources;

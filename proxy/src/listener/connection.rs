@@ -16,9 +16,10 @@ use super::present::Present;
 use crate::config;
 use crate::control::World;
 use crate::flow::{Fields, FlowRecord, FlowSender, ListenerLog, LogTarget, OpenFlow, Outcome, Protocol};
+use crate::http::Buffer;
 use crate::metrics::ListenerSeries;
 use crate::reason::Reason;
-use crate::tenant::{Limited, LocalEnd, Payer, Settings, TenantId};
+use crate::tenant::{Limited, LocalEnd, MemoryStep, Payer, Settings, TenantId};
 use crate::worker::{Idle, Signals, State, Subscription, Worker};
 
 /// A listener as a worker sees it.
@@ -121,6 +122,7 @@ impl Connection {
         let endpoint_key = EndpointKey::from(endpoint);
         let world = worker.world.load();
         let tenant = tenant_of(&world, &endpoint_key);
+        let payer = charge(&worker.flows, tenant, world.tenants.settings(tenant));
         Self {
             group: worker.groups.of_connection(tenant),
             worker: Rc::clone(worker),
@@ -128,7 +130,8 @@ impl Connection {
             downstream,
             original_dst,
             subscription: listener.signals.subscribe(),
-            payer: charge(&worker.flows, tenant, world.tenants.settings(tenant)),
+            idle: Idle::of(&worker.idle, &payer),
+            payer,
             charged_at: Cell::new((world.generation, 0)),
             endpoint: endpoint_key,
             log: (!listener.access_log.sinks().is_empty()).then_some(LogTarget {
@@ -138,7 +141,6 @@ impl Connection {
             }),
             remembered: Remembered::resume(carried.ends),
             requests: Cell::new(carried.requests),
-            idle: Idle::new(&worker.idle, tenant),
         }
     }
 
@@ -192,6 +194,11 @@ impl Connection {
         let began = Instant::now().checked_sub(idle).unwrap_or_else(Instant::now);
         self.open_flow(protocol, began).finish(Outcome::Denied, Some(reason));
         reason
+    }
+
+    /// Whether its tenant is short of memory.
+    pub(crate) fn is_short_of_memory(&self) -> bool {
+        self.payer.memory_step() >= MemoryStep::Shrink
     }
 
     /// A number that is another once anything has changed that decisions about this connection depend on: the world, or
@@ -259,6 +266,11 @@ impl Connection {
         });
         self.group.set_key(self.worker.groups.key(self.tenant_in(world), remote.0));
         identities
+    }
+
+    /// An empty buffer, at its tenant's expense.
+    pub(crate) fn buffer(&self) -> Buffer {
+        Buffer::new(&self.worker.buffers, &self.payer)
     }
 
     /// Starts a task that serves a part of the connection, at its tenant's expense.

@@ -122,9 +122,9 @@ fn go_on(worker: &Rc<Worker>, served: &Rc<Served>, connection: Connection, strea
     let group = connection.group().clone();
     let paired = upstream.and_then(|SentUpstream { stream, path, place, source, reused }| {
         let stream = TcpStream::from_std(stream).ok()?;
-        Some(Paired { stream, path, place, source, buffer: Buffer::new(&worker.buffers), reused })
+        Some(Paired { stream, path, place, source, buffer: connection.buffer(), reused })
     });
-    let buffer = Buffer::with(&worker.buffers, &unread);
+    let buffer = Buffer::with(&worker.buffers, &connection.payer, &unread);
     served.spawn(&group, async move {
         let _guards = (opened, slot, panics, entered);
         h1::resume(&connection, stream, buffer, paired).await;

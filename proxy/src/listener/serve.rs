@@ -24,7 +24,7 @@ pub(crate) async fn serve(connection: Rc<Connection>, stream: TcpStream) {
         return refuse(&connection, stream, Reason::Loop);
     }
     let Judged { verdict, by } = judge_when_known(&connection).await;
-    let buffer = Buffer::new(&connection.worker.buffers);
+    let buffer = connection.buffer();
     match verdict {
         Err(denied) => refuse_judged(&connection, stream, denied, by),
         Ok(Passage::Tcp(admitted)) => tcp::relay(&connection, stream, buffer, admitted, by).await,

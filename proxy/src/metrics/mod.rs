@@ -27,6 +27,7 @@ pub use control::{Control, PolicyGauges, UpdateResult};
 pub use envoy::Stat;
 pub use exposition::Format;
 pub use listeners::ListenerSeries;
+pub(crate) use process::resident_bytes;
 pub(crate) use worker::Count;
 pub use worker::{
     AcceptErrorKind, Chore, ConnectResult, HeldConnection, IdentityMap, ListenerIndex, LookupResult, MAX_LISTENERS,

@@ -43,6 +43,7 @@ impl Families {
                 counter(&mut moves, &[("tenant", &*row.tenant), ("to", to), ("reason", reason)], count)?;
             }
         }
+        memory(families, &rows)?;
         let help = "Time for which downstream connections were open, by tenant";
         let mut seconds = families.family("tollgate_tenant_connection_seconds", help, MetricType::Counter)?;
         for row in &rows {
@@ -104,6 +105,19 @@ impl Families {
         }
         Ok(())
     }
+}
+
+fn memory(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {
+    let help =
+        "Bytes held now by tenant: buffers, queues, and what connections and requests are known to take beside them";
+    gauge(families, rows, "memory_bytes", help, |row| row.memory)?;
+    let help = "Memory held over time by tenant, in bytes times seconds";
+    let mut held = families.family("tollgate_tenant_memory_byte_seconds", help, MetricType::Counter)?;
+    for row in rows {
+        let value = row.totals.memory_byte_ms as f64 / 1e3;
+        held.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+    }
+    Ok(())
 }
 
 /// Those with series of their own, and the sum of the others if there are any.

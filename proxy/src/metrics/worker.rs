@@ -161,6 +161,11 @@ impl Count {
         self.0.store(value, Ordering::Relaxed);
     }
 
+    /// For what is a level rather than a count. Nothing is taken away that was not added.
+    pub(crate) fn subtract(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+    }
+
     pub(crate) fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

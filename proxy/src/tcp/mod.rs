@@ -46,13 +46,14 @@ pub(crate) async fn relay(
     let limits = TimeLimits::of_bytes(connection.listener.config.tcp_idle_timeout);
     let (began, moved) = (tokio::time::Instant::now(), || counts.up.get().wrapping_add(counts.down.get()));
     let ended = {
-        let pumps = pump_both(&mut downstream, buffer, &mut stream, Buffer::new(&connection.worker.buffers), &counts);
+        let pumps = pump_both(&mut downstream, buffer, &mut stream, connection.buffer(), &counts);
         tokio::select! {
             biased;
             // First, because connecting took time: not a byte may pass under a policy that is gone.
             ended = withdrawn(connection, admitted.source) => ended,
             ended = pumps => ended,
             reason = limits.exceeded_as_a_whole(moved, || Some(began)) => Ended::TimedOut(reason),
+            reason = connection.idle.told_at_work() => Ended::Revoked(reason),
         }
     };
     finish(flow, ended, &counts, &downstream, &stream);

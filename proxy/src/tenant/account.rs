@@ -7,6 +7,7 @@ use tollgate_schedule::{Account as Scheduled, DELAY_BOUNDS, WORKS};
 
 use super::commons::Commons;
 use super::id::{PLACES, Placed as _};
+use super::memory::{Room, UNIT};
 use super::{REASONS, TenantId};
 use crate::lane::Cause;
 use crate::metrics::Count;
@@ -46,6 +47,9 @@ pub(crate) struct Account {
     lane_since: Count,
     /// Processor time that the ceiling has been told of, in nanoseconds.
     cpu_noted: Count,
+    /// Bytes held now, and what was taken of the process's room for them.
+    memory: Count,
+    taken: Count,
     /// Processor time and waiting, which the scheduler writes on the worker's thread.
     scheduled: Arc<Scheduled>,
 }
@@ -70,6 +74,8 @@ impl Account {
             from_lane: Default::default(),
             lane_since: Count::default(),
             cpu_noted: Count::default(),
+            memory: Count::default(),
+            taken: Count::default(),
             scheduled: Arc::default(),
         }
     }
@@ -146,6 +152,47 @@ impl Ledger {
         &self.commons
     }
 
+    /// The memory of the process.
+    pub(crate) fn room(&self) -> &Room {
+        self.commons.room()
+    }
+
+    /// Notes that so many bytes are held for a tenant.
+    pub(super) fn hold(&self, tenant: TenantId, bytes: u64) {
+        let Some(account) = self.account(tenant) else { return };
+        account.memory.add(bytes);
+        let (held, taken) = (account.memory.value(), account.taken.value());
+        if held > taken {
+            let more = (held - taken).next_multiple_of(UNIT);
+            account.taken.add(more);
+            self.room().take(tenant.place(), more);
+        }
+    }
+
+    /// Notes that they no longer are, or are somebody else's.
+    pub(super) fn let_go(&self, tenant: TenantId, bytes: u64) {
+        let Some(account) = self.account(tenant) else { return };
+        account.memory.subtract(bytes);
+        let (held, taken) = (account.memory.value(), account.taken.value());
+        // A unit stays, so that what comes and goes does not come and go here.
+        let spare = taken.saturating_sub(held) / UNIT;
+        if spare > 1 || held == 0 && spare > 0 {
+            let less = if held == 0 { taken } else { (spare - 1) * UNIT };
+            account.taken.subtract(less);
+            self.room().give_back(tenant.place(), less);
+        }
+    }
+
+    /// Bytes that this worker has taken for the holder of a place.
+    pub(crate) fn taken(&self, place: usize) -> u64 {
+        self.at(place).map_or(0, |account| account.taken.value())
+    }
+
+    /// Bytes that are held for the holder of a place.
+    pub(super) fn held(&self, place: usize) -> u64 {
+        self.at(place).map_or(0, |account| account.memory.value())
+    }
+
     /// Makes the account of a place, unless it is there.
     pub(super) fn open(&self, place: usize) {
         self.pages[place / PAGE].get_or_init(|| (0..PAGE).map(|_| Account::new()).collect());
@@ -184,6 +231,9 @@ impl Ledger {
             // A connection that came or went between two reads is off by its whole age; it is right in the next reading.
             connection_us: if connection_us > u64::MAX / 2 { 0 } else { connection_us },
             in_flight: begun.saturating_sub(ended),
+            memory: account.memory.value(),
+            // Not of one worker.
+            memory_byte_ms: 0,
             requests: std::array::from_fn(|outcome| account.requests[outcome].value()),
             bytes_up: account.bytes_up.value(),
             bytes_down: account.bytes_down.value(),
@@ -204,7 +254,7 @@ impl Ledger {
     }
 }
 
-/// What a tenant has used. All counts but `open` and `in_flight` only grow.
+/// What a tenant has used. All counts but `open`, `in_flight` and `memory` only grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Accepted connections.
@@ -215,6 +265,10 @@ pub struct Totals {
     pub connection_us: u64,
     /// Requests under way.
     pub in_flight: u64,
+    /// Bytes held now: buffers, queues, and what a connection and a request are known to take beside them.
+    pub memory: u64,
+    /// Milliseconds times bytes that were held, as far as it was looked.
+    pub memory_byte_ms: u64,
     /// Ended HTTP requests by [`crate::flow::Outcome`].
     pub requests: [u64; 3],
     /// Bytes of bodies and tunnels towards the upstream.
@@ -284,7 +338,7 @@ impl Totals {
 
     /// Something is open or under way.
     pub(super) fn is_in_use(&self) -> bool {
-        self.open > 0 || self.in_flight > 0
+        self.open > 0 || self.in_flight > 0 || self.memory > 0
     }
 
     /// Adds what another has used.
@@ -294,6 +348,7 @@ impl Totals {
         self.in_flight += other.in_flight;
         self.lanes += other.lanes;
         self.lane_us = self.lane_us.max(other.lane_us);
+        self.memory += other.memory;
     }
 
     /// What was used after `before`.
@@ -310,6 +365,7 @@ impl Totals {
         each(&mut self.bytes_up, other.bytes_up);
         each(&mut self.bytes_down, other.bytes_down);
         each(&mut self.panics, other.panics);
+        each(&mut self.memory_byte_ms, other.memory_byte_ms);
         each(&mut self.cpu_ns, other.cpu_ns);
         each(&mut self.polls, other.polls);
         each(&mut self.waited_ns, other.waited_ns);

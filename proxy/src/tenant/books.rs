@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 
-use super::TenantId;
 use super::account::{Ledger, Totals};
 use super::commons::{Commons, Pools};
 use super::id::{
     BUILT_IN, FIRST, FIRST_SHARED, MAX_ENDPOINTS, MAX_GROUPS, PLACES, Placed, SHARED, first_holder, shared,
 };
+use super::{Room, TenantId, ladder};
 
 /// How long what a tenant has used is still shown after it is gone, if nobody needs its place.
 const KEEP: Duration = Duration::from_secs(600);
@@ -220,6 +220,25 @@ impl Books {
         self.names.0.store(Arc::new(places.names()));
     }
 
+    /// The memory that tenants share.
+    pub fn room(&self) -> &Room {
+        self.commons.room()
+    }
+
+    /// Looks at what everybody holds, `since` the last look, and takes measures: the process may have `most` bytes and has
+    /// `resident`. With `shadow`, what is left for all is only counted with. Returns whether another look is due soon.
+    pub fn look_at_memory(&self, most: Option<u64>, resident: u64, shadow: bool, since: Duration) -> bool {
+        let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        for place in 0..PLACES {
+            let held: u64 = self.ledgers.iter().map(|ledger| ledger.held(place)).sum();
+            if held > 0 {
+                self.room().pass_time(place, held, milliseconds);
+            }
+        }
+        self.room().act(&ladder::decide(most, resident, &self.room().holdings()), shadow);
+        self.room().is_pressed()
+    }
+
     /// Everybody, and what each has used. Those that nobody ever belonged to are left out, built-in ones are not.
     pub fn tallies(&self) -> Vec<Tally> {
         self.tallies_and_retired().0
@@ -251,6 +270,7 @@ impl Books {
         for ledger in &self.ledgers {
             totals.add(&ledger.totals(place, now));
         }
+        totals.memory_byte_ms = self.room().byte_ms(place);
         totals
     }
 

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::TenantId;
 use super::destinations::Destinations;
 use super::gate::Held;
 use super::gcra::Bucket;
 use super::id::{PLACES, Placed as _};
 use super::share::Crowd;
+use super::{Room, TenantId};
 use crate::config::Limits;
 
 /// What there is to give away.
@@ -75,6 +75,7 @@ pub(crate) struct Commons {
     default_weight: AtomicU32,
     pub(super) destinations: Arc<Destinations>,
     pools: OnceLock<Pools>,
+    room: Room,
     began: Instant,
 }
 
@@ -86,6 +87,7 @@ impl Default for Commons {
             default_weight: AtomicU32::new(1),
             destinations: Arc::default(),
             pools: OnceLock::new(),
+            room: Room::default(),
             began: Instant::now(),
         }
     }
@@ -95,6 +97,11 @@ impl Commons {
     /// Says what there is; the first call counts. Before, there is no end to it.
     pub(super) fn limit(&self, pools: Pools) {
         let _ = self.pools.set(pools);
+    }
+
+    /// What counts their memory.
+    pub(super) fn room(&self) -> &Room {
+        &self.room
     }
 
     pub(super) fn pools(&self) -> Pools {

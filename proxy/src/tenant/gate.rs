@@ -14,7 +14,7 @@ use super::commons::{Commons, Space};
 use super::destinations::{Full, UpstreamPlace};
 use super::gcra::{Bucket, Contract};
 use super::share::{self, Pool, Wanting};
-use super::{Account, Ceilings, Ledger, Rate, Settings, Table, TenantId};
+use super::{Account, Ceilings, Ledger, OutOfMemory, Rate, Settings, Table, TenantId};
 use crate::reason::Reason;
 
 /// A limit that has been reached.
@@ -79,6 +79,7 @@ impl<'a> Gate<'a> {
     /// # Errors
     /// The limit that it would exceed.
     pub(super) fn admit_connection(&self) -> Result<(), Limited> {
+        self.admit_memory()?;
         let ceilings = self.settings.map(|settings| &settings.ceilings);
         let ceiling = ceilings.and_then(|ceilings| ceilings.connections);
         self.take_place(Space::Connections, ceiling, Reason::TenantConnections)?;
@@ -93,6 +94,7 @@ impl<'a> Gate<'a> {
     /// # Errors
     /// As [`Gate::admit_connection`].
     pub(super) fn admit_request(&self, head: &Head<'_>) -> Result<Held, Limited> {
+        self.admit_memory()?;
         let (is_long, ceilings) = (head.is_long, self.settings.map(|settings| &settings.ceilings));
         if let Some(most) = ceilings.and_then(|ceilings| ceilings.header_bytes)
             && (head.bytes)() > most.get() as usize
@@ -206,6 +208,22 @@ impl<'a> Gate<'a> {
         }
     }
 
+    /// Whether there is memory for anything. A tenant's shadow is about its ceiling; what is left for all is the process's
+    /// matter, and its own shadow's.
+    fn admit_memory(&self) -> Result<(), Limited> {
+        let room = self.commons.room();
+        let Some(why) = room.refusal(self.tenant) else { return Ok(()) };
+        let limited = Limited { reason: Reason::TenantMemory, retry_after: None };
+        match why {
+            OutOfMemory::Ceiling => self.decide(limited),
+            OutOfMemory::Left if room.is_in_shadow() => {
+                self.shadowed(limited);
+                Ok(())
+            }
+            OutOfMemory::Left => Err(limited),
+        }
+    }
+
     /// In shadow, a limit only counts what it would have refused. What is refused is counted with its flow.
     fn decide(&self, limited: Limited) -> Result<(), Limited> {
         let shadow = self.settings.is_some_and(|settings| settings.shadow)
@@ -213,10 +231,14 @@ impl<'a> Gate<'a> {
         if !shadow {
             return Err(limited);
         }
+        self.shadowed(limited);
+        Ok(())
+    }
+
+    fn shadowed(&self, limited: Limited) {
         if let Some(account) = self.account {
             account.shadowed[limited.reason as usize].increment();
         }
-        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@
 //! files ─────────┼─▶ Registry ──▶ Books ──┤
 //! control plane ─┘        ▲               └─▶ Names ──▶ flow records
 //! endpoints of policies ──┘     Ledger of each worker ──▶ Tally ──▶ metrics, /tenants
+//!                                      └─▶ Room ◀── ladder: who may hold how much memory
 //! ```
 
 mod account;
@@ -19,6 +20,8 @@ mod gate;
 mod gcra;
 mod group;
 mod id;
+mod ladder;
+mod memory;
 mod payer;
 mod registry;
 mod settings;
@@ -36,6 +39,8 @@ pub(crate) use gate::{Gate, Head, Places};
 pub use group::{Claims, Group, GroupError, MAX_NAME, Member, check_name};
 pub use id::{MAX_ENDPOINTS, MAX_GROUPS};
 pub(crate) use id::{PLACES, Placed};
+pub(crate) use memory::OutOfMemory;
+pub use memory::{MemoryStep, Room};
 pub(crate) use payer::{Charge, Payer, SentPlace};
 pub use registry::{Delivered, RefusedGroup, Registry, TenantConfig};
 pub use settings::{Ceilings, Guarantee, Isolation, MAX_WEIGHT, PolicyBudget, Rate, Settings};

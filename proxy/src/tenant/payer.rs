@@ -8,9 +8,13 @@ use std::time::Instant;
 
 use super::commons::Space;
 use super::gate::Held;
-use super::{Account, Commons, Gate, Head, Limited, Settings, Table, TenantId, UpstreamPlace};
+use super::{Account, Commons, Gate, Head, Ledger, Limited, MemoryStep, Settings, Table, TenantId, UpstreamPlace};
 use crate::flow::{FlowRecord, FlowSender, Protocol};
 use crate::metrics::Worker as Metrics;
+
+/// Bytes that a connection takes beside its buffers: its task, what it knows, its sockets. Measured
+/// (`tests/tests/loopback/memory.rs` holds the sum against what the process grows by), as all constants of this kind.
+const CONNECTION: usize = 10 * 1024;
 
 /// A connection's place in the accounts. It is the tenant's for as long as it is open, and goes to another when the connection
 /// does.
@@ -22,6 +26,8 @@ pub(crate) struct Payer {
     has_settings: Cell<bool>,
     /// It has a place among its tenant's connections.
     placed: Cell<bool>,
+    /// Bytes that are held for the connection.
+    memory: Cell<u64>,
 }
 
 impl Payer {
@@ -35,10 +41,40 @@ impl Payer {
     /// The same for one that another thread has accepted.
     pub(crate) fn resume(flows: &Rc<FlowSender>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
         let (tenant, has_settings) = (Cell::new(tenant), Cell::new(settings.concern_limits()));
-        let payer = Rc::new(Self { flows: Rc::clone(flows), tenant, has_settings, placed: Cell::new(false) });
+        let (flows, placed, memory) = (Rc::clone(flows), Cell::new(false), Cell::new(0));
+        let payer = Rc::new(Self { flows, tenant, has_settings, placed, memory });
         let at = payer.moment();
         payer.with(payer.tenant(), |account| account.enter(at));
+        payer.hold(CONNECTION);
         payer
+    }
+
+    /// Charges so many bytes until they are [let go](Self::let_go).
+    pub(crate) fn hold(&self, bytes: usize) {
+        self.memory.set(self.memory.get() + bytes as u64);
+        self.ledger().hold(self.tenant(), bytes as u64);
+    }
+
+    /// What was held before no longer is.
+    pub(crate) fn let_go(&self, bytes: usize) {
+        self.memory.set(self.memory.get().saturating_sub(bytes as u64));
+        self.ledger().let_go(self.tenant(), bytes as u64);
+    }
+
+    /// Bytes that are held for the connection.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory.get()
+    }
+
+    /// What is to be done about the memory of its tenant.
+    pub(crate) fn memory_step(&self) -> MemoryStep {
+        self.ledger().room().step(self.tenant())
+    }
+
+    /// Charges so many bytes until the guard is dropped.
+    pub(crate) fn hold_for_a_while(self: &Rc<Self>, bytes: usize) -> Charged {
+        self.hold(bytes);
+        Charged { payer: Rc::clone(self), bytes }
     }
 
     /// Who pays now.
@@ -94,6 +130,8 @@ impl Payer {
             let at = self.moment();
             self.with(before, |account| account.leave(at));
             self.with(tenant, |account| account.enter(at));
+            self.ledger().let_go(before, self.memory.get());
+            self.ledger().hold(tenant, self.memory.get());
         }
     }
 
@@ -118,8 +156,12 @@ impl Payer {
         self.metrics().ledger().commons()
     }
 
+    fn ledger(&self) -> &Ledger {
+        self.metrics().ledger()
+    }
+
     fn moment(&self) -> u64 {
-        self.metrics().ledger().moment(Instant::now())
+        self.ledger().moment(Instant::now())
     }
 
     fn with(&self, tenant: TenantId, count: impl FnOnce(&Account)) {
@@ -136,6 +178,20 @@ impl Drop for Payer {
         }
         let at = self.moment();
         self.with(self.tenant(), |account| account.leave(at));
+        self.ledger().let_go(self.tenant(), self.memory.get());
+    }
+}
+
+/// Bytes of a connection that are charged for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct Charged {
+    payer: Rc<Payer>,
+    bytes: usize,
+}
+
+impl Drop for Charged {
+    fn drop(&mut self) {
+        self.payer.let_go(self.bytes);
     }
 }
 

@@ -74,6 +74,7 @@ impl Registry {
             table: Table::default(),
             endpoints: HashMap::new(),
         };
+        registry.books.room().agree_for_all(&registry.config.default);
         registry.regroup(&Snapshot::empty());
         registry
     }
@@ -149,6 +150,7 @@ impl Registry {
             match taken {
                 Ok(group) => {
                     let id = self.books.admit(&group.name, Kind::Group, now);
+                    self.books.room().agree(id, &group.settings);
                     table.add(id, group);
                     self.groups.push((id, Arc::new(group.clone())));
                 }
@@ -202,6 +204,7 @@ impl Registry {
             match (wanted, self.table.own.get(&id).copied()) {
                 (true, None) => {
                     let tenant = self.books.admit(&format!("{ENDPOINT}{id}"), Kind::Endpoint, now);
+                    self.books.room().agree(tenant, &self.config.default);
                     Arc::make_mut(&mut self.table.own).insert(id, tenant);
                 }
                 (false, Some(tenant)) => {

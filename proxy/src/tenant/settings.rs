@@ -27,6 +27,8 @@ const ENFORCED: &[&str] = &[
     "ceilings.header_bytes",
     "ceilings.cpu_millis",
     "ceilings.upstream_connections",
+    "guarantee.memory_bytes",
+    "ceilings.memory_bytes",
     "policy.rules",
     "policy.expression_bytes",
     "policy.program_bytes",

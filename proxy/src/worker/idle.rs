@@ -15,7 +15,7 @@ use slab::Slab;
 use super::slots::Crowding;
 use crate::config::IdleLimits;
 use crate::reason::Reason;
-use crate::tenant::TenantId;
+use crate::tenant::{Payer, Placed as _, TenantId};
 
 /// Connections that are told to go for each one that comes: more than one, so that there is room before it is needed.
 const AT_ONCE: usize = 2;
@@ -63,12 +63,14 @@ struct Node {
     /// How long it was idle when it was told to go, and why, until it hears of it.
     told: Option<(Duration, Reason)>,
     waker: Option<Waker>,
+    /// Who is charged for what it holds.
+    payer: Option<Rc<Payer>>,
 }
 
 impl Node {
     fn new(tenant: TenantId) -> Self {
-        let (list, previous, next, told, waker) = (None, None, None, None, None);
-        Self { tenant, list, previous, next, since: 0, leaving: false, told, waker }
+        let (list, previous, next, told, waker, payer) = (None, None, None, None, None, None);
+        Self { tenant, list, previous, next, since: 0, leaving: false, told, waker, payer }
     }
 }
 
@@ -117,6 +119,33 @@ impl IdleConnections {
         drop(lists);
         wakers.into_iter().for_each(Waker::wake);
         gone
+    }
+
+    /// Tells those connections of a tenant to go that hold the most memory, until so many bytes are on their way, with those of
+    /// connections that were told before.
+    pub(super) fn send_away(&self, place: usize, bytes: u64) {
+        let mut lists = self.0.borrow_mut();
+        let mut left = bytes;
+        let mut holders = Vec::new();
+        for (key, node) in &lists.nodes {
+            match node.payer.as_ref().filter(|payer| payer.tenant().place() == place) {
+                Some(payer) if node.leaving => left = left.saturating_sub(payer.memory()),
+                Some(payer) => holders.push((payer.memory(), key)),
+                None => {}
+            }
+        }
+        holders.sort_unstable_by(|a, b| b.cmp(a));
+        let mut wakers = Vec::new();
+        for (memory, key) in holders {
+            if left == 0 {
+                break;
+            }
+            left = left.saturating_sub(memory);
+            lists.unlink(key);
+            wakers.extend(lists.tell(key, Duration::ZERO, Reason::TenantMemory));
+        }
+        drop(lists);
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -172,8 +201,18 @@ pub(crate) struct Idle {
 }
 
 impl Idle {
+    #[cfg(test)]
     pub(crate) fn new(all: &Rc<IdleConnections>, tenant: TenantId) -> Self {
-        let key = all.0.borrow_mut().nodes.insert(Node::new(tenant));
+        Self::with(all, Node::new(tenant))
+    }
+
+    /// A connection that this payer is charged for.
+    pub(crate) fn of(all: &Rc<IdleConnections>, payer: &Rc<Payer>) -> Self {
+        Self::with(all, Node { payer: Some(Rc::clone(payer)), ..Node::new(payer.tenant()) })
+    }
+
+    fn with(all: &Rc<IdleConnections>, node: Node) -> Self {
+        let key = all.0.borrow_mut().nodes.insert(node);
         Self { all: Rc::clone(all), key, asked: Cell::default(), work: Cell::new(1), blocked: Cell::default() }
     }
 
@@ -219,10 +258,10 @@ impl Idle {
         self.told_for(|_| true).await
     }
 
-    /// The same for one that is at work, which only goes if its client does not read: what came since it was told for another
-    /// reason is served first.
+    /// The same for one that is at work, which only goes if its client does not read, or its tenant holds too much: what came
+    /// since it was told for another reason is served first.
     pub(crate) async fn told_at_work(&self) -> Reason {
-        self.told_for(|reason| reason == Reason::SlowReader).await.1
+        self.told_for(|reason| matches!(reason, Reason::SlowReader | Reason::TenantMemory)).await.1
     }
 
     async fn told_for(&self, counts: impl Fn(Reason) -> bool) -> (Duration, Reason) {

@@ -3,6 +3,7 @@
 
 mod chore;
 mod groups;
+mod held_back;
 mod idle;
 mod run;
 mod signals;
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 
 pub(crate) use chore::keep_doing;
 pub(crate) use groups::Groups;
+pub(crate) use held_back::HeldBack;
 pub(crate) use idle::{Idle, IdleConnections};
 pub(crate) use run::{Accounts, run_tasks};
 pub(crate) use signals::{Signals, State, Subscription};
@@ -30,7 +32,7 @@ use crate::http::BufferPool;
 use crate::identity::Peers;
 use crate::lane::Side;
 use crate::metrics::Worker as Metrics;
-use crate::tenant::{Payer, Places, TenantId};
+use crate::tenant::{Payer, Places, Room, TenantId};
 
 /// What every connection of a worker shares.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub(crate) struct Worker {
     /// What the ipcache says about the addresses of its connections.
     pub(crate) peers: Rc<Peers>,
     pub(crate) idle: Rc<IdleConnections>,
+    /// Tasks that wait for memory of their tenants.
+    pub(crate) held_back: HeldBack,
     /// Connections held for a policy now.
     pub(crate) held: Cell<usize>,
     /// Connections of this worker open now.
@@ -71,6 +75,21 @@ impl Worker {
     /// Whether a tenant is in the lane.
     pub(crate) fn is_anybody_in_lane(&self) -> bool {
         self.side.as_ref().is_some_and(Side::is_anybody_in_lane)
+    }
+
+    /// The memory that tenants of the process share.
+    pub(crate) fn room(&self) -> &Room {
+        self.flows.metrics().ledger().room()
+    }
+
+    /// Does what the control side found when it looked at memory: the largest holders of those who have too much go, and those
+    /// who wait look again.
+    pub(crate) fn relieve(&self) {
+        let ledger = self.flows.metrics().ledger();
+        for (place, bytes) in self.room().excess(|place| ledger.taken(place)) {
+            self.idle.send_away(place, bytes);
+        }
+        self.held_back.wake();
     }
 
     /// Tells idle connections to go, if places run short.

@@ -19,6 +19,7 @@ mod idle;
 mod lanes;
 mod limits;
 mod malformed;
+mod memory;
 mod policy_check;
 mod policy_life;
 mod real_peers;

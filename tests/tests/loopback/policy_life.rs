@@ -373,6 +373,7 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::ConnectionLimit, "policy_life", "the_third_of_two_connections_is_reset"),
     (Reason::IdleReaped, "idle", "who_waits_longest_makes_room_and_who_never_asked_goes_first"),
     (Reason::SlowReader, "idle", "who_does_not_read_makes_room"),
+    (Reason::TenantMemory, "memory", "a_tenant_past_its_ceiling_gets_nothing_more_and_its_neighbour_all"),
     (Reason::FrameFlood, "h2_floods", "floods_of_control_frames_end"),
     (Reason::ResetFlood, "h2_floods", "rapid_resets_end"),
     (Reason::TenantConnections, "tenant_limits", "connections_have_a_ceiling"),
@@ -397,7 +398,6 @@ const NO_LIMITS: &str = "this version does not limit it";
 /// Reasons that no test here can reach, and why.
 const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::Loop, "needs an original destination, so a transparent listener; the configuration refuses it otherwise"),
-    (Reason::TenantMemory, NO_LIMITS),
     (Reason::TenantBandwidth, NO_LIMITS),
     (Reason::TenantIsolated, NO_LIMITS),
     (Reason::Internal, "a defect of ours, if there were one"),
@@ -413,6 +413,7 @@ fn every_reason_is_reached() {
         ("idle", include_str!("idle.rs")),
         ("limits", include_str!("limits.rs")),
         ("malformed", include_str!("malformed.rs")),
+        ("memory", include_str!("memory.rs")),
         ("policy_life", include_str!("policy_life.rs")),
         ("tcp", include_str!("tcp.rs")),
         ("tenant_limits", include_str!("tenant_limits.rs")),

@@ -224,6 +224,49 @@ fn a_control_plane_regroups_endpoints_under_open_connections() {
 }
 
 #[test]
+fn a_memory_ceiling_that_comes_later_ends_what_is_beyond_it() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        while peer.wait_for_bytes() {
+            peer.discard();
+        }
+    });
+    let (one, two) = (client_address(&site, 1), client_address(&site, 2));
+    let (mut control, proxy) = with_python(&site, python, &[policy(7, one), policy(8, two)], upstream.address());
+    let waiting = |from| {
+        let mut client = connect(from, proxy.http());
+        client.send(GET);
+        client
+    };
+    let mut neighbour = waiting(two);
+    let mut clients: Vec<Peer> = (0..64).map(|_| waiting(one)).collect();
+    let in_flight = |name| tenant(&proxy, name)["requests_in_flight"].clone();
+    until("all requests", || (in_flight("endpoint-7") == 64).then_some(()));
+    let team = json!({"name": "team-a", "members": {"endpointIds": ["7"]}, "ceilings": {"memoryBytes": "1048576"}});
+    set_tenants(&mut control, "1", &json!([team]));
+    let ended = until("some to go", || proxy.flows().into_iter().find(|flow| flow["reason"] == "tenant_memory"));
+    assert_eq!((&ended["tenant"], &ended["l7"]["http"]["code"]), (&json!("team-a"), &json!(503)), "{ended}");
+    until("the rest to fit", || (tenant(&proxy, "team-a")["memory_bytes"].as_u64()? <= 9 << 17).then_some(()));
+    // Exchanges are the group's with their next byte.
+    let left = in_flight("endpoint-7").as_u64().unwrap();
+    assert!((20..50).contains(&left), "{left}");
+    assert_eq!(in_flight("endpoint-8"), 1);
+    // Those that are left wait on, and the others were told why.
+    let told = tenant(&proxy, "team-a")["refusals"]["tenant_memory"].as_u64().unwrap();
+    assert_eq!(told + left, 64);
+    clients.retain_mut(|client| {
+        client.stream().set_nonblocking(true).unwrap();
+        client.stream().peek(&mut [0]).is_err()
+    });
+    assert_eq!(clients.len() as u64, left);
+    neighbour.stream().set_nonblocking(true).unwrap();
+    assert!(neighbour.stream().peek(&mut [0]).is_err(), "nobody has told it anything");
+    neighbour.stream().set_nonblocking(false).unwrap();
+    neighbour.finish_sending();
+}
+
+#[test]
 fn an_agent_that_does_not_know_tenants_is_not_disturbed() {
     let site = Site::new();
     let upstream = Upstream::ok(&site);
@@ -257,7 +300,7 @@ fn series_are_bounded_however_many_tenants_there_are() {
     assert_eq!(series, 257 * 3);
     let all = scrape.lines().filter(|line| line.starts_with("tollgate_tenant_")).count();
     // And a histogram of ten.
-    assert!(all < 257 * 24, "{all}");
+    assert!(all < 257 * 26, "{all}");
     let status: Value = serde_json::from_str(&proxy.get("/status").1).unwrap();
     assert_eq!(status["tenants"]["endpoints"], 2001);
     assert_eq!(status["tenants"]["endpoints_sharing_accounts"], 2001 - tollgate::tenant::MAX_ENDPOINTS);

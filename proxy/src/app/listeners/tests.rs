@@ -67,6 +67,7 @@ fn world_with(drain_timeout: Duration, entry: cilium::PortNetworkPolicy) -> Worl
             limits: config::Limits::default(),
             commands,
             phase: phase.subscribe(),
+            memory: watch::Sender::new(()).subscribe(),
             starting: readiness.pending("workers"),
             ended: ended.clone(),
         };

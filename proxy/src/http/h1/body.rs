@@ -177,7 +177,7 @@ mod tests {
     async fn relay(cursor: Cursor, input: &[u8], announced: &[Vec<u8>]) -> (Result<(), BodyError>, Vec<u8>, Vec<u8>) {
         let count = Cell::new(0);
         let mut relay = Relay { cursor, trailers: Some(announced), count: &count, needs_sender: true };
-        let mut buffer = Buffer::new(&Rc::new(BufferPool::default()));
+        let mut buffer = Buffer::for_test(&Rc::new(BufferPool::default()));
         let (mut reader, mut out) = (input, Vec::new());
         let result = relay.run(&mut reader, &mut buffer, &mut out).await;
         let rest = [buffer.filled(), reader].concat();

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use crate::tenant::Payer;
+
 /// Size of a pooled buffer, in bytes.
 const CHUNK: usize = 16 * 1024;
 /// Free buffers kept per worker.
@@ -32,24 +34,33 @@ impl BufferPool {
 #[derive(Debug)]
 pub(crate) struct Buffer {
     pool: Rc<BufferPool>,
+    /// Who is charged for the storage.
+    payer: Option<Rc<Payer>>,
     storage: Vec<u8>,
     start: usize,
     end: usize,
 }
 
 impl Buffer {
-    /// An empty buffer that takes storage from `pool` when it is first written to.
-    pub(crate) fn new(pool: &Rc<BufferPool>) -> Self {
-        Self { pool: Rc::clone(pool), storage: Vec::new(), start: 0, end: 0 }
+    /// An empty buffer that takes storage from `pool`, at the expense of `payer`, when it is first written to.
+    pub(crate) fn new(pool: &Rc<BufferPool>, payer: &Rc<Payer>) -> Self {
+        Self { pool: Rc::clone(pool), payer: Some(Rc::clone(payer)), storage: Vec::new(), start: 0, end: 0 }
+    }
+
+    /// The same at nobody's expense.
+    #[cfg(test)]
+    pub(crate) fn for_test(pool: &Rc<BufferPool>) -> Self {
+        Self { pool: Rc::clone(pool), payer: None, storage: Vec::new(), start: 0, end: 0 }
     }
 
     /// A buffer that holds these bytes.
-    pub(crate) fn with(pool: &Rc<BufferPool>, bytes: &[u8]) -> Self {
-        let mut buffer = Self::new(pool);
+    pub(crate) fn with(pool: &Rc<BufferPool>, payer: &Rc<Payer>, bytes: &[u8]) -> Self {
+        let mut buffer = Self::new(pool, payer);
         if !bytes.is_empty() {
             let mut storage = pool.take();
             storage.resize(bytes.len().max(storage.len()), 0);
             storage[..bytes.len()].copy_from_slice(bytes);
+            buffer.charge(storage.len());
             (buffer.storage, buffer.end) = (storage, bytes.len());
         }
         buffer
@@ -84,6 +95,7 @@ impl Buffer {
     pub(crate) fn spare(&mut self, limit: usize) -> &mut [u8] {
         if self.storage.is_empty() {
             self.storage = self.pool.take();
+            self.charge(self.storage.len());
         }
         if self.end == self.storage.len() {
             if self.start > 0 {
@@ -91,8 +103,7 @@ impl Buffer {
                 self.end -= self.start;
                 self.start = 0;
             } else if self.storage.len() < limit {
-                let grown = (self.storage.len() * 2).min(limit);
-                self.storage.resize(grown, 0);
+                self.grow((self.storage.len() * 2).min(limit));
             }
         }
         &mut self.storage[self.end..]
@@ -105,11 +116,12 @@ impl Buffer {
 
     /// Splits off the first `n` bytes into a buffer of their own. What follows, usually nothing, is copied.
     pub(crate) fn split_front(&mut self, n: usize) -> Self {
-        let mut rest = Self::new(&self.pool);
+        let mut rest =
+            Self { pool: Rc::clone(&self.pool), payer: self.payer.clone(), storage: Vec::new(), start: 0, end: 0 };
         let tail = self.len().saturating_sub(n);
         if tail > 0 {
             while rest.spare(tail).len() < tail {
-                rest.storage.resize(tail, 0);
+                rest.grow(tail);
             }
             rest.storage[..tail].copy_from_slice(&self.storage[self.start + n..self.end]);
             rest.end = tail;
@@ -121,17 +133,35 @@ impl Buffer {
     /// Gives the storage back while the queue is empty.
     pub(crate) fn release(&mut self) {
         if self.is_empty() && !self.storage.is_empty() {
-            self.pool.give(std::mem::take(&mut self.storage));
+            self.give_back();
             self.start = 0;
             self.end = 0;
         }
+    }
+
+    fn grow(&mut self, length: usize) {
+        self.charge(length - self.storage.len());
+        self.storage.resize(length, 0);
+    }
+
+    fn charge(&self, bytes: usize) {
+        if let Some(payer) = &self.payer {
+            payer.hold(bytes);
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let Some(payer) = &self.payer {
+            payer.let_go(self.storage.len());
+        }
+        self.pool.give(std::mem::take(&mut self.storage));
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         if !self.storage.is_empty() {
-            self.pool.give(std::mem::take(&mut self.storage));
+            self.give_back();
         }
     }
 }
@@ -141,7 +171,7 @@ mod tests {
     use super::*;
 
     fn filled(bytes: &[u8]) -> Buffer {
-        let mut buffer = Buffer::new(&Rc::new(BufferPool::default()));
+        let mut buffer = Buffer::for_test(&Rc::new(BufferPool::default()));
         for &byte in bytes {
             buffer.spare(usize::MAX)[0] = byte;
             buffer.filled_more(1);
@@ -164,7 +194,7 @@ mod tests {
 
     #[test]
     fn grows_to_its_limit_only() {
-        let mut buffer = Buffer::new(&Rc::new(BufferPool::default()));
+        let mut buffer = Buffer::for_test(&Rc::new(BufferPool::default()));
         let limit = CHUNK * 3;
         loop {
             let n = buffer.spare(limit).len();
@@ -181,7 +211,7 @@ mod tests {
     #[test]
     fn storage_returns_to_the_pool() {
         let pool = Rc::new(BufferPool::default());
-        let mut buffer = Buffer::new(&pool);
+        let mut buffer = Buffer::for_test(&pool);
         buffer.spare(CHUNK);
         buffer.release();
         assert_eq!(pool.free.borrow().len(), 1);

@@ -104,7 +104,7 @@ impl<'c> Session<'c> {
                 NextHead::Elsewhere(leave) => return Next::Elsewhere(leave),
                 NextHead::Refused(refusal, started) => {
                     let decision = refused(self.connection, refusal, started);
-                    self.act(decision, Buffer::new(&self.connection.worker.buffers), reader, writer).await
+                    self.act(decision, self.connection.buffer(), reader, writer).await
                 }
                 NextHead::Complete(length, started) => {
                     self.connection.count_request();
@@ -267,7 +267,7 @@ impl<'c> Session<'c> {
             ExchangeError::Response(_) => (Outcome::Failed, Reason::UpstreamMalformed),
             ExchangeError::ResponseBody(_) => (Outcome::Failed, Reason::UpstreamTruncated),
             ExchangeError::Revoked(reason) => (Outcome::Denied, *reason),
-            ExchangeError::TimedOut(Reason::SlowReader) => (Outcome::Denied, Reason::SlowReader),
+            ExchangeError::TimedOut(reason @ (Reason::SlowReader | Reason::TenantMemory)) => (Outcome::Denied, *reason),
             ExchangeError::TimedOut(reason) => (Outcome::Failed, *reason),
             ExchangeError::TryTimedOut => (Outcome::Failed, Reason::UpstreamTimeout),
             ExchangeError::Stopped => (Outcome::Failed, Reason::Draining),
@@ -339,7 +339,7 @@ async fn open_upstream(
     if connection.moment() != forward.moment {
         still_admitted(connection, head, forward.source).map_err(NotOpened::Revoked)?;
     }
-    let (source, buffer) = (forward.source, Buffer::new(&connection.worker.buffers));
+    let (source, buffer) = (forward.source, connection.buffer());
     Ok(Paired { stream, path, place, source, buffer, reused: false })
 }
 

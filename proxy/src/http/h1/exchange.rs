@@ -407,7 +407,7 @@ impl ResponseReceiver<'_> {
             ResponseBody::UntilClose => Cursor::UntilClose,
         };
         let mut relay = Relay { cursor, trailers: None, count: &self.progress.down, needs_sender: false };
-        let ending = self.connection.is_ending();
+        let ending = self.connection.is_ending() || self.connection.is_short_of_memory();
         // What came with the head goes out with it.
         let body = relay
             .cursor

@@ -30,7 +30,7 @@ impl Retries {
             return Self::default();
         }
         let body = match length {
-            0 => Buffer::new(&connection.worker.buffers),
+            0 => connection.buffer(),
             length => buffer.split_front(length),
         };
         Self { tries, body: Some(body) }

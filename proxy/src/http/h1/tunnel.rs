@@ -47,6 +47,7 @@ pub(super) async fn serve(
         ended = withdrawn => ended,
         ended = pump_both(&mut downstream, buffer, &mut upstream, paired.buffer, &counts) => ended,
         reason = limits.exceeded_as_a_whole(moved, || Some(began)) => Ended::TimedOut(reason),
+        reason = connection.idle.told_at_work() => Ended::Revoked(reason),
     };
     tcp::finish(flow, ended, &counts, &downstream, &upstream);
 }

@@ -5,12 +5,12 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
 use super::budget::Budget;
 use super::prefixed::Prefixed;
+use super::queue::{Piece, Way};
 use super::stream;
 use super::upstream::UpstreamSlot;
 use crate::flow::{Outcome, Protocol};
@@ -26,11 +26,13 @@ const MAX_STREAMS: u32 = 100;
 pub(super) const STREAM_WINDOW: u32 = 256 * 1024;
 /// Bytes that a peer may send ahead on all streams of a connection.
 pub(super) const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The same, streams first, for a client whose tenant is short of memory. Windows begin with so much (RFC 9113 section 6.9.2).
+const LITTLE: (u32, u32, u32) = (10, 65_535, 65_535);
 /// Largest header list; `h2` counts fields as RFC 9113 section 6.5.2 says.
 #[expect(clippy::cast_possible_truncation, reason = "60 KiB")]
 pub(super) const MAX_HEADER_LIST: u32 = MAX_HEAD as u32;
-/// Bytes queued for a peer that does not read, per stream. Times [`MAX_STREAMS`], this is most of what a connection holds.
-pub(super) const MAX_SEND_BUFFER: usize = 64 * 1024;
+/// Bytes that `h2` takes for a connection beside what is queued: buffers, HPACK tables, its state. Measured.
+pub(super) const CONNECTION_MEMORY: usize = 22 * 1024;
 /// Streams that a client may give up at once before we have seen them: as many as it may have open. How often is the
 /// budget's business.
 const MAX_UNSEEN_RESETS: usize = MAX_STREAMS as usize;
@@ -45,11 +47,21 @@ pub(super) struct Shared {
     pub(super) connection: Rc<Connection>,
     pub(super) upstream: UpstreamSlot,
     pub(super) budget: Rc<Budget>,
+    /// What waits for the client, and what waits for the upstream.
+    pub(super) down: Rc<Way>,
+    pub(super) up: Rc<Way>,
     /// Set off when the connection itself may not go on; its streams may end.
     pub(super) goaway: Notify,
 }
 
 impl Shared {
+    /// Ends the connection when an answer says so.
+    pub(super) fn end_if(&self, closes: bool) {
+        if closes {
+            self.goaway.notify_one();
+        }
+    }
+
     /// Ends the connection when it would be refused by now as a whole, not only a request on it.
     pub(super) fn end_if_refused(&self) {
         if self.connection.is_refused() {
@@ -62,22 +74,27 @@ impl Shared {
 pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer: Buffer) {
     let started = Instant::now();
     let mut builder = h2::server::Builder::new();
+    let (streams, stream_window, connection_window) = match connection.is_short_of_memory() {
+        true => LITTLE,
+        false => (MAX_STREAMS, STREAM_WINDOW, CONNECTION_WINDOW),
+    };
     builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(MAX_STREAMS)
+        .initial_window_size(stream_window)
+        .initial_connection_window_size(connection_window)
+        .max_concurrent_streams(streams)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
-        .max_concurrent_reset_streams(MAX_REMEMBERED_RESETS)
-        .max_send_buffer_size(MAX_SEND_BUFFER);
+        .max_concurrent_reset_streams(MAX_REMEMBERED_RESETS);
     let metrics = connection.worker.flows.metrics();
     let budget = Budget::new(&connection.worker.limits, metrics);
+    let _held = connection.payer.hold_for_a_while(CONNECTION_MEMORY);
     let handshake = builder.handshake(Prefixed::new(connection, stream, buffer, &budget));
     let timeout = connection.listener.config.request_head_timeout;
     let Ok(Ok(server)) = tokio::time::timeout(timeout, handshake).await else { return };
     let (open, mut closed) = mpsc::channel(1);
-    let upstream = UpstreamSlot::new(open);
-    let shared = Shared { connection: Rc::clone(connection), upstream, budget, goaway: Notify::new() };
+    let (down, up) = (Way::new(connection), Way::new(connection));
+    let upstream = UpstreamSlot::new(open, &down);
+    let shared = Shared { connection: Rc::clone(connection), upstream, budget, down, up, goaway: Notify::new() };
     let abuse = accept_streams(Rc::new(shared), server).await;
     if let Some(Abuse { reason, detail }) = abuse {
         let mut flow = connection.open_flow(Protocol::Http2, started);
@@ -118,7 +135,7 @@ impl Abuse {
 }
 
 /// Starts a task for each stream until the connection ends.
-async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<Prefixed, Bytes>) -> Option<Abuse> {
+async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<Prefixed, Piece>) -> Option<Abuse> {
     let connection = &shared.connection;
     let idle = connection.listener.config.http.upstream_idle_timeout;
     let upstream_idle = shared.upstream.let_go_when_idle(idle.unwrap_or_default());
@@ -162,7 +179,7 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
                 shared.goaway.notify_one();
             },
             reason = connection.reaped(Protocol::Http2), if leaves_at.is_none() => {
-                if reason == Reason::SlowReader {
+                if matches!(reason, Reason::SlowReader | Reason::TenantMemory) {
                     // It is on record, and nothing reaches the client.
                     shared.budget.end(reason);
                     return None;
@@ -188,8 +205,8 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
 
 /// The next stream. Reading frames on the way to it, and writing those that wait, is what takes time.
 async fn accept(
-    server: &mut h2::server::Connection<Prefixed, Bytes>,
-) -> Option<Result<(http::Request<h2::RecvStream>, h2::server::SendResponse<Bytes>), h2::Error>> {
+    server: &mut h2::server::Connection<Prefixed, Piece>,
+) -> Option<Result<(http::Request<h2::RecvStream>, h2::server::SendResponse<Piece>), h2::Error>> {
     poll_fn(|cx| {
         let _work = mark(Work::Http);
         server.poll_accept(cx)

@@ -9,12 +9,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::client;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tollgate_schedule::{Work, mark, poll_slice};
+
+use super::queue::{Piece, Way};
 
 /// How long a connection that nobody uses any more may take to send the rest, such as resets and GOAWAY.
 const GRACE: Duration = Duration::from_secs(1);
@@ -89,11 +90,14 @@ impl Outbound {
     }
 }
 
-/// The socket of an upstream connection; notes whether writes get through.
+/// The socket of an upstream connection; notes whether writes get through, and is not read from while what came waits for a
+/// client whose tenant has no more memory.
 #[derive(Debug)]
 pub(super) struct UpstreamSocket {
     pub(super) stream: TcpStream,
     pub(super) outbound: Rc<Outbound>,
+    /// What waits for the client.
+    pub(super) down: Rc<Way>,
 }
 
 impl UpstreamSocket {
@@ -124,6 +128,7 @@ impl Drop for UpstreamSocket {
 
 impl AsyncRead for UpstreamSocket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(self.down.poll_room(cx));
         ready!(poll_slice(cx));
         let _work = mark(Work::Io);
         Pin::new(&mut self.stream).poll_read(cx, out)
@@ -158,7 +163,7 @@ impl AsyncWrite for UpstreamSocket {
 
 /// Drives the connection until it ends, is cut, or has been out of use for [`GRACE`]; `in_use` ends with its last user.
 pub(super) async fn drive(
-    mut connection: client::Connection<UpstreamSocket, Bytes>,
+    mut connection: client::Connection<UpstreamSocket, Piece>,
     outbound: Rc<Outbound>,
     in_use: oneshot::Receiver<Infallible>,
 ) {

@@ -8,6 +8,7 @@ mod connection;
 mod driver;
 mod frames;
 mod prefixed;
+mod queue;
 mod request;
 mod retry;
 mod stream;

@@ -102,7 +102,7 @@ fn go_away(last_stream: u32, reason: Reason) -> Vec<u8> {
 
 impl Drop for Prefixed {
     fn drop(&mut self) {
-        if self.budget.over() == Some(Reason::SlowReader) {
+        if matches!(self.budget.over(), Some(Reason::SlowReader | Reason::TenantMemory)) {
             // The kernel would keep what nobody reads. It fails only if the connection is gone already.
             let _ = tollgate_net::reset_on_close(&self.stream);
         }

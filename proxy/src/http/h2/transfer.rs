@@ -2,11 +2,14 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderName;
 
+use super::queue::{Piece, Queue, Way};
 use super::retry::Retries;
 use crate::http::h1::FORBIDDEN_TRAILERS;
 
@@ -24,23 +27,43 @@ pub(super) fn reset_code(error: &h2::Error) -> Reason {
     error.reason().unwrap_or(Reason::CANCEL)
 }
 
+/// Where a body goes.
+#[derive(Debug)]
+pub(super) struct Sink<'a> {
+    stream: &'a mut SendStream<Piece>,
+    queue: Rc<Queue>,
+    /// Bytes that went there.
+    count: &'a Cell<u64>,
+}
+
 /// Moves everything that is left of `from`, its end included, without the trailer fields that are to be `dropped`. `came` is
 /// told the size of each piece as it was sent. What can be sent again is `kept`.
+///
+/// What came is queued at once, and its sender may send as much again when there is room: so nothing waits where nobody
+/// sees it, and what is queued is no more than the windows that were given.
 pub(super) async fn transfer(
     from: &mut RecvStream,
-    to: &mut SendStream<Bytes>,
-    count: &Cell<u64>,
+    to: &mut Sink<'_>,
     came: impl Fn(usize),
     dropped: impl Fn(&HeaderName) -> bool,
     kept: Option<&Retries>,
 ) -> Result<(), TransferError> {
+    // Bytes that were queued and not yet given back to the sender's window.
+    let mut owed = 0;
     loop {
         tollgate_schedule::rest().await;
-        let chunk = tokio::select! {
-            biased;
-            chunk = from.data() => chunk,
-            () = reset(to) => return Err(TransferError::Sink),
-        };
+        let chunk = poll_fn(|cx| {
+            if owed > 0 && to.queue.poll_room(cx).is_ready() {
+                // Fails only if the stream has ended, which the next read reports.
+                let _ = from.flow_control().release_capacity(std::mem::take(&mut owed));
+            }
+            if let Poll::Ready(chunk) = from.poll_data(cx) {
+                return Poll::Ready(Ok(chunk));
+            }
+            // An error means that the connection is gone, which ends the stream as well.
+            to.stream.poll_reset(cx).map(|_| Err(TransferError::Sink))
+        })
+        .await?;
         match chunk {
             Some(Ok(chunk)) => {
                 came(chunk.len());
@@ -49,12 +72,10 @@ pub(super) async fn transfer(
                 if let Some(kept) = kept {
                     kept.keep(&chunk, last);
                 }
-                let total = chunk.len();
-                send(to, chunk, last, count).await?;
-                // Only now may the sender send so much more. Fails only if the stream has ended, which the next read reports.
-                let _ = from.flow_control().release_capacity(total);
+                owed += chunk.len();
+                to.send(chunk, last)?;
                 if last {
-                    return Ok(());
+                    return to.until_taken().await;
                 }
             }
             Some(Err(error)) => return Err(TransferError::Source(reset_code(&error))),
@@ -70,46 +91,39 @@ pub(super) async fn transfer(
             FORBIDDEN_TRAILERS.iter().for_each(|name| drop(trailers.remove(*name)));
             let names: Vec<HeaderName> = trailers.keys().filter(|name| dropped(name)).cloned().collect();
             names.into_iter().for_each(|name| drop(trailers.remove(name)));
-            to.send_trailers(trailers)
+            to.stream.send_trailers(trailers)
         }
         Ok(None) => {
             if let Some(kept) = kept {
                 kept.keep(b"", true);
             }
-            to.send_data(Bytes::new(), true)
+            to.stream.send_data(Piece::uncharged(Bytes::new()), true)
         }
         Err(error) => return Err(TransferError::Source(reset_code(&error))),
     }
-    .map_err(|_| TransferError::Sink)
+    .map_err(|_| TransferError::Sink)?;
+    to.until_taken().await
 }
 
-/// Sends one chunk, the `last` one with the end of the stream, as the receiver's window allows.
-pub(super) async fn send(
-    to: &mut SendStream<Bytes>,
-    mut chunk: Bytes,
-    last: bool,
-    count: &Cell<u64>,
-) -> Result<(), TransferError> {
-    let broken = |_: h2::Error| TransferError::Sink;
-    if chunk.is_empty() && last {
-        return to.send_data(chunk, true).map_err(broken);
+impl<'a> Sink<'a> {
+    pub(super) fn new(stream: &'a mut SendStream<Piece>, way: &Rc<Way>, count: &'a Cell<u64>) -> Self {
+        Self { stream, queue: Queue::new(way), count }
     }
-    while !chunk.is_empty() {
-        to.reserve_capacity(chunk.len());
-        let capacity = match poll_fn(|cx| to.poll_capacity(cx)).await {
-            Some(Ok(capacity)) => capacity,
-            Some(Err(error)) => return Err(broken(error)),
-            None => return Err(TransferError::Sink),
-        };
-        let part = chunk.split_to(capacity.min(chunk.len()));
-        count.set(count.get() + part.len() as u64);
-        to.send_data(part, last && chunk.is_empty()).map_err(broken)?;
-    }
-    Ok(())
-}
 
-/// Waits until the receiver resets the stream.
-async fn reset(to: &mut SendStream<Bytes>) {
-    // An error means that the connection is gone, which ends the stream as well.
-    let _ = poll_fn(|cx| to.poll_reset(cx)).await;
+    /// Queues one chunk, the `last` one with the end of the stream.
+    pub(super) fn send(&mut self, chunk: Bytes, last: bool) -> Result<(), TransferError> {
+        self.count.set(self.count.get() + chunk.len() as u64);
+        self.stream.send_data(self.queue.piece(chunk), last).map_err(|_| TransferError::Sink)
+    }
+
+    /// Waits until little enough is left for the stream to be forgotten: what its sender may send is free with it.
+    async fn until_taken(&mut self) -> Result<(), TransferError> {
+        poll_fn(|cx| {
+            if self.queue.poll_room(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            self.stream.poll_reset(cx).map(|_| Err(TransferError::Sink))
+        })
+        .await
+    }
 }

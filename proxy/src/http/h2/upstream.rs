@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
@@ -14,8 +13,9 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 use tollgate_policy::{Permit, SecurityId};
 
-use super::connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_SEND_BUFFER, STREAM_WINDOW};
+use super::connection::{CONNECTION_MEMORY, CONNECTION_WINDOW, MAX_HEADER_LIST, STREAM_WINDOW};
 use super::driver::{Outbound, UpstreamSocket, drive};
+use super::queue::{Piece, Way};
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
 use crate::upstream::{Opened, UpstreamPath};
@@ -30,12 +30,14 @@ pub(super) struct UpstreamSlot {
     attempts: Cell<(u64, Option<Reason>)>,
     /// A copy is with each connection until its socket is closed.
     open: mpsc::Sender<Infallible>,
+    /// What waits for the client: while that is too much, nothing is read.
+    down: Rc<Way>,
 }
 
 /// An open upstream connection. With its last user it ends.
 #[derive(Debug)]
 struct UpstreamConnection {
-    sender: SendRequest<Bytes>,
+    sender: SendRequest<Piece>,
     path: UpstreamPath,
     source: SecurityId,
     outbound: Rc<Outbound>,
@@ -55,8 +57,8 @@ pub(super) struct Turn {
 
 impl UpstreamSlot {
     /// Each connection that is opened keeps a copy of `open` until its socket is closed.
-    pub(super) fn new(open: mpsc::Sender<Infallible>) -> Self {
-        Self { current: Mutex::default(), attempts: Cell::default(), open }
+    pub(super) fn new(open: mpsc::Sender<Infallible>, down: &Rc<Way>) -> Self {
+        Self { current: Mutex::default(), attempts: Cell::default(), open, down: Rc::clone(down) }
     }
 
     /// Waits until a request can be sent, and `h2` has no reason to queue it: what waits here can be given up or revoked
@@ -140,10 +142,9 @@ impl UpstreamSlot {
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADER_LIST)
-            .max_send_buffer_size(MAX_SEND_BUFFER)
             .enable_push(false);
-        let socket = UpstreamSocket { stream, outbound: Rc::clone(&outbound) };
-        let handshake = builder.handshake::<_, Bytes>(socket);
+        let socket = UpstreamSocket { stream, outbound: Rc::clone(&outbound), down: Rc::clone(&self.down) };
+        let handshake = builder.handshake::<_, Piece>(socket);
         let connect_timeout = connection.listener.config.connect_timeout;
         let Ok(Ok((sender, driver))) = tokio::time::timeout(connect_timeout, handshake).await else {
             return Err(Reason::UpstreamConnect);
@@ -151,7 +152,8 @@ impl UpstreamSlot {
         let (in_use, used) = oneshot::channel();
         let driven = drive(driver, Rc::clone(&outbound), used);
         let panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
-        let guards = (self.open.clone(), panics, place);
+        let held = connection.payer.hold_for_a_while(CONNECTION_MEMORY);
+        let guards = (self.open.clone(), panics, place, held);
         connection.spawn(async move {
             let _guards = guards;
             driven.await;
@@ -182,7 +184,7 @@ impl Turn {
         &mut self,
         request: Request<()>,
         end: bool,
-    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+    ) -> Result<(ResponseFuture, SendStream<Piece>), h2::Error> {
         let sent = self.connection.sender.clone().send_request(request, end)?;
         self.request = self.connection.outbound.queue();
         Ok(sent)

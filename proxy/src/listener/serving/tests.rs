@@ -9,7 +9,7 @@ use crate::flow::{self, ListenerLog};
 use crate::http::BufferPool;
 use crate::identity::{IdentityTable, Sources};
 use crate::metrics::Metrics;
-use crate::worker::{Accounts, ConnectionSlots, Groups, run_tasks};
+use crate::worker::{Accounts, ConnectionSlots, Groups, HeldBack, run_tasks};
 
 /// Longer than a test runs.
 const LONG: Duration = Duration::from_secs(600);
@@ -27,6 +27,7 @@ fn serving(groups: Groups) -> (Serving, ListenerSeries) {
         groups,
         peers: Rc::default(),
         idle: Rc::default(),
+        held_back: HeldBack::default(),
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),

@@ -1,0 +1,117 @@
+//! Looks at memory: what the process has, what it may have, and what its tenants hold. What follows is decided in `tenant`.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::config::MemoryLimit;
+use crate::metrics::resident_bytes;
+use crate::tenant::Books;
+
+/// Between two looks while there is enough.
+const CALM: Duration = Duration::from_secs(1);
+/// The same while somebody is short of it: memory can be gone within a second.
+const PRESSED: Duration = Duration::from_millis(100);
+/// Where control groups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
+/// From there on it is no limit but how version 1 writes that there is none.
+const NONE: u64 = 1 << 60;
+
+/// How much memory the process may have, and who says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryEnd {
+    /// In bytes; `None` without an end.
+    pub bytes: Option<u64>,
+    /// `configuration`, `cgroup` or `none`.
+    pub source: &'static str,
+}
+
+impl MemoryEnd {
+    /// What the configuration says, or else the control group that the process is in.
+    pub fn of(configured: MemoryLimit) -> Self {
+        match configured {
+            MemoryLimit::Bytes(bytes) => Self { bytes: Some(bytes), source: "configuration" },
+            MemoryLimit::Off => Self { bytes: None, source: "none" },
+            MemoryLimit::OfControlGroup => {
+                let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+                let bytes = end_of_control_group(&groups, Path::new(CGROUPS));
+                Self { bytes, source: if bytes.is_some() { "cgroup" } else { "none" } }
+            }
+        }
+    }
+}
+
+/// Looks for as long as the process lives, and tells the workers when there is something to do. With `shadow`, what is left for
+/// all is only counted with.
+pub async fn follow(books: Arc<Books>, end: MemoryEnd, shadow: bool, workers: watch::Sender<()>) {
+    let mut last = Instant::now();
+    let mut was_pressed = false;
+    loop {
+        tokio::time::sleep(if was_pressed { PRESSED } else { CALM }).await;
+        let now = Instant::now();
+        // A process that cannot look at itself takes its tenants' word.
+        let resident = if end.bytes.is_some() { resident_bytes().unwrap_or(0) } else { 0 };
+        let pressed = books.look_at_memory(end.bytes, resident, shadow, now - last);
+        if pressed || was_pressed {
+            workers.send_replace(());
+        }
+        (last, was_pressed) = (now, pressed);
+    }
+}
+
+/// The least that a group in the lines of `/proc/self/cgroup`, or one that it is in, may have. Below a namespace the paths there
+/// may lead nowhere: then what is mounted is the group.
+fn end_of_control_group(groups: &str, mounted: &Path) -> Option<u64> {
+    let limits = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
+        let (root, files) = match controllers {
+            "" => (mounted.to_path_buf(), &["memory.max", "memory.high"][..]),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                (mounted.join("memory"), &["memory.limit_in_bytes"][..])
+            }
+            _ => return None,
+        };
+        let group = root.join(path);
+        let group = if group.is_dir() { group } else { root.clone() };
+        let tree = group.ancestors().take_while(|folder| folder.starts_with(&root));
+        let read = |folder: &Path, file: &str| -> Option<u64> {
+            fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok().filter(|bytes| *bytes < NONE)
+        };
+        tree.flat_map(|folder| files.iter().filter_map(move |file| read(folder, file))).min()
+    });
+    limits.min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(root: &Path, file: &str, text: &str) {
+        let path = root.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn the_least_of_all_groups_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let end = |groups: &str| end_of_control_group(groups, root.path());
+        assert_eq!(end("0::/a/b\n"), None);
+        write(root.path(), "a/memory.max", "max\n");
+        write(root.path(), "a/b/memory.max", "2000\n");
+        assert_eq!(end("0::/a/b\n"), Some(2000));
+        write(root.path(), "a/memory.high", "1000\n");
+        assert_eq!(end("0::/a/b\n"), Some(1000), "of a group above");
+        write(root.path(), "memory/memory.limit_in_bytes", "9223372036854771712\n");
+        write(root.path(), "memory/x/memory.limit_in_bytes", "500\n");
+        assert_eq!(end("4:cpu:/a\n3:memory:/x\n0::/\n"), Some(500));
+        assert_eq!(end("3:memory:/\n"), None);
+        // In a container the path may be that of the host.
+        write(root.path(), "memory/memory.limit_in_bytes", "700\n");
+        assert_eq!(end("3:memory:/docker/123\n"), Some(700));
+    }
+}

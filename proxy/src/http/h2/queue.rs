@@ -1,0 +1,187 @@
+//! What of the bodies of a connection is in `h2`: charged from when it is handed over until it is written, or dropped with
+//! its stream.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf, Bytes};
+
+use crate::listener::connection::Connection;
+use crate::tenant::{MemoryStep, Payer};
+use crate::worker::Worker;
+
+/// Bytes queued for a peer that does not read, per stream, while its tenant has room.
+const MOST: usize = 64 * 1024;
+/// The same when its tenant runs out of memory.
+const LEAST: usize = 4 * 1024;
+/// What a connection may have queued before its tenant's memory matters: enough to go on with.
+const EASY: usize = 16 * 1024;
+/// What `h2` needs for each piece. Measured.
+const PIECE: usize = 384;
+
+/// One direction of a connection: all its streams together.
+#[derive(Debug)]
+pub(super) struct Way {
+    payer: Rc<Payer>,
+    worker: Rc<Worker>,
+    held: Cell<usize>,
+    /// Whoever reads what is queued here, while it may not go on.
+    reader: RefCell<Option<Waker>>,
+    /// When it was last put on the list of those that wait for memory.
+    listed: Cell<Option<u64>>,
+}
+
+impl Way {
+    pub(super) fn new(connection: &Connection) -> Rc<Self> {
+        Rc::new(Self {
+            payer: Rc::clone(&connection.payer),
+            worker: Rc::clone(&connection.worker),
+            held: Cell::default(),
+            reader: RefCell::default(),
+            listed: Cell::default(),
+        })
+    }
+
+    /// Whether so much is queued that nothing more is read for it, as little memory as its tenant has left.
+    pub(super) fn is_full(&self) -> bool {
+        let held = self.held.get();
+        held > EASY
+            && match self.payer.memory_step() {
+                MemoryStep::Free => false,
+                MemoryStep::HoldBack => held > MOST,
+                MemoryStep::Shrink | MemoryStep::Refuse => true,
+            }
+    }
+
+    /// Waits while it is full.
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.is_full() {
+            return Poll::Ready(());
+        }
+        *self.reader.borrow_mut() = Some(cx.waker().clone());
+        self.wait(&self.listed, cx.waker());
+        Poll::Pending
+    }
+
+    /// Has a task woken after the next look at memory, once.
+    fn wait(&self, listed: &Cell<Option<u64>>, waker: &Waker) {
+        let list = &self.worker.held_back;
+        if listed.replace(Some(list.round())) != Some(list.round()) {
+            list.add(waker);
+            self.worker.room().wait();
+        }
+    }
+
+    fn take(&self, bytes: usize) {
+        self.held.set(self.held.get() + bytes);
+        self.payer.hold(bytes);
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.payer.let_go(bytes);
+        self.held.set(self.held.get().saturating_sub(bytes));
+        if self.reader.borrow().is_some() && !self.is_full() {
+            let reader = self.reader.take();
+            reader.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// What one stream has queued, one way.
+#[derive(Debug)]
+pub(super) struct Queue {
+    way: Rc<Way>,
+    held: Cell<usize>,
+    writer: RefCell<Option<Waker>>,
+    listed: Cell<Option<u64>>,
+}
+
+impl Queue {
+    pub(super) fn new(way: &Rc<Way>) -> Rc<Self> {
+        Rc::new(Self {
+            way: Rc::clone(way),
+            held: Cell::default(),
+            writer: RefCell::default(),
+            listed: Cell::default(),
+        })
+    }
+
+    /// A piece of a body that is about to be queued.
+    pub(super) fn piece(self: &Rc<Self>, bytes: Bytes) -> Piece {
+        let charged = bytes.len() + PIECE;
+        self.held.set(self.held.get() + charged);
+        self.way.take(charged);
+        Piece { bytes, charge: Some((Rc::clone(self), charged)) }
+    }
+
+    /// Whether there is room for more, so that its sender may be told to go on.
+    pub(super) fn has_room(&self) -> bool {
+        let held = self.held.get();
+        held <= LEAST || held <= MOST && !self.way.is_full()
+    }
+
+    /// Waits for that.
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.has_room() {
+            return Poll::Ready(());
+        }
+        let mut writer = self.writer.borrow_mut();
+        if !writer.as_ref().is_some_and(|writer| writer.will_wake(cx.waker())) {
+            *writer = Some(cx.waker().clone());
+        }
+        drop(writer);
+        // With little memory, what others let go of makes room as well.
+        if self.held.get() <= MOST {
+            self.way.wait(&self.listed, cx.waker());
+        }
+        Poll::Pending
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.held.set(self.held.get().saturating_sub(bytes));
+        self.way.give_back(bytes);
+        if self.has_room()
+            && let Some(writer) = self.writer.take()
+        {
+            writer.wake();
+        }
+    }
+}
+
+/// A piece of a body, as `h2` queues it.
+#[derive(Debug)]
+pub(super) struct Piece {
+    bytes: Bytes,
+    charge: Option<(Rc<Queue>, usize)>,
+}
+
+impl Piece {
+    /// One that costs nothing worth counting.
+    pub(super) fn uncharged(bytes: Bytes) -> Self {
+        Self { bytes, charge: None }
+    }
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+    }
+}
+
+impl Drop for Piece {
+    /// Runs inside of `h2`, under its lock of the connection: nothing here may call `h2`. Wakers only put tasks on a list.
+    fn drop(&mut self) {
+        if let Some((queue, charged)) = self.charge.take() {
+            queue.give_back(charged);
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! How much memory each tenant holds, all workers together, and how much it may.
+//!
+//! A worker takes what its tenants hold in units of [`UNIT`], so that it writes here rarely and reads here cheaply; what is
+//! shown is exact. Each tenant may have what its ceiling says and, where memory has an end, what its guarantee says or as much
+//! as is left for all, whichever is more: alone it gets half, two get a third each, and there is always room for who comes.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use super::id::{FIRST, PLACES, Placed as _};
+use super::ladder::{Holding, Measures};
+use super::{Settings, TenantId};
+
+/// Bytes that a worker takes or gives back at once.
+pub(super) const UNIT: u64 = 64 * 1024;
+/// What every tenant may have, however little is left.
+const LITTLE: u64 = 1024 * 1024;
+
+/// What is done about a tenant's memory, each with all before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MemoryStep {
+    /// Nothing.
+    #[default]
+    Free,
+    /// Nothing more is read for peers that do not take what there is.
+    HoldBack,
+    /// New connections get little, and answers close theirs.
+    Shrink,
+    /// New connections and requests are refused.
+    Refuse,
+}
+
+impl MemoryStep {
+    /// Where somebody stands who holds so much and may hold so much.
+    pub(super) const fn of(used: u64, most: u64) -> Self {
+        if used >= most {
+            Self::Refuse
+        } else if used >= most / 8 * 7 {
+            Self::Shrink
+        } else if used >= most / 4 * 3 {
+            Self::HoldBack
+        } else {
+            Self::Free
+        }
+    }
+
+    const fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::Free,
+            1 => Self::HoldBack,
+            2 => Self::Shrink,
+            _ => Self::Refuse,
+        }
+    }
+}
+
+/// Why a tenant gets nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutOfMemory {
+    /// Its ceiling.
+    Ceiling,
+    /// What it may have of what is left for all, which its `shadow` has no say in.
+    Left,
+}
+
+/// The memory of the process, as tenants share it.
+#[derive(Debug)]
+pub struct Room {
+    /// Bytes for all tenants together.
+    limit: AtomicU64,
+    /// Bytes taken.
+    used: AtomicU64,
+    /// What is left is only counted with.
+    shadow: AtomicBool,
+    /// A task of a worker waits for memory.
+    waiting: AtomicBool,
+    places: Box<[Place]>,
+}
+
+#[derive(Debug)]
+struct Place {
+    used: AtomicU64,
+    ceiling: AtomicU64,
+    guarantee: AtomicU64,
+    /// The ceiling only counts.
+    shadow: AtomicBool,
+    /// A [`MemoryStep`] that the state of the process asks for.
+    pressure: AtomicU8,
+    /// Bytes that its largest holders have to give back.
+    excess: AtomicU64,
+    /// Milliseconds times bytes that were held.
+    byte_ms: AtomicU64,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        let place = || Place {
+            used: AtomicU64::new(0),
+            ceiling: AtomicU64::new(u64::MAX),
+            guarantee: AtomicU64::new(0),
+            shadow: AtomicBool::new(false),
+            pressure: AtomicU8::new(0),
+            excess: AtomicU64::new(0),
+            byte_ms: AtomicU64::new(0),
+        };
+        Self {
+            limit: AtomicU64::new(u64::MAX),
+            used: AtomicU64::new(0),
+            shadow: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
+            places: (0..PLACES).map(|_| place()).collect(),
+        }
+    }
+}
+
+impl Room {
+    /// What is to be done about the memory of a tenant.
+    pub(crate) fn step(&self, tenant: TenantId) -> MemoryStep {
+        let Some(place) = self.places.get(tenant.place()) else { return MemoryStep::Free };
+        let used = place.used.load(Ordering::Relaxed);
+        let (ceiling, left) = (self.by_ceiling(place, used), self.by_what_is_left(place, used));
+        let ceiling = if place.shadow.load(Ordering::Relaxed) { MemoryStep::Free } else { ceiling };
+        let left = if self.shadow.load(Ordering::Relaxed) { MemoryStep::Free } else { left };
+        ceiling.max(left)
+    }
+
+    /// Why a tenant gets no further connection or request, if it gets none; what is in shadow included.
+    pub(crate) fn refusal(&self, tenant: TenantId) -> Option<OutOfMemory> {
+        let place = self.places.get(tenant.place())?;
+        let used = place.used.load(Ordering::Relaxed);
+        let left = self.by_what_is_left(place, used) == MemoryStep::Refuse;
+        let ceiling = || self.by_ceiling(place, used) == MemoryStep::Refuse;
+        left.then_some(OutOfMemory::Left).or_else(|| ceiling().then_some(OutOfMemory::Ceiling))
+    }
+
+    /// Whether what is left is only counted with.
+    pub(crate) fn is_in_shadow(&self) -> bool {
+        self.shadow.load(Ordering::Relaxed)
+    }
+
+    fn by_ceiling(&self, place: &Place, used: u64) -> MemoryStep {
+        MemoryStep::of(used, place.ceiling.load(Ordering::Relaxed))
+    }
+
+    fn by_what_is_left(&self, place: &Place, used: u64) -> MemoryStep {
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit == u64::MAX {
+            return MemoryStep::Free;
+        }
+        let left = limit.saturating_sub(self.used.load(Ordering::Relaxed));
+        let most = left.max(place.guarantee.load(Ordering::Relaxed)).max(LITTLE);
+        MemoryStep::of(used, most).max(MemoryStep::from_number(place.pressure.load(Ordering::Relaxed)))
+    }
+
+    /// Notes that a task waits until the next look.
+    pub(crate) fn wait(&self) {
+        self.waiting.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether another look is due soon: somebody waits, gets nothing more, or memory goes fast.
+    pub(super) fn is_pressed(&self) -> bool {
+        let waits = self.waiting.swap(false, Ordering::Relaxed);
+        let limit = self.limit.load(Ordering::Relaxed);
+        let many = limit != u64::MAX && self.used.load(Ordering::Relaxed) > limit / 4;
+        let held_back = |place: &Place| {
+            let used = place.used.load(Ordering::Relaxed);
+            place.excess.load(Ordering::Relaxed) > 0
+                || self.by_ceiling(place, used).max(self.by_what_is_left(place, used)) > MemoryStep::Free
+        };
+        waits || many || self.places.iter().any(held_back)
+    }
+
+    /// Takes so many bytes for the tenant in this place.
+    pub(super) fn take(&self, place: usize, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.places[place].used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Gives them back.
+    pub(super) fn give_back(&self, place: usize, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.places[place].used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that the largest holders of each tenant have to give back: the share of a worker that has taken `own` of them.
+    pub(crate) fn excess(&self, own: impl Fn(usize) -> u64) -> Vec<(usize, u64)> {
+        let places = self.places.iter().enumerate();
+        let excess = places.filter_map(|(index, place)| {
+            let excess = place.excess.load(Ordering::Relaxed);
+            let used = place.used.load(Ordering::Relaxed);
+            (excess > 0 && used > 0).then(|| {
+                let share = u128::from(excess) * u128::from(own(index)) / u128::from(used);
+                (index, u64::try_from(share).unwrap_or(excess))
+            })
+        });
+        excess.filter(|(_, share)| *share > 0).collect()
+    }
+
+    /// Notes what the holder of a place may have. Those whom every endpoint without a place shares have what any endpoint has.
+    pub(super) fn agree(&self, tenant: TenantId, settings: &Settings) {
+        if let Some(place) = self.places.get(tenant.place()) {
+            let bytes = |bytes: Option<std::num::NonZeroU64>| bytes.map(std::num::NonZero::get);
+            place.ceiling.store(bytes(settings.ceilings.memory_bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+            place.guarantee.store(bytes(settings.guarantee.memory_bytes).unwrap_or(0), Ordering::Relaxed);
+            place.shadow.store(settings.shadow, Ordering::Relaxed);
+        }
+    }
+
+    /// The same for all that there always are.
+    pub(super) fn agree_for_all(&self, settings: &Settings) {
+        (0..FIRST).for_each(|place| self.agree(super::id::first_holder(place), settings));
+    }
+
+    /// What everybody holds.
+    pub(super) fn holdings(&self) -> Vec<Holding> {
+        let holding = |place: &Place| Holding {
+            used: place.used.load(Ordering::Relaxed),
+            guarantee: place.guarantee.load(Ordering::Relaxed),
+            ceiling: match place.shadow.load(Ordering::Relaxed) {
+                true => u64::MAX,
+                false => place.ceiling.load(Ordering::Relaxed),
+            },
+        };
+        self.places.iter().map(holding).collect()
+    }
+
+    /// Puts measures in force.
+    pub(super) fn act(&self, measures: &Measures, shadow: bool) {
+        // Before the limit, so that none is enforced that is not to be.
+        self.shadow.store(shadow, Ordering::Relaxed);
+        self.limit.store(measures.limit, Ordering::Relaxed);
+        for (index, place) in self.places.iter().enumerate() {
+            let of_process = measures.worst.filter(|worst| worst.place == index && !shadow);
+            let step = of_process.map_or(MemoryStep::Free, |worst| worst.step);
+            let by_ceiling = measures.over_ceiling.iter().find(|over| over.0 == index).map_or(0, |over| over.1);
+            place.pressure.store(step as u8, Ordering::Relaxed);
+            place.excess.store(of_process.map_or(0, |worst| worst.excess).max(by_ceiling), Ordering::Relaxed);
+        }
+    }
+
+    /// Adds what was held for so long.
+    pub(super) fn pass_time(&self, place: usize, held: u64, milliseconds: u64) {
+        let sum = &self.places[place].byte_ms;
+        sum.store(sum.load(Ordering::Relaxed).wrapping_add(held.saturating_mul(milliseconds)), Ordering::Relaxed);
+    }
+
+    /// Milliseconds times bytes that were held.
+    pub(super) fn byte_ms(&self, place: usize) -> u64 {
+        self.places[place].byte_ms.load(Ordering::Relaxed)
+    }
+
+    /// Bytes for all tenants together; `None` without an end.
+    pub fn limit(&self) -> Option<u64> {
+        Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit != u64::MAX)
+    }
+
+    /// Bytes that all tenants have taken.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use super::*;
+    use crate::tenant::{Ceilings, Guarantee};
+
+    const MIB: u64 = 1 << 20;
+
+    fn tenant(place: usize) -> TenantId {
+        super::super::id::first_holder(place)
+    }
+
+    #[test]
+    fn alone_half_and_always_room_for_who_comes() {
+        let room = Room::default();
+        room.limit.store(90 * MIB, Ordering::Relaxed);
+        let fill = |place: usize| {
+            while room.step(tenant(place)) < MemoryStep::Refuse {
+                room.take(place, UNIT);
+            }
+            room.places[place].used.load(Ordering::Relaxed) / MIB
+        };
+        assert_eq!(fill(100), 45);
+        assert_eq!(room.step(tenant(101)), MemoryStep::Free);
+        assert_eq!(fill(101), 22, "half of what was left");
+        assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Left), "who has more gives way");
+        assert_eq!(room.step(tenant(102)), MemoryStep::Free);
+        room.give_back(100, 30 * MIB);
+        assert_eq!(room.step(tenant(101)), MemoryStep::Free);
+    }
+
+    #[test]
+    fn a_guarantee_holds_when_nothing_is_left() {
+        let room = Room::default();
+        room.limit.store(10 * MIB, Ordering::Relaxed);
+        let guarantee = Guarantee { memory_bytes: NonZeroU64::new(4 * MIB), ..Guarantee::default() };
+        room.agree(tenant(100), &Settings { guarantee, ..Settings::default() });
+        room.take(101, 20 * MIB);
+        room.take(100, 2 * MIB);
+        room.take(102, 2 * MIB);
+        assert_eq!(room.refusal(tenant(100)), None);
+        assert_eq!(room.refusal(tenant(102)), Some(OutOfMemory::Left));
+        assert_eq!(room.refusal(tenant(103)), None, "a little is everybody's");
+    }
+
+    #[test]
+    fn a_ceiling_counts_without_an_end_and_shadow_only_counts() {
+        let room = Room::default();
+        let ceilings = Ceilings { memory_bytes: NonZeroU64::new(8 * MIB), ..Ceilings::default() };
+        let settings = Settings { ceilings, ..Settings::default() };
+        room.agree(tenant(100), &settings);
+        let mut steps = Vec::new();
+        for _ in 0..8 {
+            room.take(100, MIB);
+            steps.push(room.step(tenant(100)));
+        }
+        use MemoryStep::{Free, HoldBack, Refuse, Shrink};
+        assert_eq!(steps, [Free, Free, Free, Free, Free, HoldBack, Shrink, Refuse]);
+        assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Ceiling));
+        room.agree(tenant(100), &Settings { shadow: true, ..settings });
+        assert_eq!(room.step(tenant(100)), Free);
+        assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Ceiling), "to be counted");
+        assert_eq!(room.step(tenant(101)), Free);
+    }
+
+    #[test]
+    fn workers_send_away_by_what_they_have() {
+        let room = Room::default();
+        room.take(100, 30);
+        let measures = Measures { over_ceiling: vec![(100, 9)], ..Measures::default() };
+        room.act(&measures, false);
+        assert_eq!(room.excess(|_| 10), [(100, 3)]);
+        assert_eq!(room.excess(|_| 0), []);
+        room.act(&Measures::default(), false);
+        assert_eq!(room.excess(|_| 10), []);
+    }
+}

@@ -1,0 +1,253 @@
+//! Memory of tenants: what is counted, and what happens to a tenant that has too much of it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
+use tollgate::reason::Reason;
+use tollgate_proto::cilium::NetworkPolicy;
+use tollgate_proto::json::network_policy_from_value;
+use tollgate_tests::http2::{CLIENT_START, big_get, end_of, get};
+use tollgate_tests::peer::Peer;
+use tollgate_tests::policy::http_rule;
+use tollgate_tests::proxy::{Options, Proxy};
+use tollgate_tests::python::python;
+use tollgate_tests::script;
+use tollgate_tests::site::{HTTP_PORT, Site};
+use tollgate_tests::upstream::{Upstream, next_request};
+use tollgate_tests::wait::until;
+
+const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
+/// Gets no answer.
+const HANG: &str = "GET /allowed/hang HTTP/1.1\r\nHost: a\r\n\r\n";
+const MIB: u64 = 1 << 20;
+/// Endpoints, whose clients have the addresses that end so.
+const GREEDY: u8 = 7;
+const NEIGHBOUR: u8 = 8;
+/// Streams that a client may have open.
+const STREAMS: u32 = 100;
+/// Bytes of each answer that nobody reads. Five are more than the window of a connection.
+const BODY: u32 = 250_000;
+
+/// A client's address, which no other has: the local endpoint of what leaves it.
+fn client_address(site: &Site, last: u8) -> IpAddr {
+    let IpAddr::V4(site) = site.ip() else { panic!("sites have IPv4 addresses") };
+    let [_, b, c, _] = site.octets();
+    Ipv4Addr::new(127, b.wrapping_add(64), c, last).into()
+}
+
+fn policy(site: &Site, endpoint: u8) -> NetworkPolicy {
+    let policy = json!({
+        "endpointIps": [client_address(site, endpoint).to_string()],
+        "endpointId": endpoint.to_string(),
+        "egressPerPortPolicies": [
+            {"port": HTTP_PORT, "rules": [{"httpRules": {"httpRules": [http_rule("GET", "/allowed.*")]}}]},
+        ],
+    });
+    network_policy_from_value(policy).unwrap()
+}
+
+/// A proxy whose group `greedy` has this ceiling.
+fn start(site: &Site, upstream: SocketAddr, settings: &str) -> Proxy {
+    let group = format!("{{ name: greedy, members: {{ endpoint_ids: [{GREEDY}] }}, {settings} }}");
+    let top = format!("tenants: {{ groups: [{group}] }}");
+    let options = Options { direction: "egress", top, ..Options::default() };
+    Proxy::with(site, upstream, &options, &[policy(site, GREEDY), policy(site, NEIGHBOUR)])
+}
+
+fn connect(site: &Site, proxy: &Proxy, endpoint: u8) -> Peer {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::new(client_address(site, endpoint), 0).into()).unwrap();
+    socket.connect(&proxy.http().into()).unwrap();
+    Peer::new(TcpStream::from(socket))
+}
+
+/// An HTTP/2 client that takes all windows and does not read.
+fn connect_unread(site: &Site, proxy: &Proxy, endpoint: u8) -> Peer {
+    let mut client = connect(site, proxy, endpoint);
+    client.send(CLIENT_START);
+    client.send(b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff");
+    client.send(b"\0\0\x04\x08\0\0\0\0\0\x7f\xff\x00\x00");
+    for n in 0..STREAMS {
+        client.send(big_get(2 * n + 1, &format!("/allowed/big/{BODY}"), 1));
+    }
+    client
+}
+
+/// An upstream that answers all requests but those that are to hang.
+fn answering(site: &Site) -> Upstream {
+    Upstream::scripted(site, |peer, _| {
+        while let Some(request) = next_request(peer) {
+            match request.head.contains("/hang") {
+                true => drop(peer.wait_for_bytes()),
+                false => peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+            }
+        }
+    })
+}
+
+fn ask(client: &mut Peer) -> u16 {
+    client.send(GET);
+    client.read_message().status()
+}
+
+/// A value of the entry of `/tenants`.
+fn shown(proxy: &Proxy, tenant: &str, key: &str) -> Value {
+    let (_, body) = proxy.get("/tenants");
+    let shown: Value = serde_json::from_str(&body).unwrap();
+    let all = shown["tenants"].as_array().unwrap();
+    all.iter().find(|entry| entry["name"] == tenant).unwrap_or_else(|| panic!("no {tenant} in {body}"))[key].clone()
+}
+
+fn held(proxy: &Proxy, tenant: &str) -> u64 {
+    shown(proxy, tenant, "memory_bytes").as_u64().unwrap()
+}
+
+/// Waits until nothing moves any more, although a neighbour's requests make their way there and back. Returns the resident
+/// memory in bytes.
+fn settle(site: &Site, proxy: &mut Proxy) -> u64 {
+    let mut other = connect(site, proxy, NEIGHBOUR);
+    other.send(CLIENT_START);
+    let mut seen = (0, 0);
+    for n in 0.. {
+        other.send(get(2 * n + 1));
+        other.read_until(&end_of(2 * n + 1));
+        let now = proxy.process().memory().0;
+        seen = if now == seen.0 { (now, seen.1 + 1) } else { (now, 0) };
+        if seen.1 == 100 {
+            break;
+        }
+    }
+    seen.0 * 1024
+}
+
+#[test]
+fn accounts_add_up_to_what_the_process_grows_by() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let (_upstream, address) = script::serve(python, &site, "h2_upstream.py", &[&site.ip().to_string()]);
+    let mut proxy = start(&site, address.parse().unwrap(), "weight: 1");
+    let before = settle(&site, &mut proxy);
+    let clients: Vec<Peer> = (0..12).map(|_| connect_unread(&site, &proxy, GREEDY)).collect();
+    until("much memory", || (held(&proxy, "greedy") > 12 * MIB).then_some(()));
+    let grown = settle(&site, &mut proxy) - before;
+    let counted = held(&proxy, "greedy");
+    let ratio = counted as f64 / grown as f64;
+    println!("{counted} bytes are on the account, {grown} is what the process grew by: {ratio:.3}");
+    assert!((0.9..1.1).contains(&ratio), "{counted} of {grown}");
+    assert!(held(&proxy, "endpoint-8") < MIB);
+    assert_eq!(proxy.metric("tollgate_tenant_memory_bytes{tenant=\"greedy\"}") as u64, counted);
+    let byte_seconds = || proxy.metric("tollgate_tenant_memory_byte_seconds_total{tenant=\"greedy\"}");
+    until("its cost", || (byte_seconds() > 0.0).then_some(()));
+    drop(clients);
+    until("nothing to be held", || (held(&proxy, "greedy") == 0).then_some(()));
+}
+
+/// Connections of the greedy tenant that wait for an answer, until it gets no more.
+fn fill(site: &Site, proxy: &Proxy) -> Vec<Peer> {
+    let refused = || proxy.flows().iter().filter(|flow| flow["reason"] == Reason::TenantMemory.code()).count();
+    let mut clients = Vec::new();
+    while refused() == 0 {
+        assert!(clients.len() < 200, "nothing is refused");
+        let before = held(proxy, "greedy");
+        let mut client = connect(site, proxy, GREEDY);
+        // The last of them is reset, maybe before.
+        let _ = client.try_send(HANG);
+        until("the request", || (held(proxy, "greedy") > before + (16 << 10) || refused() > 0).then_some(()));
+        clients.push(client);
+    }
+    clients
+}
+
+#[test]
+fn a_tenant_past_its_ceiling_gets_nothing_more_and_its_neighbour_all() {
+    let site = Site::new();
+    let upstream = answering(&site);
+    let proxy = start(&site, upstream.address(), "ceilings: { memory: 1MiB }");
+    let mut idle = connect(&site, &proxy, GREEDY);
+    assert_eq!(ask(&mut idle), 200);
+    let mut neighbour = connect(&site, &proxy, NEIGHBOUR);
+    let mut clients = fill(&site, &proxy);
+    assert!(clients.len() > 20, "{}", clients.len());
+    clients.pop().unwrap().expect_reset();
+
+    idle.send(GET);
+    let answer = idle.read_message();
+    assert_eq!(answer.status(), 503);
+    let fields = [
+        ("x-tollgate-reason", "tenant_memory"),
+        ("retry-after", "1"),
+        ("x-envoy-overloaded", "true"),
+        ("connection", "close"),
+    ];
+    for (name, value) in fields {
+        assert_eq!(answer.field(name), Some(value), "{name}");
+    }
+    assert_eq!(ask(&mut neighbour), 200);
+    assert_eq!(ask(&mut connect(&site, &proxy, NEIGHBOUR)), 200);
+
+    let code = Reason::TenantMemory.code();
+    assert_eq!(shown(&proxy, "greedy", "refusals"), json!({ code: 2 }), "a connection and a request");
+    assert_eq!(shown(&proxy, "endpoint-8", "refusals"), json!({}));
+    assert_eq!(shown(&proxy, "greedy", "settings_without_effect"), json!([]));
+    let of_metric = format!("tollgate_tenant_refusals_total{{tenant=\"greedy\",reason=\"{code}\"}}");
+    assert_eq!(proxy.metric(&of_metric), 2.0);
+    let records: Vec<Value> = proxy.flows().into_iter().filter(|flow| flow["reason"] == code).collect();
+    assert_eq!(records.iter().map(|record| &record["tenant"]).collect::<Vec<_>>(), ["greedy", "greedy"]);
+    assert_eq!(records[1]["l7"]["http"]["code"], 503, "{}", records[1]);
+
+    drop(clients);
+    until("room", || (held(&proxy, "greedy") < MIB / 2).then_some(()));
+    assert_eq!(ask(&mut connect(&site, &proxy, GREEDY)), 200);
+}
+
+#[test]
+fn a_ceiling_in_shadow_refuses_nothing() {
+    let site = Site::new();
+    let upstream = answering(&site);
+    let proxy = start(&site, upstream.address(), "ceilings: { memory: 256KiB }, shadow: true");
+    let counted = || {
+        let refusals = shown(&proxy, "greedy", "shadow_refusals");
+        refusals[Reason::TenantMemory.code()].as_u64().unwrap_or(0)
+    };
+    let mut clients = Vec::new();
+    while counted() == 0 {
+        assert!(clients.len() < 200, "nothing is counted");
+        let before = held(&proxy, "greedy");
+        let mut client = connect(&site, &proxy, GREEDY);
+        client.send(HANG);
+        until("the request", || (held(&proxy, "greedy") > before + (16 << 10)).then_some(()));
+        clients.push(client);
+    }
+    assert_eq!(ask(&mut connect(&site, &proxy, GREEDY)), 200);
+    assert_eq!(shown(&proxy, "greedy", "refusals"), json!({}));
+    let of_metric = "tollgate_tenant_shadow_refusals_total{tenant=\"greedy\",reason=\"tenant_memory\"}";
+    assert!(proxy.metric(of_metric) >= 2.0, "a connection and a request");
+    assert_eq!(shown(&proxy, "endpoint-8", "shadow_refusals"), json!({}));
+}
+
+#[test]
+fn nothing_is_read_for_a_client_that_does_not_read_what_its_tenant_has_no_room_for() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let (_upstream, address) = script::serve(python, &site, "h2_upstream.py", &[&site.ip().to_string()]);
+    let mut proxy = start(&site, address.parse().unwrap(), "ceilings: { memory: 1536KiB }");
+    let mut client = connect_unread(&site, &proxy, GREEDY);
+    until("what is too much", || (held(&proxy, "greedy") > MIB).then_some(()));
+    settle(&site, &mut proxy);
+    let most = held(&proxy, "greedy");
+    assert!(most < 3 * MIB / 2, "{most}");
+    // All of it comes when it is asked for.
+    let (mut ended, mut bytes) = (0, 0);
+    while ended < STREAMS {
+        let header = client.read_exact(9);
+        let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
+        drop(client.read_exact(length as usize));
+        if header[3] == 0 {
+            bytes += length;
+            ended += u32::from(header[4] & 1);
+        }
+    }
+    assert_eq!(bytes, STREAMS * BODY);
+    assert_eq!(shown(&proxy, "greedy", "refusals"), json!({}));
+}
