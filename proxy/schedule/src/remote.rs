@@ -1,7 +1,8 @@
 //! How other threads hand tasks to a worker that they have woken.
 //!
 //! Rare: the control thread publishes, a blocking call ends. So this may be a lock, but never one that the worker waits
-//! for.
+//! for. What is handed over and whom to wake have a lock each: of the first, whoever holds it has yet to say that there is
+//! news, so a worker that finds it taken will be woken. One that were held afterwards, too, would hide what is in it.
 
 use std::task::Waker;
 
@@ -18,28 +19,23 @@ use std::sync::{PoisonError, TryLockError};
 /// The queue of one worker.
 #[derive(Debug)]
 pub(crate) struct Remote<T> {
-    inbox: Mutex<Inbox<T>>,
+    inbox: Mutex<Vec<T>>,
+    worker: Mutex<Option<Waker>>,
     /// Set when something may be in the inbox, and only then is it looked into.
     news: AtomicBool,
 }
 
-#[derive(Debug)]
-struct Inbox<T> {
-    items: Vec<T>,
-    worker: Option<Waker>,
-}
-
 impl<T> Remote<T> {
     pub(crate) fn new() -> Self {
-        Self { inbox: Mutex::new(Inbox { items: Vec::new(), worker: None }), news: AtomicBool::new(false) }
+        Self { inbox: Mutex::new(Vec::new()), worker: Mutex::new(None), news: AtomicBool::new(false) }
     }
 
     /// Puts an item in, and wakes the worker unless somebody has done so since it last looked.
     pub(crate) fn push(&self, item: T) {
-        self.lock().items.push(item);
+        self.lock(&self.inbox).push(item);
         // After the lock is free, and whoever sets it wakes: a worker that did not get the lock will be woken.
         if !self.news.swap(true, Ordering::AcqRel) {
-            let worker = self.lock().worker.clone();
+            let worker = self.lock(&self.worker).clone();
             if let Some(worker) = worker {
                 worker.wake();
             }
@@ -48,7 +44,7 @@ impl<T> Remote<T> {
 
     /// Tells whom to wake from now on. For the worker, once, before it looks; may wait a moment for the lock.
     pub(crate) fn set_worker(&self, worker: Waker) {
-        self.lock().worker = Some(worker);
+        *self.lock(&self.worker) = Some(worker);
     }
 
     /// Whether [`Remote::take`] may find something. One load.
@@ -61,14 +57,18 @@ impl<T> Remote<T> {
         // A swap, to see everything that was put in before it was set.
         self.news.swap(false, Ordering::AcqRel);
         match self.inbox.try_lock() {
-            Ok(mut inbox) => std::mem::take(&mut inbox.items),
-            Err(TryLockError::Poisoned(inbox)) => std::mem::take(&mut inbox.into_inner().items),
+            Ok(mut inbox) => std::mem::take(&mut *inbox),
+            Err(TryLockError::Poisoned(inbox)) => std::mem::take(&mut *inbox.into_inner()),
             Err(TryLockError::WouldBlock) => Vec::new(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inbox<T>> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock<'l, V>(&self, mutex: &'l Mutex<V>) -> MutexGuard<'l, V> {
+        let guard = mutex.lock().unwrap_or_else(PoisonError::into_inner);
+        // Loom changes threads at its own operations only: without one in here nobody would ever find a lock taken.
+        #[cfg(loom)]
+        self.news.load(Ordering::Relaxed);
+        guard
     }
 }
 
