@@ -91,7 +91,9 @@ def arrived(result):
     """Requests that one generator sent, or connections that it opened: whether there were neighbours at all."""
     if "groups" in result:
         return sum(group["asked"] for group in result["groups"])
-    return result["counts"].get("opened", 0)
+    counts = result["counts"]
+    # Of connections that are to be kept, those count that are sent away at once.
+    return counts.get("opened", 0) + (counts.get("reset", 0) if "held" in result else 0)
 
 
 def answers(counts):
