@@ -146,11 +146,11 @@ fn what_contradicts_itself_is_set_aside_alone() {
 fn settings_without_effect_are_named() {
     let mut tenant = resource("a", &[1], &[], &[]);
     assert_eq!(Group::of_resource(&tenant).unwrap().settings.without_effect(), Vec::<String>::new());
-    tenant.ceilings =
-        Some(Ceilings { memory_bytes: 3, requests: Some(Rate { per_second: 5, burst: 0 }), ..Ceilings::default() });
+    let rate = Some(Rate { per_second: 5, burst: 0 });
+    tenant.ceilings = Some(Ceilings { bytes: rate, requests: rate, ..Ceilings::default() });
     let group = Group::of_resource(&tenant).unwrap();
     assert_eq!(group.settings.ceilings.requests.unwrap().burst.get(), 5, "the burst is a second's worth");
-    assert_eq!(group.settings.without_effect(), ["ceilings.memory_bytes"]);
+    assert_eq!(group.settings.without_effect(), ["ceilings.bytes"]);
 }
 
 #[test]
