@@ -84,6 +84,14 @@ impl Peer {
         Self::new(stream.unwrap_or_else(|error| panic!("{address}: {error}")))
     }
 
+    /// Connects to `address`. For where a reset is an answer: one that comes at once is a failure to connect.
+    ///
+    /// # Errors
+    /// Nobody accepts, or whoever did has reset the connection already.
+    pub fn try_connect(address: SocketAddr) -> std::io::Result<Self> {
+        TcpStream::connect_timeout(&address, DEADLINE).map(Self::new)
+    }
+
     /// Connects to `address`, sends `bytes`, and asserts that nothing but a reset comes, at whichever of these steps.
     ///
     /// # Panics
