@@ -145,7 +145,7 @@ fn who_does_not_read_makes_room() {
     let others: Vec<Peer> = (2..=4).map(ask_in_vain).collect();
     assert!(slow.read_head().starts_with("HTTP/1.1 200"));
     until("its end", || {
-        drop(Peer::connect(proxy.http()));
+        drop(Peer::try_connect(proxy.http()));
         proxy.flows().into_iter().find(|flow| flow["reason"] == Reason::SlowReader.code())
     });
     let record = proxy.expect_reason(Reason::SlowReader);
@@ -176,7 +176,7 @@ fn a_client_of_http_2_that_does_not_read_makes_room() {
     };
     let others: Vec<Peer> = (2..=4).map(hang).collect();
     until("its end", || {
-        drop(Peer::connect(proxy.http()));
+        drop(Peer::try_connect(proxy.http()));
         let of_connection = |flow: &serde_json::Value| flow["reason"] == "slow_reader" && flow["l7"].is_null();
         proxy.flows().into_iter().find(of_connection)
     });
