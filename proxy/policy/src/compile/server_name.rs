@@ -2,6 +2,10 @@
 
 use crate::model::{TextPart, ValueMatch};
 
+/// Longest pattern, in bytes: as long as a name can be (RFC 1035 section 2.3.4). What it expands to is below the limit of any other
+/// expression then.
+pub(crate) const MAX_PATTERN: usize = 255;
+
 /// What a server name, in lower case, is compared with for `pattern`.
 ///
 /// # Errors
@@ -29,6 +33,9 @@ pub(crate) enum Pattern {
 pub(crate) fn parse(pattern: &str) -> Result<Pattern, String> {
     if pattern.is_empty() {
         return Err("is empty".into());
+    }
+    if pattern.len() > MAX_PATTERN {
+        return Err(format!("has {} bytes, and {MAX_PATTERN} are the most of a name", pattern.len()));
     }
     let lower = pattern.to_ascii_lowercase();
     if let Some(c) = lower.chars().find(|c| !(c.is_ascii_alphanumeric() || "-_*.".contains(*c))) {
@@ -70,6 +77,12 @@ mod tests {
         for good in ["*", "**", "a", "*.example.com", "a*b*c.d", "**.a.**", "_dmarc.x-y"] {
             assert!(parse(good).is_ok(), "{good:?} was refused");
         }
+        // Nothing that is short enough becomes an expression that is too long.
+        let longest = format!("{}**", "**.".repeat(84));
+        assert_eq!(longest.len(), MAX_PATTERN - 1);
+        let Ok(Pattern::Expression(expression)) = parse(&longest) else { panic!("{longest:?} was refused") };
+        assert!(expression.len() <= crate::Limits::default().expression_bytes, "{}", expression.len());
+        assert!(parse(&"a".repeat(MAX_PATTERN)).is_ok() && parse(&"a".repeat(MAX_PATTERN + 1)).is_err());
         assert_eq!(parse("A.Example"), Ok(Pattern::Exact("a.example".into())));
     }
 }

@@ -13,6 +13,9 @@ enum Label {
 impl Pattern {
     /// `None` when the text is no pattern.
     pub(super) fn read(text: &str) -> Option<Self> {
+        if text.len() > 255 {
+            return None;
+        }
         if text == "*" {
             return Some(Self(vec![Label::Labels]));
         }
