@@ -127,7 +127,8 @@ struct Row {
 fn rows(shown: &Value) -> Vec<Row> {
     let tenants = shown["tenants"].as_array().map_or(&[][..], Vec::as_slice);
     let sum = |counts: &Value| -> f64 {
-        counts.as_object().map_or(0.0, |counts| counts.values().filter_map(Value::as_f64).sum())
+        // The sum of no floats is -0.
+        counts.as_object().map_or(0.0, |counts| counts.values().filter_map(Value::as_f64).fold(0.0, |sum, n| sum + n))
     };
     let row = |tenant: &Value| Row {
         // Names of a control plane; no control character of theirs gets to a terminal.
