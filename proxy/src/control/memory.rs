@@ -15,6 +15,8 @@ use crate::tenant::Books;
 const CALM: Duration = Duration::from_secs(1);
 /// The same while somebody is short of it: memory can be gone within a second.
 const PRESSED: Duration = Duration::from_millis(100);
+/// Between two attempts to have freed memory given back.
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(10);
 /// Where control groups are mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// From there on it is no limit but how version 1 writes that there is none.
@@ -48,18 +50,30 @@ impl MemoryEnd {
 /// all is only counted with.
 pub async fn follow(books: Arc<Books>, end: MemoryEnd, shadow: bool, workers: watch::Sender<()>) {
     let mut last = Instant::now();
+    let mut given_back = last;
     let mut was_pressed = false;
     loop {
         tokio::time::sleep(if was_pressed { PRESSED } else { CALM }).await;
         let now = Instant::now();
         // A process that cannot look at itself takes its tenants' word.
-        let resident = if end.bytes.is_some() { resident_bytes().unwrap_or(0) } else { 0 };
+        let mut resident = if end.bytes.is_some() { resident_bytes().unwrap_or(0) } else { 0 };
+        if keeps_much(end, resident, books.room().used()) && now - given_back >= GIVE_BACK_EVERY {
+            given_back = now;
+            // Of what the allocator keeps of bursts that are over, nobody should be told that it is missing.
+            let _ = tokio::task::spawn_blocking(tollgate_net::give_back_freed_memory).await;
+            resident = resident_bytes().unwrap_or(resident);
+        }
         let pressed = books.look_at_memory(end.bytes, resident, shadow, now - last);
         if pressed || was_pressed {
             workers.send_replace(());
         }
         (last, was_pressed) = (now, pressed);
     }
+}
+
+/// Whether the process has much that is no tenant's: a part of it may be free.
+fn keeps_much(end: MemoryEnd, resident: u64, used: u64) -> bool {
+    end.bytes.is_some_and(|most| resident.saturating_sub(used) > most / 5)
 }
 
 /// The least that a group in the lines of `/proc/self/cgroup`, or one that it is in, may have. Below a namespace the paths there
