@@ -1,4 +1,5 @@
-//! Linux sockets: TPROXY listeners, original destination, marks, transparent upstreams; and the BPF maps of the datapath.
+//! Linux sockets: TPROXY listeners, original destination, marks, transparent upstreams; the BPF maps of the datapath; what else
+//! the kernel is asked for.
 //!
 //! All sockets made here are non-blocking and close-on-exec. The crate decides nothing about policy: it takes addresses and
 //! marks and says, in its errors, which operation failed on which address and what an operator can do about it.
@@ -13,6 +14,7 @@ mod listener;
 mod mark;
 mod reuseport;
 mod seqpacket;
+mod turns;
 mod unix;
 mod upstream;
 
@@ -26,5 +28,6 @@ pub use listener::{ListenOptions, listen};
 pub use mark::Mark;
 pub use reuseport::{Shards, shard_by_source};
 pub use seqpacket::{PacketError, PacketSender};
+pub use turns::ask_for_turns_of;
 pub use unix::{SocketFile, listen_unix};
 pub use upstream::{Upstream, UpstreamOptions, connect, is_own_address, reset, reset_on_close};

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -22,6 +23,9 @@ use crate::metrics::Chore;
 use crate::readiness::Pending;
 use crate::tenant::Names;
 use crate::worker::{Accounts, ConnectionSlots, Groups, HeldBack, State, Worker, keep_doing, run_tasks};
+
+/// How long a worker's turns on the processor are to be: the shortest that the kernel gives, and what one poll may take.
+const TURN: Duration = Duration::from_micros(100);
 
 /// What the process asks of its workers; it only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,10 +109,13 @@ pub(super) fn start(seed: Seed) -> io::Result<thread::JoinHandle<io::Result<()>>
 
 fn run(seed: Seed) -> io::Result<()> {
     let _ended = seed.ended.clone();
-    if matches!(seed.role, Role::Lane(_))
-        && let Err(error) = rustix::process::nice(NICER)
-    {
-        tracing::warn!(%error, "a lane cannot step back behind its worker");
+    match seed.role {
+        Role::Worker(..) => ask_for_short_turns(),
+        Role::Lane(_) => {
+            if let Err(error) = rustix::process::nice(NICER) {
+                tracing::warn!(%error, "a lane cannot step back behind its worker");
+            }
+        }
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.inspect_err(|error| {
@@ -122,6 +129,16 @@ fn run(seed: Seed) -> io::Result<()> {
         metrics.chore_panicked(Chore::Own);
         io::Error::other("its own task has panicked, which is a defect of this program")
     })
+}
+
+/// A worker is due soon after it was woken then, also while its lane or others of the node are busy. It costs them nothing: the worker
+/// gets as much as before. A lane asks for nothing, so that it goes last.
+fn ask_for_short_turns() {
+    match tollgate_net::ask_for_turns_of(TURN) {
+        Ok(Some(turn)) => tracing::debug!(?turn, "the kernel gives this worker short turns"),
+        Ok(None) => tracing::debug!("this kernel knows no short turns to ask for (Linux 6.12 and later do)"),
+        Err(error) => tracing::debug!(%error, "the kernel was not asked for short turns"),
+    }
 }
 
 /// What the connections of a thread share.

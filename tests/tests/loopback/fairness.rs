@@ -151,3 +151,32 @@ fn a_tenant_has_its_weight() {
     let ratio = heavy / light;
     assert!((2.4..3.75).contains(&ratio), "{heavy} : {light} = {ratio}");
 }
+
+/// Length of the turns of each thread of a process, by its name, in nanoseconds; `None` where the kernel does not say.
+fn turns(process: u32) -> Option<Vec<(String, u64)>> {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    threads
+        .map(|thread| {
+            let thread = thread.unwrap().path();
+            let name = std::fs::read_to_string(thread.join("comm")).unwrap().trim().to_owned();
+            let known = std::fs::read_to_string(thread.join("sched")).ok()?;
+            let slice = known.lines().find_map(|line| line.strip_prefix("se.slice")?.split(':').nth(1))?;
+            Some((name, slice.trim().parse().unwrap()))
+        })
+        .collect()
+}
+
+/// Workers, and nobody else, ask the kernel for short turns: a lane that did would hold up its worker.
+#[test]
+fn workers_have_short_turns_and_lanes_do_not() {
+    let site = Site::new();
+    let mut proxy = Proxy::start(&site, site.at(9));
+    let Some(turns) = turns(proxy.process().id()) else {
+        assert!(std::env::var_os("CI").is_none(), "/proc/PID/sched does not have the length of turns");
+        eprintln!("SKIPPED: /proc/PID/sched does not have the length of turns");
+        return;
+    };
+    let of = |name: &str| turns.iter().find(|(thread, _)| thread == name).unwrap().1;
+    assert_eq!(of("worker-0"), 100_000, "{turns:?}");
+    assert!(of("lane-0") > 100_000 && of("flow") > 100_000, "{turns:?}");
+}
