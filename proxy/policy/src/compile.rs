@@ -8,6 +8,7 @@ mod bits;
 mod column;
 pub(crate) mod decided;
 pub(crate) mod index;
+mod reckon;
 mod regex_set;
 pub(crate) mod rule;
 mod rule_set;
@@ -82,12 +83,16 @@ impl CompiledDirection {
             );
             return Self::denying(entries, &reason);
         }
+        let unfinished = || Self { unfinished: true, ..Self::denying(entries, UNFINISHED) };
+        if *effort != Effort::UNBOUNDED && effort.left() < reckon::least_effort(entries, limits) {
+            return unfinished();
+        }
         // What is left of too little may be enough for another direction, such as one without rules.
         let mut findings = Findings::within(*limits, Effort::new(effort.left()));
         let compiled = Self::compile_rules(entries, &mut findings);
         match effort.follow(findings.lowerings.effort) {
             true => Self { findings: findings.list, ..compiled },
-            false => Self { unfinished: true, ..Self::denying(entries, UNFINISHED) },
+            false => unfinished(),
         }
     }
 
@@ -152,8 +157,13 @@ impl CompiledDirection {
     }
 }
 
+/// Whether its rules are compiled.
+fn is_placed(entry: &PortPolicy) -> bool {
+    entry.protocol != Protocol::Udp && Span::of(entry).is_ok()
+}
+
 /// How many rules there are, those counted that an HTTP part consists of.
-fn rules(entries: &[PortPolicy]) -> usize {
+pub(crate) fn rules(entries: &[PortPolicy]) -> usize {
     let rules = entries.iter().flat_map(|entry| &entry.rules);
     rules.map(|rule| 1 + rule.http.as_ref().map_or(0, Vec::len)).sum()
 }

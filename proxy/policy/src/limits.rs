@@ -76,12 +76,17 @@ impl Effort {
         !part.exhausted
     }
 
+    /// What reading an expression of so many bytes takes.
+    pub(crate) const fn to_read(bytes: usize) -> u64 {
+        Self::EXPRESSION + bytes as u64 * Self::EXPRESSION_BYTE
+    }
+
     /// For reading an expression of so many bytes.
     ///
     /// # Errors
     /// There is not enough left.
     pub(crate) fn read(&mut self, bytes: usize) -> Result<(), String> {
-        let spent = self.spend(Self::EXPRESSION + bytes as u64 * Self::EXPRESSION_BYTE);
+        let spent = self.spend(Self::to_read(bytes));
         spent.then_some(()).ok_or_else(|| UNFINISHED.to_owned())
     }
 
@@ -101,8 +106,9 @@ impl Effort {
 }
 
 /// Why a direction denies where the effort did not suffice.
-pub(crate) const UNFINISHED: &str = "compiling it takes more than its tenant may use at once (`policy.compile_per_second`), so \
-     it is compiled in the background; until then nothing is allowed. Fewer or simpler expressions take less";
+pub(crate) const UNFINISHED: &str = "compiling it takes more than its tenant may use at once (`policy.compile_per_second`), or than \
+     an update waits for, so it is compiled in the background; until then nothing is allowed. Fewer or simpler expressions \
+     take less";
 
 #[cfg(test)]
 mod tests {

@@ -11,8 +11,8 @@ use std::sync::{Arc, Weak};
 
 pub use self::builder::{Prepared, SnapshotBuilder};
 use self::shards::{Shards, hash_of};
-use crate::compile::CompiledDirection;
-use crate::{Direction, EndpointKey, Limits, NetworkPolicy, PortPolicy, Quarantine};
+use crate::compile::{self, CompiledDirection};
+use crate::{Direction, Effort, EndpointKey, Limits, NetworkPolicy, PortPolicy, Quarantine};
 
 /// All policies of one generation.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +64,8 @@ struct Claimant {
 #[derive(Debug)]
 pub(crate) struct Side {
     source: Vec<PortPolicy>,
+    /// How many there are.
+    rules: usize,
     /// Within which they were compiled.
     limits: Limits,
     pub(crate) compiled: CompiledDirection,
@@ -203,6 +205,11 @@ impl Snapshot {
 }
 
 impl Side {
+    fn compile(source: Vec<PortPolicy>, limits: &Limits, effort: &mut Effort) -> Self {
+        let compiled = CompiledDirection::compile(&source, limits, effort);
+        Self { rules: compile::rules(&source), source, limits: *limits, compiled }
+    }
+
     /// Whether it is these rules, compiled within these limits to the end.
     fn is(&self, source: &[PortPolicy], limits: &Limits) -> bool {
         self.source == source && self.limits == *limits && !self.compiled.unfinished
@@ -228,6 +235,11 @@ impl EndpointPolicy {
     /// The rules of one direction, as they were received.
     pub fn rules(&self, direction: Direction) -> &[PortPolicy] {
         &self.side(direction).source
+    }
+
+    /// How many rules it has in both directions: those of ports, and the HTTP rules in them.
+    pub fn rule_count(&self) -> usize {
+        self.ingress.rules + self.egress.rules
     }
 
     /// Elements that are not enforced as written.

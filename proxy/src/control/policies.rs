@@ -14,7 +14,7 @@ use tollgate_policy::{EndpointPolicy, NetworkPolicy, PortRule, Snapshot};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
-use super::compile::{Background, Budgets, Failed, Terms, run_soon};
+use super::compile::{Background, Budgets, Compiled, Failed, Terms, Wait, run_soon};
 use super::directory::{Directory, PolicySet};
 use super::secret_sources::SecretSources;
 use super::world::after_publishing;
@@ -253,10 +253,11 @@ impl Control {
 
     /// Panics only before the publication: nothing has changed then, here or in the world.
     fn compile_and_publish(self: &Arc<Self>, mut changed: Vec<Received>, removed: Vec<String>, order: ClaimOrder) {
-        // What a large one takes is not missing for the others of its tenant.
+        // What a large one takes is not missing for others.
         changed.sort_by_key(|received| received.policy.encoded_len());
-        let tenants = self.store.load().tenants.clone();
-        let mut builder = self.store.load().policy.update();
+        let world = self.store.load().clone();
+        let mut wait = Wait::new(!world.has_policy);
+        let mut builder = world.policy.update();
         if order == ClaimOrder::BeginsAnew {
             builder.forget_order();
         }
@@ -271,8 +272,8 @@ impl Control {
                     if let Some(bytes) = &partly_read {
                         set_unknown_fields_aside(&mut model, bytes);
                     }
-                    let terms = Terms::of(&model, &tenants);
-                    compiled = Some((terms, self.compile_now(&mut builder, &name, model, terms)));
+                    let terms = Terms::of(&model, &world.tenants);
+                    compiled = Some(self.compile_now(&mut builder, &name, model, terms, &mut wait));
                     None
                 }
                 Err(error) => {
@@ -308,11 +309,10 @@ impl Control {
             self.warn_of(&judged.name, judged.place.as_ref(), judged.refused.as_ref(), &policy);
         }
         let compiled = received.iter().filter_map(|judged| Some((judged.name.as_str(), judged.compiled?)));
-        self.charge_compiling(compiled.clone().map(|(name, (_, took))| (name, took)));
-        let is_unfinished = |name| policy.policy(name).is_some_and(EndpointPolicy::is_unfinished);
-        let later = compiled.filter(|(name, _)| is_unfinished(name)).map(|(name, (terms, _))| (name, terms));
-        let others = received.iter().map(|judged| &judged.name).chain(removed).map(String::as_str);
-        self.compile_later(later.collect(), others);
+        let compiled: Vec<(&str, Compiled)> = compiled.collect();
+        self.charge_compiling(compiled.iter().map(|(name, compiled)| (*name, compiled.took)));
+        let refused = received.iter().filter(|judged| judged.compiled.is_none()).map(|judged| &judged.name);
+        self.compile_later(&compiled, refused.chain(removed).map(String::as_str));
         let changed = received.len();
         self.lock().remember(received, removed);
         self.warn_of_missing_secrets();
@@ -433,8 +433,7 @@ struct Judged {
     policy: cilium::NetworkPolicy,
     place: Option<FilePlace>,
     refused: Option<RefusedResource>,
-    /// On which terms it was compiled, and nanoseconds that this took.
-    compiled: Option<(Terms, u64)>,
+    compiled: Option<Compiled>,
 }
 
 impl State {

@@ -271,6 +271,11 @@ fn header(matcher: &HeaderMatcher, findings: &mut Findings) -> Result<(), Arc<st
     findings.lowerings.lower(&matcher.value).map(drop)
 }
 
+/// Whether fields of this name can be matched.
+pub(super) fn is_name(name: &str) -> bool {
+    check_name(name).is_ok()
+}
+
 fn check_name(name: &str) -> Result<(), String> {
     if name.starts_with(':') && ![":method", ":path", ":authority", ":scheme"].contains(&name) {
         return Err(format!("name {name:?}: only :method, :path, :authority and :scheme can be matched"));

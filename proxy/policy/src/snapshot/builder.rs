@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::shards::{Edits, hash_of};
 use super::{Claim, Claimant, Conflict, EndpointPolicy, Side, Snapshot};
-use crate::compile::CompiledDirection;
 use crate::{Effort, EndpointKey, Limits, NetworkPolicy, PortPolicy};
 
 /// Makes the next [`Snapshot`].
@@ -237,8 +236,7 @@ impl SnapshotBuilder {
         if let Some(before) = before.filter(|side| side.source == source && side.limits == *limits) {
             return before.clone();
         }
-        let compiled = CompiledDirection::compile(&source, limits, effort);
-        let side = Arc::new(Side { source, limits: *limits, compiled });
+        let side = Arc::new(Side::compile(source, limits, effort));
         same.push(side.clone());
         side
     }
@@ -249,17 +247,19 @@ impl SnapshotBuilder {
 pub struct Prepared(Vec<(u64, Arc<Side>)>);
 
 impl Prepared {
-    /// Compiles `policy`, but for what `base` has. `effort` is what it took afterwards; it has to suffice.
+    /// Compiles `policy`, but for what `base` has, within `effort`, of which it leaves what it did not need.
     pub fn new(policy: NetworkPolicy, limits: &Limits, base: &Snapshot, effort: &mut Effort) -> Self {
         let mut side = |source: Vec<PortPolicy>| {
             let hash = hash_of(&source);
-            let side = base.known_side(hash, &source, limits).unwrap_or_else(|| {
-                let compiled = CompiledDirection::compile(&source, limits, effort);
-                Arc::new(Side { source, limits: *limits, compiled })
-            });
-            (hash, side)
+            let known = base.known_side(hash, &source, limits);
+            (hash, known.unwrap_or_else(|| Arc::new(Side::compile(source, limits, effort))))
         };
         Self(vec![side(policy.ingress), side(policy.egress)])
+    }
+
+    /// Whether the effort did not suffice.
+    pub fn is_unfinished(&self) -> bool {
+        self.0.iter().any(|(_, side)| side.compiled.unfinished)
     }
 }
 

@@ -1,6 +1,9 @@
-//! Policies that took more than their tenants may use at once: compiled one after the other, by the thread that everything else
-//! goes before. Whose tenant owes least is next, so that nobody waits behind one who has it do this all the time.
+//! Policies that took more than an update waits for: compiled one after the other.
+//!
+//! What its tenant has the budget for comes soon, the small before the large. The rest is done by a thread that everything else
+//! goes before: whose tenant owes least is next, so that nobody waits behind one who has it do this all the time.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,46 +11,87 @@ use std::time::Instant;
 
 use tollgate_policy::{Effort, EndpointPolicy, Limits, NetworkPolicy, Prepared};
 
-use super::thread::{self, LATE, processor_time};
-use super::{Budgets, Terms};
+use super::thread::{self, processor_time};
+use super::{Budgets, Compiled, Terms};
 use crate::control::Control;
+
+/// Nanoseconds of compiling from which on it is put in force, before there is more: a publication is work for every connection.
+const TOGETHER: u64 = 50_000_000;
+
+/// How soon a policy is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::control) enum Haste {
+    /// Its tenant has the budget, and only the update did not wait.
+    Soon,
+    /// Its tenant has used its budget.
+    Late,
+}
 
 /// What waits.
 #[derive(Debug, Default)]
 pub(in crate::control) struct Background {
+    soon: Queue,
+    late: Queue,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
     /// By resource name.
-    waiting: BTreeMap<String, Terms>,
+    waiting: BTreeMap<String, Waiting>,
     /// There is a thread.
     running: bool,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    terms: Terms,
+    rules: usize,
+}
+
 impl Background {
-    /// The policy of this resource is to be compiled. `true` when somebody has to begin.
+    /// The policy of this resource, which has so many rules, is to be compiled. `true` when somebody has to begin.
     #[must_use]
-    pub(super) fn add(&mut self, resource: &str, terms: Terms) -> bool {
-        self.waiting.insert(resource.to_owned(), terms);
-        !std::mem::replace(&mut self.running, true)
+    pub(super) fn add(&mut self, haste: Haste, resource: &str, terms: Terms, rules: usize) -> bool {
+        self.remove(resource);
+        let queue = self.queue(haste);
+        queue.waiting.insert(resource.to_owned(), Waiting { terms, rules });
+        !std::mem::replace(&mut queue.running, true)
     }
 
     fn remove(&mut self, resource: &str) {
-        self.waiting.remove(resource);
+        self.soon.waiting.remove(resource);
+        self.late.waiting.remove(resource);
     }
 
     /// Whose turn it is; when it is nobody's, the thread ends.
-    fn next(&mut self, budgets: &mut Budgets, now: Instant) -> Option<(String, Terms)> {
-        let balance = |terms: &Terms, budgets: &mut Budgets| budgets.balance(terms.owner, terms.allowance, now);
-        let first = self.waiting.iter().max_by_key(|(_, terms)| balance(terms, budgets));
+    fn next(&mut self, haste: Haste, budgets: &mut Budgets, now: Instant) -> Option<(String, Terms)> {
+        let queue = self.queue(haste);
+        let all = queue.waiting.iter();
+        let first = match haste {
+            Haste::Soon => all.min_by_key(|(_, waiting)| waiting.rules),
+            Haste::Late => all.max_by_key(|(_, Waiting { terms, rules })| {
+                (budgets.balance(terms.owner, terms.allowance, now), Reverse(*rules))
+            }),
+        };
         let Some(name) = first.map(|(name, _)| name.clone()) else {
-            self.running = false;
+            queue.running = false;
             return None;
         };
-        self.waiting.remove_entry(&name)
+        queue.waiting.remove_entry(&name).map(|(name, waiting)| (name, waiting.terms))
+    }
+
+    fn queue(&mut self, haste: Haste) -> &mut Queue {
+        match haste {
+            Haste::Soon => &mut self.soon,
+            Haste::Late => &mut self.late,
+        }
     }
 }
 
 /// A policy that was compiled in the background.
 #[derive(Debug)]
 pub(super) struct Ready {
+    resource: String,
     source: NetworkPolicy,
     limits: Limits,
     prepared: Prepared,
@@ -56,76 +100,123 @@ pub(super) struct Ready {
 }
 
 impl Control {
-    /// Compiles these in the background, by resource name, and none of `others` any more.
+    /// Compiles those of `compiled` in the background that are not finished, by resource name, and none of `others` any more.
     pub(in crate::control) fn compile_later<'n>(
         self: &Arc<Self>,
-        unfinished: Vec<(&'n str, Terms)>,
+        compiled: &[(&'n str, Compiled)],
         others: impl Iterator<Item = &'n str>,
     ) {
-        let mut begin = false;
+        let policies = Arc::clone(&self.store().load().policy);
+        let mut begin = Vec::new();
         {
             let mut background = self.background();
             others.for_each(|name| background.remove(name));
-            for (name, terms) in unfinished {
-                begin |= background.add(name, terms);
+            for (name, Compiled { terms, haste, .. }) in compiled {
+                background.remove(name);
+                if let Some(policy) = policies.policy(name).filter(|policy| policy.is_unfinished())
+                    && background.add(*haste, name, *terms, policy.rule_count())
+                {
+                    begin.push(*haste);
+                }
             }
         }
-        if begin && let Err(error) = thread::begin(LATE, self.clone().into_background()) {
-            self.background().running = false;
+        begin.into_iter().for_each(|haste| self.begin_background(haste));
+    }
+
+    fn begin_background(self: &Arc<Self>, haste: Haste) {
+        let nice = match haste {
+            Haste::Soon => thread::SOON,
+            Haste::Late => thread::LATE,
+        };
+        if let Err(error) = thread::begin(nice, self.clone().into_background(haste)) {
+            self.background().queue(haste).running = false;
             tracing::error!(%error, "no thread to compile on: endpoints whose policies are not compiled deny until the next update");
         }
     }
 
     /// The work of the thread that does this; it ends when nothing is left.
-    pub(super) fn into_background(self: Arc<Self>) -> impl FnOnce() + Send + 'static {
+    pub(super) fn into_background(self: Arc<Self>, haste: Haste) -> impl FnOnce() + Send + 'static {
         move || {
-            while let Some((resource, terms)) = self.next_in_background() {
-                let work = AssertUnwindSafe(|| {
-                    if let Some(ready) = self.prepare(&resource, terms) {
-                        self.put(&resource, ready);
+            let mut ready: Vec<Ready> = Vec::new();
+            loop {
+                let next = self.next_in_background(haste);
+                let is_last = next.is_none();
+                if let Some((resource, terms)) = next {
+                    let work = AssertUnwindSafe(|| ready.extend(self.prepare(&resource, terms, haste)));
+                    if catch_unwind(work).is_err() {
+                        tracing::error!(resource, "compiling a policy has panicked; its endpoint goes on denying");
                     }
-                });
-                if catch_unwind(work).is_err() {
-                    tracing::error!(resource, "compiling a policy has panicked; its endpoint goes on denying");
+                }
+                let took: u64 = ready.iter().map(|ready| ready.took).sum();
+                if !ready.is_empty() && (is_last || took >= TOGETHER) {
+                    let ready = std::mem::take(&mut ready);
+                    if catch_unwind(AssertUnwindSafe(|| self.put(ready))).is_err() {
+                        tracing::error!(
+                            "what was compiled in the background is not in force: putting it there has panicked"
+                        );
+                    }
+                }
+                if is_last {
+                    return;
                 }
             }
         }
     }
 
-    fn next_in_background(&self) -> Option<(String, Terms)> {
+    fn next_in_background(&self, haste: Haste) -> Option<(String, Terms)> {
         let mut budgets = self.budgets();
-        self.background().next(&mut budgets, Instant::now())
+        self.background().next(haste, &mut budgets, Instant::now())
     }
 
-    /// Compiles what the resource holds, to the end. `None` when there is nothing to do any more.
-    pub(super) fn prepare(&self, resource: &str, terms: Terms) -> Option<Ready> {
+    /// Compiles what the resource holds. `None` when there is nothing to do any more, or not with so much haste.
+    pub(super) fn prepare(self: &Arc<Self>, resource: &str, terms: Terms, haste: Haste) -> Option<Ready> {
         let base = Arc::clone(&self.store().load().policy);
         let policy = base.policy(resource).filter(|policy| policy.is_unfinished())?;
         let (source, limits) = (policy.source(), policy.limits());
-        let (began, mut effort) = (processor_time(), Effort::UNBOUNDED);
+        let before = match haste {
+            Haste::Soon => Effort::new(self.budgets().left(terms.owner, terms.allowance, Instant::now())),
+            Haste::Late => Effort::UNBOUNDED,
+        };
+        let (began, mut effort) = (processor_time(), before);
         let prepared = Prepared::new(source.clone(), &limits, &base, &mut effort);
-        let used = Effort::UNBOUNDED.left() - effort.left();
-        self.budgets().charge(terms.owner, terms.allowance, used, Instant::now());
-        Some(Ready { source, limits, prepared, took: processor_time() - began })
+        self.budgets().charge(terms.owner, terms.allowance, before.left() - effort.left(), Instant::now());
+        if prepared.is_unfinished() {
+            // Others of its tenant have used the budget meanwhile.
+            let begin = self.background().add(Haste::Late, resource, terms, policy.rule_count());
+            if begin {
+                self.begin_background(Haste::Late);
+            }
+            return None;
+        }
+        Some(Ready { resource: resource.to_owned(), source, limits, prepared, took: processor_time() - began })
     }
 
-    /// Puts it in force, if the resource still holds what was compiled; else whoever changed it has seen to it.
-    pub(super) fn put(&self, resource: &str, ready: Ready) {
-        let Ready { source, limits, prepared, took } = ready;
+    /// Puts them in force where the resource still holds what was compiled; else whoever changed it has seen to it.
+    pub(super) fn put(&self, mut ready: Vec<Ready>) {
         let _turn = self.updating.blocking_lock();
         let current = Arc::clone(&self.store().load().policy);
-        let wanted =
-            |policy: &EndpointPolicy| policy.is_unfinished() && policy.limits() == limits && policy.source() == source;
-        if !current.policy(resource).is_some_and(wanted) {
+        ready.retain(|Ready { resource, source, limits, .. }| {
+            let wanted = |policy: &EndpointPolicy| {
+                policy.is_unfinished() && policy.limits() == *limits && policy.source() == *source
+            };
+            current.policy(resource).is_some_and(wanted)
+        });
+        if ready.is_empty() {
             return;
         }
         let mut builder = current.update();
-        builder.adopt(prepared);
-        builder.upsert_within(resource, source, &limits, &mut Effort::new(0));
+        let mut put = Vec::with_capacity(ready.len());
+        for Ready { resource, source, limits, prepared, took } in ready {
+            builder.adopt(prepared);
+            builder.upsert_within(&resource, source, &limits, &mut Effort::new(0));
+            put.push((resource, took));
+        }
         let gauges = self.publish(builder.build());
-        self.note_compiled(resource, gauges);
-        self.charge_compiling(std::iter::once((resource, took)));
-        tracing::info!(resource, milliseconds = took / 1_000_000, "policy compiled in the background is in force");
+        self.charge_compiling(put.iter().map(|(resource, took)| (resource.as_str(), *took)));
+        for (resource, took) in put {
+            self.note_compiled(&resource, gauges);
+            tracing::info!(resource, milliseconds = took / 1_000_000, "policy compiled in the background is in force");
+        }
     }
 }
 
@@ -134,6 +225,8 @@ mod tests {
     use super::super::budget::{Allowance, Owner};
     use super::*;
     use crate::tenant::Settings;
+
+    const LATE: Haste = Haste::Late;
 
     fn terms(endpoint: u64) -> Terms {
         let allowance = Allowance::of(&Settings::default());
@@ -144,24 +237,38 @@ mod tests {
     #[test]
     fn who_owes_least_is_next() {
         let (mut background, mut budgets, now) = (Background::default(), Budgets::default(), Instant::now());
-        assert!(background.add("a", terms(1)) && !background.add("b", terms(2)));
+        assert!(background.add(LATE, "a", terms(1), 1) && !background.add(LATE, "b", terms(2), 1));
         budgets.charge(Owner::Endpoint(1), terms(1).allowance, 2_000_000_000, now);
         budgets.charge(Owner::Endpoint(2), terms(2).allowance, 300_000_000, now);
-        assert_eq!(background.next(&mut budgets, now), Some(("b".to_owned(), terms(2))));
-        assert!(!background.add("c", terms(3)), "the thread is there");
-        assert!(!background.add("a2", terms(1)));
+        assert_eq!(background.next(LATE, &mut budgets, now), Some(("b".to_owned(), terms(2))));
+        assert!(!background.add(LATE, "c", terms(3), 1), "the thread is there");
+        assert!(!background.add(LATE, "a2", terms(1), 1));
         let mut order = Vec::new();
-        while let Some((name, terms)) = background.next(&mut budgets, now) {
+        while let Some((name, terms)) = background.next(LATE, &mut budgets, now) {
             budgets.charge(terms.owner, terms.allowance, 1_000_000_000, now);
             order.push(name);
             if order.len() == 2 {
-                assert!(!background.add("d", self::terms(4)));
+                assert!(!background.add(LATE, "d", self::terms(4), 1));
             }
         }
         assert_eq!(order[0], "c");
         assert_eq!(order[2], "d", "{order:?}");
-        assert!(background.add("e", terms(1)), "the thread has ended");
+        assert!(background.add(LATE, "e", terms(1), 1), "the thread has ended");
         background.remove("e");
-        assert_eq!(background.next(&mut budgets, now), None);
+        assert_eq!(background.next(LATE, &mut budgets, now), None);
+    }
+
+    #[test]
+    fn the_small_go_before_the_large_and_nothing_waits_twice() {
+        let (mut background, mut budgets, now) = (Background::default(), Budgets::default(), Instant::now());
+        assert!(background.add(Haste::Soon, "a", terms(1), 900));
+        assert!(!background.add(Haste::Soon, "b", terms(2), 10));
+        assert!(background.add(Haste::Late, "a", terms(1), 900), "another thread");
+        assert!(!background.add(Haste::Late, "c", terms(3), 20));
+        let name = |next: Option<(String, Terms)>| next.map(|(name, _)| name);
+        assert_eq!(name(background.next(Haste::Soon, &mut budgets, now)).as_deref(), Some("b"));
+        assert_eq!(background.next(Haste::Soon, &mut budgets, now), None);
+        assert_eq!(name(background.next(Haste::Late, &mut budgets, now)).as_deref(), Some("c"), "both owe nothing");
+        assert_eq!(name(background.next(Haste::Late, &mut budgets, now)).as_deref(), Some("a"));
     }
 }

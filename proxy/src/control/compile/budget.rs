@@ -18,6 +18,16 @@ const DEBT_SECONDS: u64 = 10;
 /// What is compiled at once in any case: making something provisional of it would take as long.
 const ALWAYS: u64 = 1_000_000;
 
+/// Nanoseconds that an update waits for, whatever its tenants have left together: others wait behind it, and whoever it takes a
+/// permission from keeps that meanwhile.
+const UPDATE: u64 = 250_000_000;
+
+/// The same of the first one. Before it nothing is refused: connections wait for as long as `policy_wait` says, 5 s by default.
+const FIRST_UPDATE: u64 = 1_000_000_000;
+
+/// What is compiled at once of each policy in any case, such as five rules: less than to read it.
+const OF_EACH: u64 = 50_000;
+
 /// Accounts from which on it is worth looking for those that have saved everything up.
 const MANY: usize = 2048;
 
@@ -46,6 +56,27 @@ impl Allowance {
 
     fn within(self, time: Duration) -> i64 {
         i64::try_from(u128::from(self.0) * time.as_nanos() / 1_000_000_000).unwrap_or(i64::MAX)
+    }
+}
+
+/// What one update may still take, all tenants together.
+#[derive(Debug)]
+pub(in crate::control) struct Wait(u64);
+
+impl Wait {
+    /// Of an update that begins.
+    pub(in crate::control) const fn new(is_first: bool) -> Self {
+        Self(if is_first { FIRST_UPDATE } else { UPDATE })
+    }
+
+    /// Nanoseconds.
+    pub(super) fn left(&self) -> u64 {
+        self.0.max(OF_EACH)
+    }
+
+    /// So many nanoseconds were used.
+    pub(super) fn spend(&mut self, used: u64) {
+        self.0 = self.0.saturating_sub(used);
     }
 }
 

@@ -1,5 +1,5 @@
-//! Compiling policies: an update waits for what its tenants may use at once, and the rest goes on in the background, where the
-//! endpoint denies until it is done.
+//! Compiling policies: an update waits for what its tenants may use at once, and for so much in all; the rest goes on in the
+//! background, and the endpoint denies until it is done.
 //!
 //! What is reckoned is the policy, not the time that it takes on the day ([`Effort`](tollgate_policy::Effort)): whether an update
 //! is in force when it is acknowledged must not depend on who else keeps the machine busy.
@@ -12,10 +12,10 @@ mod thread;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tollgate_policy::{Effort, EndpointKey, EndpointPolicy, NetworkPolicy, SnapshotBuilder};
+use tollgate_policy::{Effort, EndpointKey, NetworkPolicy, SnapshotBuilder};
 
-pub(super) use self::background::Background;
-pub(super) use self::budget::Budgets;
+pub(super) use self::background::{Background, Haste};
+pub(super) use self::budget::{Budgets, Wait};
 pub(super) use self::terms::Terms;
 pub(super) use self::thread::Failed;
 use self::thread::processor_time;
@@ -24,22 +24,37 @@ use super::Control;
 use super::world::after_publishing;
 use crate::tenant::LocalEnd;
 
+/// What became of one policy of an update.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Compiled {
+    pub(super) terms: Terms,
+    /// Nanoseconds.
+    pub(super) took: u64,
+    /// With which it goes on, if it is not finished.
+    pub(super) haste: Haste,
+}
+
 impl Control {
-    /// Adds a policy to what is in force next: whole, where its tenant has the budget, and else as one that denies. Returns the
-    /// nanoseconds that this took.
+    /// Adds a policy to what is in force next: whole, where its tenant has the budget and the update the time, and else as one
+    /// that denies.
     pub(super) fn compile_now(
         &self,
         builder: &mut SnapshotBuilder,
         resource: &str,
         policy: NetworkPolicy,
         terms: Terms,
-    ) -> u64 {
+        wait: &mut Wait,
+    ) -> Compiled {
         let Terms { owner, allowance, limits } = terms;
-        let left = self.budgets().left(owner, allowance, Instant::now());
+        let own = self.budgets().left(owner, allowance, Instant::now());
+        let left = own.min(wait.left());
         let (began, mut effort) = (processor_time(), Effort::new(left));
         builder.upsert_within(resource, policy, &limits, &mut effort);
-        self.budgets().charge(owner, allowance, left - effort.left(), Instant::now());
-        processor_time() - began
+        let used = left - effort.left();
+        wait.spend(used);
+        self.budgets().charge(owner, allowance, used, Instant::now());
+        let haste = if left < own { Haste::Soon } else { Haste::Late };
+        Compiled { terms, took: processor_time() - began, haste }
     }
 
     /// Has the tenants pay for what compiling these resources took, in nanoseconds.
@@ -68,16 +83,13 @@ impl Control {
         run_soon(move || {
             let world = control.store().load().clone();
             let mut builder = world.policy.update();
+            let mut wait = Wait::new(false);
             let mut compiled = Vec::new();
             for policy in world.policy.endpoints() {
-                let source = policy.source();
+                let (resource, source) = (policy.resource(), policy.source());
                 let terms = Terms::of(&source, &world.tenants);
                 if terms.limits != policy.limits() {
-                    compiled.push((
-                        policy.resource(),
-                        terms,
-                        control.compile_now(&mut builder, policy.resource(), source, terms),
-                    ));
+                    compiled.push((resource, control.compile_now(&mut builder, resource, source, terms, &mut wait)));
                 }
             }
             if compiled.is_empty() {
@@ -85,13 +97,9 @@ impl Control {
             }
             let gauges = control.publish(builder.build());
             after_publishing(|| {
-                control.charge_compiling(compiled.iter().map(|(resource, _, took)| (*resource, *took)));
-                let policies = Arc::clone(&control.store().load().policy);
-                let is_unfinished = |resource| policies.policy(resource).is_some_and(EndpointPolicy::is_unfinished);
-                let later = compiled.iter().filter(|(resource, ..)| is_unfinished(*resource));
-                let later = later.map(|(resource, terms, _)| (*resource, *terms)).collect();
-                control.compile_later(later, compiled.iter().map(|(resource, ..)| *resource));
-                compiled.iter().for_each(|(resource, ..)| control.note_compiled(resource, gauges));
+                control.charge_compiling(compiled.iter().map(|(resource, compiled)| (*resource, compiled.took)));
+                control.compile_later(&compiled, std::iter::empty());
+                compiled.iter().for_each(|(resource, _)| control.note_compiled(resource, gauges));
                 tracing::info!(endpoints = compiled.len(), "policies compiled within other limits are in force");
             });
         })

@@ -2,7 +2,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tollgate_policy::Limits;
+use tollgate_policy::{EndpointPolicy, Limits};
 use tollgate_proto::cilium;
 use tollgate_proto::json::network_policy_from_json;
 
@@ -67,7 +67,7 @@ fn is_unfinished(control: &Control, endpoint: u64) -> bool {
 
 async fn put(control: &Arc<Control>, ready: background::Ready) {
     let control = Arc::clone(control);
-    run_soon(move || control.put(&POOR.to_string(), ready)).await.unwrap();
+    run_soon(move || control.put(vec![ready])).await.unwrap();
 }
 
 async fn finished(control: &Control, endpoint: u64) {
@@ -83,11 +83,16 @@ async fn finished(control: &Control, endpoint: u64) {
 /// Says that there is a thread already, so that none begins.
 fn hold_the_background(control: &Control) {
     let (owner, allowance) = (Owner::Endpoint(0), Allowance::of(&Settings::default()));
-    assert!(control.background().add("nobody", Terms { owner, allowance, limits: Limits::default() }));
+    let terms = Terms { owner, allowance, limits: Limits::default() };
+    for haste in [Haste::Soon, Haste::Late] {
+        assert!(control.background().add(haste, "nobody", terms, 0));
+    }
 }
 
 async fn run_the_background(control: &Arc<Control>) {
-    run_soon(Arc::clone(control).into_background()).await.unwrap();
+    for haste in [Haste::Soon, Haste::Late] {
+        run_soon(Arc::clone(control).into_background(haste)).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -123,7 +128,8 @@ async fn the_background_puts_nothing_in_force_that_is_not_wanted_any_more() {
     update(&control, vec![heavy(POOR, "a")]).await;
     assert!(is_unfinished(&control, POOR));
     let name = POOR.to_string();
-    let (old, same) = (control.prepare(&name, terms).unwrap(), control.prepare(&name, terms).unwrap());
+    let (old, same) =
+        (control.prepare(&name, terms, Haste::Late).unwrap(), control.prepare(&name, terms, Haste::Late).unwrap());
     update(&control, vec![heavy(POOR, "b")]).await;
     let generation = control.store().load().policy.generation();
     put(&control, old).await;
@@ -131,10 +137,10 @@ async fn the_background_puts_nothing_in_force_that_is_not_wanted_any_more() {
     update(&control, vec![heavy(POOR, "a")]).await;
     put(&control, same).await;
     assert!(!is_unfinished(&control, POOR), "it holds again what was compiled");
-    let gone = control.prepare(&name, terms);
+    let gone = control.prepare(&name, terms, Haste::Late);
     assert!(gone.is_none(), "nothing to do");
     update(&control, vec![heavy(POOR, "c")]).await;
-    let ready = control.prepare(&name, terms).unwrap();
+    let ready = control.prepare(&name, terms, Haste::Late).unwrap();
     control.update_policies(Vec::new(), vec![name.clone()], ClaimOrder::Continues).await.unwrap();
     put(&control, ready).await;
     assert_eq!(control.store().load().policy.endpoint_count(), 0, "a policy that is gone stays gone");
@@ -201,4 +207,23 @@ async fn tenants_pay_for_compiling() {
     run_the_background(&control).await;
     assert!(compiled("poor") > provisional);
     assert_eq!((compiled("endpoint-1"), compiled("endpoint-2")), (light, heavy), "nobody else does");
+}
+
+/// However many tenants there are, each of which has its budget.
+#[tokio::test]
+async fn an_update_waits_for_so_much_in_all() {
+    let control = control();
+    hold_the_background(&control);
+    update(&control, vec![light(1)]).await;
+    let words = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ".chars();
+    let policies = words.zip(2..).map(|(word, endpoint)| heavy(endpoint, &word.to_string()));
+    let mut policies: Vec<Received> = policies.collect();
+    policies.push(light(60));
+    update(&control, policies).await;
+    let unfinished: Vec<u64> = (1..=60).filter(|endpoint| is_unfinished(&control, *endpoint)).collect();
+    assert!(!unfinished.is_empty() && unfinished.len() < 52, "{unfinished:?}");
+    assert!(!is_unfinished(&control, 60), "the small are not held up");
+    // What is within its tenants' budgets does not wait behind what is beyond.
+    run_soon(Arc::clone(&control).into_background(Haste::Soon)).await.unwrap();
+    assert_eq!(control.store().load().policy.unfinished_count(), 0);
 }

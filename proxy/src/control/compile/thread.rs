@@ -4,9 +4,9 @@ use std::{io, thread};
 
 use tokio::sync::oneshot;
 
-/// Of what an update waits for, which is within its tenants' budgets: a policy that takes a permission away must not starve behind
+/// Of what is within its tenants' budgets, whether an update waits for it or not: a policy that takes a permission away must not starve behind
 /// workers that somebody keeps busy, so not the lowest.
-const SOON: i32 = 10;
+pub(super) const SOON: i32 = 10;
 /// Of the rest.
 pub(super) const LATE: i32 = 19;
 
