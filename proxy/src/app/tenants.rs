@@ -55,7 +55,10 @@ pub(super) fn all(tenants: &Registry, process: Attribution) -> Value {
 }
 
 fn refused(tenants: &Registry) -> Value {
-    tenants.refused().iter().map(|refused| json!({ "origin": refused.origin, "reason": refused.reason })).collect()
+    let refused = tenants.refused().iter();
+    refused
+        .map(|refused| json!({ "origin": refused.origin, "reason": refused.reason, "whole": refused.whole }))
+        .collect()
 }
 
 fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {

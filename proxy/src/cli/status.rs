@@ -63,7 +63,11 @@ fn findings(status: &Map<String, Value>) -> Vec<String> {
         }
     }
     for item in list(status.get("tenants").and_then(|tenants| tenants.get("refused"))) {
-        findings.push(format!("tenant set aside, so its endpoints are tenants of their own: {}", inline(item)));
+        let meaning = match item.get("whole") {
+            Some(Value::Bool(false)) => "tenant in force but for one part",
+            _ => "tenant set aside, so its endpoints are tenants of their own",
+        };
+        findings.push(format!("{meaning}: {}", inline(item)));
     }
     for item in list(status.get("listeners_not_served")) {
         findings.push(format!("listener not served as the control plane asks: {}", inline(item)));

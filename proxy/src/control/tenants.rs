@@ -1,15 +1,19 @@
-//! Tenants from files and control planes. One that makes no sense is set aside alone and listed; nothing is refused as a
-//! whole, so that one team's mistake holds up nobody.
+//! Tenants from files and control planes. What makes no sense is set aside alone, if it can be without the rest of its tenant, and
+//! listed; nothing is refused as a whole, so that one team's mistake holds up nobody.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use prost::Message as _;
 use tollgate_proto::tenant::Tenant;
-use tollgate_xds::{Handler, Rejection, State, Update};
+use tollgate_proto::unread;
+use tollgate_xds::{Handler, Rejection, Resource, State, Update};
 
 use super::Control;
+use super::policies::ClaimOrder;
 use super::world::after_publishing;
 use crate::policy_file::FilePlace;
-use crate::tenant::{Delivered, Group};
+use crate::tenant::{Delivered, Group, RefusedGroup};
 
 /// Takes each state of `tollgate.tenant.v1.Tenant`.
 pub struct TenantHandler {
@@ -32,19 +36,47 @@ impl Handler for TenantHandler {
     }
 
     async fn apply(&mut self, update: Update<Tenant>) -> Result<(), Rejection> {
-        for resource in update.changed.iter().filter(|resource| resource.partly_read.is_some()) {
-            tracing::warn!(tenant = resource.name, "tenant has a field that this version does not know");
+        for resource in &update.changed {
+            if let Some(field) = unknown_field(resource) {
+                tracing::warn!(tenant = resource.name, field, "tenant has a field that this version does not know");
+            }
         }
+        let order = if update.first_on_stream { ClaimOrder::BeginsAnew } else { ClaimOrder::Continues };
         let next = self.tenants.after(update);
-        let delivered = next.iter().map(|(name, tenant)| delivered(format!("resource {name}"), tenant));
-        self.control.replace_tenants(delivered.collect());
+        self.control.replace_tenants(delivered_by(&next), order);
         self.tenants = next;
         Ok(())
     }
 }
 
+/// The way to a field of the resource that this version does not know. Other encodings of what it knows are none.
+fn unknown_field(resource: &Resource<Tenant>) -> Option<String> {
+    let bytes = resource.partly_read.as_ref()?;
+    unread::beyond(bytes, &resource.message.encode_to_vec(), &[])
+}
+
+/// What a control plane says, each with the name by which its author finds it: what the client adds to tell resources of one name
+/// apart is left out where there is only one.
+fn delivered_by(tenants: &State<Tenant>) -> Vec<Delivered> {
+    let mut count: HashMap<&str, usize> = HashMap::new();
+    for (_, tenant) in tenants.iter() {
+        *count.entry(&tenant.name).or_default() += 1;
+    }
+    let shown = |name: &'_ str, tenant: &Tenant| {
+        let added = name.strip_prefix(&*tenant.name).is_some_and(|rest| rest.starts_with(" ("));
+        let alone = count.get(&*tenant.name) == Some(&1);
+        format!("resource {}", if added && alone { &tenant.name } else { name })
+    };
+    tenants.iter().map(|(name, tenant)| delivered(shown(name, tenant), tenant)).collect()
+}
+
 fn delivered(origin: String, tenant: &Tenant) -> Delivered {
-    Delivered { origin, group: Group::of_resource(tenant).map_err(|error| error.to_string()) }
+    match Group::of_resource(tenant) {
+        Ok((group, left_out)) => {
+            Delivered { origin, group: Ok(group), left_out: left_out.iter().map(ToString::to_string).collect() }
+        }
+        Err(error) => Delivered { origin, group: Err(error.to_string()), left_out: Vec::new() },
+    }
 }
 
 impl Control {
@@ -54,15 +86,20 @@ impl Control {
         tenants: impl Iterator<Item = (&'t Tenant, &'t FilePlace)>,
     ) {
         let delivered = tenants.map(|(tenant, place)| delivered(place.to_string(), tenant));
-        self.replace_tenants(delivered.collect());
+        self.replace_tenants(delivered.collect(), ClaimOrder::Continues);
     }
 
-    /// Groups endpoints like this, from now on and also on open connections. Of what contradicts itself the first counts.
-    pub fn replace_tenants(self: &Arc<Self>, delivered: Vec<Delivered>) {
-        if self.store().tenants().delivers(&delivered) {
-            return;
+    /// Groups endpoints like this, from now on and also on open connections. Of what contradicts itself that counts which was there
+    /// before.
+    pub fn replace_tenants(self: &Arc<Self>, delivered: Vec<Delivered>, order: ClaimOrder) {
+        {
+            let tenants = self.store().tenants();
+            let anew = order == ClaimOrder::BeginsAnew && !tenants.refused().is_empty();
+            if tenants.delivers(&delivered) && !anew {
+                return;
+            }
         }
-        self.store().publish_tenants(delivered);
+        self.store().publish_tenants(delivered, order);
         after_publishing(|| self.tell_of_tenants());
         // In a task, since a large policy takes time, and so does an update that is on its way.
         let control = Arc::clone(self);
@@ -78,7 +115,10 @@ impl Control {
         let (problems, groups) = {
             let tenants = self.store().tenants();
             let refused = tenants.refused().iter();
-            let refused = refused.map(|refused| format!("tenant set aside: {}: {}", refused.origin, refused.reason));
+            let refused = refused.map(|RefusedGroup { origin, reason, whole }| match whole {
+                true => format!("tenant set aside: {origin}: {reason}"),
+                false => format!("tenant in force but for one part: {origin}: {reason}"),
+            });
             let idle = tenants.groups().filter_map(|(_, group)| without_effect(group));
             (refused.chain(idle).collect(), tenants.groups().count())
         };
@@ -95,4 +135,52 @@ pub(crate) fn without_effect(group: &Group) -> Option<String> {
     let settings = group.settings.without_effect();
     (!settings.is_empty())
         .then(|| format!("tenant {:?}: no effect in this version: {}", &*group.name, settings.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use tollgate_proto::tenant::Members;
+
+    use super::*;
+
+    fn resource(bytes: &[u8]) -> Resource<Tenant> {
+        let message = Tenant::decode(bytes).unwrap();
+        Resource { name: message.name.clone(), message, partly_read: Some(bytes.to_vec().into()) }
+    }
+
+    #[test]
+    fn other_encodings_are_no_unknown_fields() {
+        // name "d"; members with endpoint_ids 7 and 8 one by one, which we would pack.
+        let unpacked = [&[0x0a, 1, b'd'][..], &[0x12, 4, 0x08, 7, 0x08, 8]].concat();
+        let read = resource(&unpacked);
+        assert_eq!(read.message.members, Some(Members { endpoint_ids: vec![7, 8], ..Members::default() }));
+        assert_ne!(read.message.encode_to_vec(), unpacked);
+        assert_eq!(unknown_field(&read), None);
+        let unknown = [&unpacked[..], &[0x98, 0x06, 1]].concat();
+        assert_eq!(unknown_field(&resource(&unknown)).unwrap(), "field 99");
+    }
+
+    #[test]
+    fn a_tenant_that_is_alone_has_no_number() {
+        let named = |name: &str, endpoint| {
+            let members = Some(Members { endpoint_ids: vec![endpoint], ..Members::default() });
+            let message = Tenant { name: "d".into(), members, ..Tenant::default() };
+            Resource { name: name.into(), message, partly_read: None }
+        };
+        let update = |changed, removed: &[&str]| Update {
+            version: "1".into(),
+            changed,
+            removed: removed.iter().map(ToString::to_string).collect(),
+            first_on_stream: false,
+        };
+        let origins = |state: &State<Tenant>| -> Vec<String> {
+            delivered_by(state).into_iter().map(|delivered| delivered.origin).collect()
+        };
+        let both = State::default().after(update(vec![named("d", 1), named("d (2)", 2)], &[]));
+        assert_eq!(origins(&both), ["resource d", "resource d (2)"]);
+        assert_eq!(origins(&both.after(update(Vec::new(), &["d"]))), ["resource d"]);
+        // A name that a control plane gave is its own.
+        let given = State::default().after(update(vec![named("x", 1)], &[]));
+        assert_eq!(origins(&given), ["resource x"]);
+    }
 }

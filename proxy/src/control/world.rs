@@ -9,6 +9,7 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 use tollgate_policy::{EndpointKey, Secrets, Snapshot};
 
+use super::policies::ClaimOrder;
 use crate::identity::{IdentityTable, Sources};
 use crate::tenant::{Delivered, Registry, Table, TenantConfig};
 
@@ -122,8 +123,11 @@ impl WorldStore {
     }
 
     /// Takes these groups of tenants instead of those that were delivered before; see [`WorldStore::publish_policy`].
-    pub fn publish_tenants(&self, delivered: Vec<Delivered>) -> u64 {
+    pub fn publish_tenants(&self, delivered: Vec<Delivered>, order: ClaimOrder) -> u64 {
         self.publish(|world, tenants| {
+            if order == ClaimOrder::BeginsAnew {
+                tenants.forget_order();
+            }
             tenants.deliver(delivered, &world.policy);
             World { tenants: tenants.table().clone(), ..world }
         })

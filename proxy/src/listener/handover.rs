@@ -79,7 +79,7 @@ impl Serving {
     /// that is gone takes it along.
     pub(crate) fn take_up(&self, handover: Handover) {
         let Handover { config, series, access_log, stream, downstream, original_dst, stage } = handover;
-        let Some((served, known)) = self.listener_of(&config) else {
+        let Some((served, known)) = self.listener_of(&config).filter(|(served, _)| !served.is_stopping()) else {
             tracing::debug!(listener = config.name, %downstream, "a connection came over whose listener is gone");
             return reset(stream);
         };

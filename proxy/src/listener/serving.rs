@@ -132,6 +132,11 @@ impl Served {
         self.connections.borrow_mut().insert(Some(task));
     }
 
+    /// Whether the time for its connections is over, so that none may begin any more: what there is was told, and is cut once.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.leaving.get() == Leaving::Stopping
+    }
+
     fn follow(&self, process: State) {
         self.process.set(process);
         self.tell();

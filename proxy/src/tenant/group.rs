@@ -117,36 +117,49 @@ pub fn check_name(name: &str) -> Result<(), String> {
 }
 
 impl Group {
-    /// What a resource says.
+    /// What a resource says, and what of it makes no sense. Such a setting has its default and such a member is none: the others
+    /// count, since the tenant would have no limits at all without them.
     ///
     /// # Errors
-    /// The first thing in it that makes no sense.
-    pub fn of_resource(tenant: &proto::Tenant) -> Result<Self, GroupError> {
+    /// It has no name, or no member that is one.
+    pub fn of_resource(tenant: &proto::Tenant) -> Result<(Self, Vec<GroupError>), GroupError> {
         check_name(&tenant.name).map_err(GroupError::Name)?;
-        let mut members = Vec::new();
-        let named = tenant.members.clone().unwrap_or_default();
-        for (index, id) in named.endpoint_ids.iter().enumerate() {
-            match id {
-                0 => return Err(GroupError::Member(format!("endpoint_ids[{index}]: 0 is no endpoint"))),
-                id => members.push(Member::Endpoint(*id)),
-            }
-        }
-        for (index, text) in named.addresses.iter().enumerate() {
-            let net = prefix(text).map_err(|why| GroupError::Member(format!("addresses[{index}]: {why}")))?;
-            members.push(Member::Addresses(net));
-        }
-        for (index, identity) in named.identities.iter().enumerate() {
-            match identity {
-                0 => return Err(GroupError::Member(format!("identities[{index}]: 0 is no identity"))),
-                identity => members.push(Member::Identity(SecurityId(*identity))),
-            }
-        }
+        let (members, mut left_out) = members(tenant.members.as_ref());
         if members.is_empty() {
-            return Err(GroupError::NoMember);
+            return Err(left_out.into_iter().next().unwrap_or(GroupError::NoMember));
         }
-        let settings = Settings::of_resource(tenant).map_err(GroupError::Setting)?;
-        Ok(Self { name: tenant.name.as_str().into(), members, settings })
+        let (settings, mistakes) = Settings::of_resource(tenant);
+        left_out.extend(mistakes.into_iter().map(GroupError::Setting));
+        Ok((Self { name: tenant.name.as_str().into(), members, settings }, left_out))
     }
+}
+
+/// Members that are some, and why others are none.
+fn members(named: Option<&proto::Members>) -> (Vec<Member>, Vec<GroupError>) {
+    let Some(named) = named else { return (Vec::new(), Vec::new()) };
+    let (mut members, mut mistakes) = (Vec::new(), Vec::new());
+    let mut add = |place: String, member: Result<Member, String>| match member {
+        Ok(member) => members.push(member),
+        Err(why) => mistakes.push(GroupError::Member(format!("{place}: {why}"))),
+    };
+    for (index, id) in named.endpoint_ids.iter().enumerate() {
+        let member = match id {
+            0 => Err("0 is no endpoint".to_owned()),
+            id => Ok(Member::Endpoint(*id)),
+        };
+        add(format!("endpoint_ids[{index}]"), member);
+    }
+    for (index, text) in named.addresses.iter().enumerate() {
+        add(format!("addresses[{index}]"), prefix(text).map(Member::Addresses));
+    }
+    for (index, identity) in named.identities.iter().enumerate() {
+        let member = match identity {
+            0 => Err("0 is no identity".to_owned()),
+            identity => Ok(Member::Identity(SecurityId(*identity))),
+        };
+        add(format!("identities[{index}]"), member);
+    }
+    (members, mistakes)
 }
 
 /// An address, or a prefix in CIDR form without host bits.
@@ -202,6 +215,16 @@ impl Claims {
     /// Of nobody yet, where there is so much to guarantee.
     pub fn within(pools: Pools) -> Self {
         Self { pools, ..Self::default() }
+    }
+
+    /// Whether a group has this name.
+    pub(super) fn has_name(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
+    /// Who has this member.
+    pub(super) fn owner(&self, member: &Member) -> Option<&Arc<str>> {
+        self.members.get(member)
     }
 
     /// Takes everything that the group names, or nothing.

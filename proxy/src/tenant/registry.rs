@@ -8,28 +8,11 @@ use std::time::Instant;
 use tollgate_policy::{EndpointKey, EndpointPolicy, Snapshot};
 
 use super::books::{Books, Kind};
+use super::delivered::{Delivered, RefusedGroup, Seniority};
 use super::group::{Claims, ENDPOINT, Group, Member};
 use super::id::{FIRST, Placed as _};
 use super::table::{GroupTable, Table};
 use super::{Settings, TenantId};
-
-/// Who says that there is a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delivered {
-    /// Name of the resource, or the file and line: where to look for a mistake.
-    pub origin: String,
-    /// The group, or what is wrong with it.
-    pub group: Result<Group, String>,
-}
-
-/// A group that is set aside: it groups nobody.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RefusedGroup {
-    /// Where it comes from.
-    pub origin: String,
-    /// What is wrong with it.
-    pub reason: String,
-}
 
 /// What the configuration says about tenants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,6 +29,7 @@ pub struct Registry {
     books: Arc<Books>,
     config: TenantConfig,
     delivered: Vec<Delivered>,
+    seniority: Seniority,
     refused: Vec<RefusedGroup>,
     /// Groups in force.
     groups: Vec<(TenantId, Arc<Group>)>,
@@ -69,6 +53,7 @@ impl Registry {
             books,
             config,
             delivered: Vec::new(),
+            seniority: Seniority::default(),
             refused: Vec::new(),
             groups: Vec::new(),
             table: Table::default(),
@@ -94,7 +79,7 @@ impl Registry {
         self.groups.iter().map(|(id, group)| (*id, group))
     }
 
-    /// Groups that are set aside.
+    /// Groups that are set aside, and what does not count of others.
     pub fn refused(&self) -> &[RefusedGroup] {
         &self.refused
     }
@@ -109,7 +94,14 @@ impl Registry {
         self.delivered == delivered
     }
 
-    /// Takes these groups instead of those that were delivered before; earlier ones have what later ones want, too.
+    /// Lets all claims to names and members count as made at once, also those that are there already. For the first state of a
+    /// stream: what counts then does not depend on what earlier streams said in which order.
+    pub fn forget_order(&mut self) {
+        self.seniority = Seniority::default();
+    }
+
+    /// Takes these groups instead of those that were delivered before. Who has a name or a member keeps it while it claims it; of
+    /// claims that are made at once see [`Seniority`].
     pub fn deliver(&mut self, delivered: Vec<Delivered>, policy: &Snapshot) {
         self.delivered = delivered;
         self.regroup(policy);
@@ -140,22 +132,21 @@ impl Registry {
         self.refused.clear();
         let mut claims = Claims::within(self.books.commons().pools());
         let mut table = GroupTable { default: Arc::new(self.config.default.clone()), ..GroupTable::default() };
-        let configured = self.config.groups.iter().map(|group| (group.name.to_string(), Ok(group)));
-        let delivered = self
-            .delivered
-            .iter()
-            .map(|Delivered { origin, group }| (origin.clone(), group.as_ref().map_err(Clone::clone)));
-        for (origin, group) in configured.chain(delivered) {
-            let taken = group.and_then(|group| claims.take(group).map(|()| group).map_err(|error| error.to_string()));
-            match taken {
-                Ok(group) => {
-                    let id = self.books.admit(&group.name, Kind::Group, now);
-                    self.books.room().agree(id, &group.settings);
-                    table.add(id, group);
-                    self.groups.push((id, Arc::new(group.clone())));
-                }
-                Err(reason) => self.refused.push(RefusedGroup { origin, reason }),
+        let mut in_force = Vec::with_capacity(self.config.groups.len() + self.delivered.len());
+        for group in &self.config.groups {
+            match claims.take(group) {
+                Ok(()) => in_force.push(group.clone()),
+                Err(error) => self.refused.push(RefusedGroup::whole(group.name.to_string(), error.to_string())),
             }
+        }
+        let (groups, refused) = self.seniority.settle(&self.delivered, &mut claims);
+        in_force.extend(groups);
+        self.refused.extend(refused);
+        for group in in_force {
+            let id = self.books.admit(&group.name, Kind::Group, now);
+            self.books.room().agree(id, &group.settings);
+            table.add(id, &group);
+            self.groups.push((id, Arc::new(group)));
         }
         let gone = before.into_iter().filter(|id| self.groups.iter().all(|(present, _)| present != id));
         gone.for_each(|id| self.books.dismiss(id, now));

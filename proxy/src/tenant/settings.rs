@@ -199,25 +199,29 @@ impl Settings {
         set
     }
 
-    /// What a resource says.
-    ///
-    /// # Errors
-    /// The field and what is wrong with it.
-    pub(super) fn of_resource(tenant: &proto::Tenant) -> Result<Self, String> {
+    /// What a resource says, and what of it is out of its range: the field and what is wrong with it. Such a setting has its default.
+    pub(super) fn of_resource(tenant: &proto::Tenant) -> (Self, Vec<String>) {
+        let mut mistakes = Vec::new();
         let weight = match tenant.weight {
             0 => 1,
             weight @ 1..=MAX_WEIGHT => weight,
-            weight => return Err(format!("weight: {weight} is not from 1 to {MAX_WEIGHT}")),
+            weight => {
+                mistakes.push(format!("weight: {weight} is not from 1 to {MAX_WEIGHT}"));
+                1
+            }
         };
         let isolation = match tenant.isolation {
             0 => Isolation::Auto,
             1 => Isolation::Shared,
             2 => Isolation::Lane,
-            other => return Err(format!("isolation: this version does not know the value {other}")),
+            other => {
+                mistakes.push(format!("isolation: this version does not know the value {other}"));
+                Isolation::Auto
+            }
         };
         let guarantee = tenant.guarantee.unwrap_or_default();
         let policy = tenant.policy.unwrap_or_default();
-        Ok(Self {
+        let settings = Self {
             weight,
             guarantee: Guarantee {
                 connections: NonZeroU32::new(guarantee.connections),
@@ -225,7 +229,7 @@ impl Settings {
                 memory_bytes: NonZeroU64::new(guarantee.memory_bytes),
                 cpu_millis: NonZeroU32::new(guarantee.cpu_millis),
             },
-            ceilings: Ceilings::of_resource(&tenant.ceilings.unwrap_or_default())?,
+            ceilings: Ceilings::of_resource(&tenant.ceilings.unwrap_or_default(), &mut mistakes),
             policy: PolicyBudget {
                 rules: NonZeroU32::new(policy.rules),
                 expression_bytes: NonZeroU32::new(policy.expression_bytes),
@@ -234,7 +238,8 @@ impl Settings {
             },
             shadow: tenant.shadow,
             isolation,
-        })
+        };
+        (settings, mistakes)
     }
 }
 
@@ -250,27 +255,27 @@ impl Ceilings {
         Some(Rate { per_second, burst: NonZeroU64::new(per_second.get() / 10)? })
     }
 
-    fn of_resource(ceilings: &proto::Ceilings) -> Result<Self, String> {
-        let rate = |name: &str, rate: Option<proto::Rate>| match rate {
-            None => Ok::<_, String>(None),
-            Some(rate) => {
-                let per_second = NonZeroU64::new(rate.per_second)
-                    .ok_or_else(|| format!("ceilings.{name}.per_second: is 0; leave {name} out for no ceiling"))?;
-                Ok(Some(Rate { per_second, burst: NonZeroU64::new(rate.burst).unwrap_or(per_second) }))
-            }
+    fn of_resource(ceilings: &proto::Ceilings, mistakes: &mut Vec<String>) -> Self {
+        let mut rate = |name: &str, rate: Option<proto::Rate>| {
+            let rate = rate?;
+            let Some(per_second) = NonZeroU64::new(rate.per_second) else {
+                mistakes.push(format!("ceilings.{name}.per_second: is 0; leave {name} out for no ceiling"));
+                return None;
+            };
+            Some(Rate { per_second, burst: NonZeroU64::new(rate.burst).unwrap_or(per_second) })
         };
-        Ok(Self {
+        Self {
             connections: NonZeroU32::new(ceilings.connections),
-            new_connections: rate("new_connections", ceilings.new_connections)?,
-            requests: rate("requests", ceilings.requests)?,
+            new_connections: rate("new_connections", ceilings.new_connections),
+            requests: rate("requests", ceilings.requests),
             in_flight: NonZeroU32::new(ceilings.in_flight),
             long_streams: NonZeroU32::new(ceilings.long_streams),
-            bytes: rate("bytes", ceilings.bytes)?,
+            bytes: rate("bytes", ceilings.bytes),
             header_bytes: NonZeroU32::new(ceilings.header_bytes),
             memory_bytes: NonZeroU64::new(ceilings.memory_bytes),
             cpu_millis: NonZeroU32::new(ceilings.cpu_millis),
             upstream_connections: NonZeroU32::new(ceilings.upstream_connections),
-            log_bytes: rate("log_bytes", ceilings.log_bytes)?,
-        })
+            log_bytes: rate("log_bytes", ceilings.log_bytes),
+        }
     }
 }

@@ -40,8 +40,16 @@ fn resource(name: &str, ids: &[u64], addresses: &[&str], identities: &[u32]) -> 
 }
 
 fn delivered(tenants: &[Tenant]) -> Vec<Delivered> {
-    let group = |tenant| Group::of_resource(tenant).map_err(|error| error.to_string());
-    tenants.iter().map(|tenant| Delivered { origin: tenant.name.clone(), group: group(tenant) }).collect()
+    tenants
+        .iter()
+        .map(|tenant| {
+            let (group, left_out) = match Group::of_resource(tenant) {
+                Ok((group, mistakes)) => (Ok(group), mistakes.iter().map(ToString::to_string).collect()),
+                Err(error) => (Err(error.to_string()), Vec::new()),
+            };
+            Delivered { origin: tenant.name.clone(), group, left_out }
+        })
+        .collect()
 }
 
 fn registry() -> (Arc<Books>, Registry) {
@@ -96,18 +104,9 @@ fn every_endpoint_is_a_tenant_of_its_own_unless_a_group_has_it() {
 #[test]
 fn what_contradicts_itself_is_set_aside_alone() {
     let (books, mut registry) = registry();
-    let mut bad_rate = resource("rate", &[8], &[], &[]);
-    bad_rate.ceilings = Some(Ceilings { requests: Some(Rate { per_second: 0, burst: 5 }), ..Ceilings::default() });
-    let mut bad_weight = resource("weight", &[8], &[], &[]);
-    bad_weight.weight = 1001;
-    let mut bad_isolation = resource("isolation", &[8], &[], &[]);
-    bad_isolation.isolation = 7;
     let cases = [
         (resource("a", &[1], &["10.0.0.0/24"], &[]), ""),
-        (
-            resource("b", &[1, 2], &[], &[]),
-            "members: endpoint 1 belongs to tenant \"a\" already; name it in one of them",
-        ),
+        (resource("b", &[1], &[], &[]), "members: endpoint 1 belongs to tenant \"a\" already; name it in one of them"),
         (
             resource("c", &[], &["10.0.0.0/24"], &[]),
             "members: prefix 10.0.0.0/24 belongs to tenant \"a\" already; name it in one of them",
@@ -123,15 +122,12 @@ fn what_contradicts_itself_is_set_aside_alone() {
             resource("g", &[], &["::ffff:1.2.3.4"], &[]),
             "members.addresses[0]: \"::ffff:1.2.3.4\" is an IPv4 address in IPv6 form; write it as IPv4",
         ),
-        (resource("h", &[], &[], &[5, 0]), "members.identities[1]: 0 is no identity"),
+        (resource("h", &[], &[], &[0]), "members.identities[0]: 0 is no identity"),
         (
             resource("_x", &[9], &[], &[]),
             "name: \"_x\"; write 1 to 63 letters, digits, \".\", \"_\", \"/\" and \"-\", the first a letter or digit",
         ),
         (resource("endpoint-1", &[9], &[], &[]), "name: \"endpoint-1\" has a meaning of its own; choose another name"),
-        (bad_rate, "ceilings.requests.per_second: is 0; leave requests out for no ceiling"),
-        (bad_weight, "weight: 1001 is not from 1 to 1000"),
-        (bad_isolation, "isolation: this version does not know the value 7"),
         (resource("z", &[2], &[], &[]), ""),
     ];
     let tenants: Vec<Tenant> = cases.iter().map(|(tenant, _)| tenant.clone()).collect();
@@ -143,12 +139,116 @@ fn what_contradicts_itself_is_set_aside_alone() {
 }
 
 #[test]
+fn what_makes_no_sense_takes_no_other_limit_away() {
+    let (books, mut registry) = registry();
+    let mut tenant = resource("a", &[1, 0], &["10.0.0.1/24"], &[]);
+    (tenant.weight, tenant.isolation) = (1001, 7);
+    let (none, five) = (Some(Rate { per_second: 0, burst: 5 }), Some(Rate { per_second: 5, burst: 0 }));
+    tenant.ceilings = Some(Ceilings { requests: five, new_connections: none, connections: 3, ..Ceilings::default() });
+    registry.deliver(delivered(&[tenant]), &Snapshot::empty());
+    assert_eq!(name_of(&books, &registry, Some(1), "192.0.2.1"), "a");
+    let (_, group) = registry.groups().next().unwrap();
+    let Settings { weight, isolation, ceilings, .. } = &group.settings;
+    assert_eq!((*weight, *isolation), (1, Isolation::Auto));
+    assert_eq!((ceilings.requests.unwrap().burst.get(), ceilings.connections.unwrap().get()), (5, 3));
+    assert_eq!(ceilings.new_connections, None);
+    let refused: Vec<(&str, bool)> =
+        registry.refused().iter().map(|refused| (&*refused.reason, refused.whole)).collect();
+    assert_eq!(
+        refused,
+        [
+            ("members.endpoint_ids[1]: 0 is no endpoint", false),
+            ("members.addresses[0]: \"10.0.0.1/24\" has bits set after its prefix; write 10.0.0.0/24", false),
+            ("weight: 1001 is not from 1 to 1000", false),
+            ("isolation: this version does not know the value 7", false),
+            ("ceilings.new_connections.per_second: is 0; leave new_connections out for no ceiling", false),
+        ]
+    );
+}
+
+#[test]
+fn who_has_a_member_keeps_it() {
+    let (books, mut registry) = registry();
+    let refused = |registry: &Registry| -> Vec<(String, String, bool)> {
+        let refused = registry.refused().iter();
+        refused.map(|refused| (refused.origin.clone(), refused.reason.clone(), refused.whole)).collect()
+    };
+    let owner = |registry: &Registry, endpoint| name_of(&books, registry, Some(endpoint), "192.0.2.1");
+    let team = resource("team", &[1, 2], &[], &[]);
+    registry.deliver(delivered(std::slice::from_ref(&team)), &Snapshot::empty());
+    // A name that sorts before takes nothing; what nobody else has is its.
+    let other = resource("aaa", &[1, 3], &[], &[]);
+    registry.deliver(delivered(&[other.clone(), team.clone()]), &Snapshot::empty());
+    assert_eq!([owner(&registry, 1), owner(&registry, 2), owner(&registry, 3)], ["team", "team", "aaa"]);
+    let taken = "members: endpoint 1 belongs to tenant \"team\" already; name it in one of them";
+    assert_eq!(refused(&registry), [("aaa".to_owned(), taken.to_owned(), false)]);
+    // Who claims it no longer has lost it, also when it claims it again.
+    registry.deliver(delivered(&[other.clone(), resource("team", &[2], &[], &[])]), &Snapshot::empty());
+    assert_eq!(owner(&registry, 1), "aaa");
+    registry.deliver(delivered(&[other, team.clone()]), &Snapshot::empty());
+    assert_eq!((owner(&registry, 1), owner(&registry, 2)), ("aaa".to_owned(), "team".to_owned()));
+    // And so has who is gone.
+    registry.deliver(delivered(std::slice::from_ref(&team)), &Snapshot::empty());
+    assert_eq!((owner(&registry, 1), refused(&registry)), ("team".to_owned(), Vec::new()));
+}
+
+#[test]
+fn of_claims_of_one_moment_the_stricter_counts() {
+    let (books, mut registry) = registry();
+    let limited = |name: &str, per_second, shadow| {
+        let requests = (per_second > 0).then_some(Rate { per_second, burst: 0 });
+        let ceilings = Some(Ceilings { requests, ..Ceilings::default() });
+        Tenant { ceilings, shadow, ..resource(name, &[1], &[], &[]) }
+    };
+    let owner = |registry: &Registry| name_of(&books, registry, Some(1), "192.0.2.1");
+    for (tenants, expected) in [
+        ([limited("a", 0, false), limited("b", 10, false), limited("c", 100, false)], "b"),
+        ([limited("a", 1, true), limited("b", 100, false), limited("c", 0, false)], "b"),
+        ([limited("a", 5, false), limited("b", 5, false), limited("c", 6, false)], "a"),
+    ] {
+        registry.deliver(Vec::new(), &Snapshot::empty());
+        registry.deliver(delivered(&tenants), &Snapshot::empty());
+        assert_eq!(owner(&registry), expected, "{tenants:?}");
+    }
+    // The first state of a stream knows no order.
+    registry.deliver(delivered(&[limited("b", 5, false)]), &Snapshot::empty());
+    let both = delivered(&[limited("a", 1, false), limited("b", 5, false)]);
+    registry.deliver(both.clone(), &Snapshot::empty());
+    assert_eq!(owner(&registry), "b");
+    registry.forget_order();
+    registry.deliver(both, &Snapshot::empty());
+    assert_eq!(owner(&registry), "a");
+}
+
+#[test]
+fn of_one_name_that_is_served_which_can_be() {
+    let (books, mut registry) = registry();
+    let with_origin = |origins: &[&str], tenants: &[Tenant]| {
+        let mut delivered = delivered(tenants);
+        delivered.iter_mut().zip(origins).for_each(|(delivered, origin)| delivered.origin = (*origin).to_owned());
+        delivered
+    };
+    let b = |endpoint| resource("b", &[endpoint], &[], &[]);
+    let owner = |registry: &Registry, endpoint| name_of(&books, registry, Some(endpoint), "192.0.2.1");
+    let all = with_origin(&["x", "b", "b (2)"], &[resource("a", &[1], &[], &[]), b(1), b(2)]);
+    registry.deliver(all, &Snapshot::empty());
+    assert_eq!((owner(&registry, 1), owner(&registry, 2)), ("a".to_owned(), "b".to_owned()));
+    // Who has a name keeps it.
+    registry.deliver(with_origin(&["b", "b (2)"], &[b(1), b(2)]), &Snapshot::empty());
+    assert_eq!(owner(&registry, 2), "b");
+    let name = "name: another tenant is called \"b\" already; choose another name";
+    assert_eq!(registry.refused()[0].reason, name);
+    registry.deliver(with_origin(&["b"], &[b(1)]), &Snapshot::empty());
+    assert_eq!(owner(&registry, 1), "b");
+}
+
+#[test]
 fn settings_without_effect_are_named() {
     let mut tenant = resource("a", &[1], &[], &[]);
-    assert_eq!(Group::of_resource(&tenant).unwrap().settings.without_effect(), Vec::<String>::new());
+    assert_eq!(Group::of_resource(&tenant).unwrap().0.settings.without_effect(), Vec::<String>::new());
     let rate = Some(Rate { per_second: 5, burst: 0 });
     tenant.ceilings = Some(Ceilings { bytes: rate, requests: rate, ..Ceilings::default() });
-    let group = Group::of_resource(&tenant).unwrap();
+    let (group, _) = Group::of_resource(&tenant).unwrap();
     assert_eq!(group.settings.ceilings.requests.unwrap().burst.get(), 5, "the burst is a second's worth");
     assert_eq!(group.settings.without_effect(), ["ceilings.bytes"]);
 }

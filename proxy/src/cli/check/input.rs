@@ -217,7 +217,11 @@ impl Input {
                 self.findings.push(place.report(FileRule::HostsWithoutEffect, "host_addresses", what, instead));
             }
             Ok(PolicyResource::Tenant(tenant)) => {
-                if let Err(error) = Group::of_resource(&tenant) {
+                let mistakes = match Group::of_resource(&tenant) {
+                    Ok((_, mistakes)) => mistakes,
+                    Err(error) => vec![error],
+                };
+                for error in mistakes {
                     self.unusable = true;
                     let error = error.to_string();
                     let (field, what) = error.split_once(": ").unwrap_or(("members", &error));

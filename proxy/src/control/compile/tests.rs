@@ -173,8 +173,12 @@ async fn other_limits_count_for_what_is_in_force() {
         members: vec![Member::Endpoint(1)],
         ..group(PolicyBudget { rules: NonZeroU32::new(rules), ..poor() })
     };
-    let deliver =
-        |rules| control.replace_tenants(vec![Delivered { origin: "resource one".into(), group: Ok(of(rules)) }]);
+    let deliver = |rules| {
+        control.replace_tenants(
+            vec![Delivered { origin: "resource one".into(), group: Ok(of(rules)), left_out: Vec::new() }],
+            ClaimOrder::Continues,
+        )
+    };
     deliver(2);
     for _ in 0..6000 {
         if quarantined() == 1 {

@@ -8,6 +8,7 @@ use crate::control::WorldStore;
 use crate::flow::{self, ListenerLog};
 use crate::http::BufferPool;
 use crate::identity::{IdentityTable, Sources};
+use crate::lane::{Handover, Stage};
 use crate::metrics::Metrics;
 use crate::worker::{Accounts, ConnectionSlots, Groups, HeldBack, run_tasks};
 
@@ -167,6 +168,34 @@ fn a_connection_from_another_thread_finds_the_listener_that_accepted_it() {
         assert!(Rc::ptr_eq(&serving.listener_of(&config).unwrap().0, &served));
         serving.replaced.clear();
         assert!(serving.listener_of(&config).is_none());
+    });
+}
+
+#[test]
+fn a_connection_that_comes_from_another_thread_too_late_is_reset() {
+    on_a_worker(|groups| async move {
+        let (mut serving, series) = serving(groups);
+        let Command::Serve(of_lane) = serve(series.clone(), Direction::Ingress) else { unreachable!() };
+        let config = Arc::clone(&of_lane.config);
+        serving.obey(Command::Serve(of_lane)).await;
+        serving.obey(remove(Duration::ZERO)).await;
+        let served = Rc::clone(&serving.listeners["l"].served);
+        let stopped = async {
+            while !served.is_stopping() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), stopped).await.expect("it has no time to drain");
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(socket.local_addr().unwrap()).unwrap();
+        let (stream, downstream) = socket.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let original_dst = "127.0.0.1:9".parse().unwrap();
+        let (stage, access_log) = (Stage::Accepted, ListenerLog::default());
+        serving.take_up(Handover { config, series, access_log, stream, downstream, original_dst, stage });
+        assert_eq!(served.connections.borrow().len(), 0, "nobody would end it");
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        assert_eq!(client.peek(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     });
 }
 
