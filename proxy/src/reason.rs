@@ -130,7 +130,7 @@ reasons! {
     TenantHeaders => "tenant_headers", 431, 8, true;
     /// The tenant has as many connections to the destination as it may have.
     TenantUpstreams => "tenant_upstreams", 503, 14, false;
-    /// The tenant moves more bytes than it may. Slows down; refuses only what does not fit at all.
+    /// The tenant moves more bytes than it may. Slows down, and refuses nothing.
     TenantBandwidth => "tenant_bandwidth", 503, 14, false;
     /// The tenant is kept out for a while, because of what its connections did to the proxy.
     TenantIsolated => "tenant_isolated", 503, 14, true;

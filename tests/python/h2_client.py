@@ -323,6 +323,21 @@ def revoked(client):
     return {"ended": ended, "kept": kept, "next": client.get("/allowed/ended/x"), "goaway": client.goaway}
 
 
+def bulk(client):
+    """A long answer, and a long body that comes back, at the same time and at whatever pace."""
+    size = 200_000
+    down = client.begin(f"/allowed/big/{size}")
+    echo = client.begin("/allowed/echo", "POST", end=False)
+    left = size
+    while left:
+        room = min(left, client.h2.local_flow_control_window(echo), client.h2.max_outbound_frame_size)
+        client.until(lambda: room > 0 or client.h2.local_flow_control_window(echo) > 0)
+        client.send(echo, b"x" * room, end=room == left)
+        left -= room
+    answers = [client.finish(stream_id) for stream_id in (down, echo)]
+    return [[answer["status"], len(answer["body"]), answer["end"]] for answer in answers]
+
+
 def closed_port(client):
     """The connection's own permission goes: one last answer, then GOAWAY."""
     first = client.get("/allowed/x")

@@ -45,6 +45,7 @@ fn record(listener: &std::sync::Arc<str>) -> FlowRecord {
         tenant: tollgate::tenant::TenantId::UNKNOWN,
         cpu_us: 0,
         queue_us: 0,
+        paced_us: 0,
     }
 }
 

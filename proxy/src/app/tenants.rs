@@ -83,6 +83,8 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "bytes": { "up": totals.bytes_up, "down": totals.bytes_down },
         "refusals": by_reason(totals.refusals()),
         "shadow_refusals": by_reason(totals.shadowed()),
+        "paced": totals.paced,
+        "paced_seconds": totals.paced_us as f64 / 1e6,
         "panics": totals.panics,
         "memory_bytes": totals.memory,
         "memory_byte_seconds": totals.memory_byte_ms as f64 / 1e3,

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use tollgate_policy::LoggedHeader;
 
 use super::{FlowRecord, HttpRecord, Outcome, Protocol, Sequenced};
+use crate::reason::Reason;
 use crate::tenant::NamesNow;
 
 /// Appends the record as one line of JSON, with its newline. `names` are those of tenants.
@@ -71,6 +72,12 @@ pub fn write_line(out: &mut Vec<u8>, item: &Sequenced, names: &NamesNow) {
     field(out, b",\"duration_us\":", record.duration_us);
     field(out, b",\"cpu_us\":", record.cpu_us);
     field(out, b",\"queue_us\":", record.queue_us);
+    if record.paced_us > 0 {
+        field(out, b",\"paced_us\":", record.paced_us);
+        out.extend_from_slice(b",\"paced_by\":\"");
+        out.extend_from_slice(Reason::TenantBandwidth.code().as_bytes());
+        out.push(b'"');
+    }
     field(out, b",\"worker\":", item.worker);
     field(out, b",\"seq\":", item.seq);
     out.extend_from_slice(b"}\n");

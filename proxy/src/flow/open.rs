@@ -122,6 +122,17 @@ impl OpenFlow {
         }
     }
 
+    /// Counts for how long its tenant's rate of bytes held it back.
+    pub(crate) fn add_paced(&mut self, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
+        self.record_mut().paced_us += u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+        if let Some(charge) = &mut self.charge {
+            charge.add_paced(time);
+        }
+    }
+
     /// What a drop means from here on: for example, once the response body streams, that the client went away.
     pub fn if_dropped(&mut self, outcome: Outcome, reason: Option<Reason>) {
         self.if_dropped = (outcome, reason);

@@ -136,6 +136,8 @@ pub struct FlowRecord {
     pub cpu_us: u64,
     /// Time for which tasks of its connection could have run meanwhile and did not, in microseconds.
     pub queue_us: u64,
+    /// Time for which its tenant's rate of bytes held it back, in microseconds.
+    pub paced_us: u64,
 }
 
 impl FlowRecord {
@@ -186,6 +188,7 @@ impl FlowRecord {
             tenant: TenantId::UNKNOWN,
             cpu_us: 0,
             queue_us: 0,
+            paced_us: 0,
         }
     }
 }

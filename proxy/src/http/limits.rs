@@ -20,6 +20,15 @@ pub(crate) struct TimeLimits {
     deadline: Option<Instant>,
 }
 
+/// How far an exchange has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Another number whenever a byte has moved.
+    pub(crate) bytes: u64,
+    /// For how long we have held it back, which is nobody's fault: more at each look while we do.
+    pub(crate) held_back: Duration,
+}
+
 /// A limit that was exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exceeded {
@@ -47,14 +56,15 @@ impl TimeLimits {
         Self { idle, ..Self::default() }
     }
 
-    /// Waits until a limit is exceeded. `moved` is another number whenever a byte has moved, `request_ended` is when the
-    /// request was complete, and once `answered` a try is over. Idleness is noticed within a quarter of its limit.
+    /// Waits until a limit is exceeded. `moved` is how far it has come, `request_ended` is when the request was complete, and
+    /// once `answered` a try is over. Idleness is noticed within a quarter of its limit. The time for which we hold an answer
+    /// back is not the upstream's.
     ///
     /// To be called for each try, when its upstream is there: as in Envoy, a try's time is counted from then, or from the end of
     /// the request where that comes later.
     pub(crate) async fn exceeded(
         self,
-        moved: impl Fn() -> u64,
+        moved: impl Fn() -> Moved,
         request_ended: impl Fn() -> Option<Instant>,
         answered: impl Fn() -> bool,
     ) -> Exceeded {
@@ -64,12 +74,19 @@ impl TimeLimits {
         }
         let began = Instant::now();
         let (mut seen, mut since) = (moved(), began);
+        // Of the request, which does not count for the answer.
+        let mut held_back = seen.held_back;
         loop {
             let now = Instant::now();
-            if moved() != seen {
-                (seen, since) = (moved(), now);
+            let moves = moved();
+            if moves != seen {
+                (seen, since) = (moves, now);
             }
             let ended = request_ended();
+            if ended.is_none() {
+                held_back = seen.held_back;
+            }
+            let response = response.map(|limit| limit.saturating_add(seen.held_back.saturating_sub(held_back)));
             let answer_by = response.and_then(|limit| ended?.checked_add(limit));
             let idle_from = idle.and_then(|limit| since.checked_add(limit));
             if [deadline, answer_by, idle_from].into_iter().flatten().any(|limit| limit <= now) {
@@ -96,7 +113,7 @@ impl TimeLimits {
     /// The same for what has no tries, such as a tunnel: whose fault it is.
     pub(crate) async fn exceeded_as_a_whole(
         self,
-        moved: impl Fn() -> u64,
+        moved: impl Fn() -> Moved,
         request_ended: impl Fn() -> Option<Instant>,
     ) -> Reason {
         match self.exceeded(moved, request_ended, || true).await {

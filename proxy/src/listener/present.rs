@@ -62,6 +62,7 @@ impl<'c> Present<'c> {
             tenant: TenantId::UNKNOWN,
             cpu_us: 0,
             queue_us: 0,
+            paced_us: 0,
         };
         connection.begin(record, started)
     }

@@ -44,6 +44,7 @@ impl Families {
             }
         }
         memory(families, &rows)?;
+        bytes(families, &rows)?;
         let help = "Time for which downstream connections were open, by tenant";
         let mut seconds = families.family("tollgate_tenant_connection_seconds", help, MetricType::Counter)?;
         for row in &rows {
@@ -84,11 +85,6 @@ impl Families {
                 counter(&mut requests, &[("tenant", &*row.tenant), ("outcome", outcome)], count)?;
             }
         }
-        let mut bytes = families.counter("tollgate_tenant_bytes", "Body or payload bytes by tenant")?;
-        for row in &rows {
-            counter(&mut bytes, &[("tenant", &*row.tenant), ("flow", "up")], row.totals.bytes_up)?;
-            counter(&mut bytes, &[("tenant", &*row.tenant), ("flow", "down")], row.totals.bytes_down)?;
-        }
         let help = "Refused requests and connections by tenant and reason";
         let mut refusals = families.counter("tollgate_tenant_refusals", help)?;
         for row in &rows {
@@ -116,6 +112,26 @@ fn memory(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {
     for row in rows {
         let value = row.totals.memory_byte_ms as f64 / 1e3;
         held.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+    }
+    Ok(())
+}
+
+fn bytes(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {
+    let mut bytes = families.counter("tollgate_tenant_bytes", "Body or payload bytes by tenant")?;
+    for row in rows {
+        counter(&mut bytes, &[("tenant", &*row.tenant), ("flow", "up")], row.totals.bytes_up)?;
+        counter(&mut bytes, &[("tenant", &*row.tenant), ("flow", "down")], row.totals.bytes_down)?;
+    }
+    // Few tenants have the ceiling.
+    let paced = || rows.iter().filter(|row| row.totals.paced > 0);
+    let help = "Exchanges that a rate of bytes held back, by tenant";
+    let mut exchanges = families.counter("tollgate_tenant_paced", help)?;
+    paced().try_for_each(|row| counter(&mut exchanges, &[("tenant", &*row.tenant)], row.totals.paced))?;
+    let help = "Time for which a rate of bytes held exchanges back that have ended, by tenant";
+    let mut seconds = families.family("tollgate_tenant_paced_seconds", help, MetricType::Counter)?;
+    for row in paced() {
+        let value = row.totals.paced_us as f64 / 1e6;
+        seconds.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tollgate_policy::SecurityId;
 
 pub(crate) use pump::{Counts, Ended, fill, pump_both};
-pub(crate) use sender::{Sender, Unwritten, write_from};
+pub(crate) use sender::{Sender, Unwritten, wait_for_turn, write_from};
 pub(crate) use watched::Watched;
 
 use crate::flow::{OpenFlow, Outcome, Protocol};
@@ -44,15 +44,16 @@ pub(crate) async fn relay(
     path.note(flow.record_mut());
     let counts = Counts::default();
     let limits = TimeLimits::of_bytes(connection.listener.config.tcp_idle_timeout);
-    let (began, moved) = (tokio::time::Instant::now(), || counts.up.get().wrapping_add(counts.down.get()));
+    let began = tokio::time::Instant::now();
     let ended = {
-        let pumps = pump_both(&mut downstream, buffer, &mut stream, connection.buffer(), &counts);
+        let payer = &connection.payer;
+        let pumps = pump_both(payer, &mut downstream, buffer, &mut stream, connection.buffer(), &counts);
         tokio::select! {
             biased;
             // First, because connecting took time: not a byte may pass under a policy that is gone.
             ended = withdrawn(connection, admitted.source) => ended,
             ended = pumps => ended,
-            reason = limits.exceeded_as_a_whole(moved, || Some(began)) => Ended::TimedOut(reason),
+            reason = limits.exceeded_as_a_whole(|| counts.moved(), || Some(began)) => Ended::TimedOut(reason),
             reason = connection.idle.told_at_work() => Ended::Revoked(reason),
         }
     };
@@ -75,6 +76,7 @@ async fn withdrawn(connection: &Connection, source: SecurityId) -> Ended {
 pub(crate) fn finish(mut flow: OpenFlow, ended: Ended, counts: &Counts, downstream: &TcpStream, upstream: &TcpStream) {
     flow.add_up(counts.up.get());
     flow.add_down(counts.down.get());
+    flow.add_paced(counts.pacing.held_back());
     let (outcome, reason) = match ended {
         Ended::Both => (Outcome::Forwarded, None),
         Ended::Revoked(reason) => (Outcome::Denied, Some(reason)),

@@ -10,9 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tollgate_schedule::poll_slice;
 
-use super::sender::{Sender, Unwritten, write_from};
+use super::sender::{Sender, Unwritten, wait_for_turn, write_from};
 use crate::http::Buffer;
+use crate::http::limits::Moved;
 use crate::reason::Reason;
+use crate::tenant::{Pace, Pacing, Payer, Turn};
 
 /// Most bytes held per direction: one read, written before the next.
 const WINDOW: usize = 16 * 1024;
@@ -22,6 +24,15 @@ const WINDOW: usize = 16 * 1024;
 pub(crate) struct Counts {
     pub(crate) up: Cell<u64>,
     pub(crate) down: Cell<u64>,
+    pub(crate) pacing: Pacing,
+}
+
+impl Counts {
+    /// For time limits.
+    pub(crate) fn moved(&self) -> Moved {
+        let bytes = self.up.get().wrapping_add(self.down.get());
+        Moved { bytes, held_back: self.pacing.held_back() }
+    }
 }
 
 /// How a relay ended.
@@ -71,8 +82,10 @@ pub(crate) async fn fill(
     .await
 }
 
-/// Relays both directions until both have ended or one has failed. The buffers hold what was read already.
+/// Relays both directions until both have ended or one has failed, at the pace of who pays. The buffers hold what was read
+/// already.
 pub(crate) async fn pump_both(
+    payer: &Payer,
     downstream: &mut TcpStream,
     from_downstream: Buffer,
     upstream: &mut TcpStream,
@@ -81,9 +94,9 @@ pub(crate) async fn pump_both(
 ) -> Ended {
     let (mut downstream_reader, downstream_writer) = downstream.split();
     let (mut upstream_reader, upstream_writer) = upstream.split();
-    let up_ended = Cell::new(false);
+    let (up_ended, pace) = (Cell::new(false), Pace { payer, pacing: &counts.pacing });
     let up = async {
-        match pump(&mut downstream_reader, from_downstream, upstream_writer, &counts.up).await {
+        match pump(&mut downstream_reader, from_downstream, upstream_writer, &counts.up, pace).await {
             Ok(()) => {
                 up_ended.set(true);
                 // A client that has ended its side may still reset, and the upstream may have nothing to say.
@@ -95,12 +108,12 @@ pub(crate) async fn pump_both(
         }
     };
     let down = async {
-        pump(&mut upstream_reader, from_upstream, downstream_writer, &counts.down).await.map_err(
-            |failed| match failed {
+        pump(&mut upstream_reader, from_upstream, downstream_writer, &counts.down, pace).await.map_err(|failed| {
+            match failed {
                 Unwritten::Sender(_) => Ended::UpstreamReset,
                 Unwritten::Receiver(_) => Ended::DownstreamReset,
-            },
-        )
+            }
+        })
     };
     tokio::pin!(up);
     tokio::select! {
@@ -124,12 +137,16 @@ async fn pump(
     mut buffer: Buffer,
     mut writer: impl AsyncWrite + Unpin,
     count: &Cell<u64>,
+    pace: Pace<'_>,
 ) -> Result<(), Unwritten> {
+    let mut turn = Turn::default();
     loop {
-        if !buffer.is_empty() {
-            write_from(reader, &mut writer, buffer.filled()).await?;
-            count.set(count.get() + buffer.len() as u64);
-            buffer.consume(buffer.len());
+        while !buffer.is_empty() {
+            let piece = buffer.len().min(pace.piece());
+            wait_for_turn(pace, &mut turn, piece, reader).await?;
+            write_from(reader, &mut writer, &buffer.filled()[..piece]).await?;
+            count.set(count.get() + piece as u64);
+            buffer.consume(piece);
         }
         if fill(reader, &mut buffer, WINDOW).await.map_err(Unwritten::Sender)? == 0 {
             // Fails only when the peer is gone, which the other direction reports.

@@ -5,6 +5,8 @@ use std::io;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, Take};
 use tokio::net::tcp::ReadHalf;
 
+use crate::tenant::{Pace, Turn};
+
 /// Where bytes come from.
 pub(crate) trait Sender: AsyncRead + Unpin {
     /// Waits until the connection has failed, and returns how. The end of what is sent is no failure: a half-close is legal.
@@ -46,6 +48,23 @@ pub(crate) enum Unwritten {
     Sender(io::Error),
     /// Who was to get them has gone.
     Receiver(io::Error),
+}
+
+/// Waits until bytes that came from `sender` may go on, unless that resets.
+pub(crate) async fn wait_for_turn(
+    pace: Pace<'_>,
+    turn: &mut Turn,
+    bytes: usize,
+    sender: &impl Sender,
+) -> Result<(), Unwritten> {
+    if !pace.is_set() {
+        return Ok(());
+    }
+    tokio::select! {
+        biased;
+        () = pace.wait(turn, bytes) => Ok(()),
+        error = sender.failed() => Err(Unwritten::Sender(error)),
+    }
 }
 
 /// Writes all of `bytes`, which came from `sender`. A sender that resets ends the wait for a receiver that does not read: it

@@ -36,6 +36,9 @@ pub(crate) struct Account {
     pub(crate) requests: [Count; 3],
     pub(crate) bytes_up: Count,
     pub(crate) bytes_down: Count,
+    /// Exchanges that the rate of bytes held back, and for how long, in microseconds.
+    pub(super) paced: Count,
+    pub(super) paced_us: Count,
     pub(crate) refusals: [Count; REASONS],
     /// What a limit would have refused if it were not in shadow.
     pub(crate) shadowed: [Count; REASONS],
@@ -67,6 +70,8 @@ impl Account {
             requests: Default::default(),
             bytes_up: Count::default(),
             bytes_down: Count::default(),
+            paced: Count::default(),
+            paced_us: Count::default(),
             refusals: std::array::from_fn(|_| Count::default()),
             shadowed: std::array::from_fn(|_| Count::default()),
             panics: Count::default(),
@@ -237,6 +242,8 @@ impl Ledger {
             requests: std::array::from_fn(|outcome| account.requests[outcome].value()),
             bytes_up: account.bytes_up.value(),
             bytes_down: account.bytes_down.value(),
+            paced: account.paced.value(),
+            paced_us: account.paced_us.value(),
             refusals: account.refusals.iter().map(Count::value).collect(),
             shadowed: account.shadowed.iter().map(Count::value).collect(),
             panics: account.panics.value(),
@@ -275,6 +282,10 @@ pub struct Totals {
     pub bytes_up: u64,
     /// The same towards the client.
     pub bytes_down: u64,
+    /// Exchanges that the rate of bytes held back.
+    pub paced: u64,
+    /// For how long those that have ended were, in microseconds.
+    pub paced_us: u64,
     /// Refused requests and connections, by [`Reason`]; empty for none.
     refusals: Vec<u64>,
     /// What limits in shadow would have refused.
@@ -364,6 +375,8 @@ impl Totals {
         each(&mut self.connection_us, other.connection_us);
         each(&mut self.bytes_up, other.bytes_up);
         each(&mut self.bytes_down, other.bytes_down);
+        each(&mut self.paced, other.paced);
+        each(&mut self.paced_us, other.paced_us);
         each(&mut self.panics, other.panics);
         each(&mut self.memory_byte_ms, other.memory_byte_ms);
         each(&mut self.cpu_ns, other.cpu_ns);

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::bandwidth::Reserved;
 use super::destinations::Destinations;
 use super::gate::Held;
 use super::gcra::Bucket;
@@ -58,6 +59,7 @@ pub(super) struct Standing {
     pub(super) requests: Bucket,
     pub(super) new_connections: Bucket,
     pub(super) cpu: Bucket,
+    pub(super) bytes: Reserved,
 }
 
 impl Standing {
@@ -196,8 +198,9 @@ impl Commons {
 
     /// Lets contracts of this tenant begin anew.
     pub(super) fn renew(&self, tenant: TenantId) {
-        let Standing { requests, new_connections, cpu, .. } = self.standing(tenant);
+        let Standing { requests, new_connections, cpu, bytes, .. } = self.standing(tenant);
         [requests, new_connections, cpu].into_iter().for_each(Bucket::refill);
+        bytes.refill();
     }
 
     /// Time since the beginning, for contracts.

@@ -13,6 +13,7 @@
 //! ```
 
 mod account;
+mod bandwidth;
 mod books;
 mod commons;
 mod delivered;
@@ -23,6 +24,7 @@ mod group;
 mod id;
 mod ladder;
 mod memory;
+mod pace;
 mod payer;
 mod registry;
 mod settings;
@@ -43,6 +45,7 @@ pub use id::{MAX_ENDPOINTS, MAX_GROUPS};
 pub(crate) use id::{PLACES, Placed};
 pub(crate) use memory::OutOfMemory;
 pub use memory::{MemoryStep, Room};
+pub(crate) use pace::{Pace, Pacing, Turn};
 pub(crate) use payer::{Charge, Payer, SentPlace};
 pub use registry::{Registry, TenantConfig};
 pub use settings::{Ceilings, Guarantee, Isolation, MAX_WEIGHT, PolicyBudget, Rate, Settings};

@@ -4,13 +4,15 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::bandwidth::Bandwidth;
 use super::commons::Space;
 use super::gate::Held;
 use super::{Account, Commons, Gate, Head, Ledger, Limited, MemoryStep, Settings, Table, TenantId, UpstreamPlace};
 use crate::flow::{FlowRecord, FlowSender, Protocol};
 use crate::metrics::Worker as Metrics;
+use crate::reason::Reason;
 
 /// Bytes that a connection takes beside its buffers: its task, what it knows, its sockets. Measured
 /// (`tests/tests/loopback/memory.rs` holds the sum against what the process grows by), as all constants of this kind.
@@ -24,6 +26,9 @@ pub(crate) struct Payer {
     tenant: Cell<TenantId>,
     /// Whether anything is set for it that limits ask about.
     has_settings: Cell<bool>,
+    /// How many bytes it may move, and a number that is another whenever that is or who pays.
+    bandwidth: Cell<Option<ByteCeiling>>,
+    agreed: Cell<u32>,
     /// It has a place among its tenant's connections.
     placed: Cell<bool>,
     /// Bytes that are held for the connection.
@@ -41,8 +46,9 @@ impl Payer {
     /// The same for one that another thread has accepted.
     pub(crate) fn resume(flows: &Rc<FlowSender>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
         let (tenant, has_settings) = (Cell::new(tenant), Cell::new(settings.concern_limits()));
+        let (bandwidth, agreed) = (Cell::new(ByteCeiling::of(settings)), Cell::default());
         let (flows, placed, memory) = (Rc::clone(flows), Cell::new(false), Cell::new(0));
-        let payer = Rc::new(Self { flows, tenant, has_settings, placed, memory });
+        let payer = Rc::new(Self { flows, tenant, has_settings, bandwidth, agreed, placed, memory });
         let at = payer.moment();
         payer.with(payer.tenant(), |account| account.enter(at));
         payer.hold(CONNECTION);
@@ -122,7 +128,10 @@ impl Payer {
     /// From now on `tenant` pays, with these settings. Exchanges under way follow with their next byte, or their end.
     pub(crate) fn follow(&self, tenant: TenantId, settings: &Settings) {
         self.has_settings.set(settings.concern_limits());
-        let before = self.tenant.replace(tenant);
+        let (before, bandwidth) = (self.tenant.replace(tenant), ByteCeiling::of(settings));
+        if self.bandwidth.replace(bandwidth) != bandwidth || before != tenant {
+            self.agreed.set(self.agreed.get().wrapping_add(1));
+        }
         if before != tenant {
             if self.placed.get() {
                 self.commons().hand_over(Space::Connections, before, tenant);
@@ -133,6 +142,41 @@ impl Payer {
             self.ledger().let_go(before, self.memory.get());
             self.ledger().hold(tenant, self.memory.get());
         }
+    }
+
+    /// How many bytes its tenant may move.
+    pub(super) fn bandwidth(&self) -> Option<ByteCeiling> {
+        self.bandwidth.get()
+    }
+
+    /// Another number whenever that has changed, or who pays.
+    pub(super) fn agreed(&self) -> u32 {
+        self.agreed.get()
+    }
+
+    /// Gives so many bytes the next turn, and returns how long it is until then.
+    pub(super) fn reserve(&self, bandwidth: Bandwidth, bytes: usize) -> Duration {
+        let commons = self.commons();
+        commons.standing(self.tenant()).bytes.reserve(bandwidth, commons.since(Instant::now()), bytes)
+    }
+
+    /// Whether so many bytes may go now, which then have gone.
+    pub(super) fn may_move(&self, bytes: usize) -> bool {
+        let (commons, now) = (self.commons(), Instant::now());
+        let may_move = |ceiling: ByteCeiling| {
+            commons.standing(self.tenant()).bytes.take(ceiling.bandwidth, commons.since(now), bytes, true)
+        };
+        self.bandwidth().is_none_or(may_move)
+    }
+
+    /// Counts an exchange that is held back.
+    pub(super) fn paces(&self) {
+        self.with(self.tenant(), |account| account.paced.increment());
+    }
+
+    /// Counts one that would be, were it not for the shadow.
+    pub(super) fn would_pace(&self) {
+        self.with(self.tenant(), |account| account.shadowed[Reason::TenantBandwidth as usize].increment());
     }
 
     /// Counts a task of the connection that panicked.
@@ -168,6 +212,19 @@ impl Payer {
         if let Some(account) = self.metrics().ledger().account(tenant) {
             count(account);
         }
+    }
+}
+
+/// A rate of bytes, and whether it is only looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ByteCeiling {
+    pub(super) bandwidth: Bandwidth,
+    pub(super) shadow: bool,
+}
+
+impl ByteCeiling {
+    fn of(settings: &Settings) -> Option<Self> {
+        Some(Self { bandwidth: Bandwidth::new(settings.ceilings.bytes?), shadow: settings.shadow })
     }
 }
 
@@ -242,6 +299,12 @@ impl Charge {
     pub(crate) fn add_down(&mut self, bytes: u64) {
         self.follow();
         self.account(|account| account.bytes_down.add(bytes));
+    }
+
+    /// Counts for how long it was held back.
+    pub(crate) fn add_paced(&mut self, time: Duration) {
+        self.follow();
+        self.account(|account| account.paced_us.add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)));
     }
 
     /// Counts how it ended, and names who pays in the record.

@@ -24,6 +24,7 @@ const ENFORCED: &[&str] = &[
     "ceilings.requests",
     "ceilings.in_flight",
     "ceilings.long_streams",
+    "ceilings.bytes",
     "ceilings.header_bytes",
     "ceilings.cpu_millis",
     "ceilings.upstream_connections",
@@ -245,8 +246,8 @@ impl Settings {
 
 impl Ceilings {
     /// Those that are rates, for whoever counts what is used of them.
-    pub(super) fn rates(&self) -> [Option<Rate>; 3] {
-        [self.new_connections, self.requests, self.cpu()]
+    pub(super) fn rates(&self) -> [Option<Rate>; 4] {
+        [self.new_connections, self.requests, self.cpu(), self.bytes]
     }
 
     /// Microseconds of processor time, a tenth of a second's at once.

@@ -247,10 +247,10 @@ fn settings_without_effect_are_named() {
     let mut tenant = resource("a", &[1], &[], &[]);
     assert_eq!(Group::of_resource(&tenant).unwrap().0.settings.without_effect(), Vec::<String>::new());
     let rate = Some(Rate { per_second: 5, burst: 0 });
-    tenant.ceilings = Some(Ceilings { bytes: rate, requests: rate, ..Ceilings::default() });
+    tenant.ceilings = Some(Ceilings { log_bytes: rate, requests: rate, ..Ceilings::default() });
     let (group, _) = Group::of_resource(&tenant).unwrap();
     assert_eq!(group.settings.ceilings.requests.unwrap().burst.get(), 5, "the burst is a second's worth");
-    assert_eq!(group.settings.without_effect(), ["ceilings.bytes"]);
+    assert_eq!(group.settings.without_effect(), ["ceilings.log_bytes"]);
 }
 
 #[test]

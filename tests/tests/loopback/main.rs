@@ -5,6 +5,7 @@
 mod access_log;
 mod agent_admin;
 mod as_envoy;
+mod bandwidth;
 mod big;
 mod conformance;
 mod fairness;

@@ -385,6 +385,7 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::TenantHeaders, "tenant_limits", "heads_have_a_ceiling"),
     (Reason::TenantUpstreams, "tenant_limits", "connections_to_a_destination_have_a_ceiling"),
     (Reason::TenantCpu, "tenant_limits", "processor_time_has_a_ceiling"),
+    (Reason::TenantBandwidth, "bandwidth", "shadow_holds_nobody_back"),
     (Reason::UpstreamConnect, "tcp", "an_upstream_that_refuses_is_a_reset"),
     (Reason::UpstreamReset, "tcp", "a_reset_is_a_reset_on_the_other_side"),
     (Reason::UpstreamMalformed, "http1", "responses_that_could_smuggle_are_502"),
@@ -398,7 +399,6 @@ const NO_LIMITS: &str = "this version does not limit it";
 /// Reasons that no test here can reach, and why.
 const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::Loop, "needs an original destination, so a transparent listener; the configuration refuses it otherwise"),
-    (Reason::TenantBandwidth, NO_LIMITS),
     (Reason::TenantIsolated, NO_LIMITS),
     (Reason::Internal, "a defect of ours, if there were one"),
     (Reason::Dropped, "flow/channel/tests.rs: a record whose task ended without a word"),
@@ -407,6 +407,7 @@ const ELSEWHERE: &[(Reason, &str)] = &[
 #[test]
 fn every_reason_is_reached() {
     let sources = BTreeMap::from([
+        ("bandwidth", include_str!("bandwidth.rs")),
         ("h2_floods", include_str!("h2_floods.rs")),
         ("http1", include_str!("http1.rs")),
         ("identity", include_str!("identity.rs")),

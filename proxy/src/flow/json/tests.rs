@@ -16,7 +16,7 @@ fn denied(method: &[u8], authority: &[u8], path: &[u8]) -> Sequenced {
     let mut record = FlowRecord::for_test(Outcome::Denied);
     record.time = SystemTime::UNIX_EPOCH + Duration::new(951_782_400, 7);
     record.duration_us = 1500;
-    (record.cpu_us, record.queue_us) = (70, 8);
+    (record.cpu_us, record.queue_us, record.paced_us) = (70, 8, 9);
     record.reason = Some(Reason::RequestNotAllowed);
     record.generation = 4;
     record.protocol = Protocol::Http11;
@@ -81,6 +81,8 @@ fn a_denied_request_has_hubbles_shape() {
             "duration_us": 1500,
             "cpu_us": 70,
             "queue_us": 8,
+            "paced_us": 9,
+            "paced_by": "tenant_bandwidth",
             "worker": 1,
             "seq": 9,
         })

@@ -9,7 +9,8 @@ use super::buffer::Buffer;
 use super::chunked::{ChunkError, ChunkScanner};
 use super::head::{HeadEnd, HeadScanner};
 use super::trailers::{self, MAX_TRAILERS, TrailerError};
-use crate::tcp::{Sender, Unwritten, fill, write_from};
+use crate::tcp::{Sender, Unwritten, fill, wait_for_turn, write_from};
+use crate::tenant::{Pace, Turn};
 
 /// Most body bytes held per direction.
 const WINDOW: usize = 16 * 1024;
@@ -101,6 +102,9 @@ pub(crate) struct Relay<'a> {
     /// Whether a sender that resets ends it while the receiver does not read. Nobody waits for what a client has given up;
     /// what an upstream has sent before it went still arrives.
     pub(crate) needs_sender: bool,
+    /// At whose pace it goes; what goes nowhere needs none.
+    pub(crate) pace: Option<Pace<'a>>,
+    pub(crate) turn: Turn,
 }
 
 impl Relay<'_> {
@@ -113,10 +117,13 @@ impl Relay<'_> {
     ) -> Result<(), BodyError> {
         loop {
             let n = self.cursor.advance(buffer.filled())?;
-            if n > 0 {
-                self.write(reader, writer, &buffer.filled()[..n]).await?;
-                buffer.consume(n);
-                self.count.set(self.count.get() + n as u64);
+            let mut left = n;
+            while left > 0 {
+                let piece = self.turn(left, reader).await?;
+                self.write(reader, writer, &buffer.filled()[..piece]).await?;
+                buffer.consume(piece);
+                self.count.set(self.count.get() + piece as u64);
+                left -= piece;
             }
             if self.cursor.is_done() {
                 return Ok(());
@@ -136,6 +143,23 @@ impl Relay<'_> {
                 };
             }
         }
+    }
+
+    /// Whether its bytes may have to wait.
+    pub(crate) fn is_paced(&self) -> bool {
+        self.pace.is_some_and(Pace::is_set)
+    }
+
+    /// Waits until so many bytes may go, or a piece of them, and returns how many.
+    pub(crate) async fn turn(&mut self, bytes: usize, reader: &impl Sender) -> Result<usize, BodyError> {
+        let Some(pace) = self.pace else { return Ok(bytes) };
+        let piece = bytes.min(pace.piece());
+        if self.needs_sender {
+            wait_for_turn(pace, &mut self.turn, piece, reader).await?;
+        } else {
+            pace.wait(&mut self.turn, piece).await;
+        }
+        Ok(piece)
     }
 
     async fn write(
@@ -176,7 +200,8 @@ mod tests {
 
     async fn relay(cursor: Cursor, input: &[u8], announced: &[Vec<u8>]) -> (Result<(), BodyError>, Vec<u8>, Vec<u8>) {
         let count = Cell::new(0);
-        let mut relay = Relay { cursor, trailers: Some(announced), count: &count, needs_sender: true };
+        let (trailers, turn) = (Some(announced), Turn::default());
+        let mut relay = Relay { cursor, trailers, count: &count, needs_sender: true, pace: None, turn };
         let mut buffer = Buffer::for_test(&Rc::new(BufferPool::default()));
         let (mut reader, mut out) = (input, Vec::new());
         let result = relay.run(&mut reader, &mut buffer, &mut out).await;

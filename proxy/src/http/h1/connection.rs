@@ -22,6 +22,7 @@ use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
 use crate::listener::handover::{self, Leave};
 use crate::reason::Reason;
+use crate::tenant::Turn;
 use crate::upstream::{self, Opened};
 
 /// Body bytes of a refused request that are read and thrown away so that the connection can go on.
@@ -162,7 +163,8 @@ impl<'c> Session<'c> {
             Some(RequestBody::Chunked) => Cursor::Chunked(ChunkScanner::request()),
         };
         let count = std::cell::Cell::new(0);
-        let mut relay = Relay { cursor, trailers: None, count: &count, needs_sender: false };
+        let turn = Turn::default();
+        let mut relay = Relay { cursor, trailers: None, count: &count, needs_sender: false, pace: None, turn };
         let mut limited = reader.take(DISCARD_LIMIT);
         let mut nowhere = tokio::io::sink();
         let discard = relay.run(&mut limited, &mut self.buffer, &mut nowhere);
@@ -351,6 +353,7 @@ fn may_retry(forward: &Forward, error: &ExchangeError, progress: &Progress) -> b
 fn note_progress(flow: &mut OpenFlow, progress: &Progress) {
     flow.add_up(progress.up.get());
     flow.add_down(progress.down.get());
+    flow.add_paced(progress.pacing.held_back());
     if let Some(http) = &mut flow.record_mut().http {
         http.status = progress.status.get();
     }

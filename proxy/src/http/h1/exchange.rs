@@ -21,12 +21,12 @@ use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
 use super::request::{RequestBody, Version};
 use super::response::{MAX_INTERIM, ResponseBody, ResponseError, ResponseHead, each_field, with_close};
 use super::websocket::WebSocketKey;
-use crate::http::limits::Exceeded;
+use crate::http::limits::{Exceeded, Moved};
 use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
 use crate::tcp::{Sender, Watched, fill, write_from};
-use crate::tenant::UpstreamPlace;
+use crate::tenant::{Pace, Pacing, Turn, UpstreamPlace};
 use crate::upstream::UpstreamPath;
 
 /// Bytes read ahead of the response, at most: the next requests of a pipelining client.
@@ -113,12 +113,14 @@ pub(crate) struct Progress {
     pub(crate) half_closed: Cell<bool>,
     /// When the request was sent to its end.
     request_ended: Cell<Option<Instant>>,
+    pub(crate) pacing: Pacing,
 }
 
 impl Progress {
     /// Of another attempt at the request.
     pub(crate) fn again(before: &Self) -> Self {
-        Self { request_ended: before.request_ended.clone(), ..Self::default() }
+        let (request_ended, pacing) = (before.request_ended.clone(), Pacing::again(&before.pacing));
+        Self { request_ended, pacing, ..Self::default() }
     }
 
     /// Whether another attempt would come too late: the client was told something, or the upstream that the client is gone.
@@ -126,10 +128,11 @@ impl Progress {
         self.status.get() != 0 || self.interim.get() || self.half_closed.get()
     }
 
-    /// Another number whenever a byte has moved.
-    fn moved(&self) -> u64 {
+    /// For time limits.
+    fn moved(&self) -> Moved {
         let interim = u64::from(self.continued.get()) + u64::from(self.status.get());
-        self.up.get().wrapping_add(self.down.get()).wrapping_add(interim)
+        let bytes = self.up.get().wrapping_add(self.down.get()).wrapping_add(interim);
+        Moved { bytes, held_back: self.pacing.held_back() }
     }
 }
 
@@ -153,18 +156,20 @@ pub(crate) async fn run(
     let Downstream { reader, writer, buffer } = downstream;
     let Paired { stream, buffer: response_buffer, .. } = paired;
     let (mut upstream_reader, mut upstream_writer) = stream.split();
-
+    let pace = Pace { payer: &connection.payer, pacing: &progress.pacing };
     let mut relay = Relay {
         cursor: if forward.retries.body().is_some() { Cursor::Done } else { cursor_of(forward.body) },
         trailers: Some(&forward.trailers),
         count: &progress.up,
         needs_sender: true,
+        pace: Some(pace),
+        turn: Turn::default(),
     };
     let wire = forward.rewritten.as_deref().unwrap_or(head);
     let body_sent = Cell::new(false);
     let request = async {
         match forward.retries.body() {
-            Some(body) => send_whole(wire, body, reader, &mut upstream_writer, progress).await?,
+            Some(body) => send_whole(wire, body, &mut relay, reader, &mut upstream_writer).await?,
             None => send_head(wire, &mut relay, reader, buffer, &mut upstream_writer).await?,
         }
         if !relay.cursor.is_done() {
@@ -293,7 +298,8 @@ async fn send_head(
     buffer: &mut Buffer,
     writer: &mut WriteHalf<'_>,
 ) -> Result<(), BodyError> {
-    let body = relay.cursor.advance(buffer.filled())?;
+    // A body that may have to wait follows by itself.
+    let body = if relay.is_paced() { 0 } else { relay.cursor.advance(buffer.filled())? };
     write_from(reader, writer, wire.chain(&buffer.filled()[..body])).await?;
     buffer.consume(body);
     relay.count.set(body as u64);
@@ -304,12 +310,16 @@ async fn send_head(
 async fn send_whole(
     wire: &[u8],
     body: &[u8],
+    relay: &mut Relay<'_>,
     reader: &ReadHalf<'_>,
     writer: &mut WriteHalf<'_>,
-    progress: &Progress,
 ) -> Result<(), BodyError> {
+    let mut left = body.len();
+    while left > 0 {
+        left -= relay.turn(left, reader).await?;
+    }
     write_from(reader, writer, wire.chain(body)).await?;
-    progress.up.set(body.len() as u64);
+    relay.count.set(body.len() as u64);
     Ok(())
 }
 
@@ -406,13 +416,13 @@ impl ResponseReceiver<'_> {
             ResponseBody::Chunked => Cursor::Chunked(ChunkScanner::response()),
             ResponseBody::UntilClose => Cursor::UntilClose,
         };
-        let mut relay = Relay { cursor, trailers: None, count: &self.progress.down, needs_sender: false };
+        let pace = Some(Pace { payer: &self.connection.payer, pacing: &self.progress.pacing });
+        let (count, turn) = (&self.progress.down, Turn::default());
+        let mut relay = Relay { cursor, trailers: None, count, needs_sender: false, pace, turn };
         let ending = self.connection.is_ending() || self.connection.is_short_of_memory();
-        // What came with the head goes out with it.
-        let body = relay
-            .cursor
-            .advance(&buffer.filled()[length..])
-            .map_err(|error| ExchangeError::ResponseBody(error.into()))?;
+        // What came with the head goes out with it, unless it may have to wait.
+        let came = if relay.is_paced() { &[] } else { &buffer.filled()[length..] };
+        let body = relay.cursor.advance(came).map_err(|error| ExchangeError::ResponseBody(error.into()))?;
         self.progress.status.set(head.status);
         self.log(head.status, &buffer.filled()[..length]);
         if ending && !head.close {

@@ -40,13 +40,13 @@ pub(super) async fn serve(
         }
     };
     let limits = TimeLimits::of_bytes(connection.listener.config.http.limits.stream_idle_timeout);
-    let (began, moved) = (tokio::time::Instant::now(), || counts.up.get().wrapping_add(counts.down.get()));
+    let (began, payer) = (tokio::time::Instant::now(), &connection.payer);
     let ended = tokio::select! {
         biased;
         // First, so that what is ready to be moved waits for the judgement.
         ended = withdrawn => ended,
-        ended = pump_both(&mut downstream, buffer, &mut upstream, paired.buffer, &counts) => ended,
-        reason = limits.exceeded_as_a_whole(moved, || Some(began)) => Ended::TimedOut(reason),
+        ended = pump_both(payer, &mut downstream, buffer, &mut upstream, paired.buffer, &counts) => ended,
+        reason = limits.exceeded_as_a_whole(|| counts.moved(), || Some(began)) => Ended::TimedOut(reason),
         reason = connection.idle.told_at_work() => Ended::Revoked(reason),
     };
     tcp::finish(flow, ended, &counts, &downstream, &upstream);

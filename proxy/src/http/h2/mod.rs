@@ -3,6 +3,7 @@
 //!
 //! Framing, HPACK and flow control are the `h2` crate's; what is ours is the way of a request.
 
+mod answer;
 mod budget;
 mod connection;
 mod driver;

@@ -161,6 +161,11 @@ impl Piece {
     pub(super) fn uncharged(bytes: Bytes) -> Self {
         Self { bytes, charge: None }
     }
+
+    /// Bytes that are left of it.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
 }
 
 impl Buf for Piece {

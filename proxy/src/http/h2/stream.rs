@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Poll;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
@@ -13,20 +12,21 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tokio::time::Instant;
 use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
+use super::answer::answer;
 use super::connection::Shared;
 use super::queue::Piece;
 use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show, size_of_head};
 use super::retry::Retries;
-use super::transfer::{Sink, TransferError, reset_code, transfer};
+use super::transfer::{Sink, TransferError, transfer};
 use crate::flow::{Fields, HttpRecord, OpenFlow, Outcome, Protocol};
 use crate::http::h1::FORWARDED_PROTO;
-use crate::http::limits::{Exceeded, TimeLimits};
+use crate::http::limits::{Exceeded, Moved, TimeLimits};
 use crate::http::request_id::{self, RequestId};
 use crate::http::respond::LocalReply;
 use crate::http::retry::Failure;
 use crate::listener::judge::Admitted;
 use crate::reason::Reason;
-use crate::tenant::Head;
+use crate::tenant::{Head, Pace, Pacing};
 use crate::worker::{PanicCount, Subscription};
 
 /// Bytes that a stream takes beside its head and its bodies, here and in `h2`, for both sides of the proxy. Measured.
@@ -165,7 +165,7 @@ struct Exchange<'a> {
 }
 
 /// How a try ended before its response did.
-enum Broken {
+pub(super) enum Broken {
     /// Nothing was sent, for this reason.
     Unsent(Reason),
     /// The client reset the stream or went away.
@@ -197,31 +197,39 @@ impl Broken {
 
 /// What is known about a try while it runs.
 #[derive(Debug, Default)]
-struct Progress {
+pub(super) struct Progress {
     up: Cell<u64>,
-    down: Cell<u64>,
+    pub(super) down: Cell<u64>,
     /// Of the response that goes out; 0 before.
-    status: Cell<u16>,
+    pub(super) status: Cell<u16>,
     /// The client was sent an interim response.
-    interim: Cell<bool>,
+    pub(super) interim: Cell<bool>,
     /// When the request was sent to its end.
     request_ended: Cell<Option<Instant>>,
+    pacing: Pacing,
 }
 
 impl Progress {
     /// Of another try.
     fn again(before: &Self) -> Self {
-        Self { request_ended: before.request_ended.clone(), ..Self::default() }
+        let (request_ended, pacing) = (before.request_ended.clone(), Pacing::again(&before.pacing));
+        Self { request_ended, pacing, ..Self::default() }
     }
 
     /// Whether the client got anything of an answer.
-    fn told(&self) -> bool {
+    pub(super) fn told(&self) -> bool {
         self.status.get() != 0 || self.interim.get()
     }
 
-    /// Another number whenever a byte has moved.
-    fn moved(&self) -> u64 {
-        self.up.get().wrapping_add(self.down.get()).wrapping_add(self.status.get().into())
+    /// For time limits.
+    fn moved(&self) -> Moved {
+        let bytes = self.up.get().wrapping_add(self.down.get()).wrapping_add(self.status.get().into());
+        Moved { bytes, held_back: self.pacing.held_back() }
+    }
+
+    /// At which its bodies go.
+    pub(super) fn pace<'a>(&'a self, shared: &'a Shared) -> Pace<'a> {
+        Pace { payer: &shared.connection.payer, pacing: &self.pacing }
     }
 }
 
@@ -273,7 +281,7 @@ impl Exchange<'_> {
             // Connecting and waiting for a turn take time; a request that nobody waits for must not wait here.
             () = reset(&mut self.respond) => return Some(Broken::Downstream),
             broken = revoked(self.shared, self.head, self.source, &self.changes) => return Some(broken),
-            reason = self.limits.exceeded_as_a_whole(|| 0, || progress.request_ended.get()) => {
+            reason = self.limits.exceeded_as_a_whole(Moved::default, || progress.request_ended.get()) => {
                 return Some(Broken::TimedOut(reason));
             }
         };
@@ -340,9 +348,9 @@ impl Exchange<'_> {
                 return std::future::pending().await;
             }
             let dropped = |name: &HeaderName| connection.bars_trailer(name.as_str());
-            let mut sink = Sink::new(upstream_body, &self.shared.up, &progress.up);
+            let mut sink = Sink::new(upstream_body, &self.shared.up, &progress.up, progress.pace(self.shared));
             let sent = match retries.body() {
-                Some(body) => sink.send(body, true),
+                Some(body) => sink.send_whole(body).await,
                 None => transfer(from_client, &mut sink, |_| {}, dropped, Some(retries)).await,
             };
             match sent {
@@ -374,6 +382,7 @@ impl Exchange<'_> {
         };
         self.flow.add_up(progress.up.get());
         self.flow.add_down(progress.down.get());
+        self.flow.add_paced(progress.pacing.held_back());
         if let Some(http) = &mut self.flow.record_mut().http {
             http.status = progress.status.get();
         }
@@ -430,70 +439,4 @@ async fn revoked(shared: &Shared, head: &RequestHead, source: SecurityId, change
 /// Waits until the client resets the stream or goes away.
 async fn reset(respond: &mut SendResponse<Piece>) {
     let _ = poll_fn(|cx| respond.poll_reset(cx)).await;
-}
-
-/// Passes interim responses, the response, its body and its trailers on, unless another try follows.
-async fn answer(
-    mut response: ResponseFuture,
-    respond: &mut SendResponse<Piece>,
-    flow: &OpenFlow,
-    progress: &Progress,
-    shared: &Shared,
-    retries: &Retries,
-) -> Result<(), Broken> {
-    enum Step {
-        Interim(Response<()>),
-        Final(Result<Response<RecvStream>, h2::Error>),
-        Reset,
-    }
-    let mut interim = 0;
-    let response = loop {
-        let step = poll_fn(|cx| {
-            if let Poll::Ready(Some(Ok(head))) = response.poll_informational(cx) {
-                return Poll::Ready(Step::Interim(head));
-            }
-            if respond.poll_reset(cx).is_ready() {
-                return Poll::Ready(Step::Reset);
-            }
-            std::pin::Pin::new(&mut response).poll(cx).map(Step::Final)
-        })
-        .await;
-        match step {
-            Step::Interim(head) => {
-                interim += 1;
-                if interim > crate::http::h1::MAX_INTERIM {
-                    return Err(Broken::Upstream(h2::Reason::ENHANCE_YOUR_CALM));
-                }
-                progress.interim.set(true);
-                let _ = respond.send_informational(head);
-            }
-            Step::Final(Ok(response)) => break response,
-            Step::Final(Err(error)) => return Err(Broken::Upstream(reset_code(&error))),
-            Step::Reset => return Err(Broken::Downstream),
-        }
-    };
-    let (parts, mut body) = response.into_parts();
-    let status = parts.status.as_u16();
-    if retries.may_follow(Failure::Status(status), progress.told()) {
-        return Err(Broken::ServerError(status));
-    }
-    progress.status.set(status);
-    shared.budget.answered();
-    flow.log_response(status, |log| {
-        parts.headers.iter().for_each(|(name, value)| log.push(name.as_str().as_bytes(), value.as_bytes()));
-    });
-    let end = body.is_end_stream();
-    let mut stream = respond.send_response(Response::from_parts(parts, ()), end).map_err(|_| Broken::Downstream)?;
-    if end {
-        return Ok(());
-    }
-    let mut sink = Sink::new(&mut stream, &shared.down, &progress.down);
-    let moved = transfer(&mut body, &mut sink, |bytes| shared.budget.moved(bytes), |_| false, None).await;
-    moved.map_err(|error| match error {
-        TransferError::Source(code) => {
-            stream.send_reset(code);
-            Broken::Upstream(code)
-        }
-        TransferError::Sink => Broken::Downstream,
-    })
 }

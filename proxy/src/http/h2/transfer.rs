@@ -1,9 +1,10 @@
 //! Moves the body and trailers of one stream from one connection to the other, at the pace of the slower one.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
@@ -12,6 +13,7 @@ use http::HeaderName;
 use super::queue::{Piece, Queue, Way};
 use super::retry::Retries;
 use crate::http::h1::FORBIDDEN_TRAILERS;
+use crate::tenant::{Pace, Turn};
 
 /// Why a body could not be moved to its end.
 #[derive(Debug)]
@@ -34,13 +36,25 @@ pub(super) struct Sink<'a> {
     queue: Rc<Queue>,
     /// Bytes that went there.
     count: &'a Cell<u64>,
+    pace: Pace<'a>,
+    turn: Turn,
+    /// What came and has to wait for its turn; its sender may send as much again when it has gone.
+    held: VecDeque<Piece>,
+}
+
+/// What happened to a body.
+enum Step {
+    /// More of it came, or its end.
+    Came(Option<Result<Bytes, h2::Error>>),
+    /// It is the turn of what was held longest.
+    Turn,
 }
 
 /// Moves everything that is left of `from`, its end included, without the trailer fields that are to be `dropped`. `came` is
 /// told the size of each piece as it was sent. What can be sent again is `kept`.
 ///
 /// What came is queued at once, and its sender may send as much again when there is room: so nothing waits where nobody
-/// sees it, and what is queued is no more than the windows that were given.
+/// sees it, and what is queued is no more than the windows that were given. Beyond its tenant's rate it is held here before.
 pub(super) async fn transfer(
     from: &mut RecvStream,
     to: &mut Sink<'_>,
@@ -50,37 +64,53 @@ pub(super) async fn transfer(
 ) -> Result<(), TransferError> {
     // Bytes that were queued and not yet given back to the sender's window.
     let mut owed = 0;
-    loop {
+    // Nothing more will come, and whether its end was with the last bytes.
+    let mut ended = None;
+    let ends_with_bytes = loop {
         tollgate_schedule::rest().await;
-        let chunk = poll_fn(|cx| {
+        let step = poll_fn(|cx| {
             if owed > 0 && to.queue.poll_room(cx).is_ready() {
                 // Fails only if the stream has ended, which the next read reports.
                 let _ = from.flow_control().release_capacity(std::mem::take(&mut owed));
             }
-            if let Poll::Ready(chunk) = from.poll_data(cx) {
-                return Poll::Ready(Ok(chunk));
+            if to.poll_turn(cx).is_ready() {
+                return Poll::Ready(Ok(Step::Turn));
+            }
+            if ended.is_none()
+                && let Poll::Ready(chunk) = from.poll_data(cx)
+            {
+                return Poll::Ready(Ok(Step::Came(chunk)));
             }
             // An error means that the connection is gone, which ends the stream as well.
             to.stream.poll_reset(cx).map(|_| Err(TransferError::Sink))
         })
         .await?;
-        match chunk {
-            Some(Ok(chunk)) => {
+        match step {
+            Step::Came(Some(Ok(chunk))) => {
                 came(chunk.len());
                 // The end goes out with the last bytes where they came together: no frame of its own for it.
                 let last = from.is_end_stream();
                 if let Some(kept) = kept {
                     kept.keep(&chunk, last);
                 }
+                ended = last.then_some(true);
+                if to.holds(&chunk) {
+                    to.hold(chunk);
+                    continue;
+                }
                 owed += chunk.len();
                 to.send(chunk, last)?;
-                if last {
-                    return to.until_taken().await;
-                }
             }
-            Some(Err(error)) => return Err(TransferError::Source(reset_code(&error))),
-            None => break,
+            Step::Came(Some(Err(error))) => return Err(TransferError::Source(reset_code(&error))),
+            Step::Came(None) => ended = Some(false),
+            Step::Turn => owed += to.pass_on(ended == Some(true))?,
         }
+        if let Some(ends_with_bytes) = ended.filter(|_| to.held.is_empty()) {
+            break ends_with_bytes;
+        }
+    };
+    if ends_with_bytes {
+        return to.until_taken().await;
     }
     match from.trailers().await {
         Ok(Some(mut trailers)) => {
@@ -106,14 +136,68 @@ pub(super) async fn transfer(
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(stream: &'a mut SendStream<Piece>, way: &Rc<Way>, count: &'a Cell<u64>) -> Self {
-        Self { stream, queue: Queue::new(way), count }
+    pub(super) fn new(stream: &'a mut SendStream<Piece>, way: &Rc<Way>, count: &'a Cell<u64>, pace: Pace<'a>) -> Self {
+        Self { stream, queue: Queue::new(way), count, pace, turn: Turn::default(), held: VecDeque::new() }
     }
 
     /// Queues one chunk, the `last` one with the end of the stream.
-    pub(super) fn send(&mut self, chunk: Bytes, last: bool) -> Result<(), TransferError> {
-        self.count.set(self.count.get() + chunk.len() as u64);
-        self.stream.send_data(self.queue.piece(chunk), last).map_err(|_| TransferError::Sink)
+    fn send(&mut self, chunk: Bytes, last: bool) -> Result<(), TransferError> {
+        let piece = self.queue.piece(chunk);
+        self.put(piece, last)
+    }
+
+    fn put(&mut self, piece: Piece, last: bool) -> Result<(), TransferError> {
+        self.count.set(self.count.get() + piece.len() as u64);
+        self.stream.send_data(piece, last).map_err(|_| TransferError::Sink)
+    }
+
+    /// Queues a body that is here as a whole, when it is its turn.
+    pub(super) async fn send_whole(&mut self, body: Bytes) -> Result<(), TransferError> {
+        if self.holds(&body) {
+            self.hold(body);
+            while !self.held.is_empty() {
+                poll_fn(|cx| {
+                    if self.poll_turn(cx).is_ready() {
+                        return Poll::Ready(Ok(()));
+                    }
+                    self.stream.poll_reset(cx).map(|_| Err(TransferError::Sink))
+                })
+                .await?;
+                self.pass_on(true)?;
+            }
+            return Ok(());
+        }
+        self.send(body, true)
+    }
+
+    /// Whether a chunk has to wait for its turn. The end alone does so only behind others.
+    fn holds(&self, chunk: &Bytes) -> bool {
+        !self.held.is_empty() || self.pace.is_set() && !chunk.is_empty()
+    }
+
+    /// Keeps a chunk until its turn, in pieces that go at once.
+    fn hold(&mut self, mut chunk: Bytes) {
+        while !chunk.is_empty() {
+            let piece = chunk.split_to(chunk.len().min(self.pace.piece()));
+            self.held.push_back(self.queue.piece(piece));
+        }
+    }
+
+    /// Waits for the turn of what was held longest.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.held.front() {
+            Some(piece) => self.pace.poll(&mut self.turn, piece.len(), cx),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Queues what was held longest, with the end of the stream if it is the last and that came with it. Returns its size.
+    fn pass_on(&mut self, ends: bool) -> Result<usize, TransferError> {
+        let Some(piece) = self.held.pop_front() else { return Ok(0) };
+        let size = piece.len();
+        let last = ends && self.held.is_empty();
+        self.put(piece, last)?;
+        Ok(size)
     }
 
     /// Waits until little enough is left for the stream to be forgotten: what its sender may send is free with it.

@@ -1,0 +1,153 @@
+//! Contracts about bytes: so many a second, and so many at once after a pause. GCRA (ITU-T I.371, annex A) as in `gcra`, but for whoever can
+//! wait: bytes that may not go yet are given the moment at which they may, so that all who wait go in the order in which they
+//! asked, each woken once.
+//!
+//! What is used is a moment in time, whatever the rate: so one that changes leaves nothing that could be misread.
+
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::Rate;
+
+/// Parts of a nanosecond in which time is counted, so that rounding up matters for nobody. Nine years are no more than 64 bits hold.
+const PARTS: u64 = 64;
+/// Of a second.
+const SECOND: u64 = PARTS * 1_000_000_000;
+/// Most bytes that go at once: the largest burst that is not a matter of settings.
+pub(super) const PIECE: usize = 16 * 1024;
+/// Fewest, however low the rate is: smaller pieces would cost more than they are.
+const LEAST: usize = 512;
+/// Pieces a second, at low rates.
+const SMOOTHNESS: u64 = 16;
+/// The least burst, as a part of what a second gives: timers are no finer.
+const FINENESS: u64 = SECOND / 100;
+
+/// A rate of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bandwidth {
+    per_second: NonZeroU64,
+    /// How long the burst takes at this rate.
+    burst: u64,
+}
+
+impl Bandwidth {
+    pub(super) fn new(rate: Rate) -> Self {
+        let per_second = rate.per_second;
+        let burst = time(rate.burst.get().max(PIECE as u64), per_second).max(FINENESS);
+        Self { per_second, burst }
+    }
+
+    /// How much goes at once.
+    pub(super) fn piece(self) -> usize {
+        usize::try_from(self.per_second.get() / SMOOTHNESS).unwrap_or(PIECE).clamp(LEAST, PIECE)
+    }
+}
+
+/// How long so many bytes take, rounded up.
+fn time(bytes: u64, per_second: NonZeroU64) -> u64 {
+    let time = (u128::from(bytes) * u128::from(SECOND)).div_ceil(u128::from(per_second.get()));
+    u64::try_from(time).unwrap_or(u64::MAX)
+}
+
+/// Up to which moment a bandwidth is given away. `Default` is a full burst.
+#[derive(Debug, Default)]
+pub(super) struct Reserved(AtomicU64);
+
+impl Reserved {
+    /// Gives these bytes the next turn, and returns how long it is until then. `since` is the time since a beginning that is the
+    /// same for all who ask.
+    pub(super) fn reserve(&self, bandwidth: Bandwidth, since: Duration, bytes: usize) -> Duration {
+        let (now, cost) = (moment(since), time(bytes as u64, bandwidth.per_second));
+        let after = |used: u64| used.max(now).saturating_add(cost);
+        let (Ok(before) | Err(before)) =
+            self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(after(used)));
+        let wait = after(before).saturating_sub(bandwidth.burst).saturating_sub(now);
+        Duration::from_nanos(wait.div_ceil(PARTS))
+    }
+
+    /// Takes these bytes if they may go now. What is not `urgent` leaves a quarter of the burst for what is.
+    pub(super) fn take(&self, bandwidth: Bandwidth, since: Duration, bytes: usize, urgent: bool) -> bool {
+        let (now, cost) = (moment(since), time(bytes as u64, bandwidth.per_second));
+        let kept = if urgent { 0 } else { bandwidth.burst / 4 };
+        let most = now.saturating_add(bandwidth.burst - kept);
+        let taken = |used: u64| Some(used.max(now).saturating_add(cost)).filter(|after| *after <= most);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
+    }
+
+    /// A full burst again.
+    pub(super) fn refill(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+fn moment(since: Duration) -> u64 {
+    u64::try_from(since.as_nanos() * u128::from(PARTS)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bandwidth(per_second: u64, burst: u64) -> Bandwidth {
+        let [per_second, burst] = [per_second, burst].map(|n| NonZeroU64::new(n).unwrap());
+        Bandwidth::new(Rate { per_second, burst })
+    }
+
+    /// In any stretch of time no more goes than the burst and what the time gives, and all of that if it is asked for.
+    #[test]
+    fn what_goes_is_what_the_rate_and_the_burst_give() {
+        for (per_second, burst) in [(1_000, 20_000), (3, 16_384), (100_000_000, 5_000_000), (7_777_777, 1_000_000)] {
+            let (bandwidth, reserved) = (bandwidth(per_second, burst), Reserved::default());
+            let (mut now, mut waited) = (Duration::from_secs(5), Duration::ZERO);
+            let mut gone: Vec<(Duration, u64)> = Vec::new();
+            // Asks again as soon as it may go, but for a pause now and then.
+            for n in 1..500_usize {
+                let bytes = 1 + n * 7919 % bandwidth.piece();
+                let wait = reserved.reserve(bandwidth, now, bytes);
+                (now, waited) = (now + wait, waited + wait);
+                gone.push((now, bytes as u64));
+                if n % 100 == 0 {
+                    now += Duration::from_secs(1);
+                }
+            }
+            for (first, (from, _)) in gone.iter().enumerate().step_by(17) {
+                let mut sum = 0;
+                for (at, bytes) in &gone[first..] {
+                    sum += bytes;
+                    let given = (*at - *from).as_secs_f64() * per_second as f64 + burst as f64;
+                    assert!(sum as f64 <= given + 1.0, "{sum} of {given} at {per_second}");
+                }
+            }
+            let sum = gone.iter().map(|(_, bytes)| bytes).sum::<u64>();
+            let expected = waited.as_secs_f64() * per_second as f64;
+            assert!(sum as f64 >= expected - 1.0, "{sum} while {expected} would have gone in {waited:?}");
+        }
+    }
+
+    #[test]
+    fn who_asked_first_goes_first_and_nobody_at_once_with_another() {
+        let (bandwidth, reserved) = (bandwidth(16_384, 16_384), Reserved::default());
+        let now = Duration::from_secs(1);
+        let waits: Vec<u64> = (0..4).map(|_| reserved.reserve(bandwidth, now, PIECE).as_secs()).collect();
+        assert_eq!(waits, [0, 1, 2, 3]);
+        reserved.refill();
+        assert_eq!(reserved.reserve(bandwidth, now, PIECE), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_quarter_is_kept_for_what_is_urgent() {
+        let (bandwidth, reserved) = (bandwidth(1, 100_000), Reserved::default());
+        let now = Duration::from_secs(1);
+        let take = |urgent| (0..).take_while(|_| reserved.take(bandwidth, now, 1_000, urgent)).count();
+        assert_eq!((take(false), take(true), take(false)), (75, 25, 0));
+    }
+
+    #[test]
+    fn a_burst_is_no_less_than_can_be_kept_to() {
+        assert_eq!(bandwidth(1_000_000_000, 1).burst, FINENESS);
+        assert_eq!(bandwidth(1, 1).burst, time(PIECE as u64, NonZeroU64::MIN));
+        assert_eq!([1, 160_000, u64::MAX].map(|rate| bandwidth(rate, 1).piece()), [512, 10_000, PIECE]);
+        assert_eq!(Reserved::default().reserve(bandwidth(1, 1), Duration::MAX, PIECE), Duration::ZERO);
+    }
+}
