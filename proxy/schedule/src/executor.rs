@@ -23,7 +23,7 @@ use crate::slice::SLICE;
 use crate::spent::Sum;
 use crate::task::Group;
 use crate::work::{Marks, Sampler};
-use crate::{GroupKey, TenantId, Weight};
+use crate::{GroupKey, Share, TenantId};
 
 /// Time that tasks run before the event loop has its turn, in nanoseconds.
 pub const QUANTUM: u64 = 200_000;
@@ -123,9 +123,9 @@ impl Handle {
         Group::new(&self.0, key)
     }
 
-    /// Changes the weight of a tenant that runs here. One that comes later has the weight that the ledger names then.
-    pub fn set_weight(&self, tenant: TenantId, weight: Weight) {
-        self.0.fair.borrow_mut().set_weight(tenant, weight);
+    /// Changes the share of a tenant that runs here. One that comes later has the share that the ledger names then.
+    pub fn set_share(&self, tenant: TenantId, share: Share) {
+        self.0.fair.borrow_mut().set_share(tenant, share);
     }
 
     /// Shows the accounts of the tenants that have a group here.
@@ -144,9 +144,9 @@ impl Local {
     pub(crate) fn join(&self, key: GroupKey) -> usize {
         let mut opened = None;
         let (slot, tenant) = self.fair.borrow_mut().join(key, || {
-            let (account, weight) = self.ledger.open(key.tenant);
+            let (account, share) = self.ledger.open(key.tenant);
             opened = Some(account);
-            weight
+            share
         });
         if let Some(account) = opened {
             self.meter.borrow_mut().admit(tenant, account, &*self.clock);
@@ -215,7 +215,8 @@ impl Local {
         }
         self.slice_end.set(u64::MAX);
         self.now.set(None);
-        self.meter.borrow_mut().pause(now, &*self.clock);
+        let beside = self.meter.borrow_mut().pause(now, &*self.clock);
+        self.fair.borrow_mut().pass(beside);
         if !self.fair.borrow().is_idle() {
             return Poll::Ready(());
         }

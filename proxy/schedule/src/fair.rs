@@ -12,16 +12,19 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use slab::Slab;
 
-use crate::{GroupKey, TenantId, Weight};
+use crate::reserve::{AHEAD, Promise, Reserve};
+use crate::{GroupKey, Share, TenantId, Weight};
 
 /// Cost over weight. Wide enough for ever: with 64 bits a day of work at full precision would wrap.
-type Virtual = u128;
+pub(crate) type Virtual = u128;
 
 /// Who shares on one level, and who of them is next.
 #[derive(Debug, Default)]
 struct Level {
     runnable: Line,
-    /// Start tag of the one in service; when nobody is left, the end of the last busy period.
+    /// Of those who can run, the ones that were promised a part.
+    reserve: Reserve,
+    /// Start tag of the one whose turn came last by weight; when nobody is left, the end of the last busy period.
     now: Virtual,
     latest_finish: Virtual,
     /// Makes equal start tags run in the order of their arrival.
@@ -29,10 +32,10 @@ struct Level {
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    start: Virtual,
+pub(crate) struct Place {
+    pub(crate) start: Virtual,
     arrival: u64,
-    slot: usize,
+    pub(crate) slot: usize,
 }
 
 /// A heap that keeps its first place beside it: alone nobody pays for a heap, and who goes back into the line moves the others
@@ -63,6 +66,10 @@ impl Line {
         self.first.take().or_else(|| self.rest.pop().map(|Reverse(place)| place))
     }
 
+    fn first(&self) -> Option<&Place> {
+        self.first.as_ref().or_else(|| self.rest.peek().map(|Reverse(place)| place))
+    }
+
     fn is_empty(&self) -> bool {
         self.first.is_none() && self.rest.is_empty()
     }
@@ -75,6 +82,7 @@ struct Standing {
     finish: Virtual,
     /// Virtual time of a nanosecond.
     rate: u64,
+    promise: Promise,
     state: State,
 }
 
@@ -86,8 +94,9 @@ enum State {
 }
 
 impl Standing {
-    fn new(weight: Weight) -> Self {
-        Self { start: 0, finish: 0, rate: weight.rate(), state: State::Idle }
+    fn new(share: Share) -> Self {
+        let Share { weight, at_least } = share;
+        Self { start: 0, finish: 0, rate: weight.rate(), promise: Promise::new(at_least), state: State::Idle }
     }
 }
 
@@ -95,34 +104,66 @@ impl Level {
     /// Lets one run again that had nothing to do.
     fn wake(&mut self, who: &mut Standing, slot: usize) {
         if who.state == State::Idle {
-            self.enter(who, slot, who.finish.max(self.now));
+            self.enter(who, slot, who.finish.max(self.now), true);
         }
     }
 
-    fn enter(&mut self, who: &mut Standing, slot: usize, start: Virtual) {
+    /// Puts one into its line, after a rest (`anew`) or after a turn.
+    fn enter(&mut self, who: &mut Standing, slot: usize, start: Virtual, anew: bool) {
         who.start = start;
         who.state = State::Runnable;
         self.arrivals += 1;
-        self.runnable.push(Place { start, arrival: self.arrivals, slot });
+        let place = Place { start, arrival: self.arrivals, slot };
+        match who.promise.is_any() {
+            true => self.reserve.push(place, &mut who.promise, anew),
+            false => self.runnable.push(place),
+        }
     }
 
     /// The slot of who runs next.
     fn pick(&mut self) -> Option<usize> {
-        let Place { start, slot, .. } = self.runnable.pop()?;
+        let by_weight = match self.reserve.is_empty() {
+            true => self.runnable.pop(),
+            false => {
+                // Out of its turn: the others' time does not go on to where it stands.
+                if let Some(place) = self.reserve.pop_behind() {
+                    return Some(place.slot);
+                }
+                self.reserve.pop_before(self.runnable.first()).or_else(|| self.runnable.pop())
+            }
+        };
+        let Place { start, slot, .. } = by_weight?;
         self.now = start;
         Some(slot)
     }
 
+    fn is_idle(&self) -> bool {
+        self.runnable.is_empty() && self.reserve.is_empty()
+    }
+
     /// Ends the turn of the one in service.
     fn charge(&mut self, who: &mut Standing, slot: usize, cost: u64, again: bool) {
-        who.finish = who.start + Virtual::from(cost) * Virtual::from(who.rate);
+        let of_rate = |time: u64| Virtual::from(time) * Virtual::from(who.rate);
+        who.finish = who.start + of_rate(cost);
+        self.reserve.pass(cost);
+        if who.promise.is_any() {
+            self.reserve.pay(&mut who.promise, cost);
+            who.finish = who.finish.min(self.now + of_rate(AHEAD + cost));
+        }
         self.latest_finish = self.latest_finish.max(who.finish);
         who.state = State::Idle;
         if again {
-            self.enter(who, slot, who.finish);
-        } else if self.runnable.is_empty() {
+            self.enter(who, slot, who.finish, false);
+        } else if self.is_idle() {
             self.now = self.latest_finish;
         }
+    }
+
+    /// What one had by a promise that it has no more is not held against it.
+    fn forgive(&mut self, who: &mut Standing, slot: usize) {
+        who.start = who.start.min(self.now);
+        who.finish = who.finish.min(self.now);
+        self.reserve.bring_forward(slot, self.now);
     }
 
     /// Whether forgetting this one would forgive it nothing.
@@ -187,20 +228,20 @@ impl<T> Default for Fair<T> {
 }
 
 impl<T> Fair<T> {
-    /// Adds a member to a group, which begins to exist with its first one. A tenant that is new gets this weight. Returns
+    /// Adds a member to a group, which begins to exist with its first one. A tenant that is new gets this share. Returns
     /// where to push, and the tenant's place.
-    pub(crate) fn join(&mut self, key: GroupKey, weight: impl FnOnce() -> Weight) -> (usize, usize) {
+    pub(crate) fn join(&mut self, key: GroupKey, share: impl FnOnce() -> Share) -> (usize, usize) {
         self.forget_some();
         if let Some(&slot) = self.flow_slots.get(&key) {
             self.flows[slot].members += 1;
             return (slot, self.flows[slot].tenant);
         }
         let tenant = *self.tenant_slots.entry(key.tenant).or_insert_with(|| {
-            let standing = Standing::new(weight());
+            let standing = Standing::new(share());
             self.tenants.insert(Tenant { id: key.tenant, standing, flows: Level::default(), count: 0 })
         });
         self.tenants[tenant].count += 1;
-        let standing = Standing::new(Weight::DEFAULT);
+        let standing = Standing::new(Share::of(Weight::DEFAULT));
         let slot = self.flows.insert(Flow { key, tenant, standing, queue: VecDeque::new(), members: 1 });
         self.flow_slots.insert(key, slot);
         (slot, tenant)
@@ -216,11 +257,21 @@ impl<T> Fair<T> {
         }
     }
 
-    /// Changes a tenant's weight from its next turn on. One that is not here gets it when it comes.
-    pub(crate) fn set_weight(&mut self, tenant: TenantId, weight: Weight) {
+    /// Changes a tenant's share from its next turn on. One that is not here gets it when it comes.
+    pub(crate) fn set_share(&mut self, tenant: TenantId, Share { weight, at_least }: Share) {
         if let Some(&slot) = self.tenant_slots.get(&tenant) {
-            self.tenants[slot].standing.rate = weight.rate();
+            let standing = &mut self.tenants[slot].standing;
+            standing.rate = weight.rate();
+            if standing.promise.part > at_least {
+                self.level.forgive(standing, slot);
+            }
+            standing.promise.part = at_least;
         }
+    }
+
+    /// The worker did something else for so long.
+    pub(crate) fn pass(&mut self, nanoseconds: u64) {
+        self.level.reserve.pass(nanoseconds);
     }
 
     /// Queues an item behind the others of its group.
@@ -251,13 +302,13 @@ impl<T> Fair<T> {
         let flow = &mut self.flows[slot];
         let tenant = &mut self.tenants[flow.tenant];
         tenant.flows.charge(&mut flow.standing, slot, cost, !flow.queue.is_empty());
-        let again = !tenant.flows.runnable.is_empty();
+        let again = !tenant.flows.is_idle();
         self.level.charge(&mut tenant.standing, flow.tenant, cost, again);
     }
 
     /// Whether nothing is queued.
     pub(crate) fn is_idle(&self) -> bool {
-        self.level.runnable.is_empty() && self.in_service.is_none_or(|slot| self.flows[slot].queue.is_empty())
+        self.level.is_idle() && self.in_service.is_none_or(|slot| self.flows[slot].queue.is_empty())
     }
 
     /// Who is here, by place.

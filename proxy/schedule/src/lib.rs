@@ -14,6 +14,7 @@ mod executor;
 mod fair;
 mod meter;
 mod remote;
+mod reserve;
 mod slice;
 mod spent;
 mod task;
@@ -28,6 +29,7 @@ pub use account::{Account, DELAY_BOUNDS, SLOW_POLL, Usage};
 pub use clock::{Clock, SystemClock};
 pub use executor::{Executor, Handle, QUANTUM};
 pub use meter::Ledger;
+pub use reserve::Part;
 pub use slice::{SLICE, poll_slice, rest, slice_spent};
 pub use spent::Spent;
 pub use task::{Group, Task};
@@ -87,5 +89,21 @@ impl Weight {
     /// Virtual time of a nanosecond. A division once, and none per poll; exact to 0.1 % at the largest weight.
     fn rate(self) -> u64 {
         (1 << 24) / u64::from(self.0.get())
+    }
+}
+
+/// What a tenant has of a worker's time while it wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// In proportion to the others.
+    pub weight: Weight,
+    /// The least, whatever the others weigh. Those of all tenants together must not be more than all of it, else none is kept.
+    pub at_least: Part,
+}
+
+impl Share {
+    /// By weight alone.
+    pub fn of(weight: Weight) -> Self {
+        Self { weight, at_least: Part::default() }
     }
 }

@@ -11,7 +11,7 @@ use crate::account::Account;
 use crate::clock::Clock;
 use crate::executor::QUANTUM;
 use crate::work::WORKS;
-use crate::{TenantId, Weight};
+use crate::{Share, TenantId};
 
 /// A poll that seems to take longer is measured with the thread's clock, in nanoseconds.
 const SUSPICIOUS: u64 = 300_000;
@@ -21,8 +21,8 @@ const INTERVAL: u64 = 10_000_000;
 /// Where accounts come from. A worker asks on its own thread, in the middle of its work: what answers must not block, spawn
 /// or wake anything.
 pub trait Ledger {
-    /// The account and the weight of a tenant that begins to run here.
-    fn open(&self, tenant: TenantId) -> (Arc<Account>, Weight);
+    /// The account and the share of a tenant that begins to run here.
+    fn open(&self, tenant: TenantId) -> (Arc<Account>, Share);
 
     /// A task of this tenant has panicked. The task is gone; everybody else goes on.
     fn panicked(&self, tenant: TenantId) {
@@ -47,6 +47,8 @@ pub(crate) struct Meter {
     ran: Vec<usize>,
     /// What they took together.
     measured: u64,
+    /// Overhead that was booked since the worker last went back to its event loop.
+    beside: u64,
     /// The thread's processor time, and the time, when the accounts were last settled.
     settled_cpu: u64,
     settled_at: u64,
@@ -54,7 +56,7 @@ pub(crate) struct Meter {
 
 impl Meter {
     pub(crate) fn new(overhead: Arc<Account>) -> Self {
-        Self { tallies: Vec::new(), overhead, ran: Vec::new(), measured: 0, settled_cpu: 0, settled_at: 0 }
+        Self { tallies: Vec::new(), overhead, ran: Vec::new(), measured: 0, beside: 0, settled_cpu: 0, settled_at: 0 }
     }
 
     /// Gives a place to a tenant that is new here. Another may have had it before.
@@ -108,12 +110,14 @@ impl Meter {
         }
     }
 
-    /// To be called when the worker goes back to its event loop.
-    pub(crate) fn pause(&mut self, now: u64, clock: &dyn Clock) {
+    /// To be called when the worker goes back to its event loop. Returns the time that was nobody's, in nanoseconds, since that was
+    /// last told.
+    pub(crate) fn pause(&mut self, now: u64, clock: &dyn Clock) -> u64 {
         if self.measured >= QUANTUM || now.saturating_sub(self.settled_at) >= INTERVAL {
             self.settled_at = now;
             self.settle(clock.thread_cpu());
         }
+        std::mem::take(&mut self.beside)
     }
 
     /// Books what was measured, in proportion, and the rest as overhead.
@@ -130,6 +134,7 @@ impl Meter {
             booked += share;
         }
         self.overhead.add_cpu(spent - booked);
+        self.beside += spent - booked;
         self.measured = 0;
         self.settled_cpu = self.settled_cpu.max(cpu);
     }

@@ -149,7 +149,7 @@ impl Process {
         }
 
         let sources = control::identities::sources(&config.identities).context("identities")?;
-        metrics.tenants().limit(Pools::of(config.max_connections, &config.limits));
+        metrics.tenants().limit(Pools::of(config.max_connections, config.workers, &config.limits));
         let names = metrics.tenants().names();
         let tenants = Registry::new(metrics.tenants(), config.tenants.clone());
         let store = Arc::new(WorldStore::with_tenants(sources, tenants));

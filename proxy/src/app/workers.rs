@@ -188,7 +188,8 @@ async fn serve(seed: Seed, groups: Groups) {
         };
         serving.follow(state);
         if followed.replace(state.generation) != Some(state.generation) {
-            worker.groups.follow(&worker.world.load().tenants);
+            let workers = worker.flows.metrics().ledger().workers();
+            worker.groups.follow(&worker.world.load().tenants, workers);
             if watch.as_mut().is_some_and(|watch| watch.look(&worker)) {
                 serving.peers_changed();
             }

@@ -126,7 +126,7 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         text => Ok(Some(text.to_owned())),
     });
     let limits = limits::limits(&mut top);
-    let tenants = tenants::tenants(&mut top, Pools::of(max_connections, &limits));
+    let tenants = tenants::tenants(&mut top, Pools::of(max_connections, workers, &limits));
     top.finish(&[]);
     let (policy_source, tenants_from_xds) = policy_source?;
     Some(Config {

@@ -23,6 +23,11 @@ pub(super) fn tenants(top: &mut Section<'_>, pools: Pools) -> TenantConfig {
     let Some(mut section) = top.field("tenants").and_then(|field| field.section(EXAMPLE)) else { return config };
     if let Some(mut default) = section.field("default").and_then(|field| field.section("{weight: 1}")) {
         config.default = settings(&mut default);
+        if config.default.guarantee.cpu_millis.is_some() {
+            default.refuse_whole(
+                "guarantee.cpu: nobody knows how many endpoints there will be, so it could not be kept; guarantee it to a group",
+            );
+        }
         default.finish(&[]);
     }
     let groups = section.field("groups").and_then(|field| field.list(&format!("[{GROUP}]")));

@@ -615,6 +615,10 @@ fn mistakes_in_tenants_are_named() {
             "2:94: tenants.groups[1]: guarantee.connections: 60000 with what other tenants are guaranteed, and max_connections is 50000; lower one of them",
         ),
         (
+            "[{name: a, members: {endpoint_ids: [1]}, guarantee: {cpu: 2}}]",
+            "2:20: tenants.groups[0]: guarantee.cpu: 2000m with what other tenants are guaranteed, and workers: 2 can guarantee 1800m, nine tenths of their time; lower one of them",
+        ),
+        (
             "[{name: a, members: {}}]",
             "2:39: tenants.groups[0].members: there are none; write {endpoint_ids: [69], addresses: [10.244.1.17, 10.244.2.0/28], identities: [32226]}",
         ),
@@ -647,10 +651,18 @@ fn mistakes_in_tenants_are_named() {
             "2:58: tenants.groups[0].limits: unknown key; known are name, members, weight, shadow, isolation, guarantee, ceilings, policy",
         ),
     ];
-    let found: Vec<Vec<String>> =
-        cases.iter().map(|(groups, _)| errors(&format!("xds: {{}}\ntenants: {{groups: {groups}}}"))).collect();
+    let found: Vec<Vec<String>> = cases
+        .iter()
+        .map(|(groups, _)| errors(&format!("xds: {{}}\ntenants: {{groups: {groups}}}\nworkers: 2")))
+        .collect();
     let expected: Vec<_> = cases.iter().map(|(_, expected)| vec![(*expected).to_owned()]).collect();
     assert_eq!(found, expected, "{found:#?}");
+    assert_eq!(
+        errors("xds: {}\ntenants: {default: {guarantee: {cpu: 10m}}}"),
+        [
+            "2:20: tenants.default: guarantee.cpu: nobody knows how many endpoints there will be, so it could not be kept; guarantee it to a group"
+        ]
+    );
 }
 
 #[test]

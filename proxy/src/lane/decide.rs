@@ -7,16 +7,18 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use tollgate_schedule::TenantId;
+use tollgate_schedule::{Part, TenantId};
 
 use crate::tenant::Isolation;
 
 /// So many slow polls ([`tollgate_schedule::SLOW_POLL`]) within that time.
 const SLOW_POLLS: u64 = 3;
 const SLOW_WITHIN: Duration = Duration::from_secs(1);
-/// A hog uses more than so many times what the others get on average, by weight, and at least this part of a processor: …
+/// A hog uses more than so many times what the others get on average, by weight, and at least this part of a processor
 const HOG_FACTOR: u128 = 2;
 const HOG_LEAST_PERCENT: u128 = 25;
+/// and so much of what it is guaranteed, if anything is; …
+const BEYOND_PERCENT: u128 = 125;
 /// … for so long, …
 const HOGS_FOR: Duration = Duration::from_millis(500);
 /// … while the others wait for longer than this before each poll, on average.
@@ -74,6 +76,8 @@ pub(crate) struct Used {
 pub(crate) struct Sample {
     pub(crate) tenant: TenantId,
     pub(crate) weight: u32,
+    /// What it is guaranteed of the worker.
+    pub(crate) at_least: Part,
     pub(crate) isolation: Isolation,
     pub(crate) on_worker: Used,
     pub(crate) in_lane: Used,
@@ -199,6 +203,7 @@ impl Sample {
         let weight_of_others = u128::from(all.weight).saturating_sub(if own > 0 { weight } else { 0 });
         weight_of_others > 0
             && u128::from(own) * 100 >= all.elapsed * HOG_LEAST_PERCENT
+            && u128::from(own) * 1_000_000 * 100 > all.elapsed * u128::from(self.at_least.millionths()) * BEYOND_PERCENT
             && u128::from(own) * weight_of_others > HOG_FACTOR * u128::from(others) * weight
     }
 

@@ -84,6 +84,7 @@ impl Watch {
             samples.push(Sample {
                 tenant,
                 weight: settings.weight,
+                at_least: settings.guarantee.of_a_worker(own.workers()),
                 isolation: settings.isolation,
                 on_worker: used(&before[0], &now[0]),
                 in_lane: used(&before[1], &now[1]),

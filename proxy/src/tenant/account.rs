@@ -153,6 +153,11 @@ impl Ledger {
     }
 
     /// What limits count.
+    /// Worker threads, of whose time tenants have parts.
+    pub(crate) fn workers(&self) -> u32 {
+        self.commons.pools().workers
+    }
+
     pub(super) fn commons(&self) -> &Arc<Commons> {
         &self.commons
     }

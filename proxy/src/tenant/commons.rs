@@ -21,22 +21,31 @@ pub struct Pools {
     pub connections: u32,
     /// Requests under way.
     pub in_flight: u32,
+    /// Worker threads, of whose time tenants have parts.
+    pub workers: u32,
     /// Count what is over a share, and let it pass.
     pub shadow: bool,
 }
 
 impl Default for Pools {
-    /// No end to it.
+    /// No end to it, and one worker.
     fn default() -> Self {
-        Self { connections: u32::MAX, in_flight: u32::MAX, shadow: false }
+        Self { connections: u32::MAX, in_flight: u32::MAX, workers: 1, shadow: false }
     }
 }
 
 impl Pools {
     /// What this configuration has.
-    pub fn of(max_connections: usize, limits: &Limits) -> Self {
+    pub fn of(max_connections: usize, workers: usize, limits: &Limits) -> Self {
         let connections = u32::try_from(max_connections).unwrap_or(u32::MAX);
-        Self { connections, in_flight: limits.in_flight, shadow: limits.shadow }
+        let workers = u32::try_from(workers).unwrap_or(u32::MAX);
+        Self { connections, in_flight: limits.in_flight, workers, shadow: limits.shadow }
+    }
+
+    /// Thousandths of a processor that may be guaranteed. A tenth of the workers' time is for accepting, chores and those who are
+    /// guaranteed nothing.
+    pub(super) fn cpu_millis(self) -> u64 {
+        u64::from(self.workers) * 900
     }
 }
 

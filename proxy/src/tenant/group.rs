@@ -89,6 +89,19 @@ pub enum GroupError {
         /// How many there are.
         total: u32,
     },
+    /// More processor time is guaranteed than workers have.
+    #[error(
+        "guarantee.cpu: {promised}m with what other tenants are guaranteed, and workers: {workers} can guarantee {total}m, nine \
+         tenths of their time; lower one of them"
+    )]
+    GuaranteedCpu {
+        /// Thousandths of a processor, to all tenants so far.
+        promised: u64,
+        /// Worker threads.
+        workers: u32,
+        /// Thousandths of a processor.
+        total: u64,
+    },
     /// A setting is out of its range.
     #[error("{0}")]
     Setting(String),
@@ -187,11 +200,12 @@ pub struct Claims {
     promised: Promised,
 }
 
-/// Places that are guaranteed to all together.
+/// What is guaranteed to all together.
 #[derive(Clone, Copy, Debug, Default)]
 struct Promised {
     connections: u64,
     in_flight: u64,
+    cpu_millis: u64,
 }
 
 impl Promised {
@@ -203,8 +217,14 @@ impl Promised {
                 false => Ok(promised),
             }
         };
-        let Guarantee { connections, in_flight, .. } = *guarantee;
+        let Guarantee { connections, in_flight, memory_bytes: _, cpu_millis } = *guarantee;
+        let cpu_millis = self.cpu_millis + cpu_millis.map_or(0, |millis| u64::from(millis.get()));
+        if cpu_millis > pools.cpu_millis() {
+            let total = pools.cpu_millis();
+            return Err(GroupError::GuaranteedCpu { promised: cpu_millis, workers: pools.workers, total });
+        }
         Ok(Self {
+            cpu_millis,
             connections: more(self.connections, connections, pools.connections, "connections", "max_connections")?,
             in_flight: more(self.in_flight, in_flight, pools.in_flight, "in_flight", "limits.in_flight")?,
         })

@@ -5,6 +5,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use serde::Serialize;
 use serde_json::Value;
 use tollgate_proto::tenant as proto;
+use tollgate_schedule::Part;
 
 use super::commons::Space;
 
@@ -19,6 +20,7 @@ const ENFORCED: &[&str] = &[
     "isolation",
     "guarantee.connections",
     "guarantee.in_flight",
+    "guarantee.cpu_millis",
     "ceilings.connections",
     "ceilings.new_connections",
     "ceilings.requests",
@@ -87,12 +89,19 @@ pub struct Guarantee {
     /// Bytes of buffers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<NonZeroU64>,
-    /// Thousandths of a CPU.
+    /// Thousandths of a CPU, of all workers together and the same part of each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_millis: Option<NonZeroU32>,
 }
 
 impl Guarantee {
+    /// The part of each of so many workers' time.
+    pub(crate) fn of_a_worker(&self, workers: u32) -> Part {
+        let millionths = |millis: NonZeroU32| u64::from(millis.get()) * 1000 / u64::from(workers.max(1));
+        let millionths = self.cpu_millis.map_or(0, |millis| millionths(millis).max(1));
+        Part::of_millionths(u32::try_from(millionths).unwrap_or(u32::MAX))
+    }
+
     /// Of places.
     pub(super) fn of(&self, space: Space) -> Option<NonZeroU32> {
         match space {

@@ -398,14 +398,25 @@ fn the_overflow_never_goes_back() {
 #[test]
 fn guarantees_that_exceed_what_there_is_are_set_aside() {
     let books = Arc::new(Books::default());
-    books.limit(Pools { connections: 100, in_flight: 50, shadow: false });
+    books.limit(Pools { connections: 100, in_flight: 50, workers: 2, shadow: false });
     let mut registry = Registry::new(Arc::clone(&books), TenantConfig::default());
     let guaranteed = |name: &str, endpoint, connections, in_flight| {
         let guarantee = proto::Guarantee { connections, in_flight, ..proto::Guarantee::default() };
         Tenant { guarantee: Some(guarantee), ..resource(name, &[endpoint], &[], &[]) }
     };
-    let groups =
-        [guaranteed("a", 1, 60, 0), guaranteed("b", 2, 41, 0), guaranteed("c", 3, 40, 50), guaranteed("d", 4, 0, 1)];
+    let cpu = |name: &str, endpoint, cpu_millis| {
+        let guarantee = proto::Guarantee { cpu_millis, ..proto::Guarantee::default() };
+        Tenant { guarantee: Some(guarantee), ..resource(name, &[endpoint], &[], &[]) }
+    };
+    let groups = [
+        guaranteed("a", 1, 60, 0),
+        guaranteed("b", 2, 41, 0),
+        guaranteed("c", 3, 40, 50),
+        guaranteed("d", 4, 0, 1),
+        cpu("e", 5, 1000),
+        cpu("f", 6, 801),
+        cpu("g", 7, 800),
+    ];
     registry.deliver(delivered(&groups), &Snapshot::empty());
     let refused: Vec<&str> = registry.refused().iter().map(|refused| &*refused.reason).collect();
     assert_eq!(
@@ -413,6 +424,7 @@ fn guarantees_that_exceed_what_there_is_are_set_aside() {
         [
             "guarantee.connections: 101 with what other tenants are guaranteed, and max_connections is 100; lower one of them",
             "guarantee.in_flight: 51 with what other tenants are guaranteed, and limits.in_flight is 50; lower one of them",
+            "guarantee.cpu: 1801m with what other tenants are guaranteed, and workers: 2 can guarantee 1800m, nine tenths of their time; lower one of them",
         ]
     );
 }

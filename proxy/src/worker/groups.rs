@@ -2,7 +2,7 @@
 
 use tollgate_schedule::{Account, Group, GroupKey, Handle, TenantId};
 
-use super::run::weight;
+use super::run::share;
 use crate::tenant::Table;
 
 /// Makes the groups that the tasks of a worker run in.
@@ -26,10 +26,10 @@ impl Groups {
         Self { system: built_in(TenantId::SYSTEM), accept: built_in(TenantId::ACCEPT), handle, fairness }
     }
 
-    /// Lets tenants have the weights of this table from now on.
-    pub(crate) fn follow(&self, tenants: &Table) {
+    /// Lets tenants have the shares of this table from now on, on each of so many workers.
+    pub(crate) fn follow(&self, tenants: &Table, workers: u32) {
         for (tenant, settings) in tenants.groups() {
-            self.handle.set_weight(tenant, weight(settings));
+            self.handle.set_share(tenant, share(settings, workers));
         }
     }
 

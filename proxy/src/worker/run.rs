@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
-use tollgate_schedule::{Account, Executor, Ledger, SystemClock, TenantId, Weight};
+use tollgate_schedule::{Account, Executor, Ledger, Part, Share, SystemClock, TenantId, Weight};
 
 use super::Groups;
 use crate::control::WorldStore;
@@ -59,16 +59,24 @@ impl Accounts {
 }
 
 impl Ledger for Accounts {
-    fn open(&self, tenant: TenantId) -> (Arc<Account>, Weight) {
+    fn open(&self, tenant: TenantId) -> (Arc<Account>, Share) {
         // An id of no table has no account; what it costs is nobody's.
         let account = self.metrics.ledger().account(tenant).map(tenant::Account::scheduled).unwrap_or_default();
-        (account, weight(self.world.load().tenants.settings(tenant)))
+        let share = share(self.world.load().tenants.settings(tenant), self.metrics.ledger().workers());
+        match tenant {
+            TenantId::SYSTEM | TenantId::ACCEPT => (account, Share { at_least: CHORES, ..share }),
+            _ => (account, share),
+        }
     }
 }
 
-/// The scheduler's weight of a tenant with these settings. Its unit is finer, so that weights from 1 to
-/// [`tenant::MAX_WEIGHT`] keep their proportions.
-pub(super) fn weight(settings: &tenant::Settings) -> Weight {
+/// What a worker's own chores, and accepting, have of its time in any case: they must not wait for what is guaranteed to tenants,
+/// which is less than all of it ([`tenant::Pools`]) by this much for each of them.
+const CHORES: Part = Part::of_millionths(50_000);
+
+/// The scheduler's share of a tenant with these settings, on each of so many workers.
+pub(super) fn share(settings: &tenant::Settings, workers: u32) -> Share {
+    // Its unit is finer, so that weights from 1 to the largest keep their proportions.
     const UNIT: u32 = Weight::MAX / tenant::MAX_WEIGHT;
-    Weight::new(settings.weight * UNIT)
+    Share { weight: Weight::new(settings.weight * UNIT), at_least: settings.guarantee.of_a_worker(workers) }
 }

@@ -152,6 +152,17 @@ fn a_tenant_has_its_weight() {
     assert!((2.4..3.75).contains(&ratio), "{heavy} : {light} = {ratio}");
 }
 
+/// A guarantee counts more than any weight: 6 of 10 to a tenant that by weight has one.
+#[test]
+fn a_tenant_has_what_it_is_guaranteed() {
+    let light = "{ name: light, members: { endpoint_ids: [7] }, guarantee: { cpu: 600m } }";
+    let heavy = "{ name: heavy, members: { endpoint_ids: [8] }, weight: 9 }";
+    let (guaranteed, other) = answers(&format!("tenants: {{ groups: [{light}, {heavy}] }}"), [8, 8]);
+    let part = guaranteed / (guaranteed + other);
+    // Of the worker's time, of which its event loop takes a part.
+    assert!((0.55..0.85).contains(&part), "{guaranteed} and {other}: {part}");
+}
+
 /// Length of the turns of each thread of a process, by its name, in nanoseconds; `None` where the kernel does not say.
 fn turns(process: u32) -> Option<Vec<(String, u64)>> {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();

@@ -4,10 +4,13 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::key;
 use crate::fair::Fair;
-use crate::{GroupKey, TenantId, Weight};
+use crate::reserve::AHEAD;
+use crate::{GroupKey, Part, Share, TenantId, Weight};
 
 const TENANTS: usize = 6;
 const FLOWS: usize = 4;
+/// What tenants are promised, in millionths. They have nothing to fear of the others' weights, and are not compared with them.
+const PROMISED: [u32; TENANTS] = [300_000, 0, 150_000, 0, 0, 0];
 
 /// The same numbers in every run (xorshift64*).
 struct Random(u64);
@@ -71,7 +74,41 @@ impl<const N: usize> Ledger<N> {
     }
 }
 
+/// What one was given of what it is promised, while it wanted to run.
+#[derive(Default)]
+struct Promised {
+    part: u128,
+    backlog: usize,
+    /// When it began to want to run, in the worker's time.
+    since: Option<u128>,
+    given: u128,
+    longest: u128,
+    checked: usize,
+}
+
+impl Promised {
+    /// Notes whether `now` it wants to run.
+    fn note(&mut self, now: u128) {
+        match (self.backlog > 0, self.since) {
+            (true, None) => (self.since, self.given) = (Some(now), 0),
+            (false, _) => self.since = None,
+            (true, Some(_)) => {}
+        }
+    }
+
+    /// It has what it is promised, but for what `late` (the longest turns of those who may come before it) costs.
+    fn check(&mut self, now: u128, late: u128) {
+        let Some(since) = self.since.filter(|_| self.part > 0) else { return };
+        let owed = (now - since).saturating_sub(late + u128::from(AHEAD)) * self.part / 1_000_000;
+        assert!(self.given + 2 * self.longest >= owed, "was given {} of {owed}", self.given);
+        self.checked += usize::from(owed > 2 * self.longest);
+    }
+}
+
 struct Model {
+    /// The worker's.
+    time: u128,
+    promised: [Promised; TENANTS],
     fair: Fair<(GroupKey, u64)>,
     random: Random,
     slots: HashMap<GroupKey, usize>,
@@ -88,6 +125,8 @@ struct Model {
 impl Model {
     fn new(seed: u64) -> Self {
         Self {
+            time: 0,
+            promised: PROMISED.map(|part| Promised { part: part.into(), ..Promised::default() }),
             fair: Fair::default(),
             random: Random(seed),
             slots: HashMap::new(),
@@ -107,14 +146,19 @@ impl Model {
         key(tenant as u32, self.random.below(FLOWS) as u32)
     }
 
+    fn share(&self, tenant: usize) -> Share {
+        let weight = Weight::new(self.weights[tenant]);
+        Share { weight, at_least: Part::of_millionths(PROMISED[tenant]) }
+    }
+
     fn slot(&mut self, key: GroupKey) -> usize {
         if let Some(slot) = self.slots.get(&key) {
             return *slot;
         }
-        let weight = Weight::new(self.weights[key.tenant.raw() as usize]);
-        let (slot, _) = self.fair.join(key, || weight);
+        let share = self.share(key.tenant.raw() as usize);
+        let (slot, _) = self.fair.join(key, || share);
         // What the queue took the tenant in with, if it had not forgotten it.
-        self.fair.set_weight(key.tenant, weight);
+        self.fair.set_share(key.tenant, share);
         self.slots.insert(key, slot);
         slot
     }
@@ -126,8 +170,16 @@ impl Model {
         self.fair.push(slot, (key, self.items));
         self.queues.entry(key).or_default().push_back(self.items);
         let tenant = key.tenant.raw() as usize;
-        self.tenants.backlog[tenant] += 1;
-        self.tenants.note(tenant);
+        match PROMISED[tenant] {
+            0 => {
+                self.tenants.backlog[tenant] += 1;
+                self.tenants.note(tenant);
+            }
+            _ => {
+                self.promised[tenant].backlog += 1;
+                self.promised[tenant].note(self.time);
+            }
+        }
         self.flows[tenant].backlog[key.flow as usize] += 1;
         self.flows[tenant].note(key.flow as usize);
     }
@@ -144,7 +196,7 @@ impl Model {
     fn reweigh(&mut self) {
         let tenant = self.random.below(TENANTS);
         self.weights[tenant] = [1, 50, 100, 200, 400, 10_000][self.random.below(6)];
-        self.fair.set_weight(TenantId::from_raw(tenant as u32), Weight::new(self.weights[tenant]));
+        self.fair.set_share(TenantId::from_raw(tenant as u32), self.share(tenant));
     }
 
     /// One turn; false when nothing was queued.
@@ -165,7 +217,21 @@ impl Model {
         self.fair.charge(cost);
         let tenant = key.tenant.raw() as usize;
         let rate = |weight: u32| i128::from((1 << 24) / u64::from(weight));
-        self.tenants.charge(tenant, i128::from(cost) * rate(self.weights[tenant]));
+        self.time += u128::from(cost);
+        let promised = &mut self.promised[tenant];
+        promised.given += u128::from(cost);
+        promised.longest = promised.longest.max(cost.into());
+        match PROMISED[tenant] {
+            0 => self.tenants.charge(tenant, i128::from(cost) * rate(self.weights[tenant])),
+            _ => {
+                promised.backlog -= 1;
+                promised.note(self.time);
+            }
+        }
+        let longest = |promised: &Promised| promised.longest;
+        let late = self.promised.iter().filter(|promised| promised.part > 0).map(longest).sum::<u128>()
+            + self.promised.iter().map(longest).max().unwrap();
+        self.promised.iter_mut().for_each(|promised| promised.check(self.time, late));
         self.flows[tenant].charge(key.flow as usize, i128::from(cost) * rate(100));
         true
     }
@@ -191,7 +257,9 @@ fn no_two_that_want_to_run_differ_by_more_than_their_longest_turns() {
     while model.run() {}
     assert_eq!(model.seen.len(), model.items as usize, "nothing is lost");
     let of_flows: usize = model.flows.iter().map(|flows| flows.checked).sum();
-    assert!(model.tenants.checked > 500_000 && of_flows > 100_000, "{} {of_flows}", model.tenants.checked);
+    let promises: Vec<_> = model.promised.iter().map(|promised| promised.checked).collect();
+    assert!(model.tenants.checked > 100_000 && of_flows > 100_000, "{} {of_flows}", model.tenants.checked);
+    assert!(promises[0] > 100_000 && promises[2] > 100_000, "{promises:?}");
 }
 
 /// Runs `turns` turns of groups that can always run; returns what each was given.
@@ -208,8 +276,10 @@ fn saturate(fair: &mut Fair<usize>, slots: &[usize], turns: usize, cost: impl Fn
 }
 
 fn joined(fair: &mut Fair<usize>, groups: &[(u32, u32, u32)]) -> Vec<usize> {
-    let slots: Vec<_> =
-        groups.iter().map(|&(tenant, flow, weight)| fair.join(key(tenant, flow), || Weight::new(weight)).0).collect();
+    let slots: Vec<_> = groups
+        .iter()
+        .map(|&(tenant, flow, weight)| fair.join(key(tenant, flow), || Share::of(Weight::new(weight))).0)
+        .collect();
     slots.iter().enumerate().for_each(|(who, slot)| fair.push(*slot, who));
     slots
 }
@@ -224,7 +294,7 @@ fn time_is_shared_by_weight_whatever_a_turn_costs() {
         let share = *given as f64 / total as f64 * 7.0 / f64::from(weight);
         assert!((0.99..1.01).contains(&share), "{share}");
     }
-    fair.set_weight(TenantId::from_raw(1), Weight::new(400));
+    fair.set_share(TenantId::from_raw(1), Share::of(Weight::new(400)));
     let given = saturate(&mut fair, &slots, 100_000, |_, _| 10_000);
     let share = given[0] as f64 / given[2] as f64;
     assert!((0.99..1.01).contains(&share), "a new weight counts at once: {share}");
@@ -247,7 +317,7 @@ fn a_rest_earns_nothing() {
     let mut fair = Fair::default();
     let slots = joined(&mut fair, &[(1, 0, 100)]);
     saturate(&mut fair, &slots, 10_000, |_, _| 10_000);
-    let (late, _) = fair.join(key(2, 0), || Weight::DEFAULT);
+    let (late, _) = fair.join(key(2, 0), || Share::of(Weight::DEFAULT));
     fair.push(late, 1);
     let given = saturate(&mut fair, &[slots[0], late], 1_000, |_, _| 10_000);
     assert!(given[0].abs_diff(given[1]) <= 20_000, "{given:?}");
@@ -267,7 +337,7 @@ fn what_was_used_is_not_forgotten_by_leaving() {
     }
     fair.leave(slots[1]);
     fair.charge(1_000_000);
-    let (back, _) = fair.join(key(2, 0), || Weight::DEFAULT);
+    let (back, _) = fair.join(key(2, 0), || Share::of(Weight::DEFAULT));
     fair.push(back, 1);
     let given = saturate(&mut fair, &[slots[0], back], 500, |_, _| 1_000);
     assert_eq!(given[1], 0, "the other is owed a thousand turns");
@@ -277,7 +347,7 @@ fn what_was_used_is_not_forgotten_by_leaving() {
 fn groups_that_nobody_uses_are_forgotten() {
     let mut fair = Fair::default();
     for tenant in 0..10_000 {
-        let (slot, _) = fair.join(key(tenant, tenant), || Weight::DEFAULT);
+        let (slot, _) = fair.join(key(tenant, tenant), || Share::of(Weight::DEFAULT));
         fair.push(slot, 0);
         fair.next().unwrap();
         fair.charge(10);
@@ -285,4 +355,76 @@ fn groups_that_nobody_uses_are_forgotten() {
     }
     let (tenants, flows) = fair.known();
     assert!(tenants <= 4 && flows <= 4, "{tenants} {flows}");
+}
+
+/// Of a tenant of weight 1 that is promised a third, and nine of weight 100.
+fn with_a_promise() -> (Fair<usize>, Vec<usize>) {
+    let mut fair = Fair::default();
+    let promised = Share { weight: Weight::new(1), at_least: Part::of_millionths(333_333) };
+    let mut slots = vec![fair.join(key(1, 0), || promised).0];
+    slots.extend((2..11).map(|tenant| fair.join(key(tenant, 0), || Share::of(Weight::DEFAULT)).0));
+    slots.iter().enumerate().for_each(|(who, slot)| fair.push(*slot, who));
+    (fair, slots)
+}
+
+#[test]
+fn a_promise_is_kept_whatever_others_weigh_and_they_share_the_rest() {
+    let (mut fair, slots) = with_a_promise();
+    let given = saturate(&mut fair, &slots, 100_000, |who, turn| 10_000 + who as u64 * 9_000 + turn as u64 % 7);
+    let total: u64 = given.iter().sum();
+    let share = given[0] as f64 / total as f64;
+    assert!((0.330..0.336).contains(&share), "{share}");
+    for other in &given[1..] {
+        let share = *other as f64 / total as f64 * 9.0 / (2.0 / 3.0);
+        assert!((0.99..1.01).contains(&share), "{share}");
+    }
+}
+
+#[test]
+fn a_promise_is_the_least_and_no_extra() {
+    let mut fair = Fair::default();
+    let promised = Share { weight: Weight::DEFAULT, at_least: Part::of_millionths(200_000) };
+    let slots = [fair.join(key(1, 0), || promised).0, fair.join(key(2, 0), || Share::of(Weight::DEFAULT)).0];
+    slots.iter().enumerate().for_each(|(who, slot)| fair.push(*slot, who));
+    let given = saturate(&mut fair, &slots, 100_000, |_, _| 10_000);
+    let share = given[0] as f64 / (given[0] + given[1]) as f64;
+    assert!((0.495..0.505).contains(&share), "half is more than a fifth: {share}");
+}
+
+#[test]
+fn neither_what_it_had_alone_nor_what_it_was_promised_is_held_against_a_tenant() {
+    let (mut fair, slots) = with_a_promise();
+    // Alone for a second, then with the others: from the beginning it has its third.
+    let mut alone = Fair::default();
+    let promised = Share { weight: Weight::new(1), at_least: Part::of_millionths(333_333) };
+    let first = alone.join(key(1, 0), || promised).0;
+    alone.push(first, 0);
+    saturate(&mut alone, &[first], 10_000, |_, _| 100_000);
+    let others: Vec<_> = (2..11).map(|tenant| alone.join(key(tenant, 0), || Share::of(Weight::DEFAULT)).0).collect();
+    others.iter().enumerate().for_each(|(who, slot)| alone.push(*slot, who + 1));
+    let all: Vec<_> = std::iter::once(first).chain(others).collect();
+    let given = saturate(&mut alone, &all, 3_000, |_, _| 100_000);
+    assert!(given[0] > 93_000_000, "of 300 ms, ten of which it may wait: {given:?}");
+    // A promise that ends leaves it with its weight, not with a debt: the next turn is its own.
+    saturate(&mut fair, &slots, 100_000, |_, _| 10_000);
+    fair.set_share(TenantId::from_raw(1), Share::of(Weight::DEFAULT));
+    let given = saturate(&mut fair, &slots, 10_000, |_, _| 100_000);
+    assert!(given[0] > 89_000_000, "of a second, a tenth: {given:?}");
+}
+
+#[test]
+fn a_promise_counts_time_of_the_event_loop() {
+    let (mut fair, slots) = with_a_promise();
+    let (mut given, mut passed) = (0, 0);
+    for _ in 0..10_000 {
+        let who = fair.next().unwrap().item;
+        fair.push(slots[who], who);
+        fair.charge(10_000);
+        // A third of all time is nobody's.
+        fair.pass(5_000);
+        passed += 15_000;
+        given += if who == 0 { 10_000 } else { 0 };
+    }
+    let share = f64::from(given) / f64::from(passed);
+    assert!((0.330..0.336).contains(&share), "{share}");
 }

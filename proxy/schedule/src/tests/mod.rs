@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use crate::{Account, Clock, Executor, Group, GroupKey, Ledger, TenantId, Usage, Weight};
+use crate::{Account, Clock, Executor, Group, GroupKey, Ledger, Share, TenantId, Usage, Weight};
 
 /// Time that passes only when a test says so.
 #[derive(Clone, Default)]
@@ -49,9 +49,9 @@ struct Books {
 }
 
 impl Ledger for Books {
-    fn open(&self, tenant: TenantId) -> (Arc<Account>, Weight) {
+    fn open(&self, tenant: TenantId) -> (Arc<Account>, Share) {
         let weight = self.weights.borrow().get(&tenant).map_or(Weight::DEFAULT, |weight| Weight::new(*weight));
-        (Arc::clone(self.accounts.borrow_mut().entry(tenant).or_default()), weight)
+        (Arc::clone(self.accounts.borrow_mut().entry(tenant).or_default()), Share::of(weight))
     }
 
     fn panicked(&self, tenant: TenantId) {

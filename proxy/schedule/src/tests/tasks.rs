@@ -42,7 +42,7 @@ fn weights_come_from_the_ledger_and_change() {
     let (heavy, light) = (bench.greedy(&bench.group(20, 1), 10_000), bench.greedy(&bench.group(21, 1), 10_000));
     bench.turns(100);
     assert!((2.9..3.1).contains(&(heavy.get() as f64 / light.get() as f64)), "{heavy:?} {light:?}");
-    bench.executor.handle().set_weight(TenantId::from_raw(21), crate::Weight::new(300));
+    bench.executor.handle().set_share(TenantId::from_raw(21), crate::Share::of(crate::Weight::new(300)));
     let before = (heavy.get(), light.get());
     bench.turns(100);
     assert!((heavy.get() - before.0).abs_diff(light.get() - before.1) <= 2, "{heavy:?} {light:?}");
@@ -303,4 +303,23 @@ fn tasks_outlive_neither_their_executor_nor_its_thread() {
     let waker = waker.join().unwrap();
     // Nothing is left that it could wake or drop.
     assert!(catch_unwind(AssertUnwindSafe(|| waker.wake())).is_ok());
+}
+
+#[test]
+fn what_is_promised_is_a_part_of_the_time_that_the_thread_runs() {
+    let bench = Bench::new();
+    bench.books.weights.borrow_mut().insert(TenantId::from_raw(20), 1);
+    let (promised, other) = (bench.group(20, 0), bench.group(21, 0));
+    let share = crate::Share { weight: crate::Weight::new(1), at_least: crate::Part::of_millionths(400_000) };
+    bench.executor.handle().set_share(TenantId::from_raw(20), share);
+    let (given, rest) = (bench.greedy(&promised, 10_000), bench.greedy(&other, 10_000));
+    for _ in 0..1_000 {
+        bench.turn();
+        // A third of its time the event loop runs, and as long the kernel runs somebody else.
+        bench.time.work(100_000);
+        bench.time.stall(100_000);
+    }
+    let ran = 1_000.0 * 300_000.0;
+    let part = given.get() as f64 * 10_000.0 / ran;
+    assert!((0.39..0.41).contains(&part), "{part}, and {} to the other", rest.get());
 }

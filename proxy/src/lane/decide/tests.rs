@@ -6,7 +6,14 @@ const WINDOW: Duration = Duration::from_millis(100);
 const MS: u64 = 1_000_000;
 
 fn sample(tenant: TenantId, on_worker: Used) -> Sample {
-    Sample { tenant, weight: 1, isolation: Isolation::Auto, on_worker, in_lane: Used::default() }
+    Sample {
+        tenant,
+        weight: 1,
+        at_least: Part::default(),
+        isolation: Isolation::Auto,
+        on_worker,
+        in_lane: Used::default(),
+    }
 }
 
 /// In the lane, or on the worker, with these slow polls.
@@ -96,6 +103,13 @@ fn who_has_the_weight_or_the_time_alone_is_no_hog() {
     a.weight = 19;
     assert_eq!(run.until_moved(&[a, b], 50), None, "it has what it may have");
     a.weight = 9;
+    assert!(run.until_moved(&[a, b], 50).is_some());
+    // Or what it is guaranteed: of 100 ms it uses 90 or so.
+    let mut run = Run::new();
+    let [mut a, b] = hog(Duration::from_millis(50));
+    a.at_least = Part::of_millionths(a.on_worker.cpu as u32 / 100 * 4 / 5);
+    assert_eq!(run.until_moved(&[a, b], 50), None, "it has what it is guaranteed");
+    a.at_least = Part::of_millionths(a.on_worker.cpu as u32 / 100 * 3 / 4);
     assert!(run.until_moved(&[a, b], 50).is_some());
     // Much more than the other, and next to nothing.
     let mut run = Run::new();
