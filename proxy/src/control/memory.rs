@@ -53,7 +53,6 @@ pub async fn follow(books: Arc<Books>, end: MemoryEnd, shadow: bool, workers: wa
     let mut given_back = last;
     let mut was_pressed = false;
     loop {
-        tokio::time::sleep(if was_pressed { PRESSED } else { CALM }).await;
         let now = Instant::now();
         // A process that cannot look at itself takes its tenants' word.
         let mut resident = if end.bytes.is_some() { resident_bytes().unwrap_or(0) } else { 0 };
@@ -68,6 +67,7 @@ pub async fn follow(books: Arc<Books>, end: MemoryEnd, shadow: bool, workers: wa
             workers.send_replace(());
         }
         (last, was_pressed) = (now, pressed);
+        tokio::time::sleep(if was_pressed { PRESSED } else { CALM }).await;
     }
 }
 

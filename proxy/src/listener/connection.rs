@@ -168,7 +168,8 @@ impl Connection {
     /// The limit of its tenant that it would exceed.
     pub(super) fn admit(&self) -> Result<(), Limited> {
         let world = self.worker.world.load();
-        self.tenant_in(&world);
+        let tenant = self.tenant_in(&world);
+        self.worker.make_room_in_memory_of(tenant);
         let admitted = self.payer.admit(&world.tenants);
         if let Some(places) = self.payer.gate(&world.tenants).connections() {
             self.worker.make_room_of(self.payer.tenant(), places);

@@ -12,6 +12,7 @@ use super::connection::Connection;
 use super::identities::{Barred, Identities};
 use crate::control::World;
 use crate::flow::{FlowRecord, OpenFlow, Outcome, Protocol};
+use crate::reason::Reason;
 use crate::tenant::{Head, Limited, TenantId};
 
 /// The present of a connection. Not to be held across an await: decide, then let go.
@@ -67,11 +68,17 @@ impl<'c> Present<'c> {
         connection.begin(record, started)
     }
 
-    /// Takes what a request has to have whose head is there, until its flow ends.
+    /// Takes what a request has to have whose head is there, until its flow ends. Where memory is what it lacks, idle connections of
+    /// its tenant make room for it.
     ///
     /// # Errors
     /// The limit of its tenant that it would exceed.
     pub(crate) fn admit_request(&self, flow: &mut OpenFlow, head: &Head<'_>) -> Result<(), Limited> {
+        let admitted = flow.admit(&self.world.tenants, head);
+        if !admitted.is_err_and(|limited| limited.reason == Reason::TenantMemory) {
+            return admitted;
+        }
+        self.connection.worker.make_room_in_memory_of(self.connection.payer.tenant());
         flow.admit(&self.world.tenants, head)
     }
 }

@@ -62,6 +62,13 @@ pub(crate) enum OutOfMemory {
     Left,
 }
 
+/// Bytes that a tenant has, and that it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) used: u64,
+    pub(crate) most: u64,
+}
+
 /// The memory of the process, as tenants share it.
 #[derive(Debug)]
 pub struct Room {
@@ -79,6 +86,8 @@ pub struct Room {
 #[derive(Debug)]
 struct Place {
     used: AtomicU64,
+    /// Bytes of connections that are told to go.
+    leaving: AtomicU64,
     ceiling: AtomicU64,
     guarantee: AtomicU64,
     /// The ceiling only counts.
@@ -95,6 +104,7 @@ impl Default for Room {
     fn default() -> Self {
         let place = || Place {
             used: AtomicU64::new(0),
+            leaving: AtomicU64::new(0),
             ceiling: AtomicU64::new(u64::MAX),
             guarantee: AtomicU64::new(0),
             shadow: AtomicBool::new(false),
@@ -117,9 +127,14 @@ impl Room {
     pub(crate) fn step(&self, tenant: TenantId) -> MemoryStep {
         let Some(place) = self.places.get(tenant.place()) else { return MemoryStep::Free };
         let used = place.used.load(Ordering::Relaxed);
-        let (ceiling, left) = (self.by_ceiling(place, used), self.by_what_is_left(place, used));
-        let ceiling = if place.shadow.load(Ordering::Relaxed) { MemoryStep::Free } else { ceiling };
-        let left = if self.shadow.load(Ordering::Relaxed) { MemoryStep::Free } else { left };
+        let ceiling = match place.shadow.load(Ordering::Relaxed) {
+            true => MemoryStep::Free,
+            false => place.step(used, place.ceiling()),
+        };
+        let left = match self.shadow.load(Ordering::Relaxed) {
+            true => MemoryStep::Free,
+            false => place.step(used, self.left(place)).max(place.pressure()),
+        };
         ceiling.max(left)
     }
 
@@ -127,8 +142,8 @@ impl Room {
     pub(crate) fn refusal(&self, tenant: TenantId) -> Option<OutOfMemory> {
         let place = self.places.get(tenant.place())?;
         let used = place.used.load(Ordering::Relaxed);
-        let left = self.by_what_is_left(place, used) == MemoryStep::Refuse;
-        let ceiling = || self.by_ceiling(place, used) == MemoryStep::Refuse;
+        let left = place.step(used, self.left(place)).max(place.pressure()) == MemoryStep::Refuse;
+        let ceiling = || place.step(used, place.ceiling()) == MemoryStep::Refuse;
         left.then_some(OutOfMemory::Left).or_else(|| ceiling().then_some(OutOfMemory::Ceiling))
     }
 
@@ -137,18 +152,48 @@ impl Room {
         self.shadow.load(Ordering::Relaxed)
     }
 
-    fn by_ceiling(&self, place: &Place, used: u64) -> MemoryStep {
-        MemoryStep::of(used, place.ceiling.load(Ordering::Relaxed))
+    /// How much a tenant has, without what is on its way out, and how much it may have; `None` where nothing says so but in shadow.
+    pub(crate) fn part(&self, tenant: TenantId) -> Option<Part> {
+        self.part_of(self.places.get(tenant.place())?)
     }
 
-    fn by_what_is_left(&self, place: &Place, used: u64) -> MemoryStep {
+    fn part_of(&self, place: &Place) -> Option<Part> {
+        let in_force = |most: u64, shadow: &AtomicBool| if shadow.load(Ordering::Relaxed) { u64::MAX } else { most };
+        let most = in_force(place.ceiling(), &place.shadow).min(in_force(self.left(place), &self.shadow));
+        (most != u64::MAX).then(|| Part { used: place.staying(place.used.load(Ordering::Relaxed), most), most })
+    }
+
+    /// The same for the holders of all places of which a worker has taken `own` bytes. What that worker has to do about it is its
+    /// share.
+    pub(crate) fn parts(&self, own: impl Fn(usize) -> u64) -> impl Iterator<Item = (usize, Part, u64)> {
+        self.places.iter().enumerate().filter_map(move |(index, place)| {
+            let own = own(index);
+            Some((index, if own > 0 { self.part_of(place) } else { None }?, own))
+        })
+    }
+
+    /// What is left for the holder of a place, or what its guarantee says if that is more.
+    fn left(&self, place: &Place) -> u64 {
         let limit = self.limit.load(Ordering::Relaxed);
         if limit == u64::MAX {
-            return MemoryStep::Free;
+            return u64::MAX;
         }
         let left = limit.saturating_sub(self.used.load(Ordering::Relaxed));
-        let most = left.max(place.guarantee.load(Ordering::Relaxed)).max(LITTLE);
-        MemoryStep::of(used, most).max(MemoryStep::from_number(place.pressure.load(Ordering::Relaxed)))
+        left.max(place.guarantee.load(Ordering::Relaxed)).max(LITTLE)
+    }
+
+    /// Notes that so many bytes of a tenant are on their way out, and no longer when they are gone, or stay.
+    pub(super) fn leave(&self, tenant: TenantId, bytes: u64) {
+        if let Some(place) = self.places.get(tenant.place()) {
+            place.leaving.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// See [`Room::leave`].
+    pub(super) fn left_or_stays(&self, tenant: TenantId, bytes: u64) {
+        if let Some(place) = self.places.get(tenant.place()) {
+            place.leaving.fetch_sub(bytes, Ordering::Relaxed);
+        }
     }
 
     /// Notes that a task waits until the next look.
@@ -163,8 +208,8 @@ impl Room {
         let many = limit != u64::MAX && self.used.load(Ordering::Relaxed) > limit / 4;
         let held_back = |place: &Place| {
             let used = place.used.load(Ordering::Relaxed);
-            place.excess.load(Ordering::Relaxed) > 0
-                || self.by_ceiling(place, used).max(self.by_what_is_left(place, used)) > MemoryStep::Free
+            let step = place.step(used, place.ceiling().min(self.left(place))).max(place.pressure());
+            place.excess.load(Ordering::Relaxed) > 0 || step > MemoryStep::Free
         };
         waits || many || self.places.iter().any(held_back)
     }
@@ -259,6 +304,27 @@ impl Room {
     }
 }
 
+impl Place {
+    /// Where its holder stands who may have so much.
+    fn step(&self, used: u64, most: u64) -> MemoryStep {
+        MemoryStep::of(self.staying(used, most), most)
+    }
+
+    /// Without what is on its way out, an eighth of what it may have at the most: so much more than that is there for a moment, which is
+    /// what those who are told to go take to do so.
+    fn staying(&self, used: u64, most: u64) -> u64 {
+        used.saturating_sub(self.leaving.load(Ordering::Relaxed).min(most / 8))
+    }
+
+    fn ceiling(&self) -> u64 {
+        self.ceiling.load(Ordering::Relaxed)
+    }
+
+    fn pressure(&self) -> MemoryStep {
+        MemoryStep::from_number(self.pressure.load(Ordering::Relaxed))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU64;
@@ -323,6 +389,24 @@ mod tests {
         assert_eq!(room.step(tenant(100)), Free);
         assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Ceiling), "to be counted");
         assert_eq!(room.step(tenant(101)), Free);
+    }
+
+    #[test]
+    fn who_is_told_to_go_makes_room_for_who_comes() {
+        let room = Room::default();
+        room.limit.store(16 * MIB, Ordering::Relaxed);
+        room.take(100, 8 * MIB);
+        assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Left));
+        room.leave(tenant(100), 10);
+        assert_eq!((room.refusal(tenant(100)), room.step(tenant(100))), (None, MemoryStep::Shrink));
+        assert_eq!(room.part(tenant(100)), Some(Part { used: 8 * MIB - 10, most: 8 * MIB }));
+        room.leave(tenant(100), 4 * MIB);
+        assert_eq!(room.part(tenant(100)), Some(Part { used: 7 * MIB, most: 8 * MIB }), "an eighth at the most");
+        assert_eq!(room.parts(|place| if place == 100 { 5 } else { 0 }).collect::<Vec<_>>().len(), 1);
+        room.left_or_stays(tenant(100), 10 + 4 * MIB);
+        assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Left), "they have stayed");
+        room.shadow.store(true, Ordering::Relaxed);
+        assert_eq!(room.part(tenant(100)), None);
     }
 
     #[test]

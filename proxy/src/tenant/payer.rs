@@ -33,6 +33,8 @@ pub(crate) struct Payer {
     placed: Cell<bool>,
     /// Bytes that are held for the connection.
     memory: Cell<u64>,
+    /// Of them on their way out.
+    leaving: Cell<u64>,
 }
 
 impl Payer {
@@ -47,8 +49,8 @@ impl Payer {
     pub(crate) fn resume(flows: &Rc<FlowSender>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
         let (tenant, has_settings) = (Cell::new(tenant), Cell::new(settings.concern_limits()));
         let (bandwidth, agreed) = (Cell::new(ByteCeiling::of(settings)), Cell::default());
-        let (flows, placed, memory) = (Rc::clone(flows), Cell::new(false), Cell::new(0));
-        let payer = Rc::new(Self { flows, tenant, has_settings, bandwidth, agreed, placed, memory });
+        let (flows, placed, memory, leaving) = (Rc::clone(flows), Cell::new(false), Cell::new(0), Cell::new(0));
+        let payer = Rc::new(Self { flows, tenant, has_settings, bandwidth, agreed, placed, memory, leaving });
         let at = payer.moment();
         payer.with(payer.tenant(), |account| account.enter(at));
         payer.hold(CONNECTION);
@@ -65,6 +67,17 @@ impl Payer {
     pub(crate) fn let_go(&self, bytes: usize) {
         self.memory.set(self.memory.get().saturating_sub(bytes as u64));
         self.ledger().let_go(self.tenant(), bytes as u64);
+        let gone = self.leaving.get().saturating_sub(self.memory.get());
+        if gone > 0 {
+            self.leaving.set(self.leaving.get() - gone);
+            self.ledger().room().left_or_stays(self.tenant(), gone);
+        }
+    }
+
+    /// Notes that the connection is told to go: others may have what it holds.
+    pub(crate) fn leave(&self) {
+        let before = self.leaving.replace(self.memory.get());
+        self.ledger().room().leave(self.tenant(), self.memory.get().saturating_sub(before));
     }
 
     /// Bytes that are held for the connection.
@@ -141,6 +154,8 @@ impl Payer {
             self.with(tenant, |account| account.enter(at));
             self.ledger().let_go(before, self.memory.get());
             self.ledger().hold(tenant, self.memory.get());
+            self.ledger().room().left_or_stays(before, self.leaving.get());
+            self.ledger().room().leave(tenant, self.leaving.get());
         }
     }
 
@@ -236,6 +251,7 @@ impl Drop for Payer {
         let at = self.moment();
         self.with(self.tenant(), |account| account.leave(at));
         self.ledger().let_go(self.tenant(), self.memory.get());
+        self.ledger().room().left_or_stays(self.tenant(), self.leaving.get());
     }
 }
 

@@ -20,7 +20,7 @@ use crate::tenant::{Payer, Placed as _, TenantId};
 /// Connections that are told to go for each one that comes: more than one, so that there is room before it is needed.
 const AT_ONCE: usize = 2;
 /// Connections that are looked at for one of a certain tenant. Who hoards has most of the longest idle.
-const LOOKED_AT: u32 = 256;
+pub(super) const LOOKED_AT: usize = 256;
 /// Of the time that a connection may be idle when places begin to run short, so much (in sixteenths) is taken away by the time
 /// that the last is given.
 const SHORTENED: f64 = 15.0 / 16.0;
@@ -47,6 +47,16 @@ struct Lists {
 struct Ends {
     first: Option<usize>,
     last: Option<usize>,
+}
+
+/// A tenant that is short of memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Short {
+    pub(super) place: usize,
+    /// Bytes that are to go.
+    pub(super) bytes: u64,
+    /// Of what it may have above what is thought enough, the share that it has: as [`Crowding::share`].
+    pub(super) share: f64,
 }
 
 #[derive(Debug)]
@@ -92,7 +102,7 @@ impl IdleConnections {
         let most = [limits.before_request, limits.while_not_reading, limits.between_requests];
         for (list, most) in most.into_iter().enumerate() {
             let reason = if list == NOT_READING { Reason::SlowReader } else { Reason::IdleReaped };
-            let patience = most.mul_f64(1.0 - crowding.share * SHORTENED);
+            let patience = patience(most, crowding.share);
             let (mut next, mut looked_at) = (lists.ends[list].first, 0);
             while wanted > 0
                 && looked_at < LOOKED_AT
@@ -119,6 +129,34 @@ impl IdleConnections {
         drop(lists);
         wakers.into_iter().for_each(Waker::wake);
         gone
+    }
+
+    /// Tells connections of tenants to go that are short of memory, the longest idle first, until so many bytes of each are on their
+    /// way. Looks at so many of each list.
+    pub(super) fn make_room_in_memory(&self, limits: &IdleLimits, short: &mut [Short], look_at: usize) {
+        let mut lists = self.0.borrow_mut();
+        let now = now();
+        let mut wakers = Vec::new();
+        let most = [limits.before_request, limits.while_not_reading, limits.between_requests];
+        for (list, most) in most.into_iter().enumerate() {
+            let reason = if list == NOT_READING { Reason::SlowReader } else { Reason::IdleReaped };
+            let (mut next, mut looked_at) = (lists.ends[list].first, 0);
+            while looked_at < look_at
+                && let Some(key) = next
+            {
+                let node = &lists.nodes[key];
+                (next, looked_at) = (node.next, looked_at + 1);
+                let idle = Duration::from_millis(now.saturating_sub(node.since));
+                let wanted = short.iter_mut().find(|short| short.place == node.tenant.place() && short.bytes > 0);
+                let Some(wanted) = wanted.filter(|short| idle >= patience(most, short.share)) else { continue };
+                let memory = node.payer.as_ref().map_or(0, |payer| payer.memory());
+                wanted.bytes = wanted.bytes.saturating_sub(memory);
+                lists.unlink(key);
+                wakers.extend(lists.tell(key, idle, reason));
+            }
+        }
+        drop(lists);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Tells those connections of a tenant to go that hold the most memory, until so many bytes are on their way, with those of
@@ -176,10 +214,19 @@ impl Lists {
 
     fn tell(&mut self, key: usize, idle: Duration, reason: Reason) -> Option<Waker> {
         let node = &mut self.nodes[key];
-        (node.leaving, node.told) = (true, Some((idle, reason)));
-        self.leaving += 1;
+        node.told = Some((idle, reason));
+        // It may have been at work when it was told before.
+        self.leaving += usize::from(!std::mem::replace(&mut node.leaving, true));
+        if let Some(payer) = &node.payer {
+            payer.leave();
+        }
         node.waker.take()
     }
+}
+
+/// How long a connection may be idle of which a list says `most`, when that share of the scarce places is taken.
+fn patience(most: Duration, share: f64) -> Duration {
+    most.mul_f64(1.0 - share * SHORTENED)
 }
 
 /// Milliseconds, as exact as the kernel's tick, and much cheaper than an exact time.

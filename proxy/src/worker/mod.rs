@@ -20,6 +20,7 @@ pub(crate) use chore::keep_doing;
 pub(crate) use groups::Groups;
 pub(crate) use held_back::HeldBack;
 pub(crate) use idle::{Idle, IdleConnections};
+use idle::{LOOKED_AT, Short};
 pub(crate) use run::{Accounts, run_tasks};
 pub(crate) use signals::{Signals, State, Subscription};
 use slots::Crowding;
@@ -32,7 +33,11 @@ use crate::http::BufferPool;
 use crate::identity::Peers;
 use crate::lane::Side;
 use crate::metrics::Worker as Metrics;
-use crate::tenant::{Payer, Places, Room, TenantId};
+use crate::tenant::{Part, Payer, Placed as _, Places, Room, TenantId};
+
+/// Bytes of idle connections that are told to go for each connection that comes, beyond what it needs: so that there is room before it
+/// is needed.
+const MORE_AT_ONCE: u64 = 32 * 1024;
 
 /// What every connection of a worker shares.
 #[derive(Debug)]
@@ -86,6 +91,18 @@ impl Worker {
     /// who wait look again.
     pub(crate) fn relieve(&self) {
         let ledger = self.flows.metrics().ledger();
+        if let Some(limits) = self.idle_limits_in_force() {
+            let short = self.room().parts(|place| ledger.taken(place)).filter_map(|(place, part, own)| {
+                let crowding = in_memory(part, limits)?;
+                // This worker's share of it.
+                let bytes = crowding.excess as u128 * u128::from(own) / u128::from(part.used.max(1));
+                Some(Short { place, bytes: u64::try_from(bytes).unwrap_or(u64::MAX), share: crowding.share })
+            });
+            let mut short: Vec<Short> = short.collect();
+            if !short.is_empty() {
+                self.idle.make_room_in_memory(limits, &mut short, usize::MAX);
+            }
+        }
         for (place, bytes) in self.room().excess(|place| ledger.taken(place)) {
             self.idle.send_away(place, bytes);
         }
@@ -108,6 +125,21 @@ impl Worker {
         }
     }
 
+    /// Tells idle connections of one tenant to go, if it is short of memory: as much as it takes to be below what it may have, and a
+    /// little more.
+    pub(crate) fn make_room_in_memory_of(&self, tenant: TenantId) {
+        let Some(part) = self.room().part(tenant) else { return };
+        let Some(limits) = self.idle_limits_in_force() else { return };
+        let Some(Crowding { excess, share }) = in_memory(part, limits) else { return };
+        let missing = (part.used + 1).saturating_sub(part.most);
+        let bytes = (excess as u64).min(missing + MORE_AT_ONCE);
+        self.idle.make_room_in_memory(limits, &mut [Short { place: tenant.place(), bytes, share }], LOOKED_AT);
+    }
+
+    fn idle_limits_in_force(&self) -> Option<&IdleLimits> {
+        self.limits.idle_connections.as_ref().filter(|_| !self.limits.shadow)
+    }
+
     fn send_away(&self, limits: &IdleLimits, crowding: Crowding, of: Option<TenantId>) {
         let shadow = self.limits.shadow;
         for reason in self.idle.make_room(limits, crowding, of, shadow) {
@@ -116,6 +148,12 @@ impl Worker {
             }
         }
     }
+}
+
+/// How short a tenant is of memory, if it is.
+fn in_memory(part: Part, limits: &IdleLimits) -> Option<Crowding> {
+    let bytes = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+    Crowding::of(bytes(part.used), bytes(part.most), limits.above_percent)
 }
 
 /// An open connection of a worker.

@@ -201,6 +201,59 @@ fn a_tenant_past_its_ceiling_gets_nothing_more_and_its_neighbour_all() {
     assert_eq!(ask(&mut connect(&site, &proxy, GREEDY)), 200);
 }
 
+/// A process that may have 32 MiB: tenants have 8 of them together, so one alone 4, which is what 400 connections take. Its idle
+/// connections go as soon as they are in the way.
+fn start_with_an_end(site: &Site, upstream: SocketAddr, mode: &str) -> Proxy {
+    let patience = "before_request: 0s, while_not_reading: 0s, between_requests: 0s";
+    let limits = format!("limits: {{ mode: {mode}, memory: 32MiB, idle_connections: {{ {patience} }} }}");
+    let group = format!("{{ name: greedy, members: {{ endpoint_ids: [{GREEDY}] }} }}");
+    let top = format!("{limits}\ntenants: {{ groups: [{group}] }}");
+    let options = Options { direction: "egress", top, ..Options::default() };
+    let proxy = Proxy::with(site, upstream, &options, &[policy(site, GREEDY), policy(site, NEIGHBOUR)]);
+    let limit = || {
+        let status: Value = serde_json::from_str(&proxy.get("/status").1).unwrap();
+        status["memory"]["tenants_limit_bytes"].as_u64()
+    };
+    assert_eq!(until("the first look", limit), 8 * MIB);
+    proxy
+}
+
+#[test]
+fn idle_connections_of_a_tenant_make_room_for_those_that_it_needs() {
+    let site = Site::new();
+    let upstream = answering(&site);
+    let proxy = start_with_an_end(&site, upstream.address(), "enforce");
+    let mut neighbour = connect(&site, &proxy, NEIGHBOUR);
+    assert_eq!(ask(&mut neighbour), 200);
+    let mut used = connect(&site, &proxy, GREEDY);
+    assert_eq!(ask(&mut used), 200);
+    let silent: Vec<Peer> = (0..600).map(|_| connect(&site, &proxy, GREEDY)).collect();
+    assert_eq!(ask(&mut connect(&site, &proxy, GREEDY)), 200);
+    assert_eq!(ask(&mut used), 200, "who never asked goes first");
+    assert_eq!(ask(&mut neighbour), 200, "which has been idle for longest");
+
+    let refusals = shown(&proxy, "greedy", "refusals");
+    let gone = refusals[Reason::IdleReaped.code()].as_u64().unwrap_or(0);
+    assert!(gone >= 200, "{refusals}");
+    assert_eq!(refusals, json!({ Reason::IdleReaped.code(): gone }), "nobody is refused");
+    assert_eq!(shown(&proxy, "endpoint-8", "refusals"), json!({}));
+    assert!(held(&proxy, "greedy") < 4 * MIB + MIB / 2);
+    assert_eq!(proxy.metric("tollgate_refusals_total{reason=\"idle_reaped\"}") as u64, gone);
+    assert_eq!(proxy.expect_reason(Reason::IdleReaped)["tenant"], "greedy");
+    drop(silent);
+}
+
+#[test]
+fn in_shadow_idle_connections_stay_however_much_they_hold() {
+    let site = Site::new();
+    let upstream = answering(&site);
+    let proxy = start_with_an_end(&site, upstream.address(), "shadow");
+    let mut silent: Vec<Peer> = (0..500).map(|_| connect(&site, &proxy, GREEDY)).collect();
+    assert_eq!(ask(&mut connect(&site, &proxy, GREEDY)), 200);
+    assert_eq!(shown(&proxy, "greedy", "refusals"), json!({}));
+    silent.iter_mut().for_each(|client| assert_eq!(ask(client), 200));
+}
+
 #[test]
 fn a_ceiling_in_shadow_refuses_nothing() {
     let site = Site::new();
