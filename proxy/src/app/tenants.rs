@@ -86,6 +86,7 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "paced": totals.paced,
         "paced_seconds": totals.paced_us as f64 / 1e6,
         "panics": totals.panics,
+        "isolated_seconds_left": totals.apart.as_secs_f64(),
         "memory_bytes": totals.memory,
         "memory_byte_seconds": totals.memory_byte_ms as f64 / 1e3,
     });

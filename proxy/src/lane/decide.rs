@@ -35,12 +35,14 @@ pub(crate) enum Cause {
     OverShare,
     /// Its settings say so.
     Configured,
+    /// It is kept apart because its connections panicked.
+    Panics,
     /// It has kept others waiting no more.
     Clean,
 }
 
 impl Cause {
-    pub(crate) const ALL: [Self; 4] = [Self::SlowPolls, Self::OverShare, Self::Configured, Self::Clean];
+    pub(crate) const ALL: [Self; 5] = [Self::SlowPolls, Self::OverShare, Self::Configured, Self::Panics, Self::Clean];
 
     /// As metrics and logs say it.
     pub(crate) fn as_str(self) -> &'static str {
@@ -48,6 +50,7 @@ impl Cause {
             Self::SlowPolls => "slow_polls",
             Self::OverShare => "over_share",
             Self::Configured => "configured",
+            Self::Panics => "panics",
             Self::Clean => "clean",
         }
     }
@@ -79,6 +82,8 @@ pub(crate) struct Sample {
     /// What it is guaranteed of the worker.
     pub(crate) at_least: Part,
     pub(crate) isolation: Isolation,
+    /// Its connections panicked again and again.
+    pub(crate) kept_apart: bool,
     pub(crate) on_worker: Used,
     pub(crate) in_lane: Used,
 }
@@ -154,7 +159,7 @@ impl History {
             self.slow.pop_front();
         }
         let is_hog = sample.is_hog(all);
-        if slow > 0 || is_hog {
+        if slow > 0 || is_hog || sample.kept_apart {
             self.last_offence = now;
         }
         if !(is_hog && sample.keeps_waiting(all)) {
@@ -165,6 +170,7 @@ impl History {
         }
         match (self.lane, sample.isolation) {
             (None, Isolation::Lane) => self.enter(now, Cause::Configured),
+            (None, Isolation::Auto) if sample.kept_apart => self.enter(now, Cause::Panics),
             (None, Isolation::Auto) if self.slow.iter().map(|(_, count)| count).sum::<u64>() >= SLOW_POLLS => {
                 self.enter(now, Cause::SlowPolls)
             }

@@ -1,6 +1,6 @@
 //! Looks at what the tenants of a worker use, ten times a second while there are any, and moves those who have to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,8 +70,10 @@ impl Watch {
         });
         let own = worker.flows.metrics().ledger();
         let usage = |ledger: &Ledger, tenant| ledger.account(tenant).map(|account| account.scheduled().usage());
+        let kept_apart: HashSet<TenantId> = own.kept_apart().collect();
         // Also before their first connection, and after their last.
-        for tenant in self.judge.in_lane().chain(world.tenants.isolated()) {
+        let besides = kept_apart.iter().copied().chain(world.tenants.isolated());
+        for tenant in self.judge.in_lane().chain(besides) {
             here.entry(tenant).or_insert_with(|| usage(own, tenant).unwrap_or_default());
         }
         let mut seen = HashMap::with_capacity(here.len());
@@ -86,6 +88,7 @@ impl Watch {
                 weight: settings.weight,
                 at_least: settings.guarantee.of_a_worker(own.workers()),
                 isolation: settings.isolation,
+                kept_apart: kept_apart.contains(&tenant),
                 on_worker: used(&before[0], &now[0]),
                 in_lane: used(&before[1], &now[1]),
             });

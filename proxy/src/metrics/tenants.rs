@@ -31,7 +31,7 @@ impl Families {
         }
         let rows = rows(tallies, retired);
         one(families, &rows, "connections", "Accepted downstream connections by tenant", |row| row.connections)?;
-        one(families, &rows, "panics", "Tasks of connections that ended in a panic, by tenant", |row| row.panics)?;
+        panics(families, &rows)?;
         gauge(families, &rows, "connections_open", "Downstream connections open now, by tenant", |row| row.open)?;
         gauge(families, &rows, "requests_in_flight", "HTTP requests under way, by tenant", |row| row.in_flight)?;
         gauge(families, &rows, "lanes", "Workers in whose lane a tenant is now", |row| row.lanes)?;
@@ -101,6 +101,16 @@ impl Families {
         }
         Ok(())
     }
+}
+
+fn panics(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {
+    one(families, rows, "panics", "Tasks of connections that ended in a panic, by tenant", |row| row.panics)?;
+    let help = "Whether a tenant is kept apart because its connections panicked";
+    let mut isolated = families.gauge("tollgate_tenant_isolated", help)?;
+    for row in rows.iter().filter(|row| !row.totals.apart.is_zero()) {
+        isolated.encode_family(&[("tenant", &*row.tenant)])?.encode_gauge(&1_u64)?;
+    }
+    Ok(())
 }
 
 fn memory(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! What one tenant uses of one worker: plain cells with one writer, as all counters of a worker are.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tollgate_schedule::{Account as Scheduled, DELAY_BOUNDS, WORKS};
 
@@ -193,6 +193,11 @@ impl Ledger {
         }
     }
 
+    /// Tenants that are kept apart because their connections panicked.
+    pub(crate) fn kept_apart(&self) -> impl Iterator<Item = TenantId> {
+        self.commons.kept_apart()
+    }
+
     /// Bytes that this worker has taken for the holder of a place.
     pub(crate) fn taken(&self, place: usize) -> u64 {
         self.at(place).map_or(0, |account| account.taken.value())
@@ -242,7 +247,7 @@ impl Ledger {
             connection_us: if connection_us > u64::MAX / 2 { 0 } else { connection_us },
             in_flight: begun.saturating_sub(ended),
             memory: account.memory.value(),
-            // Not of one worker.
+            // These two are not of one worker.
             memory_byte_ms: 0,
             requests: std::array::from_fn(|outcome| account.requests[outcome].value()),
             bytes_up: account.bytes_up.value(),
@@ -252,6 +257,7 @@ impl Ledger {
             refusals: account.refusals.iter().map(Count::value).collect(),
             shadowed: account.shadowed.iter().map(Count::value).collect(),
             panics: account.panics.value(),
+            apart: Duration::ZERO,
             lanes,
             lane_us: if lanes > 0 { self.moment(now).saturating_sub(account.lane_since.value()) } else { 0 },
             to_lane,
@@ -297,6 +303,8 @@ pub struct Totals {
     shadowed: Vec<u64>,
     /// Tasks that ended in a panic.
     pub panics: u64,
+    /// For how long it will be kept apart because of them.
+    pub apart: Duration,
     /// Workers in whose lane it is now.
     pub lanes: u64,
     /// For how long it has been in one of them, in microseconds: the longest.
@@ -365,6 +373,7 @@ impl Totals {
         self.lanes += other.lanes;
         self.lane_us = self.lane_us.max(other.lane_us);
         self.memory += other.memory;
+        self.apart = self.apart.max(other.apart);
     }
 
     /// What was used after `before`.

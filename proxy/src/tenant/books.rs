@@ -189,7 +189,7 @@ impl Books {
         places.by_name.insert(Arc::clone(&name), place);
         let before = self.totals(place, now);
         places.holders[place] = Some(Holder { before, ..Holder::new(id, name, kind, has_series) });
-        self.commons.renew(id);
+        self.commons.welcome(id);
         // Before anybody can be told the id.
         self.ledgers.iter().for_each(|ledger| ledger.open(place));
         id
@@ -271,6 +271,7 @@ impl Books {
             totals.add(&ledger.totals(place, now));
         }
         totals.memory_byte_ms = self.room().byte_ms(place);
+        totals.apart = self.commons.kept_apart_for(place, now);
         totals
     }
 

@@ -10,6 +10,7 @@ use super::destinations::Destinations;
 use super::gate::Held;
 use super::gcra::Bucket;
 use super::id::{PLACES, Placed as _};
+use super::panics::Panics;
 use super::share::Crowd;
 use super::{Room, TenantId};
 use crate::config::Limits;
@@ -69,6 +70,7 @@ pub(super) struct Standing {
     pub(super) new_connections: Bucket,
     pub(super) cpu: Bucket,
     pub(super) bytes: Reserved,
+    pub(super) panics: Panics,
 }
 
 impl Standing {
@@ -210,6 +212,23 @@ impl Commons {
         let Standing { requests, new_connections, cpu, bytes, .. } = self.standing(tenant);
         [requests, new_connections, cpu].into_iter().for_each(Bucket::refill);
         bytes.refill();
+    }
+
+    /// A tenant takes a place that another had.
+    pub(super) fn welcome(&self, tenant: TenantId) {
+        self.renew(tenant);
+        self.standing(tenant).panics.forget();
+    }
+
+    /// For how long the holder of a place will be kept apart because of panics.
+    pub(super) fn kept_apart_for(&self, place: usize, now: Instant) -> Duration {
+        self.standings.get(place).map_or(Duration::ZERO, |standing| standing.panics.left(self.since(now)))
+    }
+
+    /// Tenants that are kept apart because of panics.
+    pub(super) fn kept_apart(&self) -> impl Iterator<Item = TenantId> {
+        let since = self.since(Instant::now());
+        self.standings.iter().filter_map(move |standing| standing.panics.kept_apart(since))
     }
 
     /// Time since the beginning, for contracts.

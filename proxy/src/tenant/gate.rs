@@ -80,6 +80,7 @@ impl<'a> Gate<'a> {
     /// The limit that it would exceed.
     pub(super) fn admit_connection(&self) -> Result<(), Limited> {
         self.admit_memory()?;
+        self.keep_apart()?;
         let ceilings = self.settings.map(|settings| &settings.ceilings);
         let ceiling = ceilings.and_then(|ceilings| ceilings.connections);
         self.take_place(Space::Connections, ceiling, Reason::TenantConnections)?;
@@ -206,6 +207,13 @@ impl<'a> Gate<'a> {
             Duration::ZERO => Ok(()),
             wait => self.decide(Limited { reason: Reason::TenantCpu, retry_after: Some(wait) }),
         }
+    }
+
+    /// Lets few connections in while the tenant is kept apart.
+    fn keep_apart(&self) -> Result<(), Limited> {
+        let admitted = self.commons.standing(self.tenant).panics.admit(|| self.commons.since(Instant::now()));
+        let limited = |wait| Limited { reason: Reason::TenantIsolated, retry_after: Some(wait) };
+        admitted.or_else(|wait| self.decide(limited(wait)))
     }
 
     /// Whether there is memory for anything. A tenant's shadow is about its ceiling; what is left for all is the process's

@@ -25,6 +25,7 @@ mod id;
 mod ladder;
 mod memory;
 mod pace;
+mod panics;
 mod payer;
 mod registry;
 mod settings;

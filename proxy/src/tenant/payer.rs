@@ -196,7 +196,16 @@ impl Payer {
 
     /// Counts a task of the connection that panicked.
     pub(crate) fn panicked(&self) {
-        self.with(self.tenant(), |account| account.panics.increment());
+        let tenant = self.tenant();
+        self.with(tenant, |account| account.panics.increment());
+        let commons = self.commons();
+        commons.standing(tenant).panics.note(tenant, commons.since(Instant::now()));
+    }
+
+    /// Whether its tenant is kept apart because of panics.
+    pub(crate) fn is_kept_apart(&self) -> bool {
+        let commons = self.commons();
+        commons.standing(self.tenant()).panics.kept_apart(commons.since(Instant::now())).is_some()
     }
 
     /// A new exchange on the connection.

@@ -345,6 +345,47 @@ fn a_panic_is_counted_for_whoever_it_happened_to() {
 }
 
 #[test]
+fn who_panics_again_and_again_is_let_in_slowly_and_nobody_else() {
+    let (metrics, flows, _consumer) = worker();
+    let now = Instant::now();
+    let books = metrics.tenants();
+    let [first, second] = ["endpoint-1", "endpoint-2"].map(|name| books.admit(name, Kind::Endpoint, now));
+    let panic = || {
+        let payer = Payer::accept(&flows, first, &Settings::default());
+        let panics = PanicCount::new(flows.metrics(), &payer);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _panics = panics;
+            std::panic::resume_unwind(Box::new("as a defect would"));
+        }));
+        assert!(panicked.is_err());
+    };
+    let table = Table::default();
+    let admitted = |tenant, settings: &Settings| {
+        let payers: Vec<_> = (0..100).map(|_| Payer::accept(&flows, tenant, settings)).collect();
+        let admitted: Vec<_> = payers.iter().map(|payer| payer.admit(&table)).collect();
+        let reasons = admitted.iter().filter_map(|admitted| Some(admitted.err()?.reason));
+        assert!(reasons.into_iter().all(|reason| reason == Reason::TenantIsolated));
+        admitted.iter().filter(|admitted| admitted.is_ok()).count()
+    };
+    (0..2).for_each(|_| panic());
+    assert_eq!(admitted(first, &Settings::default()), 100);
+    panic();
+    let slowly = admitted(first, &Settings::default());
+    assert!((10..100).contains(&slowly), "{slowly}");
+    assert_eq!(admitted(second, &Settings::default()), 100);
+    let ledger = flows.metrics().ledger();
+    assert_eq!(ledger.kept_apart().collect::<Vec<_>>(), [first], "for the lanes");
+    assert!(totals(&metrics, first).apart > Duration::from_secs(30) && totals(&metrics, second).apart.is_zero());
+    let scrape = metrics.encode(crate::metrics::Format::Prometheus).unwrap();
+    assert!(scrape.contains("tollgate_tenant_isolated{tenant=\"endpoint-1\"} 1\n"), "{scrape}");
+    // Whoever gets the place next begins anew.
+    books.dismiss(first, now);
+    books.settle(now + Duration::from_secs(3600));
+    let next = books.admit("endpoint-3", Kind::Endpoint, now);
+    assert_eq!((next.place(), admitted(next, &Settings::default())), (first.place(), 100));
+}
+
+#[test]
 fn an_exchange_under_way_goes_where_its_connection_goes() {
     let (metrics, flows, _consumer) = worker();
     let now = Instant::now();

@@ -70,14 +70,31 @@ impl Shared {
     }
 }
 
+/// Ends the connection when a stream panics whose tenant is kept apart for such things: its next one comes in time.
+pub(super) struct EndIfPanicked<'s>(&'s Shared);
+
+impl<'s> EndIfPanicked<'s> {
+    /// To be dropped after the panic was counted.
+    pub(super) fn new(shared: &'s Shared) -> Self {
+        Self(shared)
+    }
+}
+
+impl Drop for EndIfPanicked<'_> {
+    fn drop(&mut self) {
+        self.0.end_if(std::thread::panicking() && self.0.connection.payer.is_kept_apart());
+    }
+}
+
 /// Serves `stream` to its end, which is also that of its streams and of its upstream connections.
 pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer: Buffer) {
     let started = Instant::now();
     let mut builder = h2::server::Builder::new();
-    let (streams, stream_window, connection_window) = match connection.is_short_of_memory() {
-        true => LITTLE,
-        false => (MAX_STREAMS, STREAM_WINDOW, CONNECTION_WINDOW),
-    };
+    let (streams, stream_window, connection_window) =
+        match connection.is_short_of_memory() || connection.payer.is_kept_apart() {
+            true => LITTLE,
+            false => (MAX_STREAMS, STREAM_WINDOW, CONNECTION_WINDOW),
+        };
     builder
         .initial_window_size(stream_window)
         .initial_connection_window_size(connection_window)

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
 use super::answer::answer;
-use super::connection::Shared;
+use super::connection::{EndIfPanicked, Shared};
 use super::queue::Piece;
 use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show, size_of_head};
 use super::retry::Retries;
@@ -35,6 +35,7 @@ const STREAM: usize = 13 * 512;
 /// Serves one stream from request to record.
 pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>, mut respond: SendResponse<Piece>) {
     let connection = &shared.connection;
+    let _ends = EndIfPanicked::new(&shared);
     let _panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
     let _work = connection.idle.work();
     let config = &connection.listener.config;

@@ -11,6 +11,7 @@ fn sample(tenant: TenantId, on_worker: Used) -> Sample {
         weight: 1,
         at_least: Part::default(),
         isolation: Isolation::Auto,
+        kept_apart: false,
         on_worker,
         in_lane: Used::default(),
     }
@@ -79,6 +80,17 @@ fn five_seconds_without_an_offence_lead_back() {
     assert_eq!(run.until_moved(&[slow(0, true)], 100), Some((50, vec![back])));
     assert_eq!(run.next(&[slow(2, false)]), [], "it begins anew");
     assert_eq!(run.0.in_lane().count(), 0);
+}
+
+#[test]
+fn who_is_kept_apart_goes_and_comes_back_five_seconds_after() {
+    let mut run = Run::new();
+    let kept_apart = Sample { kept_apart: true, ..slow(0, false) };
+    assert_eq!(run.next(&[Sample { isolation: Isolation::Shared, ..kept_apart }]), []);
+    assert_eq!(run.next(&[kept_apart]), [Move { cause: Cause::Panics, ..TO_LANE }]);
+    assert_eq!(run.until_moved(&[kept_apart], 100), None);
+    let back = Move { to_lane: false, cause: Cause::Clean, ..TO_LANE };
+    assert_eq!(run.until_moved(&[slow(0, false)], 100), Some((50, vec![back])));
 }
 
 #[test]
