@@ -235,7 +235,8 @@ impl Books {
                 self.room().pass_time(place, held, milliseconds);
             }
         }
-        self.room().act(&ladder::decide(most, resident, &self.room().holdings()), shadow);
+        let measures = ladder::decide(most, resident, &self.room().holdings());
+        self.room().act(&measures, shadow, |place| self.commons.weight(first_holder(place)));
         self.room().is_pressed()
     }
 

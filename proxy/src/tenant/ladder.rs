@@ -16,6 +16,8 @@ pub(super) struct Holding {
 pub(super) struct Measures {
     /// Bytes for all tenants together.
     pub(super) limit: u64,
+    /// Bytes that all may have taken while everybody may have an equal part.
+    pub(super) parts_until: u64,
     /// The tenant that has the most beyond its share, when memory runs out.
     pub(super) worst: Option<Worst>,
     /// Places that are beyond their ceilings by much, and bytes that are to go.
@@ -33,7 +35,7 @@ pub(super) struct Worst {
 
 impl Default for Measures {
     fn default() -> Self {
-        Self { limit: u64::MAX, worst: None, over_ceiling: Vec::new() }
+        Self { limit: u64::MAX, parts_until: u64::MAX, worst: None, over_ceiling: Vec::new() }
     }
 }
 
@@ -53,7 +55,9 @@ pub(super) fn decide(most: Option<u64>, resident: u64, holdings: &[Holding]) -> 
     // Guarantees that are not used are nobody else's.
     let kept: u64 = holdings.iter().map(|holding| holding.guarantee.saturating_sub(holding.used)).sum();
     let limit = tenths(most, 7).saturating_sub(own).max(most / 4).saturating_sub(kept);
-    Measures { limit, worst: worst(most, resident, limit, used, holdings), over_ceiling }
+    // What the process has not taken yet of what is enough for it.
+    let parts_until = used + tenths(most, 8).saturating_sub(resident);
+    Measures { limit, parts_until, worst: worst(most, resident, limit, used, holdings), over_ceiling }
 }
 
 fn worst(most: u64, resident: u64, limit: u64, used: u64, holdings: &[Holding]) -> Option<Worst> {
@@ -110,7 +114,10 @@ mod tests {
     fn what_the_process_takes_for_itself_is_nobody_s() {
         let holdings = [holding(20), holding(0)];
         assert_eq!(decide(Some(1000 * MIB), 120 * MIB, &holdings).limit / MIB, 600);
-        assert_eq!(decide(Some(1000 * MIB), 1200 * MIB, &holdings).limit / MIB, 250, "a quarter is always theirs");
+        let short = decide(Some(1000 * MIB), 1200 * MIB, &holdings);
+        assert_eq!(short.limit / MIB, 250, "a quarter is always theirs");
+        assert_eq!(short.parts_until / MIB, 20, "but there is nothing to have");
+        assert_eq!(decide(Some(1000 * MIB), 700 * MIB, &holdings).parts_until / MIB, 120);
     }
 
     #[test]

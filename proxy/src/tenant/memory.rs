@@ -2,7 +2,8 @@
 //!
 //! A worker takes what its tenants hold in units of [`UNIT`], so that it writes here rarely and reads here cheaply; what is
 //! shown is exact. Each tenant may have what its ceiling says and, where memory has an end, what its guarantee says or as much
-//! as is left for all, whichever is more: alone it gets half, two get a third each, and there is always room for who comes.
+//! as is left for all, by weight, whichever is more: alone it gets half, two get a third each, and there is always room for who comes.
+//! Whoever has no more than an equal part is not refused because others have more than theirs, while the process has memory for it.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
@@ -14,6 +15,8 @@ use super::{Settings, TenantId};
 pub(super) const UNIT: u64 = 64 * 1024;
 /// What every tenant may have, however little is left.
 const LITTLE: u64 = 1024 * 1024;
+/// What is left, once.
+const ONCE: u64 = 1024;
 
 /// What is done about a tenant's memory, each with all before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +81,8 @@ pub struct Room {
     used: AtomicU64,
     /// What is left is only counted with.
     shadow: AtomicBool,
+    /// Bytes taken by all up to which everybody may have an equal part.
+    parts_until: AtomicU64,
     /// A task of a worker waits for memory.
     waiting: AtomicBool,
     places: Box<[Place]>,
@@ -90,6 +95,10 @@ struct Place {
     leaving: AtomicU64,
     ceiling: AtomicU64,
     guarantee: AtomicU64,
+    /// What it may have in any case while the process has memory for it: an equal part, by weight.
+    part: AtomicU64,
+    /// How many times what is left it may have, by weight: in units of 1 / [`ONCE`].
+    times: AtomicU64,
     /// The ceiling only counts.
     shadow: AtomicBool,
     /// A [`MemoryStep`] that the state of the process asks for.
@@ -107,6 +116,8 @@ impl Default for Room {
             leaving: AtomicU64::new(0),
             ceiling: AtomicU64::new(u64::MAX),
             guarantee: AtomicU64::new(0),
+            part: AtomicU64::new(0),
+            times: AtomicU64::new(ONCE),
             shadow: AtomicBool::new(false),
             pressure: AtomicU8::new(0),
             excess: AtomicU64::new(0),
@@ -116,6 +127,7 @@ impl Default for Room {
             limit: AtomicU64::new(u64::MAX),
             used: AtomicU64::new(0),
             shadow: AtomicBool::new(false),
+            parts_until: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
             places: (0..PLACES).map(|_| place()).collect(),
         }
@@ -172,14 +184,19 @@ impl Room {
         })
     }
 
-    /// What is left for the holder of a place, or what its guarantee says if that is more.
+    /// What the holder of a place may have of what is left, or what its guarantee says if that is more.
     fn left(&self, place: &Place) -> u64 {
         let limit = self.limit.load(Ordering::Relaxed);
         if limit == u64::MAX {
             return u64::MAX;
         }
-        let left = limit.saturating_sub(self.used.load(Ordering::Relaxed));
-        left.max(place.guarantee.load(Ordering::Relaxed)).max(LITTLE)
+        let used = self.used.load(Ordering::Relaxed);
+        let left = limit.saturating_sub(used).saturating_mul(place.times.load(Ordering::Relaxed)) / ONCE;
+        let part = match used < self.parts_until.load(Ordering::Relaxed) {
+            true => place.part.load(Ordering::Relaxed),
+            false => 0,
+        };
+        left.max(part).max(place.guarantee.load(Ordering::Relaxed)).max(LITTLE)
     }
 
     /// Notes that so many bytes of a tenant are on their way out, and no longer when they are gone, or stay.
@@ -268,8 +285,10 @@ impl Room {
         self.places.iter().map(holding).collect()
     }
 
-    /// Puts measures in force.
-    pub(super) fn act(&self, measures: &Measures, shadow: bool) {
+    /// Puts measures in force, for tenants of these weights.
+    pub(super) fn act(&self, measures: &Measures, shadow: bool, weight: impl Fn(usize) -> u32) {
+        self.share_out(measures.limit, weight);
+        self.parts_until.store(measures.parts_until, Ordering::Relaxed);
         // Before the limit, so that none is enforced that is not to be.
         self.shadow.store(shadow, Ordering::Relaxed);
         self.limit.store(measures.limit, Ordering::Relaxed);
@@ -279,6 +298,23 @@ impl Room {
             let by_ceiling = measures.over_ceiling.iter().find(|over| over.0 == index).map_or(0, |over| over.1);
             place.pressure.store(step as u8, Ordering::Relaxed);
             place.excess.store(of_process.map_or(0, |worst| worst.excess).max(by_ceiling), Ordering::Relaxed);
+        }
+    }
+
+    /// Gives everybody a part by weight, of as many as have anything; whoever has nothing as if it came next.
+    fn share_out(&self, limit: u64, weight: impl Fn(usize) -> u32) {
+        let has_any = |place: &Place| place.used.load(Ordering::Relaxed) > 0;
+        let holders = self.places.iter().enumerate().filter(|(_, place)| has_any(place));
+        let add = |(count, sum), (index, _)| (count + 1, sum + u128::from(weight(index)));
+        let (count, sum) = holders.fold((0, 0), add);
+        for (index, place) in self.places.iter().enumerate() {
+            let own = u128::from(weight(index)).max(1);
+            let (count, sum) = if has_any(place) { (count, sum) } else { (count + 1, sum + own) };
+            let (times, all) = (own * count, sum.max(1));
+            // One part more than there are: that is left for who comes.
+            let part = u128::from(limit) * times / (all * (count + 1)).max(1);
+            place.times.store(u64::try_from(u128::from(ONCE) * times / all).unwrap_or(ONCE), Ordering::Relaxed);
+            place.part.store(u64::try_from(part).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
     }
 
@@ -326,98 +362,4 @@ impl Place {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::num::NonZeroU64;
-
-    use super::*;
-    use crate::tenant::{Ceilings, Guarantee};
-
-    const MIB: u64 = 1 << 20;
-
-    fn tenant(place: usize) -> TenantId {
-        super::super::id::first_holder(place)
-    }
-
-    #[test]
-    fn alone_half_and_always_room_for_who_comes() {
-        let room = Room::default();
-        room.limit.store(90 * MIB, Ordering::Relaxed);
-        let fill = |place: usize| {
-            while room.step(tenant(place)) < MemoryStep::Refuse {
-                room.take(place, UNIT);
-            }
-            room.places[place].used.load(Ordering::Relaxed) / MIB
-        };
-        assert_eq!(fill(100), 45);
-        assert_eq!(room.step(tenant(101)), MemoryStep::Free);
-        assert_eq!(fill(101), 22, "half of what was left");
-        assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Left), "who has more gives way");
-        assert_eq!(room.step(tenant(102)), MemoryStep::Free);
-        room.give_back(100, 30 * MIB);
-        assert_eq!(room.step(tenant(101)), MemoryStep::Free);
-    }
-
-    #[test]
-    fn a_guarantee_holds_when_nothing_is_left() {
-        let room = Room::default();
-        room.limit.store(10 * MIB, Ordering::Relaxed);
-        let guarantee = Guarantee { memory_bytes: NonZeroU64::new(4 * MIB), ..Guarantee::default() };
-        room.agree(tenant(100), &Settings { guarantee, ..Settings::default() });
-        room.take(101, 20 * MIB);
-        room.take(100, 2 * MIB);
-        room.take(102, 2 * MIB);
-        assert_eq!(room.refusal(tenant(100)), None);
-        assert_eq!(room.refusal(tenant(102)), Some(OutOfMemory::Left));
-        assert_eq!(room.refusal(tenant(103)), None, "a little is everybody's");
-    }
-
-    #[test]
-    fn a_ceiling_counts_without_an_end_and_shadow_only_counts() {
-        let room = Room::default();
-        let ceilings = Ceilings { memory_bytes: NonZeroU64::new(8 * MIB), ..Ceilings::default() };
-        let settings = Settings { ceilings, ..Settings::default() };
-        room.agree(tenant(100), &settings);
-        let mut steps = Vec::new();
-        for _ in 0..8 {
-            room.take(100, MIB);
-            steps.push(room.step(tenant(100)));
-        }
-        use MemoryStep::{Free, HoldBack, Refuse, Shrink};
-        assert_eq!(steps, [Free, Free, Free, Free, Free, HoldBack, Shrink, Refuse]);
-        assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Ceiling));
-        room.agree(tenant(100), &Settings { shadow: true, ..settings });
-        assert_eq!(room.step(tenant(100)), Free);
-        assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Ceiling), "to be counted");
-        assert_eq!(room.step(tenant(101)), Free);
-    }
-
-    #[test]
-    fn who_is_told_to_go_makes_room_for_who_comes() {
-        let room = Room::default();
-        room.limit.store(16 * MIB, Ordering::Relaxed);
-        room.take(100, 8 * MIB);
-        assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Left));
-        room.leave(tenant(100), 10);
-        assert_eq!((room.refusal(tenant(100)), room.step(tenant(100))), (None, MemoryStep::Shrink));
-        assert_eq!(room.part(tenant(100)), Some(Part { used: 8 * MIB - 10, most: 8 * MIB }));
-        room.leave(tenant(100), 4 * MIB);
-        assert_eq!(room.part(tenant(100)), Some(Part { used: 7 * MIB, most: 8 * MIB }), "an eighth at the most");
-        assert_eq!(room.parts(|place| if place == 100 { 5 } else { 0 }).collect::<Vec<_>>().len(), 1);
-        room.left_or_stays(tenant(100), 10 + 4 * MIB);
-        assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Left), "they have stayed");
-        room.shadow.store(true, Ordering::Relaxed);
-        assert_eq!(room.part(tenant(100)), None);
-    }
-
-    #[test]
-    fn workers_send_away_by_what_they_have() {
-        let room = Room::default();
-        room.take(100, 30);
-        let measures = Measures { over_ceiling: vec![(100, 9)], ..Measures::default() };
-        room.act(&measures, false);
-        assert_eq!(room.excess(|_| 10), [(100, 3)]);
-        assert_eq!(room.excess(|_| 0), []);
-        room.act(&Measures::default(), false);
-        assert_eq!(room.excess(|_| 10), []);
-    }
-}
+mod tests;
