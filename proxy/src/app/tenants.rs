@@ -8,7 +8,7 @@ use tollgate_schedule::{WORKS, Work};
 use crate::control::memory::MemoryEnd;
 use crate::metrics::Attribution;
 use crate::reason::Reason;
-use crate::tenant::{Group, Kind, Registry, Tally, TenantId};
+use crate::tenant::{Group, Kind, Registry, Tally, TenantId, Totals};
 
 /// The part of `/status`.
 pub(super) fn status(tenants: &Registry) -> Value {
@@ -83,6 +83,7 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "bytes": { "up": totals.bytes_up, "down": totals.bytes_down },
         "refusals": by_reason(totals.refusals()),
         "shadow_refusals": by_reason(totals.shadowed()),
+        "log_lost": log_lost(totals),
         "paced": totals.paced,
         "paced_seconds": totals.paced_us as f64 / 1e6,
         "panics": totals.panics,
@@ -108,6 +109,16 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
 
 fn by_kind(spent: [u64; WORKS]) -> Map<String, Value> {
     Work::ALL.into_iter().zip(spent).map(|((_, name), spent)| (name.to_owned(), json!(spent as f64 / 1e9))).collect()
+}
+
+/// By reason, of both logs.
+fn log_lost(totals: &Totals) -> Map<String, Value> {
+    let mut lost = Map::new();
+    for ([reason, ..], count) in totals.log_lost() {
+        let before = lost.get(reason).and_then(Value::as_u64).unwrap_or_default();
+        lost.insert(reason.to_owned(), (before + count).into());
+    }
+    lost
 }
 
 fn by_reason(counts: impl Iterator<Item = (Reason, u64)>) -> Map<String, Value> {

@@ -9,7 +9,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::access_log::{AccessLogs, Entry};
-use super::{EntryKind, FlowRecord, Outcome};
+use super::{EntryKind, FlowRecord, Outcome, json};
 use crate::metrics;
 
 /// How long a reading of the wall clock is extended by the monotonic one.
@@ -46,6 +46,7 @@ pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSende
             log,
             next_seq: Cell::new(0),
             clock: Cell::new((Instant::now(), SystemTime::now())),
+            scratch: Cell::default(),
             worker: u16::try_from(index).unwrap_or(u16::MAX),
             doorbell: Arc::clone(&doorbell),
             metrics,
@@ -95,6 +96,8 @@ pub struct FlowSender {
     next_seq: Cell<u64>,
     /// The last reading of the wall clock, and when it was taken.
     clock: Cell<(Instant, SystemTime)>,
+    /// Room to find out in how long a record is.
+    scratch: Cell<Vec<u8>>,
     worker: u16,
     doorbell: Arc<Doorbell>,
     metrics: metrics::Worker,
@@ -102,28 +105,58 @@ pub struct FlowSender {
 
 impl FlowSender {
     /// Counts the record in the metrics and hands it over, or loses and counts it when the ring has no room for its
-    /// class. Never blocks. Use [`super::OpenFlow`] rather than this, so that no path can forget it.
-    pub fn send(&self, record: Box<FlowRecord>) {
+    /// class; returns whether it had. Never blocks. Use [`super::OpenFlow`] rather than this, so that no path can forget it.
+    pub fn send(&self, record: Box<FlowRecord>) -> bool {
         let outcome = record.outcome;
         self.metrics.flow_finished(&record);
-        let seq = self.next_seq.get();
-        self.next_seq.set(seq.wrapping_add(1));
-        if self.records.push(outcome == Outcome::Denied, Sequenced { worker: self.worker, seq, record }) {
+        let seq = self.take_seq();
+        let sent = self.records.push(outcome == Outcome::Denied, Sequenced { worker: self.worker, seq, record });
+        if sent {
             self.doorbell.ring();
         } else {
             self.metrics.flow_record_lost(outcome);
         }
+        sent
     }
 
-    /// Hands an entry of the access log over, or loses and counts it. Never blocks.
-    pub(super) fn log(&self, entry: Entry) {
+    /// Counts the record in the metrics and among those that are lost.
+    pub(super) fn lose(&self, record: &FlowRecord) {
+        self.metrics.flow_finished(record);
+        self.take_seq();
+        self.metrics.flow_record_lost(record.outcome);
+    }
+
+    fn take_seq(&self) -> u64 {
+        let seq = self.next_seq.get();
+        self.next_seq.set(seq.wrapping_add(1));
+        seq
+    }
+
+    /// How many bytes of JSON the record would be, but for its tenant's name.
+    pub(super) fn length(&self, record: &FlowRecord) -> usize {
+        let mut scratch = self.scratch.take();
+        let length = json::length(&mut scratch, record, (self.worker, self.next_seq.get()));
+        self.scratch.set(scratch);
+        length
+    }
+
+    /// Hands an entry of the access log over, or loses and counts it; returns which. Never blocks.
+    pub(super) fn log(&self, entry: Entry) -> bool {
         let kind = entry.kind;
         self.metrics.log_entry_made(kind);
-        if self.log.push(kind == EntryKind::Denied, entry) {
+        let sent = self.log.push(kind == EntryKind::Denied, entry);
+        if sent {
             self.doorbell.ring();
         } else {
             self.metrics.log_entry_lost(kind);
         }
+        sent
+    }
+
+    /// Counts an entry of the access log, and that it is lost.
+    pub(super) fn lose_entry(&self, kind: EntryKind) {
+        self.metrics.log_entry_made(kind);
+        self.metrics.log_entry_lost(kind);
     }
 
     /// The wall clock at `now`, for [`FlowRecord::time`]. Saves a clock reading per request: the wall clock itself is

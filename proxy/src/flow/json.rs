@@ -19,7 +19,18 @@ use crate::tenant::NamesNow;
 
 /// Appends the record as one line of JSON, with its newline. `names` are those of tenants.
 pub fn write_line(out: &mut Vec<u8>, item: &Sequenced, names: &NamesNow) {
-    let record = &*item.record;
+    write(out, &item.record, names.of(item.record.tenant), (item.worker, item.seq));
+}
+
+/// How long the line of a record is, but for its tenant's name; `scratch` is room to find out in.
+pub(super) fn length(scratch: &mut Vec<u8>, record: &FlowRecord, place: (u16, u64)) -> usize {
+    scratch.clear();
+    write(scratch, record, None, place);
+    scratch.len()
+}
+
+/// `place` is the worker and the number of the record among those of it.
+fn write(out: &mut Vec<u8>, record: &FlowRecord, tenant: Option<&str>, place: (u16, u64)) {
     out.extend_from_slice(b"{\"time\":\"");
     time(out, record.time);
     out.extend_from_slice(b"\",\"verdict\":\"");
@@ -53,7 +64,7 @@ pub fn write_line(out: &mut Vec<u8>, item: &Sequenced, names: &NamesNow) {
     }
     out.extend_from_slice(b",\"listener\":");
     text(out, &record.listener);
-    if let Some(tenant) = names.of(record.tenant) {
+    if let Some(tenant) = tenant {
         out.extend_from_slice(b",\"tenant\":");
         text(out, tenant);
     }
@@ -78,8 +89,8 @@ pub fn write_line(out: &mut Vec<u8>, item: &Sequenced, names: &NamesNow) {
         out.extend_from_slice(Reason::TenantBandwidth.code().as_bytes());
         out.push(b'"');
     }
-    field(out, b",\"worker\":", item.worker);
-    field(out, b",\"seq\":", item.seq);
+    field(out, b",\"worker\":", place.0);
+    field(out, b",\"seq\":", place.1);
     out.extend_from_slice(b"}\n");
 }
 

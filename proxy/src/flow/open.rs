@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use tollgate_schedule::{Group, Spent, Work, mark};
 
-use super::access_log::LoggedFlow;
+use super::access_log::{LogWay, LoggedFlow};
 use super::{Fields, FlowRecord, FlowSender, LogTarget, Outcome, Protocol};
 use crate::reason::Reason;
-use crate::tenant::{Charge, Head, Limited, Payer, Table};
+use crate::tenant::{Charge, Head, Limited, LogItem, Payer, Table};
 
 /// The record of a request or connection that is still open; hold it where the end is seen (for HTTP, in the
 /// response body).
@@ -76,7 +76,7 @@ impl OpenFlow {
     pub(crate) fn log_request(&self, denied: Option<Reason>, head: Fields) {
         if let Some(log) = &self.log {
             let _work = mark(Work::Log);
-            log.request(&self.sender, self, denied, Some(head));
+            log.request(self.way(), self, denied, Some(head));
         }
     }
 
@@ -84,8 +84,12 @@ impl OpenFlow {
     pub(crate) fn log_response(&self, status: u16, fill: impl FnOnce(&mut Fields)) {
         if let Some(log) = &self.log {
             let _work = mark(Work::Log);
-            log.response(&self.sender, self, status, fill);
+            log.response(self.way(), self, status, fill);
         }
+    }
+
+    fn way(&self) -> LogWay<'_> {
+        LogWay { sender: &self.sender, charge: self.charge.as_ref() }
     }
 
     /// The record, to fill in what becomes known on the way. Count bytes with [`OpenFlow::add_up`] and
@@ -165,12 +169,20 @@ impl Drop for OpenFlow {
             let spent = group.spent().since(before);
             (record.cpu_us, record.queue_us) = (spent.cpu / 1000, spent.waited / 1000);
         }
-        if let Some(charge) = self.charge.take() {
+        if let Some(charge) = &mut self.charge {
             charge.end(&mut record);
         }
         if let Some(log) = &self.log {
-            log.end(&self.sender, &record);
+            log.end(self.way(), &record);
         }
-        self.sender.send(record);
+        let item = LogItem { is_entry: false, denied: record.outcome == Outcome::Denied };
+        let charge = self.charge.as_ref();
+        if charge.is_some_and(|charge| !charge.may_log(item, || self.sender.length(&record))) {
+            self.sender.lose(&record);
+        } else if !self.sender.send(record)
+            && let Some(charge) = charge
+        {
+            charge.lost_for_room(item);
+        }
     }
 }

@@ -45,6 +45,7 @@ impl Families {
         }
         memory(families, &rows)?;
         bytes(families, &rows)?;
+        logs(families, &rows)?;
         let help = "Time for which downstream connections were open, by tenant";
         let mut seconds = families.family("tollgate_tenant_connection_seconds", help, MetricType::Counter)?;
         for row in &rows {
@@ -142,6 +143,24 @@ fn bytes(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {
     for row in paced() {
         let value = row.totals.paced_us as f64 / 1e6;
         seconds.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+    }
+    Ok(())
+}
+
+/// Most tenants lose nothing.
+fn logs(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {
+    let help = "Flow records and access log entries that were lost, by tenant, log, class and reason";
+    let mut lost = families.counter("tollgate_tenant_log_lost", help)?;
+    for row in rows {
+        for ([reason, log, class], count) in row.totals.log_lost() {
+            let labels = [("tenant", &*row.tenant), ("log", log), ("class", class), ("reason", reason)];
+            counter(&mut lost, &labels, count)?;
+        }
+    }
+    let help = "Flow records and access log entries that a ceiling in shadow would have lost, by tenant";
+    let mut shadowed = families.counter("tollgate_tenant_shadow_log_lost", help)?;
+    for row in rows.iter().filter(|row| row.totals.log_shadowed > 0) {
+        counter(&mut shadowed, &[("tenant", &*row.tenant)], row.totals.log_shadowed)?;
     }
     Ok(())
 }

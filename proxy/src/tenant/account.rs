@@ -18,6 +18,37 @@ const PAGE: usize = 32;
 
 const CAUSES: usize = Cause::ALL.len();
 
+/// What may be lost of a log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogItem {
+    /// Of the access log; else it is a flow record.
+    pub(crate) is_entry: bool,
+    /// It tells of a denial.
+    pub(crate) denied: bool,
+}
+
+impl LogItem {
+    pub(super) const ALL: usize = 4;
+
+    pub(super) fn index(self) -> usize {
+        usize::from(self.is_entry) * 2 + usize::from(self.denied)
+    }
+}
+
+/// Why it is lost.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LogLoss {
+    /// Its tenant's ceiling.
+    Ceiling = 0,
+    /// What the workers have made was not taken off them in time.
+    Room = 1,
+}
+
+impl LogLoss {
+    /// What metrics call each.
+    const LABELS: [&str; 2] = ["log_bytes", "ring_full"];
+}
+
 /// Everything that is counted for one tenant by one worker.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -39,6 +70,9 @@ pub(crate) struct Account {
     /// Exchanges that the rate of bytes held back, and for how long, in microseconds.
     pub(super) paced: Count,
     pub(super) paced_us: Count,
+    /// Records and entries that were lost, by [`LogLoss`] and [`LogItem`], and that would be, were it not for the shadow.
+    pub(super) log_lost: [[Count; LogItem::ALL]; 2],
+    pub(super) log_shadowed: Count,
     pub(crate) refusals: [Count; REASONS],
     /// What a limit would have refused if it were not in shadow.
     pub(crate) shadowed: [Count; REASONS],
@@ -72,6 +106,8 @@ impl Account {
             bytes_down: Count::default(),
             paced: Count::default(),
             paced_us: Count::default(),
+            log_lost: Default::default(),
+            log_shadowed: Count::default(),
             refusals: std::array::from_fn(|_| Count::default()),
             shadowed: std::array::from_fn(|_| Count::default()),
             panics: Count::default(),
@@ -254,6 +290,8 @@ impl Ledger {
             bytes_down: account.bytes_down.value(),
             paced: account.paced.value(),
             paced_us: account.paced_us.value(),
+            log_lost: std::array::from_fn(|why| std::array::from_fn(|what| account.log_lost[why][what].value())),
+            log_shadowed: account.log_shadowed.value(),
             refusals: account.refusals.iter().map(Count::value).collect(),
             shadowed: account.shadowed.iter().map(Count::value).collect(),
             panics: account.panics.value(),
@@ -297,6 +335,9 @@ pub struct Totals {
     pub paced: u64,
     /// For how long those that have ended were, in microseconds.
     pub paced_us: u64,
+    log_lost: [[u64; LogItem::ALL]; 2],
+    /// Records and entries that a ceiling in shadow would have lost.
+    pub log_shadowed: u64,
     /// Refused requests and connections, by [`Reason`]; empty for none.
     refusals: Vec<u64>,
     /// What limits in shadow would have refused.
@@ -335,6 +376,15 @@ impl Totals {
     /// What limits in shadow would have refused, by reason.
     pub fn shadowed(&self) -> impl Iterator<Item = (Reason, u64)> {
         by_reason(&self.shadowed)
+    }
+
+    /// What was lost of logs, where anything was: why, of which log, of what class, and how often.
+    pub fn log_lost(&self) -> impl Iterator<Item = ([&'static str; 3], u64)> {
+        let items = [("flows", "other"), ("flows", "denied"), ("access_log", "other"), ("access_log", "denied")];
+        let each = LogLoss::LABELS.into_iter().zip(&self.log_lost).flat_map(move |(reason, counts)| {
+            items.into_iter().zip(counts).map(move |((log, class), count)| ([reason, log, class], *count))
+        });
+        each.filter(|(_, count)| *count > 0)
     }
 
     /// Moves to lanes, or else back, by what for, where there are any.
@@ -391,6 +441,10 @@ impl Totals {
         each(&mut self.bytes_down, other.bytes_down);
         each(&mut self.paced, other.paced);
         each(&mut self.paced_us, other.paced_us);
+        each(&mut self.log_shadowed, other.log_shadowed);
+        for (mine, others) in self.log_lost.iter_mut().flatten().zip(other.log_lost.iter().flatten()) {
+            each(mine, *others);
+        }
         each(&mut self.panics, other.panics);
         each(&mut self.memory_byte_ms, other.memory_byte_ms);
         each(&mut self.cpu_ns, other.cpu_ns);

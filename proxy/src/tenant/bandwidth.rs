@@ -20,6 +20,8 @@ pub(super) const PIECE: usize = 16 * 1024;
 const LEAST: usize = 512;
 /// Pieces a second, at low rates.
 const SMOOTHNESS: u64 = 16;
+/// The least burst of what is logged: any record fits in.
+const LOG_BURST: u64 = 64 * 1024;
 /// The least burst, as a part of what a second gives: timers are no finer.
 const FINENESS: u64 = SECOND / 100;
 
@@ -36,6 +38,12 @@ impl Bandwidth {
         let per_second = rate.per_second;
         let burst = time(rate.burst.get().max(PIECE as u64), per_second).max(FINENESS);
         Self { per_second, burst }
+    }
+
+    /// The same for what is logged, where bytes cannot wait.
+    pub(super) fn of_log(rate: Rate) -> Self {
+        let burst = NonZeroU64::new(rate.burst.get().max(LOG_BURST)).unwrap_or(rate.burst);
+        Self::new(Rate { burst, ..rate })
     }
 
     /// How much goes at once.

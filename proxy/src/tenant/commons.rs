@@ -70,6 +70,7 @@ pub(super) struct Standing {
     pub(super) new_connections: Bucket,
     pub(super) cpu: Bucket,
     pub(super) bytes: Reserved,
+    pub(super) log_bytes: Reserved,
     pub(super) panics: Panics,
 }
 
@@ -209,9 +210,9 @@ impl Commons {
 
     /// Lets contracts of this tenant begin anew.
     pub(super) fn renew(&self, tenant: TenantId) {
-        let Standing { requests, new_connections, cpu, bytes, .. } = self.standing(tenant);
+        let Standing { requests, new_connections, cpu, bytes, log_bytes, .. } = self.standing(tenant);
         [requests, new_connections, cpu].into_iter().for_each(Bucket::refill);
-        bytes.refill();
+        [bytes, log_bytes].into_iter().for_each(Reserved::refill);
     }
 
     /// A tenant takes a place that another had.

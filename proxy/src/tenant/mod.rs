@@ -32,7 +32,7 @@ mod settings;
 mod share;
 mod table;
 
-pub(crate) use account::Account;
+pub(crate) use account::{Account, LogItem};
 pub use account::{Ledger, Totals};
 pub use books::{Books, Kind, MAX_SERIES, Names, NamesNow, Tally};
 pub(crate) use commons::Commons;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::account::{LogItem, LogLoss};
 use super::bandwidth::Bandwidth;
 use super::commons::Space;
 use super::gate::Held;
@@ -18,6 +19,9 @@ use crate::reason::Reason;
 /// (`tests/tests/loopback/memory.rs` holds the sum against what the process grows by), as all constants of this kind.
 const CONNECTION: usize = 10 * 1024;
 
+/// Most bytes that one record counts as, so that there is a burst for each.
+const MAX_LOGGED: usize = 32 * 1024;
+
 /// A connection's place in the accounts. It is the tenant's for as long as it is open, and goes to another when the connection
 /// does.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub(crate) struct Payer {
     has_settings: Cell<bool>,
     /// How many bytes it may move, and a number that is another whenever that is or who pays.
     bandwidth: Cell<Option<ByteCeiling>>,
+    /// How many bytes of log.
+    log: Cell<Option<ByteCeiling>>,
     agreed: Cell<u32>,
     /// It has a place among its tenant's connections.
     placed: Cell<bool>,
@@ -48,9 +54,10 @@ impl Payer {
     /// The same for one that another thread has accepted.
     pub(crate) fn resume(flows: &Rc<FlowSender>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
         let (tenant, has_settings) = (Cell::new(tenant), Cell::new(settings.concern_limits()));
-        let (bandwidth, agreed) = (Cell::new(ByteCeiling::of(settings)), Cell::default());
-        let (flows, placed, memory, leaving) = (Rc::clone(flows), Cell::new(false), Cell::new(0), Cell::new(0));
-        let payer = Rc::new(Self { flows, tenant, has_settings, bandwidth, agreed, placed, memory, leaving });
+        let (bandwidth, agreed) = (Cell::new(ByteCeiling::of_moving(settings)), Cell::default());
+        let (flows, log) = (Rc::clone(flows), Cell::new(ByteCeiling::of_log(settings)));
+        let (placed, memory, leaving) = (Cell::new(false), Cell::new(0), Cell::new(0));
+        let payer = Rc::new(Self { flows, tenant, has_settings, bandwidth, log, agreed, placed, memory, leaving });
         let at = payer.moment();
         payer.with(payer.tenant(), |account| account.enter(at));
         payer.hold(CONNECTION);
@@ -141,7 +148,8 @@ impl Payer {
     /// From now on `tenant` pays, with these settings. Exchanges under way follow with their next byte, or their end.
     pub(crate) fn follow(&self, tenant: TenantId, settings: &Settings) {
         self.has_settings.set(settings.concern_limits());
-        let (before, bandwidth) = (self.tenant.replace(tenant), ByteCeiling::of(settings));
+        let (before, bandwidth) = (self.tenant.replace(tenant), ByteCeiling::of_moving(settings));
+        self.log.set(ByteCeiling::of_log(settings));
         if self.bandwidth.replace(bandwidth) != bandwidth || before != tenant {
             self.agreed.set(self.agreed.get().wrapping_add(1));
         }
@@ -247,8 +255,12 @@ pub(super) struct ByteCeiling {
 }
 
 impl ByteCeiling {
-    fn of(settings: &Settings) -> Option<Self> {
+    fn of_moving(settings: &Settings) -> Option<Self> {
         Some(Self { bandwidth: Bandwidth::new(settings.ceilings.bytes?), shadow: settings.shadow })
+    }
+
+    fn of_log(settings: &Settings) -> Option<Self> {
+        Some(Self { bandwidth: Bandwidth::of_log(settings.ceilings.log_bytes?), shadow: settings.shadow })
     }
 }
 
@@ -333,7 +345,7 @@ impl Charge {
     }
 
     /// Counts how it ended, and names who pays in the record.
-    pub(crate) fn end(mut self, record: &mut FlowRecord) {
+    pub(crate) fn end(&mut self, record: &mut FlowRecord) {
         self.follow();
         record.tenant = self.tenant;
         self.account(|account| {
@@ -344,6 +356,35 @@ impl Charge {
                 account.refusals[reason as usize].increment();
             }
         });
+        // Before anybody can see the record.
+        self.let_go();
+    }
+
+    /// Whether its tenant may log so many bytes; they are on its account then, and else counted as lost. Denials may use a
+    /// quarter of the burst that others may not.
+    pub(crate) fn may_log(&self, item: LogItem, bytes: impl FnOnce() -> usize) -> bool {
+        let Some(ceiling) = self.payer.log.get() else { return true };
+        let commons = self.payer.commons();
+        let (since, bytes) = (commons.since(Instant::now()), bytes().min(MAX_LOGGED));
+        let may = commons.standing(self.tenant).log_bytes.take(ceiling.bandwidth, since, bytes, item.denied);
+        if !may {
+            self.account(|account| match ceiling.shadow {
+                true => account.log_shadowed.increment(),
+                false => account.log_lost[LogLoss::Ceiling as usize][item.index()].increment(),
+            });
+        }
+        may || ceiling.shadow
+    }
+
+    /// Counts that there was no room for it.
+    pub(crate) fn lost_for_room(&self, item: LogItem) {
+        self.account(|account| account.log_lost[LogLoss::Room as usize][item.index()].increment());
+    }
+
+    fn let_go(&mut self) {
+        self.payer.commons().give_back(self.tenant, std::mem::take(&mut self.held));
+        self.account(|account| self.finish(account));
+        self.is_request = false;
     }
 
     /// Goes where the connection has gone.
@@ -376,7 +417,6 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.payer.commons().give_back(self.tenant, self.held);
-        self.account(|account| self.finish(account));
+        self.let_go();
     }
 }

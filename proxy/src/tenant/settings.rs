@@ -27,6 +27,7 @@ const ENFORCED: &[&str] = &[
     "ceilings.in_flight",
     "ceilings.long_streams",
     "ceilings.bytes",
+    "ceilings.log_bytes",
     "ceilings.header_bytes",
     "ceilings.cpu_millis",
     "ceilings.upstream_connections",
@@ -255,8 +256,8 @@ impl Settings {
 
 impl Ceilings {
     /// Those that are rates, for whoever counts what is used of them.
-    pub(super) fn rates(&self) -> [Option<Rate>; 4] {
-        [self.new_connections, self.requests, self.cpu(), self.bytes]
+    pub(super) fn rates(&self) -> [Option<Rate>; 5] {
+        [self.new_connections, self.requests, self.cpu(), self.bytes, self.log_bytes]
     }
 
     /// Microseconds of processor time, a tenth of a second's at once.

@@ -41,16 +41,21 @@ fn policy(endpoint: u64, address: IpAddr) -> Value {
 }
 
 /// A proxy with a tenant `busy` that has settings, and `endpoint-8`, which has none.
-struct Two {
-    proxy: Proxy,
-    busy: IpAddr,
-    calm: IpAddr,
+pub(crate) struct Two {
+    pub(crate) proxy: Proxy,
+    pub(crate) busy: IpAddr,
+    pub(crate) calm: IpAddr,
 }
 
 impl Two {
     fn start(site: &Site, upstream: &Upstream, settings: &str, listener: &str) -> Self {
+        Self::with(site, upstream, settings, listener, "")
+    }
+
+    pub(crate) fn with(site: &Site, upstream: &Upstream, settings: &str, listener: &str, top: &str) -> Self {
         let (busy, calm) = (client_address(site, 1), client_address(site, 2));
-        let top = format!("tenants: {{ groups: [{{ name: busy, members: {{ endpoint_ids: [7] }}, {settings} }}] }}\n");
+        let group = format!("{{ name: busy, members: {{ endpoint_ids: [7] }}, {settings} }}");
+        let top = format!("tenants: {{ groups: [{group}] }}\n{top}");
         let listener = listener.to_owned();
         let options = Options { direction: "egress", top, listener, workers: 2, ..Options::default() };
         let proxy = Proxy::with(site, upstream.address(), &options, &Self::policies(busy, calm));

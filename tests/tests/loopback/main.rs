@@ -19,6 +19,7 @@ mod identity;
 mod idle;
 mod lanes;
 mod limits;
+mod log_ceiling;
 mod malformed;
 mod memory;
 mod policy_check;

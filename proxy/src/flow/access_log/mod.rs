@@ -21,6 +21,6 @@ pub(super) use entry::Entry;
 pub use entry::EntryKind;
 pub(crate) use entry::Fields;
 pub(crate) use logged::LogTarget;
-pub(super) use logged::LoggedFlow;
+pub(super) use logged::{LogWay, LoggedFlow};
 pub use registry::{AccessLogs, ListenerLog, SinkSet};
 pub use sink::{LossCause, SocketCounters};
