@@ -19,6 +19,8 @@ use tollgate_tests::strict_agent::Agent;
 use tollgate_tests::upstream::Upstream;
 use tollgate_tests::wait::until;
 
+#[path = "xds_agent/policy_memory.rs"]
+mod policy_memory;
 #[path = "xds_agent/policy_plane.rs"]
 mod policy_plane;
 

@@ -24,6 +24,7 @@ pub(crate) use self::rule_set::{RuleSet, Walk};
 pub(crate) use self::work::Work;
 use crate::limits::{Effort, Limits, UNFINISHED};
 use crate::model::{PortPolicy, PortRule, Protocol, RuleVerdict, Unsupported};
+use crate::weight::weight;
 
 /// One direction of a policy, ready to evaluate. Knows no endpoint, so that endpoints with equal rules share it.
 #[derive(Debug)]
@@ -33,8 +34,10 @@ pub(crate) struct CompiledDirection {
     wildcard: Option<Arc<RuleSet>>,
     /// Why nothing at all is allowed, when a port entry that cannot be placed holds a deny or a pass.
     denied: Option<Finding>,
-    /// It stands for what would take more effort than there was.
+    /// It stands for what would take more time than there was.
     pub(crate) unfinished: bool,
+    /// It stands for what would take so many bytes, for which there was no room.
+    pub(crate) without_room: Option<usize>,
     pub(crate) findings: Vec<Finding>,
     /// Names of the secrets that its rules compare with or inject.
     pub(crate) secrets: Box<[Box<str>]>,
@@ -72,6 +75,16 @@ impl CompiledDirection {
         }
     }
 
+    /// Whether it is what the rules say, and not what stands for it.
+    pub(crate) fn is_complete(&self) -> bool {
+        !self.unfinished && self.without_room.is_none()
+    }
+
+    /// Whether it holds more than the reason why nothing is allowed.
+    pub(crate) fn can_be_smaller(&self) -> bool {
+        !self.ranges.is_empty() || self.wildcard.is_some()
+    }
+
     /// Compiles the entries of one direction, in message order. Denies everything, for the time being, where `effort` does not
     /// suffice.
     pub(crate) fn compile(entries: &[PortPolicy], limits: &Limits, effort: &mut Effort) -> Self {
@@ -84,16 +97,35 @@ impl CompiledDirection {
             return Self::denying(entries, &reason);
         }
         let unfinished = || Self { unfinished: true, ..Self::denying(entries, UNFINISHED) };
-        if *effort != Effort::UNBOUNDED && effort.left() < reckon::least_effort(entries, limits) {
+        let least = reckon::least_room(entries, limits);
+        if least > effort.room() {
+            return Self::without_room(entries, least, effort.room());
+        }
+        if effort.left() < Effort::UNBOUNDED.left() && effort.left() < reckon::least_effort(entries, limits) {
             return unfinished();
         }
         // What is left of too little may be enough for another direction, such as one without rules.
-        let mut findings = Findings::within(*limits, Effort::new(effort.left()));
+        let part = Effort::new(effort.left()).within(effort.room());
+        let mut findings = Findings::within(*limits, part);
         let compiled = Self::compile_rules(entries, &mut findings);
+        if let Some(lacking) = findings.lowerings.effort.lacking() {
+            effort.follow(findings.lowerings.effort);
+            return Self::without_room(entries, effort.room() + lacking, effort.room());
+        }
         match effort.follow(findings.lowerings.effort) {
             true => Self { findings: findings.list, ..compiled },
             false => unfinished(),
         }
+    }
+
+    /// Stands for what takes more bytes than there are.
+    pub(crate) fn without_room(entries: &[PortPolicy], bytes: usize, room: usize) -> Self {
+        let reason = format!(
+            "compiling it takes about {bytes} bytes of memory, and of what its tenant may have for policies {room} are left, so \
+             nothing is allowed; write fewer or simpler rules, or have `policy.memory` of its tenant raised, or the memory of the \
+             process where that has an end. Waiting does not help"
+        );
+        Self { without_room: Some(bytes), ..Self::denying(entries, &reason) }
     }
 
     /// Allows nothing, for this reason.
@@ -109,6 +141,7 @@ impl CompiledDirection {
             wildcard: None,
             denied: None,
             unfinished: false,
+            without_room: None,
             findings: Vec::new(),
             secrets: Box::default(),
         }
@@ -151,6 +184,8 @@ impl CompiledDirection {
             );
             denied = Some(findings.add(Origin { port_entry: 0, rule: None }, None, "port", &reason));
             placed.clear();
+        } else if !findings.lowerings.effort.reserve(copies * reckon::COPY) {
+            return Self::empty();
         }
         let (ranges, wildcard) = arrange(&placed, &starts, findings);
         Self { ranges, wildcard, denied, secrets: secrets(entries), ..Self::empty() }
@@ -332,3 +367,6 @@ fn order(rule: &CompiledRule) -> (u8, bool) {
         RuleVerdict::Pass(_) => (2, rule.asks_server_name()),
     }
 }
+
+weight!(CompiledDirection: ranges, wildcard, denied, findings, secrets);
+weight!(PortRange: rules);

@@ -25,6 +25,7 @@ pub mod reference;
 mod secrets;
 mod snapshot;
 mod verdict;
+mod weight;
 
 pub use edits::{FieldEdit, HeaderEdits, HeaderLog, LoggedHeader, NewValue, REDACTED};
 pub use explain::{Explanation, PolicyExplanation, PredicateExplanation, RuleExplanation, RuleOutcome};
@@ -35,5 +36,5 @@ pub use model::{EndpointKey, NetworkPolicy, PortPolicy, PortRule, RuleVerdict};
 pub use proto::PolicyError;
 pub use quarantine::Quarantine;
 pub use secrets::Secrets;
-pub use snapshot::{Conflict, EndpointPolicy, Prepared, Snapshot, SnapshotBuilder};
+pub use snapshot::{Conflict, EndpointPolicy, Form, Prepared, Snapshot, SnapshotBuilder};
 pub use verdict::{ConnectionVerdict, DenyReason, NearestMiss, Permit, RuleRef, Verdict};

@@ -20,17 +20,21 @@ impl Default for Limits {
     }
 }
 
-/// What compiling may still take, in nanoseconds of the processor that the costs below were measured on (AMD EPYC, 2.6 GHz).
-/// They are reckoned from what is compiled, not measured: the same policy costs the same, whatever else runs.
+/// What compiling may still take: nanoseconds of the processor that the costs below were measured on (AMD EPYC, 2.6 GHz), and
+/// bytes of memory. They are reckoned from what is compiled, not measured: the same policy costs the same, whatever else runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
     left: u64,
     exhausted: bool,
+    /// Bytes.
+    room: usize,
+    /// Bytes without which it could not go on; 0 while there is room.
+    lacking: usize,
 }
 
 impl Effort {
     /// As much as it takes.
-    pub const UNBOUNDED: Self = Self { left: u64::MAX, exhausted: false };
+    pub const UNBOUNDED: Self = Self { left: u64::MAX, exhausted: false, room: usize::MAX, lacking: 0 };
 
     /// A rule, or a condition of one.
     pub(crate) const RULE: u64 = 700;
@@ -42,10 +46,42 @@ impl Effort {
     /// A byte of automaton.
     pub(crate) const AUTOMATON_BYTE: u64 = 7;
 
-    /// So many nanoseconds.
+    /// So many nanoseconds, and whatever room it takes.
     #[must_use]
     pub const fn new(nanoseconds: u64) -> Self {
-        Self { left: nanoseconds, exhausted: false }
+        Self { left: nanoseconds, ..Self::UNBOUNDED }
+    }
+
+    /// The same with room for so many bytes.
+    #[must_use]
+    pub const fn within(self, bytes: usize) -> Self {
+        Self { room: bytes, ..self }
+    }
+
+    /// Bytes of room that are left.
+    #[must_use]
+    pub const fn room(self) -> usize {
+        self.room
+    }
+
+    /// Takes `bytes` of the room. `false` when there are not so many: then it is over, as when the time does not suffice.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
+        match self.room.checked_sub(bytes) {
+            Some(left) => self.room = left,
+            None => self.lack(bytes - self.room),
+        }
+        self.lacking == 0
+    }
+
+    /// It cannot go on without so many bytes more.
+    fn lack(&mut self, bytes: usize) {
+        self.lacking = bytes.max(1);
+        self.exhausted = true;
+    }
+
+    /// Bytes without which it could not go on, if that is what was missing.
+    pub(crate) fn lacking(self) -> Option<usize> {
+        Some(self.lacking).filter(|bytes| *bytes > 0)
     }
 
     /// What is left; nothing once it did not suffice.
@@ -69,8 +105,12 @@ impl Effort {
         !self.exhausted
     }
 
-    /// Takes over what a part of the work has left. `false` when it did not suffice.
+    /// Takes over what a part of the work has left of the time. `false` when time or room did not suffice.
     pub(crate) fn follow(&mut self, part: Self) -> bool {
+        if part.lacking > 0 {
+            self.left = part.left;
+            return false;
+        }
         self.left = part.left();
         self.exhausted |= part.exhausted;
         !part.exhausted
@@ -101,7 +141,14 @@ impl Effort {
 
     /// Bytes of automaton that it suffices for.
     pub(crate) fn automaton_bytes(self) -> usize {
-        usize::try_from(self.left() / Self::AUTOMATON_BYTE).unwrap_or(usize::MAX)
+        usize::try_from(self.left() / Self::AUTOMATON_BYTE).unwrap_or(usize::MAX).min(self.room)
+    }
+
+    /// An automaton needs more than `bytes`, which was as much as could be built. Notes if that was for want of room.
+    pub(crate) fn note_too_large(&mut self, bytes: usize) {
+        if bytes == self.room {
+            self.lack(1);
+        }
     }
 }
 
@@ -123,6 +170,12 @@ mod tests {
         let mut effort = Effort::new(10);
         assert!(!effort.spend(11) && !effort.spend(1), "what is left belongs to nobody");
         assert_eq!(effort.left(), 0);
+        let mut part = Effort::new(10).within(100);
+        assert!(part.spend(3) && part.reserve(60) && !part.reserve(50) && part.is_exhausted());
+        assert_eq!((part.room(), part.lacking()), (40, Some(10)));
+        let mut whole = Effort::new(10).within(100);
+        assert!(!whole.follow(part) && !whole.is_exhausted());
+        assert_eq!((whole.left(), whole.room()), (7, 100), "time is used, and room is free again");
         let mut unbounded = Effort::UNBOUNDED;
         assert!(unbounded.spend(1 << 60) && unbounded.left() > 1 << 60);
     }

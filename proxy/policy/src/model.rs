@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::weight::{Scale, Weight, weight};
+
 /// Policy of one local endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkPolicy {
@@ -281,6 +283,23 @@ impl fmt::Display for ValueMatch {
             Self::Regex(pattern) => write!(f, "regex {pattern:?}"),
             Self::Range { start, end } => write!(f, "in range [{start}, {end})"),
             Self::Unsupported(what) => f.write_str(what),
+        }
+    }
+}
+
+weight!(PortPolicy: rules);
+weight!(PortRule: name, remotes, server_names, http, unsupported);
+weight!(HttpRule: headers, header_matches, unsupported);
+weight!(HeaderMatcher: name, value);
+weight!(HeaderMatch: name, value, secret);
+weight!(Unsupported: element, reason);
+
+impl Weight for ValueMatch {
+    fn weigh(&self, scale: &mut Scale) {
+        match self {
+            Self::Text { text, .. } => text.weigh(scale),
+            Self::Regex(text) | Self::Unsupported(text) => text.weigh(scale),
+            Self::Present(_) | Self::Any | Self::Range { .. } => {}
         }
     }
 }

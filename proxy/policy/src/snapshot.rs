@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 pub use self::builder::{Prepared, SnapshotBuilder};
 use self::shards::{Shards, hash_of};
 use crate::compile::{self, CompiledDirection};
+use crate::weight::{Scale, block, weight};
 use crate::{Direction, Effort, EndpointKey, Limits, NetworkPolicy, PortPolicy, Quarantine};
 
 /// All policies of one generation.
@@ -32,6 +33,7 @@ pub struct Snapshot {
     endpoint_count: usize,
     quarantined_count: usize,
     unfinished_count: usize,
+    without_room_count: usize,
     /// How many policies name each secret.
     secrets: Arc<BTreeMap<Box<str>, usize>>,
 }
@@ -66,6 +68,8 @@ pub(crate) struct Side {
     source: Vec<PortPolicy>,
     /// How many there are.
     rules: usize,
+    /// Bytes that it all takes, itself included.
+    bytes: usize,
     /// Within which they were compiled.
     limits: Limits,
     pub(crate) compiled: CompiledDirection,
@@ -81,6 +85,17 @@ pub struct Conflict {
     /// Resources whose older claim has no effect.
     pub overridden: Vec<Arc<str>>,
 }
+
+/// One direction in the form that is enforced. Policies with equal rules share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Form {
+    /// Tells it from all others that there are at the same time.
+    pub id: usize,
+    /// What it takes of memory, the rules as they were received included, and the states that automata build when they see values not.
+    pub bytes: usize,
+}
+
+weight!(Side: source, compiled);
 
 impl Snapshot {
     /// No policy at all: denies everything. Generation 0.
@@ -198,6 +213,11 @@ impl Snapshot {
         self.unfinished_count
     }
 
+    /// How many policies deny in a direction for want of room.
+    pub const fn without_room_count(&self) -> usize {
+        self.without_room_count
+    }
+
     /// Keys that more than one resource claims, in order.
     pub fn conflicts(&self) -> impl ExactSizeIterator<Item = &Conflict> {
         self.conflicts.values()
@@ -207,12 +227,24 @@ impl Snapshot {
 impl Side {
     fn compile(source: Vec<PortPolicy>, limits: &Limits, effort: &mut Effort) -> Self {
         let compiled = CompiledDirection::compile(&source, limits, effort);
-        Self { rules: compile::rules(&source), source, limits: *limits, compiled }
+        let mut side = Self { rules: compile::rules(&source), bytes: 0, source, limits: *limits, compiled };
+        side.bytes = side.weigh();
+        let (needed, room) = (side.bytes, effort.room());
+        if needed > room && side.compiled.can_be_smaller() {
+            side.compiled = CompiledDirection::without_room(&side.source, needed, room);
+            side.bytes = side.weigh();
+        }
+        *effort = effort.within(room.saturating_sub(side.bytes));
+        side
+    }
+
+    fn weigh(&self) -> usize {
+        Scale::weigh(self) + block(size_of::<Self>() + 16)
     }
 
     /// Whether it is these rules, compiled within these limits to the end.
     fn is(&self, source: &[PortPolicy], limits: &Limits) -> bool {
-        self.source == source && self.limits == *limits && !self.compiled.unfinished
+        self.source == source && self.limits == *limits && self.compiled.is_complete()
     }
 }
 
@@ -237,6 +269,11 @@ impl EndpointPolicy {
         &self.side(direction).source
     }
 
+    /// What its directions are compiled to.
+    pub fn forms(&self) -> [Form; 2] {
+        [&self.ingress, &self.egress].map(|side| Form { id: Arc::as_ptr(side).addr(), bytes: side.bytes })
+    }
+
     /// How many rules it has in both directions: those of ports, and the HTTP rules in them.
     pub fn rule_count(&self) -> usize {
         self.ingress.rules + self.egress.rules
@@ -253,6 +290,14 @@ impl EndpointPolicy {
     /// Whether a direction denies until it is compiled, for want of effort.
     pub fn is_unfinished(&self) -> bool {
         self.ingress.compiled.unfinished || self.egress.compiled.unfinished
+    }
+
+    /// Bytes that it would take of memory, when a direction denies for want of room.
+    pub fn without_room(&self) -> Option<usize> {
+        let [ingress, egress] = [&self.ingress, &self.egress].map(|side| side.compiled.without_room);
+        ingress.or(egress)?;
+        // The other one has to have room, too.
+        Some(ingress.unwrap_or(self.ingress.bytes) + egress.unwrap_or(self.egress.bytes))
     }
 
     /// The limits within which it was compiled.

@@ -266,6 +266,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
     }
     tasks.spawn(Arc::clone(&control).follow_identity_maps(side.readiness.clone()));
     let memory_end = MemoryEnd::of(config.limits.memory);
+    control.share_memory(memory_end.bytes.filter(|_| !config.limits.shadow));
     tasks.spawn(memory::follow(side.metrics.tenants(), memory_end, config.limits.shadow, side.memory));
     let mut streams = None;
     let (report, discovered) = (Report::new(side.readiness.clone()), Discovered::default());
@@ -319,6 +320,12 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         actions: Box::new(ProcessActions { requests: side.requests, set_log_level: side.set_log_level }),
         followers: AdminState::follower_slots(),
     });
+    serve_endpoints(config, &state, &mut tasks)?;
+    Ok(tasks)
+}
+
+/// Begins to serve operators.
+fn serve_endpoints(config: &Config, state: &Arc<AdminState>, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
     let tcp = |addresses: &[SocketAddr]| addresses.iter().copied().map(ListenAddress::Tcp).collect();
     let surfaces: [(_, _, Vec<_>); 3] = [
         ("admin", Surface::Admin, config.admin.clone()),
@@ -330,9 +337,9 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         .flat_map(|(name, surface, addresses)| addresses.into_iter().map(move |address| (name, surface, address)))
     {
         let socket = admin::bind(&address).context(name)?;
-        tasks.spawn(admin::serve(socket, surface, Arc::clone(&state)));
+        tasks.spawn(admin::serve(socket, surface, Arc::clone(state)));
     }
-    Ok(tasks)
+    Ok(())
 }
 
 fn start_workers(

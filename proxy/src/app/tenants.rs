@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use tollgate_schedule::{WORKS, Work};
 
 use crate::control::memory::MemoryEnd;
+use crate::control::{Control, payer};
 use crate::metrics::Attribution;
 use crate::reason::Reason;
 use crate::tenant::{Group, Kind, Registry, Tally, TenantId, Totals};
@@ -34,6 +35,24 @@ pub(super) fn memory(tenants: &Registry, end: MemoryEnd) -> Value {
         "tenants_limit_bytes": room.limit(),
         "tenants_bytes": room.used(),
     })
+}
+
+/// The part of `/status` about what compiled policies take of memory, and which deny for want of it.
+pub(super) fn policy_memory(control: &Control) -> Value {
+    let (bytes, most) = control.policy_memory();
+    let world = control.store().load().clone();
+    let names = control.store().tenants().books().names();
+    let names = names.load();
+    let without_room = world.policy.endpoints().filter_map(|policy| {
+        let tenant = payer(policy, &world.tenants);
+        Some(json!({
+            "policy": policy.resource(),
+            "endpoint_id": policy.endpoint_id(),
+            "tenant": names.of(tenant),
+            "needed_bytes": policy.without_room()?,
+        }))
+    });
+    json!({ "bytes": bytes, "limit_bytes": most, "without_room": without_room.collect::<Value>() })
 }
 
 /// All of `/tenants`.
@@ -90,6 +109,8 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "isolated_seconds_left": totals.apart.as_secs_f64(),
         "memory_bytes": totals.memory,
         "memory_byte_seconds": totals.memory_byte_ms as f64 / 1e3,
+        "policy_bytes": totals.policy_bytes,
+        "policy_rules": totals.policy_rules,
     });
     entry["lane"] = match totals.lanes {
         0 => Value::Null,

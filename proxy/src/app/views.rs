@@ -118,6 +118,7 @@ impl Views for ProcessViews {
         }
         status.insert("limits".into(), json!({ "connections": self.config.max_connections }));
         status.insert("memory".into(), tenants::memory(&self.control.store().tenants(), self.memory_end));
+        status.insert("policy_memory".into(), tenants::policy_memory(&self.control));
         status.insert("draining".into(), json!(self.readiness.waiting_for().iter().any(|what| what == "draining")));
         status
     }
@@ -128,16 +129,10 @@ impl Views for ProcessViews {
         identities.sort();
         let identities: Vec<_> =
             identities.iter().map(|(net, id)| json!({ "prefix": net.to_string(), "identity": id.0 })).collect();
-        let policies: Vec<Value> = self.control.with_policies(|policies| {
-            policies
-                .values()
-                .map(|policy| match tollgate_proto::json::network_policy_to_json(policy) {
-                    Ok(value) => value,
-                    Err(error) => {
-                        json!({ "endpointId": policy.endpoint_id.to_string(), "unprintable": error.to_string() })
-                    }
-                })
-                .collect()
+        let policies = self.control.received();
+        let policies = policies.iter().map(|policy| match tollgate_proto::json::network_policy_to_json(policy) {
+            Ok(value) => value,
+            Err(error) => json!({ "endpointId": policy.endpoint_id.to_string(), "unprintable": error.to_string() }),
         });
         let in_service = self.listeners.in_service();
         let listeners = in_service.iter().map(|open| crate::config::listener_to_json(&open.config));
@@ -147,7 +142,7 @@ impl Views for ProcessViews {
             "clusters": self.discovered.clusters.names(),
             "routes": self.discovered.routes.names(),
             "endpoints": self.discovered.endpoints.names(),
-            "networkpolicies": policies,
+            "networkpolicies": policies.collect::<Value>(),
             "identities": identities,
         })
     }

@@ -140,6 +140,7 @@ fn settings(section: &mut Section<'_>) -> Settings {
                 let time = field.read(scalar::positive_duration)?;
                 u32::try_from(time.as_millis()).ok().and_then(NonZeroU32::new)
             }),
+            memory_bytes: part.field("memory").and_then(|field| bytes(&field)),
         };
         part.finish(&[]);
     }

@@ -569,7 +569,7 @@ tenants:
       cpu: 2
       upstream_connections: 256
       log_bytes: 256KiB
-    policy: {rules: 5000, expression: 1KiB, program: 256KiB, compile_per_second: 50ms}
+    policy: {rules: 5000, expression: 1KiB, program: 256KiB, compile_per_second: 50ms, memory: 64MiB}
     isolation: lane
 "#;
     let config = config(text);
@@ -592,7 +592,7 @@ tenants:
             "log_bytes": rate(256 << 10, 256 << 10),
         },
         "policy": { "rules": 5000, "expression_bytes": 1 << 10, "program_bytes": 256 << 10,
-            "compile_millis_per_second": 50 },
+            "compile_millis_per_second": 50, "memory_bytes": 64 << 20 },
         "shadow": false,
         "isolation": "lane",
     });

@@ -14,6 +14,7 @@ mod watch;
 mod world;
 pub mod xds;
 
+pub(crate) use compile::payer;
 pub(crate) use policies::set_unknown_fields_aside;
 pub use policies::{ClaimOrder, CompilingFailed, Control, Received, RefusedResource};
 pub use world::{Owner, World, WorldStore};

@@ -14,7 +14,7 @@ use tollgate_policy::{EndpointPolicy, NetworkPolicy, PortRule, Snapshot};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
-use super::compile::{Background, Budgets, Compiled, Failed, Terms, Wait, run_soon};
+use super::compile::{Background, Budgets, Compiled, Failed, Holdings, Terms, Wait, run_soon};
 use super::directory::{Directory, PolicySet};
 use super::secret_sources::SecretSources;
 use super::world::after_publishing;
@@ -35,12 +35,13 @@ pub struct Control {
     pub(super) updating: tokio::sync::Mutex<()>,
     budgets: Mutex<Budgets>,
     background: Mutex<Background>,
+    holdings: Mutex<Holdings>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// The sources as received, by resource name, for dumps.
-    policies: BTreeMap<String, cilium::NetworkPolicy>,
+    /// The sources as received, by resource name, for dumps: in the form that takes the least memory.
+    policies: BTreeMap<String, Box<[u8]>>,
     /// Resources that cannot be enforced at all: name and reason.
     refused: BTreeMap<String, RefusedResource>,
     /// Files of the directory that do not load.
@@ -154,8 +155,8 @@ impl Control {
     pub fn new(store: Arc<WorldStore>, metrics: Arc<Metrics>, first_policy: Pending) -> Self {
         let state = State { first_policy: Some(first_policy), ..State::default() };
         let (state, secrets, updating) = (Mutex::new(state), SecretSources::default(), tokio::sync::Mutex::new(()));
-        let (budgets, background) = (Mutex::default(), Mutex::default());
-        Self { store, metrics, state, secrets, updating, budgets, background }
+        let (budgets, background, holdings) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { store, metrics, state, secrets, updating, budgets, background, holdings }
     }
 
     /// The world in force.
@@ -179,9 +180,10 @@ impl Control {
         self.lock().places.clone()
     }
 
-    /// Gives `read` the policies as they were received, by resource name.
-    pub fn with_policies<R>(&self, read: impl FnOnce(&BTreeMap<String, cilium::NetworkPolicy>) -> R) -> R {
-        read(&self.lock().policies)
+    /// The policies as they were received, by resource name.
+    pub fn received(&self) -> Vec<cilium::NetworkPolicy> {
+        let state = self.lock();
+        state.policies.values().filter_map(|policy| cilium::NetworkPolicy::decode(&**policy).ok()).collect()
     }
 
     /// Enforces exactly these policies of files from now on, which are named by their endpoint ids; see
@@ -289,15 +291,20 @@ impl Control {
     }
 
     /// Puts the policies in force.
-    pub(super) fn publish(&self, snapshot: Snapshot) -> PolicyGauges {
-        let gauges = PolicyGauges {
+    pub(super) fn publish(self: &Arc<Self>, snapshot: Snapshot) -> PolicyGauges {
+        let before = Arc::clone(&self.store.load().policy);
+        let mut gauges = PolicyGauges {
             generation: snapshot.generation(),
             endpoints: snapshot.endpoint_count() as u64,
             quarantined_rules: snapshot.quarantined_count() as u64,
             conflicts: snapshot.conflicts().len() as u64,
             unfinished: snapshot.unfinished_count() as u64,
+            without_room: snapshot.without_room_count() as u64,
+            bytes: 0,
         };
         self.store.publish_policy(snapshot);
+        after_publishing(|| self.answer_for_memory(Some(&before)));
+        gauges.bytes = self.holdings().bytes() as u64;
         gauges
     }
 
@@ -421,6 +428,11 @@ impl Control {
         self.background.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What policies take of memory. Not to be kept while anything is compiled.
+    pub(super) fn holdings(&self) -> MutexGuard<'_, Holdings> {
+        self.holdings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -452,7 +464,7 @@ impl State {
                 Some(refused) => self.refused.insert(name.clone(), refused),
                 None => self.refused.remove(&name),
             };
-            self.policies.insert(name, policy);
+            self.policies.insert(name, policy.encode_to_vec().into());
         }
     }
 }

@@ -254,6 +254,12 @@ impl Families {
                 "Endpoints that deny in a direction until their policy is compiled in the background",
                 &control.unfinished,
             ),
+            (
+                "tollgate_policy_without_room",
+                "Endpoints that deny in a direction since their policy takes more memory than there is for it",
+                &control.without_room,
+            ),
+            ("tollgate_policy_memory_bytes", "Bytes that compiled policies take", &control.bytes),
         ] {
             families.single(name, help, value.load(Ordering::Relaxed))?;
         }

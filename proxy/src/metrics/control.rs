@@ -29,6 +29,10 @@ pub struct PolicyGauges {
     pub conflicts: u64,
     /// Endpoints of which a direction denies until its policy is compiled.
     pub unfinished: u64,
+    /// Endpoints of which a direction denies for want of memory.
+    pub without_room: u64,
+    /// Bytes that compiled policies take.
+    pub bytes: u64,
 }
 
 /// Counters and gauges of the control thread.
@@ -39,6 +43,8 @@ pub struct Control {
     pub(super) quarantined_rules: AtomicU64,
     pub(super) conflicts: AtomicU64,
     pub(super) unfinished: AtomicU64,
+    pub(super) without_room: AtomicU64,
+    pub(super) bytes: AtomicU64,
     /// Unix time in milliseconds; 0 before the first update.
     pub(super) last_update_ms: AtomicU64,
     pub(super) updates: [AtomicU64; UpdateResult::ALL.len()],
@@ -53,6 +59,8 @@ impl Control {
         self.quarantined_rules.store(policy.quarantined_rules, Ordering::Relaxed);
         self.conflicts.store(policy.conflicts, Ordering::Relaxed);
         self.unfinished.store(policy.unfinished, Ordering::Relaxed);
+        self.without_room.store(policy.without_room, Ordering::Relaxed);
+        self.bytes.store(policy.bytes, Ordering::Relaxed);
         self.last_update_ms.store(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 

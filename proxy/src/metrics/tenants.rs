@@ -46,6 +46,7 @@ impl Families {
         memory(families, &rows)?;
         bytes(families, &rows)?;
         logs(families, &rows)?;
+        policies(families, &rows)?;
         let help = "Time for which downstream connections were open, by tenant";
         let mut seconds = families.family("tollgate_tenant_connection_seconds", help, MetricType::Counter)?;
         for row in &rows {
@@ -62,12 +63,6 @@ impl Families {
                         .encode_counter::<NoLabelSet, _, u64>(&(spent as f64 / 1e9), None)?;
                 }
             }
-        }
-        let help = "Processor time of compiling policies, by tenant; on threads of its own";
-        let mut compiling = families.family("tollgate_tenant_policy_compile_seconds", help, MetricType::Counter)?;
-        for row in &rows {
-            let value = row.totals.compile_ns as f64 / 1e9;
-            compiling.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
         }
         let help = "Time from when a task could run until it did, by tenant";
         let mut queue = families.family("tollgate_tenant_queue_seconds", help, MetricType::Histogram)?;
@@ -161,6 +156,21 @@ fn logs(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {
     let mut shadowed = families.counter("tollgate_tenant_shadow_log_lost", help)?;
     for row in rows.iter().filter(|row| row.totals.log_shadowed > 0) {
         counter(&mut shadowed, &[("tenant", &*row.tenant)], row.totals.log_shadowed)?;
+    }
+    Ok(())
+}
+
+fn policies(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {
+    let help =
+        "Bytes that compiled policies take, by tenant; a form that several tenants share is on the account of each";
+    gauge(families, rows, "policy_bytes", help, |row| row.policy_bytes)?;
+    let help = "Rules of policies in force, by tenant: those of ports, and the HTTP rules in them";
+    gauge(families, rows, "policy_rules", help, |row| row.policy_rules)?;
+    let help = "Processor time of compiling policies, by tenant; on threads of its own";
+    let mut compiling = families.family("tollgate_tenant_policy_compile_seconds", help, MetricType::Counter)?;
+    for row in rows {
+        let value = row.totals.compile_ns as f64 / 1e9;
+        compiling.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
     }
     Ok(())
 }

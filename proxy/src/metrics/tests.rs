@@ -89,7 +89,8 @@ fn connections_are_open_while_their_guard_lives() {
 fn control_values_are_scraped() {
     let (metrics, _workers) = Metrics::new(1);
     let control = metrics.control();
-    let policy = PolicyGauges { generation: 7, endpoints: 3, quarantined_rules: 1, conflicts: 2, unfinished: 0 };
+    let policy =
+        PolicyGauges { generation: 7, endpoints: 3, quarantined_rules: 1, conflicts: 2, ..PolicyGauges::default() };
     control.policy_in_force(policy, SystemTime::UNIX_EPOCH + Duration::from_millis(1500));
     control.policy_update(UpdateResult::Accepted);
     let got = scrape(&metrics);

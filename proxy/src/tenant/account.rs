@@ -306,11 +306,13 @@ impl Ledger {
             waited_ns: used.waited,
             delays: used.delays,
             compile_ns: 0,
+            policy_bytes: 0,
+            policy_rules: 0,
         }
     }
 }
 
-/// What a tenant has used. All counts but `open`, `in_flight` and `memory` only grow.
+/// What a tenant has used. All counts but `open`, `in_flight`, `memory` and those of policies only grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Accepted connections.
@@ -365,6 +367,10 @@ pub struct Totals {
     pub delays: [u64; DELAY_BOUNDS.len() + 1],
     /// Processor time of compiling its policies, in nanoseconds; no worker's.
     pub compile_ns: u64,
+    /// Bytes that its compiled policies take now.
+    pub policy_bytes: u64,
+    /// Rules in them.
+    pub policy_rules: u64,
 }
 
 impl Totals {
@@ -451,6 +457,8 @@ impl Totals {
         each(&mut self.polls, other.polls);
         each(&mut self.waited_ns, other.waited_ns);
         each(&mut self.compile_ns, other.compile_ns);
+        each(&mut self.policy_bytes, other.policy_bytes);
+        each(&mut self.policy_rules, other.policy_rules);
         for (mine, others) in self.cpu_by_kind.iter_mut().zip(other.cpu_by_kind) {
             each(mine, others);
         }

@@ -106,6 +106,17 @@ struct Holder {
     before: Totals,
     /// Nanoseconds for which its policies were compiled.
     compiled: u64,
+    /// Bytes and rules of its compiled policies.
+    policy_bytes: u64,
+    policy_rules: u64,
+}
+
+/// How many bytes and rules more the compiled policies of a tenant have, or less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PoliciesChange {
+    pub(crate) tenant: TenantId,
+    pub(crate) bytes: i64,
+    pub(crate) rules: i64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +221,18 @@ impl Books {
     pub(crate) fn charge_compiling(&self, id: TenantId, nanoseconds: u64) {
         if let Some(holder) = self.lock().holders[id.place()].as_mut().filter(|holder| holder.id == id) {
             holder.compiled += nanoseconds;
+        }
+    }
+
+    /// Compiled policies of tenants take so much more, or less.
+    pub(crate) fn hold_policies(&self, changes: &[PoliciesChange]) {
+        let mut places = self.lock();
+        for change in changes {
+            let holder = places.holders[change.tenant.place()].as_mut().filter(|holder| holder.id == change.tenant);
+            if let Some(holder) = holder {
+                holder.policy_bytes = holder.policy_bytes.saturating_add_signed(change.bytes);
+                holder.policy_rules = holder.policy_rules.saturating_add_signed(change.rules);
+            }
         }
     }
 
@@ -332,13 +355,24 @@ impl Books {
 
 impl Holder {
     fn new(id: TenantId, name: Arc<str>, kind: Kind, has_series: bool) -> Self {
-        Self { id, name, kind, state: State::Present, has_series, before: Totals::default(), compiled: 0 }
+        Self {
+            id,
+            name,
+            kind,
+            state: State::Present,
+            has_series,
+            before: Totals::default(),
+            compiled: 0,
+            policy_bytes: 0,
+            policy_rules: 0,
+        }
     }
 
     /// What it has used, by what its cells stand at.
     fn totals(&self, cells: &Totals) -> Totals {
         let mut totals = cells.clone().since(&self.before);
         totals.compile_ns = self.compiled;
+        (totals.policy_bytes, totals.policy_rules) = (self.policy_bytes, self.policy_rules);
         totals
     }
 }

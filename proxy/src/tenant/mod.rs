@@ -34,6 +34,7 @@ mod table;
 
 pub(crate) use account::{Account, LogItem};
 pub use account::{Ledger, Totals};
+pub(crate) use books::PoliciesChange;
 pub use books::{Books, Kind, MAX_SERIES, Names, NamesNow, Tally};
 pub(crate) use commons::Commons;
 pub use commons::Pools;

@@ -37,6 +37,7 @@ const ENFORCED: &[&str] = &[
     "policy.expression_bytes",
     "policy.program_bytes",
     "policy.compile_millis_per_second",
+    "policy.memory_bytes",
 ];
 
 /// Everything that can be said about a tenant beside who belongs to it.
@@ -165,6 +166,9 @@ pub struct PolicyBudget {
     /// Milliseconds of compiling, each second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compile_millis_per_second: Option<NonZeroU32>,
+    /// Bytes that compiled policies take, of all endpoints together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<NonZeroU64>,
 }
 
 /// How far a tenant is kept apart from others.
@@ -246,6 +250,7 @@ impl Settings {
                 expression_bytes: NonZeroU32::new(policy.expression_bytes),
                 program_bytes: NonZeroU32::new(policy.program_bytes),
                 compile_millis_per_second: NonZeroU32::new(policy.compile_millis_per_second),
+                memory_bytes: NonZeroU64::new(policy.memory_bytes),
             },
             shadow: tenant.shadow,
             isolation,

@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use crate::weight::weight;
+
 /// Literals sorted by their bytes as seen from one end of the value.
 #[derive(Debug, Default)]
 pub(super) struct AffixSet {
@@ -68,6 +70,8 @@ impl AffixSet {
         }
     }
 }
+
+weight!(AffixSet: entries, parents);
 
 #[cfg(test)]
 mod tests {

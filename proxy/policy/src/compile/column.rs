@@ -13,6 +13,7 @@ use super::work::Work;
 use crate::limits::{Effort, Limits};
 use crate::model::{HeaderMatcher, TextPart, ValueMatch};
 use crate::re2::{self, Pattern};
+use crate::weight::weight;
 
 /// Up to this many literals are compared one by one.
 const FEW_LITERALS: usize = 6;
@@ -376,3 +377,6 @@ fn text_expression(part: TextPart, text: &str, ignore_case: bool) -> Hir {
     }
     Hir::concat(whole)
 }
+
+weight!(Column: few, many, prefixes, suffixes, ranges, regexes, regex_tests, askers, effects, present, missing);
+weight!(Effect: hold, fail);

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use super::bits;
 use super::index::{Index, Predicate, Subject, Unit};
+use crate::weight::weight;
 
 /// Units kept for each predicate, those with the fewest conditions first.
 const LISTED: usize = 32;
@@ -176,3 +177,5 @@ impl<'a> Decided<'a> {
         }
     }
 }
+
+weight!(Neighbours: having, shortest, suspended, suspended_always, other_remotes);

@@ -16,6 +16,7 @@ use super::undecided::{Candidates, Undecided};
 use super::work::Work;
 use crate::limits::{Effort, UNFINISHED};
 use crate::model::{HeaderMatcher, ValueMatch};
+use crate::weight::{Scale, Weight, weight};
 use crate::{Flow, Request, ServerName};
 
 /// What is asked for where something is quarantined. The reason follows.
@@ -463,4 +464,30 @@ fn join(joined: &mut Vec<u8>, first: &mut bool, value: &[u8]) {
         joined.push(b',');
     }
     joined.extend_from_slice(value);
+}
+
+weight!(Index: predicates, units, unconditional, visits, remotes, proxy_ids, unless_server_name_known, columns, neighbours);
+weight!(Unit: predicates);
+
+impl Weight for Predicate {
+    fn weigh(&self, scale: &mut Scale) {
+        match self {
+            Self::Remotes(remotes) => remotes.weigh(scale),
+            Self::ServerNames { patterns, .. } => patterns.weigh(scale),
+            Self::Header(matcher) => matcher.weigh(scale),
+            Self::Never { field, reason } => {
+                field.weigh(scale);
+                reason.weigh(scale);
+            }
+            Self::ProxyId(_) => {}
+        }
+    }
+}
+
+impl Weight for Source {
+    fn weigh(&self, scale: &mut Scale) {
+        if let Self::Field(name) = self {
+            name.weigh(scale);
+        }
+    }
 }

@@ -17,7 +17,8 @@ use regex_automata::{Anchored, MatchKind, PatternID};
 use regex_syntax::hir::{Class, Hir, HirKind, Look};
 
 use super::work::Work;
-use crate::limits::Effort;
+use crate::limits::{Effort, UNFINISHED};
+use crate::weight::{Scale, Weight};
 
 /// Bytes of automaton that all expressions on one header may need, in one set of rules.
 const SET_SIZE_LIMIT: usize = 64 << 20;
@@ -32,6 +33,9 @@ const LARGE_EXPRESSION: usize = 256 << 10;
 
 /// Units of work that asking one expression may take.
 const ALONE: usize = 512 << 10;
+
+/// Bytes that each takes beside its automaton: the pool of caches.
+const OF_EACH: usize = 3 << 10;
 
 type NewCache = Box<dyn Fn() -> Cache + Send + Sync + std::panic::UnwindSafe + std::panic::RefUnwindSafe>;
 
@@ -66,6 +70,9 @@ impl RegexSet {
     pub(super) fn new(patterns: &[Arc<Hir>], effort: &mut Effort) -> Result<Self, String> {
         let nfa = automaton(patterns, SET_SIZE_LIMIT, effort)?;
         let size = nfa.memory_usage();
+        if !effort.reserve(size + OF_EACH) {
+            return Err(UNFINISHED.to_owned());
+        }
         let step = Work::per_step(nfa.states().iter().map(places).sum());
         // What a cache holds besides states: two sets of the automaton's states, and where each expression starts.
         let empty = nfa.states().len() * 16 + nfa.pattern_len() * 24;
@@ -259,11 +266,21 @@ fn automaton(patterns: &[impl Borrow<Hir>], limit: usize, effort: &mut Effort) -
         Err(error) if error.size_limit().is_some() => most.saturating_add(usize::from(most < limit)),
         Err(_) => 0,
     };
+    if size > most {
+        effort.note_too_large(most);
+    }
     effort.build(size)?;
     built.map_err(|error| match error.size_limit() {
         Some(_) => format!("needs an automaton of more than {limit} bytes"),
         None => error.to_string(),
     })
+}
+
+impl Weight for RegexSet {
+    fn weigh(&self, scale: &mut Scale) {
+        scale.block(self.size + OF_EACH);
+        self.steps.weigh(scale);
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::model::{
     HeaderMatch, HeaderMatcher, HttpRule, MatchAction, MismatchAction, PortRule, RuleVerdict, Unsupported,
 };
 use crate::secrets::value_problem;
+use crate::weight::weight;
 
 /// Where a rule stands in its direction's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,3 +323,7 @@ fn check_match(header_match: &HeaderMatch) -> Result<(), (&'static str, String)>
         None => Ok(()),
     }
 }
+
+weight!(CompiledRule: name, peer, http, unusable);
+weight!(Alternative: conditions, matches);
+weight!(Finding: element, reason);

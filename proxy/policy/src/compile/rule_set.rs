@@ -7,6 +7,7 @@ use super::index::{Index, Predicate, Subject, Unit};
 use super::rule::{Alternative, CompiledRule, Finding, Findings};
 use crate::header_match::Trial;
 use crate::model::{HeaderMatch, RuleVerdict};
+use crate::weight::weight;
 use crate::{Flow, ServerName};
 
 /// Rules of one port range, with the indexes that find the deciding one.
@@ -295,3 +296,5 @@ fn contradiction(rules: &[Arc<CompiledRule>], findings: &mut Findings) -> Option
     }
     found
 }
+
+weight!(RuleSet: rules, continuations, denied, connections, requests, fields, secret_fields);

@@ -232,8 +232,13 @@ impl SnapshotBuilder {
         if let Some(known) = same.iter().find(|side| side.is(&source, limits)) {
             return known.clone();
         }
+        let is_it = |side: &&Arc<Side>| side.source == source && side.limits == *limits;
+        // Whatever has become of it: there is nobody who would find out more.
+        if let Some(adopted) = self.adopted.iter().find(is_it) {
+            return adopted.clone();
+        }
         // Once it was too much, whoever makes it ready does so elsewhere.
-        if let Some(before) = before.filter(|side| side.source == source && side.limits == *limits) {
+        if let Some(before) = before.filter(is_it) {
             return before.clone();
         }
         let side = Arc::new(Side::compile(source, limits, effort));
@@ -257,7 +262,7 @@ impl Prepared {
         Self(vec![side(policy.ingress), side(policy.egress)])
     }
 
-    /// Whether the effort did not suffice.
+    /// Whether the time did not suffice.
     pub fn is_unfinished(&self) -> bool {
         self.0.iter().any(|(_, side)| side.compiled.unfinished)
     }
@@ -274,6 +279,7 @@ impl Snapshot {
             self.endpoint_count -= 1;
             self.quarantined_count -= policy.quarantined_count();
             self.unfinished_count -= usize::from(policy.is_unfinished());
+            self.without_room_count -= usize::from(policy.without_room().is_some());
         }
         for policy in come {
             resources.add(hash_of(&*policy.resource), policy.clone());
@@ -284,6 +290,7 @@ impl Snapshot {
             self.endpoint_count += 1;
             self.quarantined_count += policy.quarantined_count();
             self.unfinished_count += usize::from(policy.is_unfinished());
+            self.without_room_count += usize::from(policy.without_room().is_some());
         }
         let gone: HashSet<*const EndpointPolicy> = gone.iter().map(Arc::as_ptr).collect();
         let stays = |policy: &Arc<EndpointPolicy>| !gone.contains(&Arc::as_ptr(policy));

@@ -14,6 +14,7 @@ use tollgate_policy::{Effort, EndpointPolicy, Limits, NetworkPolicy, Prepared};
 use super::thread::{self, processor_time};
 use super::{Budgets, Compiled, Terms};
 use crate::control::Control;
+use crate::tenant::Table;
 
 /// Nanoseconds of compiling from which on it is put in force, before there is more: a publication is work for every connection.
 const TOGETHER: u64 = 50_000_000;
@@ -123,6 +124,22 @@ impl Control {
         begin.into_iter().for_each(|haste| self.begin_background(haste));
     }
 
+    /// Compiles policies that deny for want of room, now that there may be some.
+    pub(super) fn compile_what_fits<'p>(
+        self: &Arc<Self>,
+        policies: impl Iterator<Item = &'p EndpointPolicy>,
+        tenants: &Table,
+    ) {
+        let mut begin = false;
+        for policy in policies {
+            let terms = Terms::in_force(policy, tenants);
+            begin |= self.background().add(Haste::Late, policy.resource(), terms, policy.rule_count());
+        }
+        if begin {
+            self.begin_background(Haste::Late);
+        }
+    }
+
     fn begin_background(self: &Arc<Self>, haste: Haste) {
         let nice = match haste {
             Haste::Soon => thread::SOON,
@@ -171,13 +188,14 @@ impl Control {
     /// Compiles what the resource holds. `None` when there is nothing to do any more, or not with so much haste.
     pub(super) fn prepare(self: &Arc<Self>, resource: &str, terms: Terms, haste: Haste) -> Option<Ready> {
         let base = Arc::clone(&self.store().load().policy);
-        let policy = base.policy(resource).filter(|policy| policy.is_unfinished())?;
+        let policy = base.policy(resource).filter(|policy| waits(policy))?;
         let (source, limits) = (policy.source(), policy.limits());
         let before = match haste {
             Haste::Soon => Effort::new(self.budgets().left(terms.owner, terms.allowance, Instant::now())),
             Haste::Late => Effort::UNBOUNDED,
         };
-        let (began, mut effort) = (processor_time(), before);
+        let room = self.holdings().room(resource, terms.owner, terms.memory);
+        let (began, mut effort) = (processor_time(), before.within(room));
         let prepared = Prepared::new(source.clone(), &limits, &base, &mut effort);
         self.budgets().charge(terms.owner, terms.allowance, before.left() - effort.left(), Instant::now());
         if prepared.is_unfinished() {
@@ -188,18 +206,22 @@ impl Control {
             }
             return None;
         }
+        self.holdings().reserve(resource, terms.owner, room - effort.room());
         Some(Ready { resource: resource.to_owned(), source, limits, prepared, took: processor_time() - began })
     }
 
     /// Puts them in force where the resource still holds what was compiled; else whoever changed it has seen to it.
-    pub(super) fn put(&self, mut ready: Vec<Ready>) {
+    pub(super) fn put(self: &Arc<Self>, mut ready: Vec<Ready>) {
         let _turn = self.updating.blocking_lock();
         let current = Arc::clone(&self.store().load().policy);
         ready.retain(|Ready { resource, source, limits, .. }| {
-            let wanted = |policy: &EndpointPolicy| {
-                policy.is_unfinished() && policy.limits() == *limits && policy.source() == *source
-            };
-            current.policy(resource).is_some_and(wanted)
+            let wanted =
+                |policy: &EndpointPolicy| waits(policy) && policy.limits() == *limits && policy.source() == *source;
+            let is_wanted = current.policy(resource).is_some_and(wanted);
+            if !is_wanted {
+                self.holdings().release(resource);
+            }
+            is_wanted
         });
         if ready.is_empty() {
             return;
@@ -220,6 +242,11 @@ impl Control {
     }
 }
 
+/// Whether it denies for want of time or room.
+fn waits(policy: &EndpointPolicy) -> bool {
+    policy.is_unfinished() || policy.without_room().is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::budget::{Allowance, Owner};
@@ -230,7 +257,8 @@ mod tests {
 
     fn terms(endpoint: u64) -> Terms {
         let allowance = Allowance::of(&Settings::default());
-        Terms { owner: Owner::Endpoint(endpoint), allowance, limits: Limits::default() }
+        let memory = super::super::terms::MEMORY;
+        Terms { owner: Owner::Endpoint(endpoint), allowance, limits: Limits::default(), memory }
     }
 
     /// One who always has something to compile does not hold up those who seldom have.

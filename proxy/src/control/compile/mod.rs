@@ -6,23 +6,25 @@
 
 mod background;
 mod budget;
+mod holdings;
 mod terms;
 mod thread;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use tollgate_policy::{Effort, EndpointKey, NetworkPolicy, SnapshotBuilder};
+use tollgate_policy::{Effort, EndpointKey, EndpointPolicy, NetworkPolicy, Snapshot, SnapshotBuilder};
 
 pub(super) use self::background::{Background, Haste};
 pub(super) use self::budget::{Budgets, Wait};
+pub(super) use self::holdings::Holdings;
 pub(super) use self::terms::Terms;
 pub(super) use self::thread::Failed;
 use self::thread::processor_time;
 pub(super) use self::thread::run_soon;
 use super::Control;
 use super::world::after_publishing;
-use crate::tenant::LocalEnd;
+use crate::tenant::{LocalEnd, Table, TenantId};
 
 /// What became of one policy of an update.
 #[derive(Clone, Copy, Debug)]
@@ -45,11 +47,13 @@ impl Control {
         terms: Terms,
         wait: &mut Wait,
     ) -> Compiled {
-        let Terms { owner, allowance, limits } = terms;
+        let Terms { owner, allowance, limits, memory } = terms;
+        let room = self.holdings().room(resource, owner, memory);
         let own = self.budgets().left(owner, allowance, Instant::now());
         let left = own.min(wait.left());
-        let (began, mut effort) = (processor_time(), Effort::new(left));
+        let (began, mut effort) = (processor_time(), Effort::new(left).within(room));
         builder.upsert_within(resource, policy, &limits, &mut effort);
+        self.holdings().reserve(resource, owner, room - effort.room());
         let used = left - effort.left();
         wait.spend(used);
         self.budgets().charge(owner, allowance, used, Instant::now());
@@ -63,14 +67,36 @@ impl Control {
         let tenants = self.store().tenants();
         for (resource, nanoseconds) in took {
             let Some(policy) = policies.policy(resource) else { continue };
-            let address = policy.keys().find_map(|key| match key {
-                EndpointKey::Address(address) => Some(*address),
-                EndpointKey::Name(_) => None,
-            });
-            let end = LocalEnd { endpoint: Some(policy.endpoint_id()), address };
-            let tenant = tenants.table().tenant(end, |_| None);
-            tenants.books().charge_compiling(tenant, nanoseconds);
+            tenants.books().charge_compiling(payer(policy, tenants.table()), nanoseconds);
         }
+    }
+
+    /// Bytes of memory that compiled policies take, and may take where memory has an end.
+    pub fn policy_memory(&self) -> (usize, Option<usize>) {
+        let holdings = self.holdings();
+        (holdings.bytes(), holdings.most())
+    }
+
+    /// The process may have so many bytes: policies get a part of that.
+    pub fn share_memory(&self, bytes: Option<u64>) {
+        self.holdings().share_of(bytes);
+    }
+
+    /// Has the tenants answer for the memory of what is in force now, and was not `before`; with a tenant's settings, of everything.
+    /// What there is room for by now is compiled.
+    pub(super) fn answer_for_memory(self: &Arc<Self>, before: Option<&Snapshot>) {
+        let world = self.store().load().clone();
+        let policies = &world.policy;
+        let (gone, come) = match before {
+            Some(before) => policies.changes_since(before),
+            None => (policies.endpoints().collect(), policies.endpoints().collect()),
+        };
+        let owned = |policy| (policy, Terms::in_force(policy, &world.tenants).owner, payer(policy, &world.tenants));
+        let changes = self.holdings().follow(gone, come.into_iter().map(owned));
+        self.store().tenants().books().hold_policies(&changes);
+        let most = |name: &str| Some(Terms::in_force(policies.policy(name)?, &world.tenants).memory);
+        let fitting = self.holdings().fitting(most);
+        self.compile_what_fits(fitting.iter().filter_map(|name| policies.policy(name)), &world.tenants);
     }
 
     /// Compiles again what was compiled within other limits than those that its tenant has now.
@@ -93,10 +119,12 @@ impl Control {
                 }
             }
             if compiled.is_empty() {
+                after_publishing(|| control.answer_for_memory(None));
                 return;
             }
             let gauges = control.publish(builder.build());
             after_publishing(|| {
+                control.answer_for_memory(None);
                 control.charge_compiling(compiled.iter().map(|(resource, compiled)| (*resource, compiled.took)));
                 control.compile_later(&compiled, std::iter::empty());
                 compiled.iter().for_each(|(resource, _)| control.note_compiled(resource, gauges));
@@ -105,6 +133,15 @@ impl Control {
         })
         .await
     }
+}
+
+/// Who pays for compiling a policy that is in force, and for what it takes.
+pub(crate) fn payer(policy: &EndpointPolicy, tenants: &Table) -> TenantId {
+    let address = policy.keys().find_map(|key| match key {
+        EndpointKey::Address(address) => Some(*address),
+        EndpointKey::Name(_) => None,
+    });
+    tenants.tenant(LocalEnd { endpoint: Some(policy.endpoint_id()), address }, |_| None)
 }
 
 #[cfg(test)]

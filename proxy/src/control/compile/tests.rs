@@ -1,4 +1,4 @@
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -7,6 +7,7 @@ use tollgate_proto::cilium;
 use tollgate_proto::json::network_policy_from_json;
 
 use super::budget::{Allowance, Owner};
+use super::terms::MEMORY;
 use super::*;
 use crate::control::{ClaimOrder, Received, WorldStore};
 use crate::identity::{IdentityTable, Sources};
@@ -83,7 +84,7 @@ async fn finished(control: &Control, endpoint: u64) {
 /// Says that there is a thread already, so that none begins.
 fn hold_the_background(control: &Control) {
     let (owner, allowance) = (Owner::Endpoint(0), Allowance::of(&Settings::default()));
-    let terms = Terms { owner, allowance, limits: Limits::default() };
+    let terms = Terms { owner, allowance, limits: Limits::default(), memory: MEMORY };
     for haste in [Haste::Soon, Haste::Late] {
         assert!(control.background().add(haste, "nobody", terms, 0));
     }
@@ -124,7 +125,7 @@ async fn the_background_puts_nothing_in_force_that_is_not_wanted_any_more() {
     let control = control();
     hold_the_background(&control);
     let (owner, allowance) = (Owner::Endpoint(POOR), Allowance::of(&Settings::default()));
-    let terms = Terms { owner, allowance, limits: Limits::default() };
+    let terms = Terms { owner, allowance, limits: Limits::default(), memory: MEMORY };
     update(&control, vec![heavy(POOR, "a")]).await;
     assert!(is_unfinished(&control, POOR));
     let name = POOR.to_string();
@@ -230,4 +231,84 @@ async fn an_update_waits_for_so_much_in_all() {
     // What is within its tenants' budgets does not wait behind what is beyond.
     run_soon(Arc::clone(&control).into_background(Haste::Soon)).await.unwrap();
     assert_eq!(control.store().load().policy.unfinished_count(), 0);
+}
+
+/// About 600 KB.
+fn large(endpoint: u64, rules: u32) -> Received {
+    with_paths(endpoint, (0..rules).map(|i| format!("/{endpoint}/of-{rules}/{i}")))
+}
+
+fn without_room(control: &Control) -> Vec<u64> {
+    let world = control.store().load().clone();
+    let denying = world.policy.endpoints().filter(|policy| policy.without_room().is_some());
+    denying.map(|policy| policy.endpoint_id()).collect()
+}
+
+async fn until(control: &Control, expected: &[u64]) {
+    for _ in 0..6000 {
+        if without_room(control) == expected {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(without_room(control), expected, "after a minute");
+}
+
+#[tokio::test]
+async fn who_has_no_room_denies_alone_until_there_is_some() {
+    let control = control();
+    let memory = |bytes| {
+        let few = Group {
+            name: "few".into(),
+            members: (1..10).map(Member::Endpoint).collect(),
+            ..group(PolicyBudget { memory_bytes: NonZeroU64::new(bytes), ..PolicyBudget::default() })
+        };
+        let delivered = Delivered { origin: "resource one".into(), group: Ok(few), left_out: Vec::new() };
+        control.replace_tenants(vec![delivered], ClaimOrder::Continues);
+    };
+    memory(1 << 20);
+    update(&control, vec![large(1, 600), large(2, 600), large(20, 2000), light(3)]).await;
+    assert_eq!(without_room(&control), [2], "both together are too much, and what else there is is not");
+    let world = control.store().load().clone();
+    let found: Vec<String> = world.policy.quarantined().map(|entry| entry.to_string()).collect();
+    assert!(found.len() == 1 && found[0].contains("policy.memory") && found[0].contains("bytes"), "{found:?}");
+    let held = |name: &str| {
+        let tallies = control.store().tenants().books().tallies();
+        let tally = tallies.iter().find(|tally| &*tally.name == name).unwrap();
+        (tally.totals.policy_bytes, tally.totals.policy_rules)
+    };
+    let ((few_bytes, few_rules), (other_bytes, other_rules)) = (held("few"), held("endpoint-20"));
+    assert!((500_000..1 << 20).contains(&few_bytes) && other_bytes > 1 << 20, "{few_bytes}, {other_bytes}");
+    assert_eq!((few_rules, other_rules), (601 + 601 + 2, 2001));
+    // It is not waited for, and another policy of the tenant has room.
+    update(&control, vec![large(4, 50)]).await;
+    assert_eq!(without_room(&control), [2]);
+    // One that takes no more than the one before has room in any case.
+    update(&control, vec![large(1, 590)]).await;
+    assert_eq!(without_room(&control), [2]);
+    // What another policy gives back is room, and so is what settings say.
+    control.update_policies(Vec::new(), vec!["1".to_owned()], ClaimOrder::Continues).await.unwrap();
+    until(&control, &[]).await;
+    update(&control, vec![large(5, 601)]).await;
+    assert_eq!(without_room(&control), [5]);
+    memory(2 << 20);
+    until(&control, &[]).await;
+}
+
+#[tokio::test]
+async fn policies_have_a_part_of_the_memory_and_one_tenant_half_of_that() {
+    let control = control();
+    control.share_memory(Some(16 << 20));
+    update(&control, vec![large(20, 1200), large(21, 1000), large(22, 500), light(1)]).await;
+    assert!(without_room(&control).is_empty(), "as much as fits");
+    update(&control, vec![large(23, 4000), large(24, 300), light(2)]).await;
+    assert_eq!(without_room(&control), [23], "half of what is left, and a little is everybody's");
+    let (bytes, most) = control.policy_memory();
+    assert!(bytes <= 4 << 20 && most == Some(4 << 20), "{bytes} of {most:?}");
+    let mut gone: Vec<String> = [20, 21, 22].map(|id| id.to_string()).into();
+    control.update_policies(Vec::new(), std::mem::take(&mut gone), ClaimOrder::Continues).await.unwrap();
+    assert_eq!(without_room(&control), [23], "more than half of all");
+    control.share_memory(Some(64 << 20));
+    update(&control, vec![light(4)]).await;
+    until(&control, &[]).await;
 }
