@@ -375,7 +375,8 @@ fn on_ingress_the_agents_maps_say_who_asks() {
         let_answers_expire();
         let mut tracked = connect_tracked(&mut node, server, SLEEP);
         assert_eq!(get(&mut tracked, "/hello").0, 200);
-        let flow = node.admin.flows().pop().unwrap();
+        let of_tracked = |flow: &Value| flow["l4"]["TCP"]["source_port"] == tracked.local().port();
+        let flow = until("its record", || node.admin.flows().into_iter().find(of_tracked));
         assert_eq!(flow["source"]["identity"], SLEEP, "{flow}");
         node.steered.expect_reset("sleep", server, "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
         node.maps.put(pod, STRANGERS[1]);
@@ -411,8 +412,11 @@ fn the_peer_changes_hands(node: &mut Node, peer: &str, own: u32, end: &str) {
         assert_eq!(get(&mut open, "/hello").0, 403, "{server}");
         assert_eq!(open.read_to_end(), b"", "nothing is left that this connection could ask");
         node.steered.expect_reset("sleep", server, "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
-        let flow = node.admin.flows().pop().unwrap();
-        assert_eq!(flow[end]["identity"], STRANGERS[0], "{flow}");
+        let of_reset = |flow: &Value| {
+            let ends = (&flow["IP"]["destination"], &flow[end]["identity"]);
+            flow["l7"].is_null() && ends == (&json!(server.ip().to_string()), &json!(STRANGERS[0]))
+        };
+        until("the record of what was reset", || node.admin.flows().into_iter().find(of_reset));
 
         node.maps.put(address, own);
         let_answers_expire();

@@ -345,8 +345,10 @@ fn the_mark_follows_the_identity_of_the_source() {
             maps.put(pod, OTHER);
         }
         let source = |flow: &Value| flow["source"]["identity"].clone();
-        let flows: Vec<_> = steered.admin().flows().iter().rev().take(2).map(source).collect();
-        assert_eq!(flows, [OTHER, SLEEP]);
+        until("the records of both", || {
+            let flows: Vec<_> = steered.admin().flows().iter().rev().take(2).map(source).collect();
+            (flows == [OTHER, SLEEP]).then_some(())
+        });
         maps.remove(pod);
         client.send("GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
         assert_eq!(client.read_message().status(), 403, "the world again");

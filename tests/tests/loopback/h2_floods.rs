@@ -60,6 +60,11 @@ fn expect_end(proxy: &Proxy, flood: &[u8], reason: Reason) -> (String, String) {
     let mut other = connect(proxy);
     ask(&mut other, 1);
     let before = refusals(proxy, reason);
+    let of_connection = |flow: &serde_json::Value| {
+        flow["reason"] == reason.code() && flow["l7"].is_null() && flow["detail"].is_string()
+    };
+    let records = || proxy.flows().into_iter().filter(of_connection).collect::<Vec<_>>();
+    let known = records().len();
     let mut client = connect(proxy);
     // It may be sent away before it has sent all.
     let _ = client.try_send(flood);
@@ -67,10 +72,7 @@ fn expect_end(proxy: &Proxy, flood: &[u8], reason: Reason) -> (String, String) {
     let (code, debug) = go_away(&answer).unwrap_or_else(|| panic!("no GOAWAY in {}", answer.escape_ascii()));
     assert_eq!(code, ENHANCE_YOUR_CALM, "{debug}");
     until("the count", || (refusals(proxy, reason) > before).then_some(()));
-    let of_connection = |flow: &serde_json::Value| {
-        flow["reason"] == reason.code() && flow["l7"].is_null() && flow["detail"].is_string()
-    };
-    let record = until("the record", || proxy.flows().into_iter().rfind(|flow| of_connection(flow)));
+    let record = until("the record", || records().into_iter().nth(known));
     assert_eq!(record["verdict"], "DROPPED", "{record}");
     ask(&mut other, 3);
     (debug, record["detail"].as_str().unwrap_or_default().to_owned())

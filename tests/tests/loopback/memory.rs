@@ -192,7 +192,10 @@ fn a_tenant_past_its_ceiling_gets_nothing_more_and_its_neighbour_all() {
     assert_eq!(shown(&proxy, "greedy", "settings_without_effect"), json!([]));
     let of_metric = format!("tollgate_tenant_refusals_total{{tenant=\"greedy\",reason=\"{code}\"}}");
     assert_eq!(proxy.metric(&of_metric), 2.0);
-    let records: Vec<Value> = proxy.flows().into_iter().filter(|flow| flow["reason"] == code).collect();
+    let records = until("both records", || {
+        let records = proxy.flows().into_iter().filter(|flow| flow["reason"] == code);
+        Some(records.collect::<Vec<Value>>()).filter(|records| records.len() >= 2)
+    });
     assert_eq!(records.iter().map(|record| &record["tenant"]).collect::<Vec<_>>(), ["greedy", "greedy"]);
     assert_eq!(records[1]["l7"]["http"]["code"], 503, "{}", records[1]);
 

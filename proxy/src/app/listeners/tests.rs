@@ -1,12 +1,12 @@
 mod access_logs;
 mod limits;
 
-use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use tokio::sync::{mpsc, watch};
 use tollgate_policy::{NetworkPolicy, Snapshot};
 use tollgate_proto::cilium;
@@ -93,17 +93,15 @@ fn upstream(greeting: &'static [u8]) -> SocketAddr {
     address
 }
 
-/// A listener on a port of 127.0.0.1 that is free now, and that no other call has given or will give: the kernel may choose
-/// the same one again.
+/// A listener on a port of 127.0.0.1 that nobody else is given, in this process or another: a socket that does not listen holds
+/// it for as long as the process runs, and lets in only who names the port and wants to share it (`SO_REUSEADDR`), as listeners do.
 fn listener(name: &str, upstream: SocketAddr) -> config::Listener {
-    static GIVEN: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
-    let mut given = GIVEN.lock().unwrap();
-    let free = loop {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        if given.insert(free) {
-            break free;
-        }
-    };
+    static HELD: Mutex<Vec<Socket>> = Mutex::new(Vec::new());
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let free = socket.local_addr().unwrap().as_socket().unwrap();
+    HELD.lock().unwrap().push(socket);
     config::Listener {
         name: name.to_owned(),
         address: free,
