@@ -2,7 +2,7 @@
 //!
 //! `*.json` holds resources in proto3 JSON, one or a list of them; `*.yaml` and `*.yml` hold the same spelling in YAML,
 //! also as several documents separated by `---`. A resource is a `cilium.NetworkPolicyHosts` when its `@type` says so,
-//! or, without one, when it has that message's fields; a `tollgate.tenant.v1.Tenant` in the same way, by its `members`;
+//! or, without one, when it has that message's fields; a `tollgate.tenant.v1.Tenant` in the same way, by its fields;
 //! otherwise it is a `cilium.NetworkPolicy`.
 
 pub(crate) mod claims;
@@ -21,6 +21,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 use tollgate_proto::json::{self, JsonError, JsonErrors};
+use tollgate_proto::nearest::nearest;
 use tollgate_proto::tenant::Tenant;
 
 pub(crate) use self::quoted::shortened;
@@ -334,11 +335,7 @@ pub(crate) fn resource(value: Value) -> Result<PolicyResource, JsonErrors> {
         }
         .into());
     }
-    let tenant = match value.get("@type").and_then(Value::as_str) {
-        Some(type_url) => type_url.ends_with("/tollgate.tenant.v1.Tenant"),
-        None => value.get("members").is_some(),
-    };
-    if tenant {
+    if is_tenant(&value) {
         return json::tenant_from_value(value).map(|tenant| PolicyResource::Tenant(Box::new(tenant)));
     }
     let hosts = match value.get("@type").and_then(Value::as_str) {
@@ -350,6 +347,18 @@ pub(crate) fn resource(value: Value) -> Result<PolicyResource, JsonErrors> {
     } else {
         json::network_policy_from_value(value).map(|policy| PolicyResource::Policy(Box::new(policy)))
     }
+}
+
+/// By its type, or by its fields, also misspelt: the mistake is then told in the words of a tenant.
+fn is_tenant(value: &Value) -> bool {
+    const OF_TENANTS: [&str; 6] = ["members", "weight", "guarantee", "ceilings", "shadow", "isolation"];
+    const OF_POLICIES: [&str; 4] = ["endpointIps", "endpointId", "ingressPerPortPolicies", "egressPerPortPolicies"];
+    if let Some(type_url) = value.get("@type").and_then(Value::as_str) {
+        return type_url.ends_with("/tollgate.tenant.v1.Tenant");
+    }
+    let Some(fields) = value.as_object() else { return false };
+    let any_of = |names: &[&str]| fields.keys().any(|key| nearest(key, names).is_some());
+    fields.contains_key("members") || (any_of(&OF_TENANTS) && !any_of(&OF_POLICIES))
 }
 
 fn extension(path: &Path) -> Option<&str> {

@@ -115,6 +115,36 @@ fn each_rule_is_documented_with_an_example_that_gives_it_and_one_that_does_not()
 }
 
 #[test]
+fn tenants_of_several_files_are_judged_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let one = write(&directory, "one.yaml", "name: team-a\nmembers:\n  endpoint_ids: [1, 2]\n");
+    let two = write(&directory, "two.yaml", "name: team-b\nmembers: { endpointIds: [2] }\n");
+    let three = write(&directory, "three.yaml", "weight: 2\nname: team-a\nmembers: { addresses: [10.0.0.1] }\n");
+    let (code, report) = json(&[text(&one)]);
+    assert_eq!((code, &report["summary"]["tenants"]), (Some(0), &1.into()), "a tenant is something to look at");
+    let (code, report) = json(&[text(&one), text(&two), text(&three)]);
+    assert_eq!(code, Some(1), "{report:#}");
+    let findings = report["findings"].as_array().unwrap();
+    let place = |at: &Value| (Path::new(at["file"].as_str().unwrap()).to_owned(), at["line"].as_u64().unwrap());
+    let found: Vec<_> =
+        findings.iter().map(|f| (f["what"].as_str().unwrap(), place(f), place(&f["because_of"]))).collect();
+    assert_eq!(
+        found,
+        [
+            ("another tenant is called \"team-a\", too", (three, 2), (one.clone(), 1)),
+            ("endpoint 2 is a member of tenant \"team-a\", too", (two.clone(), 2), (one.clone(), 2)),
+        ]
+    );
+    assert!(findings.iter().all(|finding| finding["rule"] == "contested-tenant"));
+    assert_eq!(json(&["--apart", text(&one), text(&two)]).0, Some(0), "each on its own");
+    let misspelt = write(&directory, "misspelt.yaml", "name: team-c\nmember: { endpoint_ids: [3] }\n");
+    let (code, report) = json(&[text(&misspelt)]);
+    assert_eq!(code, Some(2));
+    let said = report["findings"][0].to_string();
+    assert!(said.contains("members") && !said.contains("NetworkPolicy"), "{said}");
+}
+
+#[test]
 fn the_shipped_policies_have_no_errors_and_no_warnings() {
     let files = ["helloworld.json", "orders.yaml"].map(|name| format!("deploy/examples/policies/{name}"));
     for file in files.iter().map(String::as_str).chain(["deploy/examples/quickstart/policies/readme-only.yaml"]) {

@@ -7,6 +7,7 @@ mod junit;
 mod kubernetes;
 mod report;
 mod rules;
+mod tenants;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -34,9 +35,9 @@ For programs, with notes as findings:
   tollgate policy check --fail-on note -o json deploy/examples/policies/*
 
 Exit codes: 0 nothing found (notes do not count unless --fail-on says so); 1 findings; 2 a file cannot be used; \
-3 cannot tell, because there is no policy in the files.")]
+3 cannot tell, because there is no policy and no tenant in the files.")]
 pub(super) struct Args {
-    /// Policy files, or directories of them (*.json, *.yaml, *.yml): cilium.NetworkPolicy as JSON, YAML or protobuf (also a whole xDS response), or CiliumNetworkPolicy and
+    /// Policy files, or directories of them (*.json, *.yaml, *.yml): cilium.NetworkPolicy as JSON, YAML or protobuf (also a whole xDS response), tollgate.tenant.v1.Tenant as JSON or YAML, or CiliumNetworkPolicy and
     /// CiliumClusterwideNetworkPolicy as YAML or JSON
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
@@ -104,6 +105,7 @@ struct Reported {
 struct Checked {
     files: Vec<PathBuf>,
     policies: usize,
+    tenants: usize,
     /// By file, then by line.
     findings: Vec<Reported>,
     /// At least one file, or a resource in it, cannot be used at all.
@@ -120,7 +122,7 @@ impl Checked {
             Exit::BadInput
         } else if self.findings.iter().any(|finding| finding.rule.severity() >= fail_on) {
             Exit::Findings
-        } else if self.policies == 0 {
+        } else if self.policies + self.tenants == 0 {
             Exit::CannotTell
         } else {
             Exit::Fine
@@ -170,6 +172,8 @@ fn check(inputs: Vec<(PathBuf, Input)>, known: Option<&KnownIdentities>, secrets
     }
     for mut set in sets {
         checked.policies += set.sources.len() + set.kubernetes.len();
+        checked.tenants += set.tenants.len();
+        checked.findings.extend(tenants::contested(&set.tenants));
         let (made, given) = kubernetes::translate(std::mem::take(&mut set.kubernetes), known);
         set.join(made);
         checked.unusable |= set.unusable;

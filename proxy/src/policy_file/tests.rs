@@ -110,6 +110,20 @@ fn a_list_holds_several_resources_told_apart_by_their_fields() {
 }
 
 #[test]
+fn a_misspelt_tenant_is_a_tenant() {
+    let found = error("name: a\nmember: { endpoint_ids: [1] }\n", "a.yaml");
+    assert!(found.starts_with("a.yaml:2: member: tollgate.tenant.v1.Tenant has no such field; "), "{found}");
+    assert!(found.contains("members"), "{found}");
+    let found = error("name: a\nceiling: { requests: { per_second: 1 } }\n", "a.yaml");
+    assert!(found.contains("tollgate.tenant.v1.Tenant") && found.contains("ceilings"), "{found}");
+    let resources = parse("name: a\nweight: 2\n", Path::new("a.yaml")).expect("reads");
+    assert!(matches!(&resources[..], [PolicyResource::Tenant(_)]), "what it lacks is said where it is used");
+    // A policy with a stray word is a policy.
+    let found = error("endpoint_id: 1\nendpoint_ips: [10.0.0.1]\nweight: 2\n", "a.yaml");
+    assert!(found.contains("weight: cilium.NetworkPolicy has no such field"), "{found}");
+}
+
+#[test]
 fn a_wrong_field_is_named_with_its_line() {
     let json = "[\n{\"endpointId\": 1},\n{\"endpointId\": 2, \"ingressPerPortPolicies\": [\n {\"port\": 1},\n {\"port\": 2,\n  \"prot\": 3}]}]";
     let found = error(json, "dir/a.json");

@@ -120,6 +120,8 @@ pub(super) struct Input {
     pub(super) sources: Vec<Source>,
     /// CiliumNetworkPolicies, not translated yet.
     pub(super) kubernetes: Vec<(Place, Value)>,
+    /// Tenants that can be used, at least in part.
+    pub(super) tenants: Vec<(Place, Group)>,
     pub(super) findings: Vec<Reported>,
     /// Something in it cannot be used at all.
     pub(super) unusable: bool,
@@ -131,6 +133,7 @@ impl Input {
     pub(super) fn join(&mut self, other: Self) {
         self.sources.extend(other.sources);
         self.kubernetes.extend(other.kubernetes);
+        self.tenants.extend(other.tenants);
         self.findings.extend(other.findings);
         self.unusable |= other.unusable;
     }
@@ -218,7 +221,10 @@ impl Input {
             }
             Ok(PolicyResource::Tenant(tenant)) => {
                 let mistakes = match Group::of_resource(&tenant) {
-                    Ok((_, mistakes)) => mistakes,
+                    Ok((group, mistakes)) => {
+                        self.tenants.push((place.clone(), group));
+                        mistakes
+                    }
                     Err(error) => vec![error],
                 };
                 for error in mistakes {

@@ -47,10 +47,16 @@ fn summary(checked: &Checked) -> String {
         1 => format!("1 {one}"),
         _ => format!("{number} {more}"),
     };
+    let policies = count(checked.policies, "policy", "policies");
+    let held = match (checked.policies, checked.tenants) {
+        (_, 0) => policies,
+        (0, tenants) => count(tenants, "tenant", "tenants"),
+        (_, tenants) => format!("{policies} and {}", count(tenants, "tenant", "tenants")),
+    };
     format!(
         "{} with {}: {}, {}, {}",
         count(checked.files.len(), "file", "files"),
-        count(checked.policies, "policy", "policies"),
+        held,
         count(checked.count(Severity::Error), "error", "errors"),
         count(checked.count(Severity::Warning), "warning", "warnings"),
         count(checked.count(Severity::Note), "note", "notes"),
@@ -65,6 +71,7 @@ pub(super) fn json(checked: &Checked) -> String {
         "summary": {
             "files": checked.files.len(),
             "policies": checked.policies,
+            "tenants": checked.tenants,
             "errors": checked.count(Severity::Error),
             "warnings": checked.count(Severity::Warning),
             "notes": checked.count(Severity::Note),

@@ -25,6 +25,7 @@ pub(super) enum FileRule {
     CoveredAsGiven,
     RefusedByProxy,
     HostsWithoutEffect,
+    ContestedTenant,
 }
 
 impl FileRule {
@@ -41,6 +42,7 @@ impl FileRule {
         Self::CoveredAsGiven,
         Self::RefusedByProxy,
         Self::HostsWithoutEffect,
+        Self::ContestedTenant,
     ];
 
     const fn facts(self) -> (&'static str, Severity, &'static str) {
@@ -66,6 +68,11 @@ impl FileRule {
                 "hosts-without-effect",
                 Severity::Note,
                 "a proxy takes no identities from its policy directory, only from a control plane",
+            ),
+            Self::ContestedTenant => (
+                "contested-tenant",
+                Severity::Error,
+                "only one tenant has it: which had it first, or else the stricter; the limits of the other are not its",
             ),
             Self::NotAPolicy => ("not-a-policy", Severity::Note, "nothing in it was looked at"),
         }
