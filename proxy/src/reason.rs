@@ -160,6 +160,21 @@ impl Reason {
     /// Those of limits that can be told to count only.
     pub(crate) const SHADOWED: [Self; 4] = [Self::IdleReaped, Self::SlowReader, Self::FrameFlood, Self::ResetFlood];
 
+    /// Whether it is a limit, of the process, a connection or a tenant, rather than anything that a request or policy says.
+    pub const fn is_limit(self) -> bool {
+        self.is_overload()
+            || matches!(
+                self,
+                Self::ConnectionLimit
+                    | Self::IdleReaped
+                    | Self::SlowReader
+                    | Self::FrameFlood
+                    | Self::ResetFlood
+                    | Self::TenantRate
+                    | Self::TenantHeaders
+            )
+    }
+
     /// Whether it says that there is no room, rather than that something is wrong or too fast: `x-envoy-overloaded`, which
     /// clients and meshes know, goes with it.
     pub const fn is_overload(self) -> bool {

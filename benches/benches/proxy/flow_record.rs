@@ -19,33 +19,14 @@ fn ring() -> (Rc<FlowSender>, FlowConsumer) {
 }
 
 fn record(listener: &std::sync::Arc<str>) -> FlowRecord {
+    let (downstream, original_dst) = (([10, 244, 1, 17], 43210).into(), ([10, 244, 2, 232], 5000).into());
+    let (time, protocol) = (SystemTime::now(), Protocol::Http11);
     FlowRecord {
-        time: SystemTime::now(),
-        duration_us: 0,
-        listener: listener.clone(),
-        direction: Direction::Ingress,
-        downstream: ([10, 244, 1, 17], 43210).into(),
-        original_dst: ([10, 244, 2, 232], 5000).into(),
-        upstream: Some(([10, 244, 2, 232], 5000).into()),
-        upstream_source: None,
+        upstream: Some(original_dst),
         source: SecurityId(32226),
-        destination: SecurityId(0),
-        protocol: Protocol::Http11,
         http: Some(HttpRecord::new(b"GET", b"helloworld:5000", b"/api/v1/svc00042/items/12345")),
-        outcome: Outcome::Failed,
-        reason: None,
-        detail: None,
-        rule: None,
-        rule_name: None,
-        header_log: None,
-        nearest_miss: None,
         generation: 1,
-        bytes_up: 0,
-        bytes_down: 0,
-        tenant: tollgate::tenant::TenantId::UNKNOWN,
-        cpu_us: 0,
-        queue_us: 0,
-        paced_us: 0,
+        ..FlowRecord::new(time, listener.clone(), Direction::Ingress, downstream, original_dst, protocol)
     }
 }
 

@@ -82,7 +82,7 @@ fn refused(tenants: &Registry) -> Value {
 
 fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
     let totals = &tally.totals;
-    let [forwarded, denied, failed] = totals.requests;
+    let [forwarded, denied, limited, failed] = totals.requests;
     let settings = tenants.table().settings(tally.id);
     let mut entry = json!({
         "name": &*tally.name,
@@ -98,7 +98,7 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "connections_open": totals.open,
         "connection_seconds": totals.connection_us as f64 / 1e6,
         "requests_in_flight": totals.in_flight,
-        "requests": { "forwarded": forwarded, "denied": denied, "failed": failed },
+        "requests": { "forwarded": forwarded, "denied": denied, "limited": limited, "failed": failed },
         "bytes": { "up": totals.bytes_up, "down": totals.bytes_down },
         "refusals": by_reason(totals.refusals()),
         "shadow_refusals": by_reason(totals.shadowed()),

@@ -1,4 +1,5 @@
-//! `tollgate flows`: what a running proxy decided, newest last.
+//! `tollgate flows`: what a running proxy decided, newest last. Records come worker by worker; here they are put in order,
+//! unless they are followed.
 
 use http_body_util::BodyExt as _;
 use serde_json::Value;
@@ -21,9 +22,12 @@ pub(super) struct Args {
     /// Go on with new records until interrupted
     #[arg(short, long)]
     follow: bool,
-    /// Only what was refused
+    /// Only what policy refused, or what was no proper request; limits are no denials
     #[arg(long)]
     denied: bool,
+    /// Only what a limit refused; with --denied, both
+    #[arg(long)]
+    limited: bool,
     /// Only what this tenant pays for
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
@@ -43,7 +47,7 @@ async fn show(args: &Args) -> Result<Exit, Failure> {
     let address = &args.admin.admin;
     let response = admin_client::open(address, &path(args)).await.map_err(Failure::cannot_tell)?;
     let mut body = response.into_body();
-    let mut partial = Vec::new();
+    let (mut partial, mut kept) = (Vec::new(), String::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             Failure::cannot_tell(format_args!("admin {address}: the flow records break off: {error}"))
@@ -58,18 +62,35 @@ async fn show(args: &Args) -> Result<Exit, Failure> {
         let rest = partial.split_off(end + 1);
         let lines = String::from_utf8_lossy(&partial).into_owned();
         partial = rest;
-        let read = match args.output {
-            Output::Json => print(&lines)?,
-            Output::Text => print(&lines.lines().map(|line| text(line) + "\n").collect::<String>())?,
-        };
-        if !read {
+        if !args.follow {
+            kept += &lines;
+        } else if !show_lines(lines.lines(), args)? {
             return Ok(Exit::Fine);
         }
     }
-    match args.follow {
-        true => Err(Failure::cannot_tell(format_args!("admin {address}: the proxy went away"))),
-        false => Ok(Exit::Fine),
+    if args.follow {
+        return Err(Failure::cannot_tell(format_args!("admin {address}: the proxy went away")));
     }
+    show_lines(in_order(&kept).into_iter(), args).map(|_| Exit::Fine)
+}
+
+/// Returns whether anybody still reads.
+fn show_lines<'l>(lines: impl Iterator<Item = &'l str>, args: &Args) -> Result<bool, Failure> {
+    print(&match args.output {
+        Output::Json => lines.map(|line| format!("{line}\n")).collect::<String>(),
+        Output::Text => lines.map(|line| text(line) + "\n").collect(),
+    })
+}
+
+/// The lines by the time at which they begin. Times are of one length, so that their text tells; what has none stays first.
+fn in_order(lines: &str) -> Vec<&str> {
+    let time = |line: &&str| {
+        let record: Option<Value> = serde_json::from_str(line).ok();
+        record.and_then(|record| record["time"].as_str().map(ToOwned::to_owned))
+    };
+    let mut lines: Vec<&str> = lines.lines().collect();
+    lines.sort_by_cached_key(time);
+    lines
 }
 
 fn path(args: &Args) -> String {
@@ -79,6 +100,9 @@ fn path(args: &Args) -> String {
     }
     if args.denied {
         query.push("denied=1".to_owned());
+    }
+    if args.limited {
+        query.push("limited=1".to_owned());
     }
     if let Some(tenant) = &args.tenant {
         query.push(format!("tenant={}", percent_encode(tenant)));
@@ -193,6 +217,16 @@ mod tests {
         assert_eq!(text(line), expected);
         let line = r#"{"policy":{"nearest_miss":{"rule":"69 ingress","name":"n","field":"x","expected":"present"}}}"#;
         assert!(text(line).ends_with(" nearest: x is not present (69 ingress \"n\")"), "{}", text(line));
+    }
+
+    #[test]
+    fn records_of_several_workers_are_in_the_order_of_time() {
+        let line = |time: u32, worker: u32| format!("{{\"time\":\"2026-01-02T03:04:0{time}Z\",\"worker\":{worker}}}\n");
+        let came = [line(3, 0), line(5, 0), line(1, 1), line(3, 1), "{\"lost_events\":{}}\n".to_owned()].concat();
+        let shown = in_order(&came);
+        assert_eq!(shown[0], "{\"lost_events\":{}}");
+        let expected: Vec<String> = [line(1, 1), line(3, 0), line(3, 1), line(5, 0)].into();
+        assert_eq!(shown[1..], expected.iter().map(|line| line.trim_end()).collect::<Vec<_>>());
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(super) struct Args {
     /// Seconds between two looks
     #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
     interval: u64,
-    /// Also tenants that have done nothing
+    /// Also endpoints that have done nothing; groups are shown in any case
     #[arg(short, long)]
     all: bool,
     /// How to print it: a table, or what the proxy says, once
@@ -120,6 +120,8 @@ struct Row {
     connections: f64,
     /// It is in a lane of some worker.
     lane: bool,
+    /// Somebody configured it.
+    configured: bool,
     /// Bytes; 0 where they are not counted.
     memory: f64,
 }
@@ -143,6 +145,7 @@ fn rows(shown: &Value) -> Vec<Row> {
         down: tenant["bytes"]["down"].as_f64().unwrap_or(0.0),
         connections: tenant["connections"].as_f64().unwrap_or(0.0),
         lane: tenant["lane"].is_object(),
+        configured: tenant["kind"] == "group" && tenant["gone"] != true,
         memory: tenant["memory_bytes"].as_f64().unwrap_or(0.0),
     };
     tenants.iter().map(row).collect()
@@ -183,7 +186,7 @@ impl Row {
 
 /// The table, with rates where there is a look before, `seconds` ago.
 fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
-    let mut rows: Vec<Row> = now.iter().filter(|row| args.all || !row.is_idle()).cloned().collect();
+    let mut rows: Vec<Row> = now.iter().filter(|row| args.all || row.configured || !row.is_idle()).cloned().collect();
     if let Some((before, seconds)) = before {
         for row in &mut rows {
             let earlier = before.iter().find(|earlier| earlier.name == row.name).cloned().unwrap_or_default();
@@ -311,8 +314,9 @@ mod tests {
                 "lane": if name == "small" { json!({ "workers": 1 }) } else { Value::Null },
             })
         };
-        let idle = json!({ "name": "idle", "weight": 1, "requests": {}, "refusals": {}, "bytes": {} });
-        json!({ "tenants": [idle, tenant("small", 9, 3 << 20), tenant("bi\u{1b}g", requests, bytes)] })
+        let idle = |name, kind, gone| json!({ "name": name, "kind": kind, "gone": gone, "requests": {}, "refusals": {}, "bytes": {} });
+        let (idle, past) = (idle("idle", "endpoint", false), idle("past", "group", true));
+        json!({ "tenants": [idle, past, tenant("small", 9, 3 << 20), tenant("bi\u{1b}g", requests, bytes)] })
     }
 
     #[test]
@@ -326,7 +330,15 @@ small       1  10.0%        -         10         0        1      1         1    
         assert_eq!(table_by(Sort::Requests), expected);
         assert!(table_by(Sort::Bytes).lines().nth(1).is_some_and(|line| line.starts_with("small       1  75.0%")));
         let all = table(&rows(&shown(89, 0)), None, &Args { all: true, ..args(Sort::Name) });
-        assert_eq!(all.lines().map(|line| &line[..5]).collect::<Vec<_>>(), ["TENAN", "big  ", "idle ", "small"]);
+        assert_eq!(
+            all.lines().map(|line| &line[..5]).collect::<Vec<_>>(),
+            ["TENAN", "big  ", "idle ", "past ", "small"]
+        );
+        // Whoever has configured a group wants to see that it is there.
+        let mut shown = shown(0, 0);
+        shown["tenants"][0]["kind"] = "group".into();
+        let table = table(&rows(&shown), None, &args(Sort::Name));
+        assert_eq!(table.lines().map(|line| &line[..5]).collect::<Vec<_>>(), ["TENAN", "big  ", "idle ", "small"]);
     }
 
     #[test]

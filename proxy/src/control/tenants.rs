@@ -142,6 +142,7 @@ mod tests {
     use tollgate_proto::tenant::Members;
 
     use super::*;
+    use crate::policy_file::{self, FileResource, PolicyResource};
 
     fn resource(bytes: &[u8]) -> Resource<Tenant> {
         let message = Tenant::decode(bytes).unwrap();
@@ -158,6 +159,21 @@ mod tests {
         assert_eq!(unknown_field(&read), None);
         let unknown = [&unpacked[..], &[0x98, 0x06, 1]].concat();
         assert_eq!(unknown_field(&resource(&unknown)).unwrap(), "field 99");
+    }
+
+    #[test]
+    fn the_tenant_of_the_documentation_is_in_force() {
+        let page = include_str!("../../../docs/tenants.md");
+        let (_, example) = page.split_once("  ```yaml\n  name: ").expect("an example of a file");
+        let text = format!("  name: {}", example.split_once("  ```").expect("its end").0);
+        let resources = policy_file::parse(&text, std::path::Path::new("team-a.yaml")).unwrap();
+        let [FileResource { resource: PolicyResource::Tenant(tenant), .. }] = &resources[..] else {
+            panic!("one tenant, not {resources:?}");
+        };
+        let (group, mistakes) = Group::of_resource(tenant).unwrap();
+        assert_eq!((mistakes, group.members.len(), group.settings.without_effect()), (vec![], 4, vec![]));
+        let ceilings = &group.settings.ceilings;
+        assert_eq!((ceilings.requests.unwrap().per_second.get(), ceilings.cpu_millis.unwrap().get()), (2000, 2000));
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl FlowSender {
         seq
     }
 
-    /// How many bytes of JSON the record would be, but for its tenant's name.
+    /// How many bytes of JSON the record would be, but for its tenant's name and the limit that refused it.
     pub(super) fn length(&self, record: &FlowRecord) -> usize {
         let mut scratch = self.scratch.take();
         let length = json::length(&mut scratch, record, (self.worker, self.next_seq.get()));

@@ -22,7 +22,8 @@ pub fn write_line(out: &mut Vec<u8>, item: &Sequenced, names: &NamesNow) {
     write(out, &item.record, names.of(item.record.tenant), (item.worker, item.seq));
 }
 
-/// How long the line of a record is, but for its tenant's name; `scratch` is room to find out in.
+/// How long the line of a record is, but for what the flow thread adds: its tenant's name, and which limit refused it. `scratch`
+/// is room to find out in.
 pub(super) fn length(scratch: &mut Vec<u8>, record: &FlowRecord, place: (u16, u64)) -> usize {
     scratch.clear();
     write(scratch, record, None, place);

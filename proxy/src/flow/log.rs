@@ -19,8 +19,10 @@ const PAGE: usize = 128;
 /// What a reader wants to see.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowFilter {
-    /// Only flows that were refused.
+    /// Flows that policy refused, or that were no proper requests; with `limited`, both.
     pub denied: bool,
+    /// Flows that a limit refused.
+    pub limited: bool,
     /// Only flows of the tenant of this name.
     pub tenant: Option<String>,
 }
@@ -28,7 +30,11 @@ pub struct FlowFilter {
 impl FlowFilter {
     fn admits(&self, record: &FlowRecord, names: &NamesNow) -> bool {
         let of_tenant = || self.tenant.is_none() || names.of(record.tenant) == self.tenant.as_deref();
-        (!self.denied || record.outcome == Outcome::Denied) && of_tenant()
+        let wanted = match record.is_limited() {
+            true => self.limited,
+            false => self.denied && record.outcome == Outcome::Denied,
+        };
+        (wanted || !(self.denied || self.limited)) && of_tenant()
     }
 }
 
@@ -113,7 +119,8 @@ fn memory(record: &FlowRecord) -> usize {
     let miss = record.nearest_miss.as_ref().map_or(0, |miss| size_of_val(&**miss) + miss.matched.len() * 16);
     let header = |header: &LoggedHeader| size_of_val(header) + header.name.len() + header.value.len();
     let headers = record.header_log.as_ref().map_or(0, |log| log.missing.iter().chain(&log.rejected).map(header).sum());
-    size_of::<Sequenced>() + size_of::<FlowRecord>() + http + miss + headers
+    let detail = record.detail.as_deref().map_or(0, str::len);
+    size_of::<Sequenced>() + size_of::<FlowRecord>() + http + miss + headers + detail
 }
 
 /// A position in the log; see [`FlowLog::reader`].

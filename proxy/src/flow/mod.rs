@@ -23,6 +23,7 @@ pub(crate) use access_log::{Fields, LogTarget};
 pub use channel::{FlowConsumer, FlowSender, Sequenced, channel};
 pub use log::{FlowFilter, FlowLog, FlowReader};
 pub use open::OpenFlow;
+pub(crate) use record::ENDINGS;
 pub use record::{FlowRecord, HttpRecord, Outcome, Protocol};
 pub use sink::SinkCounters;
 pub(crate) use thread::GATHER;

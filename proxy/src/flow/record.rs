@@ -27,6 +27,9 @@ impl Outcome {
     }
 }
 
+/// What becomes of flows, as they are counted: see [`FlowRecord::ending`].
+pub(crate) const ENDINGS: [&str; 4] = ["forwarded", "denied", "limited", "failed"];
+
 /// Protocol spoken on the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -114,7 +117,7 @@ pub struct FlowRecord {
     pub outcome: Outcome,
     /// Why, whenever it is not a plain success.
     pub reason: Option<Reason>,
-    /// What exactly is wrong with a message that is refused before policy sees it.
+    /// What exactly is wrong with a message that is refused before policy sees it; which limit it was, for what a limit refused.
     pub detail: Option<Box<str>>,
     /// The rule that admitted it.
     pub rule: Option<RuleRef>,
@@ -146,6 +149,21 @@ impl FlowRecord {
     /// Most bytes kept of each of their values.
     pub const MAX_LOGGED_VALUE: usize = 256;
 
+    /// Position in [`ENDINGS`]. What a limit refuses is no denial: nobody has to look for it in a policy.
+    pub(crate) fn ending(&self) -> usize {
+        match self.outcome {
+            Outcome::Forwarded => 0,
+            Outcome::Denied if !self.is_limited() => 1,
+            Outcome::Denied => 2,
+            Outcome::Failed => 3,
+        }
+    }
+
+    /// Whether a limit refused it.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.outcome == Outcome::Denied && self.reason.is_some_and(Reason::is_limit)
+    }
+
     /// Keeps what header matches found, as far as a record has room for it.
     pub fn keep_header_log(&mut self, log: Option<Box<HeaderLog>>) {
         self.header_log = log.map(|mut log| {
@@ -160,22 +178,29 @@ impl FlowRecord {
         });
     }
 
-    /// A TCP flow from 10.244.1.17 to 10.244.2.232:5000 on the listener `ingress`, at the epoch.
-    pub fn for_test(outcome: Outcome) -> Self {
+    /// A flow that has begun, of which nothing else is known.
+    pub fn new(
+        time: SystemTime,
+        listener: Arc<str>,
+        direction: Direction,
+        downstream: SocketAddr,
+        original_dst: SocketAddr,
+        protocol: Protocol,
+    ) -> Self {
         Self {
-            time: SystemTime::UNIX_EPOCH,
+            time,
             duration_us: 0,
-            listener: "ingress".into(),
-            direction: Direction::Ingress,
-            downstream: SocketAddr::from(([10, 244, 1, 17], 40000)),
-            original_dst: SocketAddr::from(([10, 244, 2, 232], 5000)),
+            listener,
+            direction,
+            downstream,
+            original_dst,
             upstream: None,
             upstream_source: None,
-            source: SecurityId::WORLD,
+            source: SecurityId(0),
             destination: SecurityId(0),
-            protocol: Protocol::Tcp,
+            protocol,
             http: None,
-            outcome,
+            outcome: Outcome::Failed,
             reason: None,
             detail: None,
             rule: None,
@@ -190,5 +215,13 @@ impl FlowRecord {
             queue_us: 0,
             paced_us: 0,
         }
+    }
+
+    /// A TCP flow from 10.244.1.17 to 10.244.2.232:5000 on the listener `ingress`, at the epoch.
+    pub fn for_test(outcome: Outcome) -> Self {
+        let (downstream, original_dst) = (([10, 244, 1, 17], 40000).into(), ([10, 244, 2, 232], 5000).into());
+        let (time, direction) = (SystemTime::UNIX_EPOCH, Direction::Ingress);
+        let begun = Self::new(time, "ingress".into(), direction, downstream, original_dst, Protocol::Tcp);
+        Self { source: SecurityId::WORLD, outcome, ..begun }
     }
 }

@@ -178,6 +178,7 @@ fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink], names: &Names)
             consumer.sleep();
             continue;
         }
+        explain(&mut batch, names);
         if !sinks.is_empty() && taken > 0 {
             last_size = offer(&batch, sinks, last_size, names);
         }
@@ -185,6 +186,20 @@ fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink], names: &Names)
         if taken < BATCH / 2 && logged < BATCH && !stopping {
             thread::park_timeout(GATHER);
         }
+    }
+}
+
+/// Says in records of what a limit refused which limit it was. Not done where it is refused: whoever floods is refused fast.
+fn explain(batch: &mut [Sequenced], names: &Names) {
+    let mut limited =
+        batch.iter_mut().filter(|item| item.record.is_limited() && item.record.detail.is_none()).peekable();
+    if limited.peek().is_none() {
+        return;
+    }
+    let names = names.load();
+    for Sequenced { record, .. } in limited {
+        let limit = record.reason.and_then(|reason| names.limit(record.tenant, reason, record.http.is_some()));
+        record.detail = limit.map(Into::into);
     }
 }
 

@@ -11,9 +11,9 @@ use tollgate_schedule::{Work, mark};
 use super::connection::Connection;
 use super::identities::{Barred, Identities};
 use crate::control::World;
-use crate::flow::{FlowRecord, OpenFlow, Outcome, Protocol};
+use crate::flow::{FlowRecord, OpenFlow, Protocol};
 use crate::reason::Reason;
-use crate::tenant::{Head, Limited, TenantId};
+use crate::tenant::{Head, Limited};
 
 /// The present of a connection. Not to be held across an await: decide, then let go.
 #[derive(Debug)]
@@ -38,32 +38,16 @@ impl<'c> Present<'c> {
         // For what is refused without being judged; a decision notes those that it was taken by.
         let identities = self.identities.ok();
         let record = FlowRecord {
-            time: connection.worker.flows.wall_clock(started),
-            duration_us: 0,
-            listener: Arc::clone(&connection.listener.name),
-            direction: connection.listener.config.direction,
-            downstream: connection.downstream,
-            original_dst: connection.original_dst,
-            upstream: None,
-            upstream_source: None,
             source: identities.map_or(SecurityId(0), |identities| identities.source),
             destination: identities.map_or(SecurityId(0), |identities| identities.destination),
-            protocol,
-            http: None,
-            outcome: Outcome::Failed,
-            reason: None,
-            detail: None,
-            rule: None,
-            rule_name: None,
-            header_log: None,
-            nearest_miss: None,
-            generation: 0,
-            bytes_up: 0,
-            bytes_down: 0,
-            tenant: TenantId::UNKNOWN,
-            cpu_us: 0,
-            queue_us: 0,
-            paced_us: 0,
+            ..FlowRecord::new(
+                connection.worker.flows.wall_clock(started),
+                Arc::clone(&connection.listener.name),
+                connection.listener.config.direction,
+                connection.downstream,
+                connection.original_dst,
+                protocol,
+            )
         };
         connection.begin(record, started)
     }

@@ -15,14 +15,14 @@ use super::control::UpdateResult;
 use super::worker::{Count, Counters, DURATION_BOUNDS_US, DirectionCounters};
 use super::{AcceptErrorKind, Chore, ConnectResult, Families, IdentityMap, LookupResult, process};
 use crate::control::listeners::NotServed;
-use crate::flow::{AccessLogs, LossCause};
+use crate::flow::{AccessLogs, ENDINGS, LossCause};
 use crate::reason::Reason;
 
 pub(super) const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 /// In the order of [`crate::flow::EntryKind`].
 const ENTRY_WORKS: [&str; 3] = ["request", "response", "denied"];
 /// In the order of [`crate::flow::Outcome`].
-pub(super) const OUTCOMES: [&str; 3] = ["forwarded", "denied", "failed"];
+const OUTCOMES: [&str; 3] = ["forwarded", "denied", "failed"];
 
 impl Collector for Families {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -84,7 +84,7 @@ impl Families {
     fn requests(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
         let mut requests = families.counter("tollgate_requests", "Finished HTTP requests by outcome")?;
         for direction in DIRECTIONS {
-            for (index, outcome) in OUTCOMES.into_iter().enumerate() {
+            for (index, outcome) in ENDINGS.into_iter().enumerate() {
                 let labels = [("direction", direction.as_str()), ("outcome", outcome)];
                 counter(&mut requests, &labels, self.by_direction(direction, |counters| &counters.requests[index]))?;
             }

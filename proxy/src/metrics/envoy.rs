@@ -113,7 +113,7 @@ impl Families {
             connects(counters, ConnectResult::Timeout)
         });
         by_cluster("envoy_cluster_upstream_rq_total", "upstream_rq_total", None, &|counters| {
-            let [forwarded, _denied, failed] = &counters.requests;
+            let [forwarded, _denied, _limited, failed] = &counters.requests;
             forwarded.value() + failed.value()
         });
         for class in 0..5 {

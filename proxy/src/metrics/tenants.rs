@@ -9,7 +9,8 @@ use prometheus_client::metrics::MetricType;
 use tollgate_schedule::{DELAY_BOUNDS, Work};
 
 use super::Families;
-use super::collector::{Encoder, OUTCOMES, counter};
+use super::collector::{Encoder, counter};
+use crate::flow::ENDINGS;
 use crate::tenant::{Kind, Tally, Totals};
 
 /// The series of all tenants without one.
@@ -77,7 +78,7 @@ impl Families {
         }
         let mut requests = families.counter("tollgate_tenant_requests", "Finished HTTP requests by tenant")?;
         for row in &rows {
-            for (outcome, count) in OUTCOMES.into_iter().zip(row.totals.requests) {
+            for (outcome, count) in ENDINGS.into_iter().zip(row.totals.requests) {
                 counter(&mut requests, &[("tenant", &*row.tenant), ("outcome", outcome)], count)?;
             }
         }

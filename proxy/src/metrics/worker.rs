@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tollgate_policy::Direction;
 
-use crate::flow::{EntryKind, FlowRecord, Outcome};
+use crate::flow::{ENDINGS, EntryKind, FlowRecord, Outcome};
 use crate::reason::Reason;
 use crate::tenant::Ledger;
 
@@ -174,8 +174,8 @@ impl Count {
 /// Per policy direction.
 #[derive(Debug, Default)]
 pub(super) struct DirectionCounters {
-    /// By [`Outcome`].
-    pub(super) requests: [Count; 3],
+    /// By [`ENDINGS`].
+    pub(super) requests: [Count; ENDINGS.len()],
     pub(super) bytes_up: Count,
     pub(super) bytes_down: Count,
     /// One per bound, then the unbounded one; not cumulative.
@@ -285,7 +285,7 @@ impl Worker {
         counters.records[record.outcome as usize].increment();
         if let Some(http) = &record.http {
             let direction = self.direction(record.direction);
-            direction.requests[record.outcome as usize].increment();
+            direction.requests[record.ending()].increment();
             let bucket = DURATION_BOUNDS_US.partition_point(|&bound| bound < record.duration_us);
             direction.duration_buckets[bucket].increment();
             direction.duration_sum_us.add(record.duration_us);

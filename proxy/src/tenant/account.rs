@@ -9,6 +9,7 @@ use super::commons::Commons;
 use super::id::{PLACES, Placed as _};
 use super::memory::{Room, UNIT};
 use super::{REASONS, TenantId};
+use crate::flow::ENDINGS;
 use crate::lane::Cause;
 use crate::metrics::Count;
 use crate::reason::Reason;
@@ -63,8 +64,8 @@ pub(crate) struct Account {
     left_at: Count,
     begun: Count,
     ended: Count,
-    /// Ended HTTP requests by [`crate::flow::Outcome`].
-    pub(crate) requests: [Count; 3],
+    /// Ended HTTP requests by [`crate::flow::ENDINGS`].
+    pub(crate) requests: [Count; ENDINGS.len()],
     pub(crate) bytes_up: Count,
     pub(crate) bytes_down: Count,
     /// Exchanges that the rate of bytes held back, and for how long, in microseconds.
@@ -285,7 +286,7 @@ impl Ledger {
             memory: account.memory.value(),
             // These two are not of one worker.
             memory_byte_ms: 0,
-            requests: std::array::from_fn(|outcome| account.requests[outcome].value()),
+            requests: std::array::from_fn(|ending| account.requests[ending].value()),
             bytes_up: account.bytes_up.value(),
             bytes_down: account.bytes_down.value(),
             paced: account.paced.value(),
@@ -327,8 +328,8 @@ pub struct Totals {
     pub memory: u64,
     /// Milliseconds times bytes that were held, as far as it was looked.
     pub memory_byte_ms: u64,
-    /// Ended HTTP requests by [`crate::flow::Outcome`].
-    pub requests: [u64; 3],
+    /// Ended HTTP requests: forwarded, denied, refused by limits, failed.
+    pub requests: [u64; ENDINGS.len()],
     /// Bytes of bodies and tunnels towards the upstream.
     pub bytes_up: u64,
     /// The same towards the client.

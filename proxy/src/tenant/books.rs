@@ -14,7 +14,8 @@ use super::commons::{Commons, Pools};
 use super::id::{
     BUILT_IN, FIRST, FIRST_SHARED, MAX_ENDPOINTS, MAX_GROUPS, PLACES, Placed, SHARED, first_holder, shared,
 };
-use super::{Room, TenantId, ladder};
+use super::{Room, Settings, TenantId, ladder, limit};
+use crate::reason::Reason;
 
 /// How long what a tenant has used is still shown after it is gone, if nobody needs its place.
 const KEEP: Duration = Duration::from_secs(600);
@@ -48,13 +49,17 @@ impl Kind {
 
 /// Names of tenants, for whoever has only their ids. Reading takes no lock.
 #[derive(Clone, Debug)]
-pub struct Names(Arc<ArcSwap<Vec<Name>>>);
+pub struct Names {
+    all: Arc<ArcSwap<Vec<Name>>>,
+    commons: Arc<Commons>,
+}
 
 /// The last holder of a place.
 #[derive(Clone, Debug)]
 struct Name {
     id: TenantId,
     name: Arc<str>,
+    settings: Arc<Settings>,
 }
 
 /// One tenant and what it has used.
@@ -91,6 +96,8 @@ struct Places {
     free_groups: Vec<usize>,
     free_endpoints: Vec<usize>,
     with_series: usize,
+    /// Of everybody for whom nothing else is agreed.
+    default: Arc<Settings>,
     /// What those had used that had no series of their own and are gone for good.
     retired: Totals,
 }
@@ -102,6 +109,7 @@ struct Holder {
     kind: Kind,
     state: State,
     has_series: bool,
+    settings: Option<Arc<Settings>>,
     /// What the cells stood at when it came.
     before: Totals,
     /// Nanoseconds for which its policies were compiled.
@@ -153,9 +161,10 @@ impl Books {
             free_groups: (FIRST..FIRST + MAX_GROUPS).rev().collect(),
             free_endpoints: (FIRST + MAX_GROUPS..FIRST + MAX_GROUPS + MAX_ENDPOINTS).rev().collect(),
             with_series: BUILT_IN.len(),
+            default: Arc::default(),
             retired: Totals::default(),
         };
-        let names = Names(Arc::new(ArcSwap::from_pointee(places.names())));
+        let names = Names { all: Arc::new(ArcSwap::from_pointee(places.names())), commons: Arc::clone(&commons) };
         for ledger in &ledgers {
             (0..FIRST).for_each(|place| ledger.open(place));
         }
@@ -206,6 +215,20 @@ impl Books {
         id
     }
 
+    /// Notes what a tenant may use; for whoever explains limits from the next time on that names are settled.
+    pub(super) fn agree(&self, id: TenantId, settings: &Arc<Settings>) {
+        self.room().agree(id, settings);
+        if let Some(holder) = self.lock().holders[id.place()].as_mut().filter(|holder| holder.id == id) {
+            holder.settings = Some(Arc::clone(settings));
+        }
+    }
+
+    /// The same for all for whom nothing else is.
+    pub(super) fn agree_for_all(&self, settings: &Arc<Settings>) {
+        self.room().agree_for_all(settings);
+        self.lock().default = Arc::clone(settings);
+    }
+
     /// The tenant is in no table any more.
     pub(super) fn dismiss(&self, id: TenantId, now: Instant) {
         let mut places = self.lock();
@@ -240,7 +263,7 @@ impl Books {
     pub(super) fn settle(&self, now: Instant) {
         let mut places = self.lock();
         self.give_back(&mut places, now);
-        self.names.0.store(Arc::new(places.names()));
+        self.names.all.store(Arc::new(places.names()));
     }
 
     /// The memory that tenants share.
@@ -361,6 +384,7 @@ impl Holder {
             kind,
             state: State::Present,
             has_series,
+            settings: None,
             before: Totals::default(),
             compiled: 0,
             policy_bytes: 0,
@@ -393,13 +417,13 @@ impl Places {
 
     /// By place, up to the last that was ever taken; a gap has the id of nobody.
     fn names(&self) -> Vec<Name> {
-        let nobody = || Name { id: TenantId::UNKNOWN, name: "_unknown".into() };
-        self.holders
-            .iter()
-            .map(|holder| {
-                holder.as_ref().map_or_else(nobody, |holder| Name { id: holder.id, name: Arc::clone(&holder.name) })
-            })
-            .collect()
+        let settings = |agreed: Option<&Arc<Settings>>| Arc::clone(agreed.unwrap_or(&self.default));
+        let nobody = || Name { id: TenantId::UNKNOWN, name: "_unknown".into(), settings: settings(None) };
+        let name = |holder: &Holder| {
+            let (name, settings) = (Arc::clone(&holder.name), settings(holder.settings.as_ref()));
+            Name { id: holder.id, name, settings }
+        };
+        self.holders.iter().map(|holder| holder.as_ref().map_or_else(nobody, name)).collect()
     }
 }
 
@@ -411,18 +435,30 @@ impl Default for Names {
 
 /// The names of one moment.
 #[derive(Debug)]
-pub struct NamesNow(Guard<Arc<Vec<Name>>>);
+pub struct NamesNow {
+    all: Guard<Arc<Vec<Name>>>,
+    pools: Pools,
+}
 
 impl Names {
     /// The names of this moment.
     pub fn load(&self) -> NamesNow {
-        NamesNow(self.0.load())
+        NamesNow { all: self.all.load(), pools: self.commons.pools() }
     }
 }
 
 impl NamesNow {
     /// What `id` is called; `None` once its place has another holder.
     pub fn of(&self, id: TenantId) -> Option<&str> {
-        self.0.get(id.place()).filter(|name| name.id == id).map(|name| &*name.name)
+        self.holder(id).map(|name| &*name.name)
+    }
+
+    /// The setting that is behind a limit which a request, or else a connection, of `id` has met, with its value.
+    pub(crate) fn limit(&self, id: TenantId, reason: Reason, is_request: bool) -> Option<String> {
+        limit::of(reason, is_request, &self.holder(id)?.settings, self.pools)
+    }
+
+    fn holder(&self, id: TenantId) -> Option<&Name> {
+        self.all.get(id.place()).filter(|name| name.id == id)
     }
 }

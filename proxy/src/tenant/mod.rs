@@ -23,6 +23,7 @@ mod gcra;
 mod group;
 mod id;
 mod ladder;
+mod limit;
 mod memory;
 mod pace;
 mod panics;

@@ -350,7 +350,7 @@ impl Charge {
         record.tenant = self.tenant;
         self.account(|account| {
             if record.http.is_some() {
-                account.requests[record.outcome as usize].increment();
+                account.requests[record.ending()].increment();
             }
             if let Some(reason) = record.reason.filter(|_| record.outcome == crate::flow::Outcome::Denied) {
                 account.refusals[reason as usize].increment();

@@ -59,7 +59,7 @@ impl Registry {
             table: Table::default(),
             endpoints: HashMap::new(),
         };
-        registry.books.room().agree_for_all(&registry.config.default);
+        registry.books.agree_for_all(&Arc::new(registry.config.default.clone()));
         registry.regroup(&Snapshot::empty());
         registry
     }
@@ -144,7 +144,7 @@ impl Registry {
         self.refused.extend(refused);
         for group in in_force {
             let id = self.books.admit(&group.name, Kind::Group, now);
-            self.books.room().agree(id, &group.settings);
+            self.books.agree(id, &Arc::new(group.settings.clone()));
             table.add(id, &group);
             self.groups.push((id, Arc::new(group)));
         }
@@ -195,7 +195,7 @@ impl Registry {
             match (wanted, self.table.own.get(&id).copied()) {
                 (true, None) => {
                     let tenant = self.books.admit(&format!("{ENDPOINT}{id}"), Kind::Endpoint, now);
-                    self.books.room().agree(tenant, &self.config.default);
+                    self.books.agree(tenant, &self.table.groups.default);
                     Arc::make_mut(&mut self.table.own).insert(id, tenant);
                 }
                 (false, Some(tenant)) => {

@@ -175,7 +175,7 @@ fn http1_connections_move_both_ways_and_nothing_is_lost() {
     assert_eq!(served, [true, true], "both threads have served them");
     let answers: u64 = answers.iter().map(|count| count.load(Ordering::Relaxed)).sum();
     let team = world.tenant("team");
-    assert_eq!(team["requests"], json!({"forwarded": answers, "denied": 0, "failed": 0}));
+    assert_eq!(team["requests"], json!({"forwarded": answers, "denied": 0, "limited": 0, "failed": 0}));
     // Nobody has counted a connection twice, or opened another to the upstream.
     assert_eq!(team["connections"], CLIENTS + 2, "with the two refused");
     assert_eq!(upstream.connections(), CLIENTS);

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tollgate::reason::Reason;
 use tollgate_tests::http2::{CLIENT_START, big_get, get};
 use tollgate_tests::peer::{Message, Peer};
@@ -67,6 +67,7 @@ impl Two {
             records.iter().all(|record| record["tenant"] == "busy" && record["verdict"] == "DROPPED"),
             "{records:?}"
         );
+        assert!(records.iter().all(|record| record["detail"].is_string()), "which limit? {records:?}");
         assert_eq!(self.counted("refusals_total", reason), times);
     }
 
@@ -131,6 +132,17 @@ fn more_requests_than_the_rate_are_told_when_to_come_back() {
     }
     two.expect_refused(Reason::TenantRate, refused.len() as u64);
     two.neighbour_is_served();
+    // It is no denial, and says which limit it was.
+    let only = |what: &str| -> Vec<Value> {
+        let records = two.proxy.get(&format!("/flows?{what}=1")).1;
+        records.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    assert_eq!((only("denied").len(), only("limited").len()), (0, refused.len()));
+    assert_eq!(only("limited")[0]["detail"], "ceilings.requests: 1/s, burst 4");
+    let ended = |outcome| {
+        two.proxy.metric(&format!("tollgate_tenant_requests_total{{tenant=\"busy\",outcome=\"{outcome}\"}}")) as usize
+    };
+    assert_eq!((ended("denied"), ended("limited")), (0, refused.len()));
     // The connection goes on, and so does the tenant once time has passed.
     until("the next second", || (ask(&mut first, GET).status() == 200).then_some(()));
 }

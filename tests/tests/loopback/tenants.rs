@@ -94,11 +94,14 @@ fn each_endpoint_has_an_account_of_its_own() {
     assert!(body.contains("\"tenant\":\"endpoint-8\""), "{body}");
 
     let busy_one = tenant(&proxy, "endpoint-7");
-    assert_eq!(busy_one["requests"], json!({"forwarded": 2, "denied": 1, "failed": 0}));
+    assert_eq!(busy_one["requests"], json!({"forwarded": 2, "denied": 1, "limited": 0, "failed": 0}));
     assert_eq!(busy_one["refusals"], json!({Reason::RequestNotAllowed.code(): 1}));
     assert_eq!((&busy_one["connections"], &busy_one["connections_open"]), (&json!(1), &json!(1)));
     assert_eq!(busy_one["bytes"], json!({"up": 0, "down": 2 * BODY}));
-    assert_eq!(tenant(&proxy, "endpoint-8")["requests"], json!({"forwarded": 1, "denied": 0, "failed": 0}));
+    assert_eq!(
+        tenant(&proxy, "endpoint-8")["requests"],
+        json!({"forwarded": 1, "denied": 0, "limited": 0, "failed": 0})
+    );
     assert_eq!(tenant(&proxy, "_unknown")["refusals"], json!({Reason::NoPolicy.code(): 1}));
     let cpu = |name: &str| tenant(&proxy, name)["cpu_seconds"].as_f64().unwrap();
     until("what the loop itself costs", || (cpu("_overhead") > 0.0).then_some(()));
@@ -297,10 +300,10 @@ fn series_are_bounded_however_many_tenants_there_are() {
     let scrape = proxy.get("/metrics").1;
     let series = scrape.lines().filter(|line| line.starts_with("tollgate_tenant_requests_total")).count();
     // 256 of their own and the overflow, by outcome.
-    assert_eq!(series, 257 * 3);
+    assert_eq!(series, 257 * 4);
     let all = scrape.lines().filter(|line| line.starts_with("tollgate_tenant_")).count();
     // And a histogram of ten.
-    assert!(all < 257 * 26, "{all}");
+    assert!(all < 257 * 27, "{all}");
     let status: Value = serde_json::from_str(&proxy.get("/status").1).unwrap();
     assert_eq!(status["tenants"]["endpoints"], 2001);
     assert_eq!(status["tenants"]["endpoints_sharing_accounts"], 2001 - tollgate::tenant::MAX_ENDPOINTS);

@@ -2,6 +2,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::flow::HttpRecord;
+use crate::reason::Reason;
 
 fn item(seq: u64, outcome: Outcome) -> Sequenced {
     Sequenced { worker: 0, seq, record: Box::new(FlowRecord::for_test(outcome)) }
@@ -35,11 +36,19 @@ fn log_of(count: u64, max_records: usize) -> Arc<FlowLog> {
 fn the_last_matching_records_are_read() {
     let log = log_of(10, 8);
     let all = FlowFilter::default;
-    let denied = || FlowFilter { denied: true, tenant: None };
+    let denied = || FlowFilter { denied: true, ..FlowFilter::default() };
     assert_eq!(read_all(&mut log.reader(all(), 3)), [7, 8, 9]);
     assert_eq!(read_all(&mut log.reader(all(), 100)), [2, 3, 4, 5, 6, 7, 8, 9]);
     assert_eq!(read_all(&mut log.reader(denied(), 2)), [6, 9]);
     assert_eq!(read_all(&mut log.reader(denied(), 0)), [0; 0]);
+    // What a limit refused is no denial.
+    let mut limited = item(10, Outcome::Denied);
+    limited.record.reason = Some(Reason::TenantRate);
+    log.append(&mut vec![limited]);
+    let of_limits = FlowFilter { limited: true, ..FlowFilter::default() };
+    assert_eq!(read_all(&mut log.reader(of_limits.clone(), 9)), [10]);
+    assert_eq!(read_all(&mut log.reader(denied(), 2)), [6, 9]);
+    assert_eq!(read_all(&mut log.reader(FlowFilter { denied: true, ..of_limits }, 2)), [9, 10]);
 }
 
 #[test]
