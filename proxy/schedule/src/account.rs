@@ -12,6 +12,22 @@ pub const SLOW_POLL: u64 = 2_000_000;
 /// A sample that sums up to more nanoseconds is halved.
 const MEMORY: u64 = 20_000_000;
 
+/// Over how long the least time in the queue is looked for, in nanoseconds: a burst that is over by then is no standing queue (CoDel,
+/// RFC 8289 section 4.3, has the same).
+const INTERVAL: u64 = 100_000_000;
+
+/// One poll, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Polled {
+    pub(crate) took: u64,
+    /// How long the task could have run before.
+    pub(crate) waited: u64,
+    /// Nothing of its tenant's own was in its way.
+    pub(crate) rested: bool,
+    /// When it ended.
+    pub(crate) ended: u64,
+}
+
 /// Counts since the account was opened.
 #[derive(Debug, Default)]
 pub struct Account {
@@ -25,6 +41,10 @@ pub struct Account {
     panics: AtomicU64,
     waited: AtomicU64,
     delays: [AtomicU64; DELAY_BOUNDS.len() + 1],
+    /// Least time in the queue since the present interval began, and in the one before.
+    least: AtomicU64,
+    least_before: AtomicU64,
+    interval_began: AtomicU64,
 }
 
 /// What an account says at one moment.
@@ -65,7 +85,25 @@ impl Account {
         }
     }
 
-    pub(crate) fn poll(&self, took: u64, waited: u64) {
+    /// How long each of the tenant's tasks waits behind others of its own at the least, in nanoseconds: a queue that has not been
+    /// empty, nor shorter, for 100 ms. 0 for a tenant that uses less than its share, however long it waits for others.
+    pub fn standing_delay(&self) -> u64 {
+        self.least.load(Ordering::Relaxed).min(self.least_before.load(Ordering::Relaxed))
+    }
+
+    fn note_delay(&self, delay: u64, now: u64) {
+        let least = self.least.load(Ordering::Relaxed);
+        if now.saturating_sub(self.interval_began.load(Ordering::Relaxed)) < INTERVAL {
+            self.least.store(least.min(delay), Ordering::Relaxed);
+            return;
+        }
+        self.least_before.store(least.min(delay), Ordering::Relaxed);
+        self.least.store(delay, Ordering::Relaxed);
+        self.interval_began.store(now, Ordering::Relaxed);
+    }
+
+    pub(crate) fn poll(&self, Polled { took, waited, rested, ended }: Polled) {
+        self.note_delay(if rested { 0 } else { waited }, ended);
         add(&self.polls, 1);
         add(&self.waited, waited);
         if took > self.longest.load(Ordering::Relaxed) {

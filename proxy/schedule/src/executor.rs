@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_task::Runnable;
 use slab::Slab;
 
-use crate::account::Account;
+use crate::account::{Account, Polled};
 use crate::clock::Clock;
 use crate::current;
 use crate::fair::Fair;
@@ -202,7 +202,8 @@ impl Local {
             turn.item.task.run();
             self.running.set(None);
             let ended = self.clock.now();
-            let cost = self.meter.borrow_mut().polled(turn.tenant, ended.saturating_sub(now), waited, &*self.clock);
+            let poll = Polled { took: ended.saturating_sub(now), waited, rested: turn.rested, ended };
+            let cost = self.meter.borrow_mut().polled(turn.tenant, poll, &*self.clock);
             self.fair.borrow_mut().charge(cost);
             if sampled {
                 self.meter.borrow().sampled(turn.tenant, &self.end_marks(ended));

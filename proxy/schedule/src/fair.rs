@@ -176,6 +176,8 @@ impl Level {
 struct Tenant {
     id: TenantId,
     standing: Standing,
+    /// What runs next has waited for others only: nothing of its own was in its way, nor what it had used.
+    rested: bool,
     flows: Level,
     /// Flows that exist.
     count: usize,
@@ -197,6 +199,8 @@ pub(crate) struct Turn<T> {
     pub(crate) item: T,
     /// The tenant's place; stays the same while the tenant has a member.
     pub(crate) tenant: usize,
+    /// It is the first one after a rest in which the tenant has used up less than its share.
+    pub(crate) rested: bool,
 }
 
 /// The run queue of a worker.
@@ -238,7 +242,7 @@ impl<T> Fair<T> {
         }
         let tenant = *self.tenant_slots.entry(key.tenant).or_insert_with(|| {
             let standing = Standing::new(share());
-            self.tenants.insert(Tenant { id: key.tenant, standing, flows: Level::default(), count: 0 })
+            self.tenants.insert(Tenant { id: key.tenant, standing, rested: false, flows: Level::default(), count: 0 })
         });
         self.tenants[tenant].count += 1;
         let standing = Standing::new(Share::of(Weight::DEFAULT));
@@ -280,6 +284,7 @@ impl<T> Fair<T> {
         flow.queue.push_back(item);
         let tenant = &mut self.tenants[flow.tenant];
         tenant.flows.wake(&mut flow.standing, slot);
+        tenant.rested |= self.level.is_even_with(&tenant.standing);
         self.level.wake(&mut tenant.standing, flow.tenant);
     }
 
@@ -293,7 +298,8 @@ impl<T> Fair<T> {
         let flow = &mut self.flows[slot];
         flow.standing.state = State::InService;
         self.in_service = Some(slot);
-        Some(Turn { item: flow.queue.pop_front()?, tenant: tenant_slot })
+        let rested = std::mem::take(&mut tenant.rested);
+        Some(Turn { item: flow.queue.pop_front()?, tenant: tenant_slot, rested })
     }
 
     /// Ends the turn that [`Fair::next`] began, with its cost in nanoseconds.

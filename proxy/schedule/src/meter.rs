@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::account::Account;
+use crate::account::{Account, Polled};
 use crate::clock::Clock;
 use crate::executor::QUANTUM;
 use crate::work::WORKS;
@@ -71,7 +71,8 @@ impl Meter {
     }
 
     /// Notes one poll, and returns what it costs.
-    pub(crate) fn polled(&mut self, place: usize, took: u64, waited: u64, clock: &dyn Clock) -> u64 {
+    pub(crate) fn polled(&mut self, place: usize, poll: Polled, clock: &dyn Clock) -> u64 {
+        let took = poll.took;
         let cpu = (took > SUSPICIOUS).then(|| clock.thread_cpu());
         let cost = match cpu {
             Some(cpu) => took.min(cpu.saturating_sub(self.settled_cpu).saturating_sub(self.measured)),
@@ -83,7 +84,7 @@ impl Meter {
             }
             tally.measured += cost.max(1);
             self.measured += cost.max(1);
-            tally.account.poll(cost, waited);
+            tally.account.poll(Polled { took: cost, ..poll });
         }
         if let Some(cpu) = cpu {
             self.settle(cpu);

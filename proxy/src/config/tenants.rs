@@ -158,6 +158,10 @@ fn ceilings(part: &mut Section<'_>) -> Ceilings {
         header_bytes: part.field("header").and_then(|field| bytes_of_one(&field)),
         memory_bytes: part.field("memory").and_then(|field| bytes(&field)),
         cpu_millis: cpu(part),
+        queue_delay_millis: part.field("queue_delay").and_then(|field| {
+            let time = field.read(scalar::positive_duration)?;
+            u32::try_from(time.as_millis()).ok().and_then(NonZeroU32::new)
+        }),
         upstream_connections: count(part, "upstream_connections"),
         log_bytes: rate(part, "log_bytes", scalar::bytes),
     }

@@ -567,6 +567,7 @@ tenants:
       header: 64KiB
       memory: 1GiB
       cpu: 2
+      queue_delay: 20ms
       upstream_connections: 256
       log_bytes: 256KiB
     policy: {rules: 5000, expression: 1KiB, program: 256KiB, compile_per_second: 50ms, memory: 64MiB}
@@ -588,7 +589,7 @@ tenants:
         "ceilings": {
             "connections": 5000, "new_connections": rate(500, 1000), "requests": rate(2000, 2000), "in_flight": 1000,
             "long_streams": 50, "bytes": rate(200 << 20, 16 << 20), "header_bytes": 64 << 10,
-            "memory_bytes": 1 << 30, "cpu_millis": 2000, "upstream_connections": 256,
+            "memory_bytes": 1 << 30, "cpu_millis": 2000, "queue_delay_millis": 20, "upstream_connections": 256,
             "log_bytes": rate(256 << 10, 256 << 10),
         },
         "policy": { "rules": 5000, "expression_bytes": 1 << 10, "program_bytes": 256 << 10,

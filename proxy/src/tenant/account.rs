@@ -134,6 +134,11 @@ impl Account {
         new
     }
 
+    /// How long the tenant's own tasks keep each other waiting on this worker.
+    pub(super) fn standing_delay(&self) -> Duration {
+        Duration::from_nanos(self.scheduled.standing_delay())
+    }
+
     /// A connection begins to be this tenant's.
     pub(crate) fn enter(&self, at: u64) {
         self.entered.increment();

@@ -103,6 +103,7 @@ impl<'a> Gate<'a> {
             self.decide(Limited { reason: Reason::TenantHeaders, retry_after: None })?;
         }
         self.keep_to_cpu(ceilings.and_then(Ceilings::cpu))?;
+        self.keep_to_delay(ceilings.and_then(|ceilings| ceilings.queue_delay_millis))?;
         let in_flight = ceilings.and_then(|ceilings| ceilings.in_flight);
         self.take_place(Space::InFlight, in_flight, Reason::TenantInFlight)?;
         let mut held = Held { in_flight: true, long_stream: false };
@@ -214,6 +215,15 @@ impl<'a> Gate<'a> {
         let admitted = self.commons.standing(self.tenant).panics.admit(|| self.commons.since(Instant::now()));
         let limited = |wait| Limited { reason: Reason::TenantIsolated, retry_after: Some(wait) };
         admitted.or_else(|wait| self.decide(limited(wait)))
+    }
+
+    /// Refuses while requests of the tenant would only wait behind each other: what is refused makes the queue shorter.
+    fn keep_to_delay(&self, most: Option<NonZeroU32>) -> Result<(), Limited> {
+        let (Some(most), Some(account)) = (most, self.account) else { return Ok(()) };
+        match account.standing_delay() > Duration::from_millis(most.get().into()) {
+            true => self.decide(Limited { reason: Reason::TenantCpu, retry_after: None }),
+            false => Ok(()),
+        }
     }
 
     /// Whether there is memory for anything. A tenant's shadow is about its ceiling; what is left for all is the process's

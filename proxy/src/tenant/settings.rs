@@ -30,6 +30,7 @@ const ENFORCED: &[&str] = &[
     "ceilings.log_bytes",
     "ceilings.header_bytes",
     "ceilings.cpu_millis",
+    "ceilings.queue_delay_millis",
     "ceilings.upstream_connections",
     "guarantee.memory_bytes",
     "ceilings.memory_bytes",
@@ -143,6 +144,9 @@ pub struct Ceilings {
     /// Thousandths of a CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_millis: Option<NonZeroU32>,
+    /// Time for which its tasks wait behind each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_delay_millis: Option<NonZeroU32>,
     /// Connections to one destination.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream_connections: Option<NonZeroU32>,
@@ -290,6 +294,7 @@ impl Ceilings {
             header_bytes: NonZeroU32::new(ceilings.header_bytes),
             memory_bytes: NonZeroU64::new(ceilings.memory_bytes),
             cpu_millis: NonZeroU32::new(ceilings.cpu_millis),
+            queue_delay_millis: NonZeroU32::new(ceilings.queue_delay_millis),
             upstream_connections: NonZeroU32::new(ceilings.upstream_connections),
             log_bytes: rate("log_bytes", ceilings.log_bytes),
         }

@@ -257,6 +257,7 @@ fn everything_that_can_be_set_has_effect() {
         header_bytes: 1,
         memory_bytes: 1,
         cpu_millis: 1,
+        queue_delay_millis: 1,
         upstream_connections: 1,
         log_bytes: rate,
     });

@@ -368,6 +368,54 @@ fn shadow_refuses_nobody_processor_time() {
     two.neighbour_is_served();
 }
 
+/// More than a worker can do at once, from clients that wait for all of their answers.
+fn ask_from_many(two: &Two, seen: &mut dyn FnMut(&Message)) {
+    let mut clients: Vec<Peer> = (0..64).map(|_| two.busy()).collect();
+    for client in &mut clients {
+        client.send(GET.repeat(100));
+    }
+    for client in &mut clients {
+        (0..100).for_each(|_| seen(&client.read_message()));
+    }
+}
+
+#[test]
+fn requests_that_would_only_wait_behind_each_other_are_refused() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let two = Two::start(&site, &upstream, "ceilings: { queue_delay: 1ms }");
+    until("a refusal", || {
+        let mut refused = 0;
+        ask_from_many(&two, &mut |answer| {
+            if answer.status() != 200 {
+                expect_overload(answer, Reason::TenantCpu);
+                refused += 1;
+            }
+        });
+        (refused > 0).then_some(())
+    });
+    let record = two.proxy.expect_reason(Reason::TenantCpu);
+    assert_eq!((&record["tenant"], &record["verdict"]), (&json!("busy"), &json!("DROPPED")));
+    assert!(two.counted("refusals_total", Reason::TenantCpu) > 0);
+    two.neighbour_is_served();
+    // Without a queue it is served again: nothing has to be paid back.
+    let mut client = two.busy();
+    until("an answer", || (ask(&mut client, GET).status() == 200).then_some(()));
+}
+
+#[test]
+fn shadow_refuses_nobody_who_waits() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let two = Two::start(&site, &upstream, "shadow: true, ceilings: { queue_delay: 1ms }");
+    until("what would be a refusal", || {
+        ask_from_many(&two, &mut |answer| assert_eq!(answer.status(), 200));
+        (two.counted("shadow_refusals_total", Reason::TenantCpu) > 0).then_some(())
+    });
+    assert!(two.proxy.flows().iter().all(|flow| flow["reason"] != Reason::TenantCpu.code()));
+    two.neighbour_is_served();
+}
+
 #[test]
 fn who_has_most_makes_room_for_who_comes() {
     let site = Site::new();

@@ -212,3 +212,59 @@ fn the_sample_does_not_keep_time_with_the_tasks() {
     assert!((0.9..1.1).contains(&fair), "one in 64: {a} {b} of {polls}");
     assert!(a.abs_diff(b) * 5 < a + b, "{a} {b}");
 }
+
+/// So many tasks of one group, each of which wants to run all the time.
+fn crowd(bench: &Bench, tenant: u32, count: usize) -> Vec<crate::Task<()>> {
+    let group = bench.group(tenant, 0);
+    let greedy = |_| {
+        let time = bench.time.clone();
+        group.spawn(async move {
+            loop {
+                time.work(10_000);
+                super::again().await;
+            }
+        })
+    };
+    (0..count).map(greedy).collect()
+}
+
+#[test]
+fn a_queue_that_stands_is_told_from_a_burst_and_from_others() {
+    let bench = Bench::new();
+    let delay = |tenant: TenantId| bench.books.accounts.borrow()[&tenant].standing_delay();
+    let run_for = |milliseconds: u64| {
+        let until = bench.time.0.get() + milliseconds * 1_000_000;
+        while bench.time.0.get() < until {
+            bench.turn();
+        }
+    };
+    let many = crowd(&bench, 20, 100);
+    // Now and then something small, of somebody who is far below its share.
+    let (time, polls) = (bench.time.clone(), Rc::new(Cell::new(0)));
+    let (light, seen) = (bench.group(21, 0), Rc::clone(&polls));
+    let visit = || {
+        let (time, seen) = (time.clone(), Rc::clone(&seen));
+        light.spawn(async move {
+            time.work(5_000);
+            seen.set(seen.get() + 1);
+        })
+    };
+    run_for(50);
+    assert_eq!(delay(A), 0, "a burst");
+    run_for(60);
+    assert_eq!(delay(A), 0, "it has not stood for a whole interval");
+    for _ in 0..60 {
+        visit().detach();
+        run_for(5);
+    }
+    assert_eq!(polls.get(), 60);
+    // Each of a hundred waits for the 99 others.
+    assert!((900_000..1_100_000).contains(&delay(A)), "{}", delay(A));
+    assert_eq!(delay(B), 0, "it waited for others only");
+    drop(many);
+    bench.settle();
+    visit().detach();
+    bench.group(20, 0).spawn(async {}).detach();
+    bench.settle();
+    assert_eq!((delay(A), delay(B)), (0, 0), "it is over at once");
+}
