@@ -14,7 +14,7 @@ pub(super) fn of(reason: Reason, is_request: bool, settings: &Settings, pools: P
         Reason::TenantRate => rate("requests", ceilings.requests, ""),
         Reason::TenantInFlight => count("in_flight", ceilings.in_flight),
         Reason::TenantLongStreams => count("long_streams", ceilings.long_streams),
-        Reason::TenantCpu => ceilings.cpu_millis.map(|millis| format!("ceilings.cpu: {millis}m")),
+        Reason::TenantCpu => processor(ceilings.cpu_millis, ceilings.queue_delay_millis),
         Reason::TenantHeaders => ceilings.header_bytes.map(|bytes| format!("ceilings.header: {bytes} bytes")),
         Reason::TenantUpstreams => count("upstream_connections", ceilings.upstream_connections),
         Reason::TenantBandwidth => rate("bytes", ceilings.bytes, " bytes"),
@@ -48,6 +48,14 @@ fn rate(name: &str, rate: Option<Rate>, unit: &str) -> Option<String> {
     rate.map(|Rate { per_second, burst }| format!("ceilings.{name}: {per_second}{unit}/s, burst {burst}"))
 }
 
+/// Which of the two it was is not known any more, where there are both.
+fn processor(millis: Option<NonZeroU32>, queue_delay: Option<NonZeroU32>) -> Option<String> {
+    let cpu = millis.map(|millis| format!("ceilings.cpu: {millis}m"));
+    let delay = queue_delay.map(|millis| format!("ceilings.queue_delay: {millis}ms"));
+    let said: Vec<String> = cpu.into_iter().chain(delay).collect();
+    (!said.is_empty()).then(|| said.join(", or "))
+}
+
 /// Which of the two it was is not known any more: both hold at any time.
 fn memory(ceiling: Option<NonZeroU64>) -> String {
     let left = "what limits.memory leaves for it";
@@ -73,6 +81,7 @@ mod tests {
             header_bytes: two,
             memory_bytes: Some(many),
             cpu_millis: two,
+            queue_delay_millis: two,
             upstream_connections: two,
             log_bytes: None,
         };
@@ -83,6 +92,7 @@ mod tests {
         assert_eq!(said(Reason::TenantConnections).unwrap(), "ceilings.connections: 2");
         assert_eq!(said(Reason::TenantShare).unwrap(), "its share of limits.in_flight: 50");
         assert_eq!(of(Reason::TenantShare, false, &settings, pools).unwrap(), "its share of max_connections: 100");
+        assert_eq!(said(Reason::TenantCpu).unwrap(), "ceilings.cpu: 2m, or ceilings.queue_delay: 2ms");
         let idle = "limits.idle_connections of ceilings.connections: 2, max_connections: 100";
         assert_eq!(said(Reason::IdleReaped).unwrap(), idle);
         // No limit goes without, but those that say themselves what they counted, and the one that is not a number.
