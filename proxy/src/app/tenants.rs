@@ -111,6 +111,7 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "memory_byte_seconds": totals.memory_byte_ms as f64 / 1e3,
         "policy_bytes": totals.policy_bytes,
         "policy_rules": totals.policy_rules,
+        "policy_changed": (totals.policy_changed_ms > 0).then_some(totals.policy_changed_ms as f64 / 1e3),
     });
     entry["lane"] = match totals.lanes {
         0 => Value::Null,

@@ -167,6 +167,13 @@ fn policies(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {
     gauge(families, rows, "policy_bytes", help, |row| row.policy_bytes)?;
     let help = "Rules of policies in force, by tenant: those of ports, and the HTTP rules in them";
     gauge(families, rows, "policy_rules", help, |row| row.policy_rules)?;
+    let help = "When a policy of the tenant last came into force or went, by tenant; none before";
+    let mut changed =
+        families.family("tollgate_tenant_policy_last_change_timestamp_seconds", help, MetricType::Gauge)?;
+    for row in rows.iter().filter(|row| row.totals.policy_changed_ms > 0) {
+        let value = row.totals.policy_changed_ms as f64 / 1e3;
+        changed.encode_family(&[("tenant", &*row.tenant)])?.encode_gauge(&value)?;
+    }
     let help = "Processor time of compiling policies, by tenant; on threads of its own";
     let mut compiling = families.family("tollgate_tenant_policy_compile_seconds", help, MetricType::Counter)?;
     for row in rows {

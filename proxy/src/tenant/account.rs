@@ -314,6 +314,7 @@ impl Ledger {
             compile_ns: 0,
             policy_bytes: 0,
             policy_rules: 0,
+            policy_changed_ms: 0,
         }
     }
 }
@@ -377,6 +378,8 @@ pub struct Totals {
     pub policy_bytes: u64,
     /// Rules in them.
     pub policy_rules: u64,
+    /// When one of them last came into force or went, in Unix milliseconds; 0 for never.
+    pub policy_changed_ms: u64,
 }
 
 impl Totals {
@@ -465,6 +468,7 @@ impl Totals {
         each(&mut self.compile_ns, other.compile_ns);
         each(&mut self.policy_bytes, other.policy_bytes);
         each(&mut self.policy_rules, other.policy_rules);
+        self.policy_changed_ms = self.policy_changed_ms.max(other.policy_changed_ms);
         for (mine, others) in self.cpu_by_kind.iter_mut().zip(other.cpu_by_kind) {
             each(mine, others);
         }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -117,6 +117,8 @@ struct Holder {
     /// Bytes and rules of its compiled policies.
     policy_bytes: u64,
     policy_rules: u64,
+    /// When one of them last came into force or went, in Unix milliseconds; 0 for never.
+    policy_changed: u64,
 }
 
 /// How many bytes and rules more the compiled policies of a tenant have, or less.
@@ -247,14 +249,16 @@ impl Books {
         }
     }
 
-    /// Compiled policies of tenants take so much more, or less.
-    pub(crate) fn hold_policies(&self, changes: &[PoliciesChange]) {
+    /// Compiled policies of tenants take so much more, or less. `now`, unless they only belong to others.
+    pub(crate) fn hold_policies(&self, changes: &[PoliciesChange], now: Option<SystemTime>) {
+        let now = now.and_then(|now| u64::try_from(now.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_millis()).ok());
         let mut places = self.lock();
         for change in changes {
             let holder = places.holders[change.tenant.place()].as_mut().filter(|holder| holder.id == change.tenant);
             if let Some(holder) = holder {
                 holder.policy_bytes = holder.policy_bytes.saturating_add_signed(change.bytes);
                 holder.policy_rules = holder.policy_rules.saturating_add_signed(change.rules);
+                holder.policy_changed = now.unwrap_or(holder.policy_changed);
             }
         }
     }
@@ -389,6 +393,7 @@ impl Holder {
             compiled: 0,
             policy_bytes: 0,
             policy_rules: 0,
+            policy_changed: 0,
         }
     }
 
@@ -397,6 +402,7 @@ impl Holder {
         let mut totals = cells.clone().since(&self.before);
         totals.compile_ns = self.compiled;
         (totals.policy_bytes, totals.policy_rules) = (self.policy_bytes, self.policy_rules);
+        totals.policy_changed_ms = self.policy_changed;
         totals
     }
 }

@@ -82,6 +82,12 @@ fn a_policy_that_there_is_no_room_for_denies_and_says_what_helps() {
     assert!((200_000..1 << 20).contains(&bytes), "{bytes}");
     assert!(metric(&world, "tollgate_policy_memory_bytes") >= bytes);
     assert_eq!(metric(&world, "tollgate_tenant_policy_rules{tenant=\"little\"}"), 502);
+    // Its policy changes, and a neighbour's does not.
+    let changed = |tenant| {
+        let name = format!("tollgate_tenant_policy_last_change_timestamp_seconds{{tenant=\"{tenant}\"}}");
+        world.proxy.metric(&name)
+    };
+    assert!(changed("endpoint-9") > 1.7e9 && changed("little") > changed("endpoint-9"));
 }
 
 #[test]

@@ -45,7 +45,7 @@ struct Memory {
 }
 
 /// While something is compiled, it takes so many times the room that there is for it in the end.
-const PEAK: usize = 4;
+const PEAK: usize = 2;
 
 /// Room that there has to be for compiling the entries to be tried.
 pub(super) fn least_room(entries: &[PortPolicy], limits: &Limits) -> usize {

@@ -237,7 +237,10 @@ impl Control {
         self.charge_compiling(put.iter().map(|(resource, took)| (resource.as_str(), *took)));
         for (resource, took) in put {
             self.note_compiled(&resource, gauges);
-            tracing::info!(resource, milliseconds = took / 1_000_000, "policy compiled in the background is in force");
+            if self.store().load().policy.policy(&resource).is_some_and(|policy| policy.without_room().is_none()) {
+                let milliseconds = took / 1_000_000;
+                tracing::info!(resource, milliseconds, "policy compiled in the background is in force");
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ mod terms;
 mod thread;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tollgate_policy::{Effort, EndpointKey, EndpointPolicy, NetworkPolicy, Snapshot, SnapshotBuilder};
 
@@ -93,7 +93,7 @@ impl Control {
         };
         let owned = |policy| (policy, Terms::in_force(policy, &world.tenants).owner, payer(policy, &world.tenants));
         let changes = self.holdings().follow(gone, come.into_iter().map(owned));
-        self.store().tenants().books().hold_policies(&changes);
+        self.store().tenants().books().hold_policies(&changes, before.map(|_| SystemTime::now()));
         let most = |name: &str| Some(Terms::in_force(policies.policy(name)?, &world.tenants).memory);
         let fitting = self.holdings().fitting(most);
         self.compile_what_fits(fitting.iter().filter_map(|name| policies.policy(name)), &world.tenants);
