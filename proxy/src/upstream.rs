@@ -64,6 +64,7 @@ pub(crate) async fn open(connection: &Connection, _permit: &Permit, source: Secu
         mark: config.transparent.then(|| Mark::upstream(ingress, source.0)),
         source: source_address(connection, destination),
         reset_on_close: resets_on_close(config),
+        unsent: connection.worker.limits.unsent,
     };
     let metrics = connection.worker.flows.metrics();
     match tokio::time::timeout(config.connect_timeout, tollgate_net::connect(destination, &options)).await {

@@ -22,9 +22,10 @@ GOAWAY = 7
 class Client:
     """One connection. GOAWAY is noted but kept from `h2`, which would refuse to let open streams end."""
 
-    def __init__(self, address, **config):
+    def __init__(self, address, source=None, **config):
         host, port = address.rsplit(":", 1)
-        self.sock = socket.create_connection((host, int(port)), timeout=DEADLINE)
+        source = (source, 0) if source else None
+        self.sock = socket.create_connection((host, int(port)), timeout=DEADLINE, source_address=source)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8", **config)
         self.h2 = h2.connection.H2Connection(config=config)

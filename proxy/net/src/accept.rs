@@ -33,6 +33,21 @@ impl Accepted {
     }
 }
 
+impl Accepted {
+    /// Lets the kernel hold no more than so many bytes that it has not sent yet (`TCP_NOTSENT_LOWAT`): else it takes megabytes for a peer
+    /// that does not read. With `None` as many as it likes.
+    pub fn limit_unsent(self, bytes: Option<u32>) -> Result<Self, NetError> {
+        limit_unsent(&self.stream, bytes)
+            .map_err(|error| NetError::Accepted { operation: "TCP_NOTSENT_LOWAT", error })?;
+        Ok(self)
+    }
+}
+
+/// See [`Accepted::limit_unsent`].
+pub(crate) fn limit_unsent(stream: &impl AsFd, bytes: Option<u32>) -> io::Result<()> {
+    bytes.map_or(Ok(()), |bytes| SockRef::from(stream).set_tcp_notsent_lowat(bytes))
+}
+
 /// Sets `TCP_NODELAY` and keep-alive (probes after 300 s of silence, every 300 s) on an accepted socket.
 ///
 /// The mark is inherited from the listener and stays as it is.

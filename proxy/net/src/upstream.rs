@@ -12,7 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::{
     Mark, NetError, Operation,
-    accept::canonical,
+    accept::{canonical, limit_unsent},
     listener::{new_socket, set_mark_and_transparent},
 };
 
@@ -28,6 +28,8 @@ pub struct UpstreamOptions {
     /// Whether a connection from the very port of `source` ends with a reset (`SO_LINGER` with zero time), so that the host
     /// does not remember it and the client can use its port again at once. What the upstream has not taken yet is lost then.
     pub reset_on_close: bool,
+    /// Bytes that the kernel holds and has not sent yet, as for [`crate::Accepted::limit_unsent`].
+    pub unsent: Option<u32>,
 }
 
 /// A connected upstream socket.
@@ -95,6 +97,7 @@ async fn connect_from(
         socket.bind(&source.into()).map_err(|e| (Operation::Bind, e))?;
     }
     socket.set_tcp_nodelay(true).map_err(|e| (Operation::Option("TCP_NODELAY"), e))?;
+    limit_unsent(&socket, options.unsent).map_err(|e| (Operation::Option("TCP_NOTSENT_LOWAT"), e))?;
     TcpSocket::from_std_stream(socket.into()).connect(destination).await.map_err(|e| (Operation::Connect, e))
 }
 

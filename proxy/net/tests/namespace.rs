@@ -103,7 +103,7 @@ fn the_clients_port_can_be_left_with_a_reset() {
         for (reset_on_close, port, expected) in [(true, 4711, true), (false, 4712, false), (true, 0, false)] {
             let source = Some(SocketAddr::new("203.0.113.7".parse().unwrap(), port));
             let mark = Some(Mark::upstream(false, 12001));
-            let options = UpstreamOptions { transparent: true, mark, source, reset_on_close };
+            let options = UpstreamOptions { transparent: true, mark, source, reset_on_close, unsent: None };
             let upstream = connect(destination, &options).await.unwrap();
             let (mut stream, _) = listener.accept().await.unwrap();
             drop(upstream);

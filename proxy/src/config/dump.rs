@@ -180,6 +180,7 @@ fn limits(limits: &Limits) -> Value {
             MemoryLimit::Bytes(bytes) => json!(bytes),
             MemoryLimit::Off => json!("off"),
         },
+        "unsent": limits.unsent.map_or_else(|| json!("off"), |bytes| json!(bytes)),
     })
 }
 

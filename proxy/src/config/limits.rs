@@ -21,6 +21,8 @@ pub struct Limits {
     pub idle_connections: Option<IdleLimits>,
     /// How much memory the process may have.
     pub memory: MemoryLimit,
+    /// Bytes that the kernel holds of what a peer has not been sent yet; `None`: as many as it likes.
+    pub unsent: Option<u32>,
 }
 
 /// How much memory the process may have; tenants share seven tenths of it, without what the process takes for itself.
@@ -78,6 +80,7 @@ impl Default for Limits {
             http2_resets: Some(Rate { per_second: 200, burst: 1000 }),
             idle_connections: Some(IdleLimits::default()),
             memory: MemoryLimit::default(),
+            unsent: Some(128 << 10),
         }
     }
 }
@@ -98,6 +101,7 @@ pub(super) fn limits(top: &mut Section<'_>) -> Limits {
         http2_resets: rate(&mut section, "http2_resets", default.http2_resets),
         idle_connections: idle(&mut section, default.idle_connections),
         memory: memory(&mut section),
+        unsent: unsent(&mut section, default.unsent),
     };
     section.finish(&[]);
     limits
@@ -148,6 +152,21 @@ fn memory(section: &mut Section<'_>) -> MemoryLimit {
         }
         Some(field) => field.read(least).map_or_else(MemoryLimit::default, MemoryLimit::Bytes),
     }
+}
+
+fn unsent(section: &mut Section<'_>, default: Option<u32>) -> Option<u32> {
+    match section.field("unsent") {
+        None => default,
+        Some(field) if is_off(&field) => None,
+        Some(field) => field.read(enough_to_send).or(default),
+    }
+}
+
+/// With less, each write would wait for the one before.
+fn enough_to_send(value: &Value) -> Result<u32, String> {
+    let bytes = scalar::bytes(value)?;
+    let wrong = || format!("{bytes} bytes are no use; write 16KiB to 1GiB, or off");
+    u32::try_from(bytes).ok().filter(|bytes| (16 << 10..=1 << 30).contains(bytes)).ok_or_else(wrong)
 }
 
 /// With less, nobody would be served.

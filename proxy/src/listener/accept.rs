@@ -1,10 +1,11 @@
 //! The accept loop of one listening socket on one worker.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tollgate_net::{AcceptError, Accepted};
+use tokio::net::{TcpListener, TcpStream};
+use tollgate_net::{AcceptError, Accepted, NetError};
 
 use super::connection::{Connection, ListenerContext};
 use super::handover::pass_on;
@@ -39,7 +40,7 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Rc<Served>, socket: Rc<Tcp
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((stream, downstream)) => match Accepted::new(stream, downstream) {
+            Ok((stream, downstream)) => match prepared(&worker, stream, downstream) {
                 Ok(accepted) => {
                     let context = listener.context();
                     if let Some(accepted) = pass_on(&worker, &context, accepted) {
@@ -94,6 +95,11 @@ pub(super) fn start(worker: &Rc<Worker>, served: &Rc<Served>, listener: &Rc<List
         let _guards = (opened, slot, panics, entered);
         serve(connection, accepted.stream).await;
     });
+}
+
+/// What was accepted, ready for use.
+fn prepared(worker: &Worker, stream: TcpStream, downstream: SocketAddr) -> Result<Accepted, NetError> {
+    Accepted::new(stream, downstream)?.limit_unsent(worker.limits.unsent)
 }
 
 fn kind_of(error: &std::io::Error) -> AcceptErrorKind {

@@ -1,6 +1,7 @@
 //! Memory of tenants: what is counted, and what happens to a tenant that has too much of it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
@@ -306,4 +307,101 @@ fn nothing_is_read_for_a_client_that_does_not_read_what_its_tenant_has_no_room_f
     }
     assert_eq!(bytes, STREAMS * BODY);
     assert_eq!(shown(&proxy, "greedy", "refusals"), json!({}));
+}
+
+/// What a client sees whose requests, so many at once on one connection, have heads of some bytes as they come, and as many times 3,933 as
+/// they are decoded (RFC 9113 section 6.5.2).
+fn bomb(python: &Path, site: &Site, proxy: &Proxy, path: &str, fields: usize, streams: u32) -> Value {
+    let (address, source) = (proxy.http().to_string(), client_address(site, GREEDY).to_string());
+    script::run(python, site, "h2_bomb.py", &[&address, &source, path, &fields.to_string(), &streams.to_string()])
+}
+
+#[test]
+fn heads_that_are_large_when_they_are_decoded_take_no_memory() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let (_upstream, address) = script::serve(python, &site, "h2_upstream.py", &[&site.ip().to_string()]);
+    let mut proxy = start(&site, address.parse().unwrap(), "ceilings: { header: 32KiB }");
+    let before = settle(&site, &mut proxy);
+    // 115 KiB each.
+    let seen = bomb(python, &site, &proxy, "/allowed", 30, STREAMS);
+    assert_eq!(seen, json!({ "statuses": { "431": STREAMS }, "reasons": {}, "goaway": [] }), "by the list's limit");
+    // 38 KiB.
+    let seen = bomb(python, &site, &proxy, "/allowed", 10, STREAMS);
+    let code = Reason::TenantHeaders.code();
+    assert_eq!(seen, json!({ "statuses": { "431": STREAMS }, "reasons": { code: STREAMS }, "goaway": [0] }));
+    assert_eq!(shown(&proxy, "greedy", "refusals"), json!({ code: STREAMS }));
+    // 384 KiB: decoding ends there, and so does the connection.
+    let seen = bomb(python, &site, &proxy, "/allowed", 100, 1);
+    assert_eq!(seen["goaway"], json!([11]), "{seen}");
+    // Nothing of 15 MiB of heads was there at a time.
+    let peak = proxy.process().memory().1 * 1024 - before;
+    assert!(peak < 6 * MIB, "{peak}");
+    assert_eq!(shown(&proxy, "endpoint-8", "refusals"), json!({}));
+}
+
+#[test]
+fn heads_count_as_they_are_decoded() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let (_upstream, address) = script::serve(python, &site, "h2_upstream.py", &[&site.ip().to_string()]);
+    let proxy = start(&site, address.parse().unwrap(), "ceilings: { memory: 1MiB }");
+    // 54 KiB each, for as long as there is no answer.
+    let seen = bomb(python, &site, &proxy, "/allowed/hang", 14, STREAMS);
+    let (served, refused) = (&seen["statuses"]["200"], &seen["statuses"]["503"]);
+    let (served, refused) = (served.as_u64().unwrap_or(0), refused.as_u64().unwrap_or(0));
+    assert_eq!(served + refused, u64::from(STREAMS), "{seen}");
+    assert!((5..=20).contains(&served), "{seen}");
+    assert_eq!(seen["reasons"], json!({ Reason::TenantMemory.code(): refused }));
+    let mut neighbour = connect(&site, &proxy, NEIGHBOUR);
+    neighbour.send(CLIENT_START);
+    neighbour.send(get(1));
+    neighbour.read_until(&end_of(1));
+    assert_eq!(shown(&proxy, "endpoint-8", "refusals"), json!({}));
+}
+
+/// Bytes that the kernel holds of what the proxy wrote to this client.
+fn written_and_held(proxy: &Proxy, client: SocketAddr) -> u64 {
+    let hex = |address: SocketAddr| {
+        let IpAddr::V4(ip) = address.ip() else { panic!("sites have IPv4 addresses") };
+        format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port())
+    };
+    let ends = format!("{} {} 01 ", hex(proxy.http()), hex(client));
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let line = table.lines().find_map(|line| line.split_once(&ends)).unwrap_or_else(|| panic!("no {ends}: {table}"));
+    u64::from_str_radix(line.1.split(':').next().unwrap(), 16).unwrap()
+}
+
+/// A client of a proxy with these limits that asks for 16 MiB, and reads nothing. Shows what is held for it until `enough`.
+fn held_by_the_kernel(limits: &str, mut enough: impl FnMut(u64) -> bool) -> u64 {
+    let site = Site::new();
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 16777216\r\n\r\n";
+    let upstream = Upstream::answering(&site, [head.as_bytes(), &vec![b'x'; 16 << 20]].concat());
+    let options = Options { direction: "egress", top: format!("limits: {{ {limits} }}"), ..Options::default() };
+    let proxy = Proxy::with(&site, upstream.address(), &options, &[policy(&site, GREEDY), policy(&site, NEIGHBOUR)]);
+    let mut client = connect(&site, &proxy, GREEDY);
+    client.send(GET);
+    let mut neighbour = connect(&site, &proxy, NEIGHBOUR);
+    let held = until("enough", || {
+        // On the way there and back of which nothing else happens.
+        neighbour.send("GET /refused HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(neighbour.read_message().status(), 403);
+        let held = written_and_held(&proxy, client.local());
+        enough(held).then_some(held)
+    });
+    client.expect_repeated(head.as_bytes(), head.len() as u64);
+    client.expect_repeated(b"x", 16 << 20);
+    held
+}
+
+#[test]
+fn the_kernel_holds_little_for_a_client_that_does_not_read() {
+    let most = held_by_the_kernel("unsent: \"off\"", |held| held > 512 << 10);
+    assert!(most > 512 << 10);
+    let mut seen = (0, 0);
+    let held = held_by_the_kernel("mode: enforce", |held| {
+        seen = if held == seen.0 && held > 0 { (held, seen.1 + 1) } else { (held, 0) };
+        seen.1 == 100
+    });
+    assert!((64 << 10..192 << 10).contains(&held), "{held}");
 }
