@@ -144,6 +144,52 @@ fn accounts_add_up_to_what_the_process_grows_by() {
     until("nothing to be held", || (held(&proxy, "greedy") == 0).then_some(()));
 }
 
+/// How many times what a process grows by is on the account, when so many connections are opened.
+fn ratio_for(python: &Path, count: u64, open: impl Fn(&Site, &Proxy) -> Peer) -> f64 {
+    let site = Site::new();
+    let (_upstream, address) = script::serve(python, &site, "h2_upstream.py", &[&site.ip().to_string()]);
+    let mut proxy = start(&site, address.parse().unwrap(), "weight: 1");
+    let opened = |proxy: &Proxy, count: u64, before: u64| {
+        let peers: Vec<Peer> = (0..count).map(|_| open(&site, proxy)).collect();
+        let all = || shown(proxy, "greedy", "connections_open") == before + count;
+        until("the connections", || all().then_some(()));
+        peers
+    };
+    // What is made once is made.
+    let first = opened(&proxy, 20, 0);
+    let (before, counted) = (settle(&site, &mut proxy), held(&proxy, "greedy"));
+    let all = opened(&proxy, count, 20);
+    let (grown, counted) = (settle(&site, &mut proxy) - before, held(&proxy, "greedy") - counted);
+    drop((first, all));
+    until("nothing to be held", || (held(&proxy, "greedy") == 0).then_some(()));
+    counted as f64 / grown as f64
+}
+
+/// Within a wider margin than above: the kernel and the allocator give memory in larger pieces than a connection needs.
+#[test]
+fn what_connections_take_is_on_the_account() {
+    let Some(python) = python() else { return };
+    let silent = ratio_for(python, 400, |site, proxy| connect(site, proxy, GREEDY));
+    let idle = ratio_for(python, 200, |site, proxy| {
+        let mut client = connect(site, proxy, GREEDY);
+        client.send(CLIENT_START);
+        // Settings of the proxy.
+        drop(client.read_exact(9));
+        client
+    });
+    let waiting = ratio_for(python, 200, |site, proxy| {
+        let mut client = connect(site, proxy, GREEDY);
+        client.send(CLIENT_START);
+        client.send(big_get(1, "/allowed/hang", 1));
+        client.read_until(&[1, 4, 0, 0, 0, 1]);
+        client
+    });
+    println!("silent {silent:.3}, idle {idle:.3}, waiting {waiting:.3}");
+    for ratio in [silent, idle, waiting] {
+        assert!((0.85..1.15).contains(&ratio), "{silent} {idle} {waiting}");
+    }
+}
+
 /// Connections of the greedy tenant that wait for an answer, until it gets no more.
 fn fill(site: &Site, proxy: &Proxy) -> Vec<Peer> {
     let refused = || proxy.flows().iter().filter(|flow| flow["reason"] == Reason::TenantMemory.code()).count();

@@ -31,8 +31,8 @@ const LITTLE: (u32, u32, u32) = (10, 65_535, 65_535);
 /// Largest header list; `h2` counts fields as RFC 9113 section 6.5.2 says.
 #[expect(clippy::cast_possible_truncation, reason = "60 KiB")]
 pub(super) const MAX_HEADER_LIST: u32 = MAX_HEAD as u32;
-/// Bytes that `h2` takes for a connection beside what is queued: buffers, HPACK tables, its state. Measured.
-pub(super) const CONNECTION_MEMORY: usize = 22 * 1024;
+/// Bytes that `h2` takes for a client's connection beside what is queued: buffers, HPACK tables, its state. Measured.
+const CONNECTION_MEMORY: usize = 14 * 1024;
 /// Streams that a client may give up at once before we have seen them: as many as it may have open. How often is the
 /// budget's business.
 const MAX_UNSEEN_RESETS: usize = MAX_STREAMS as usize;
