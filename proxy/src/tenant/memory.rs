@@ -172,7 +172,8 @@ impl Room {
     fn part_of(&self, place: &Place) -> Option<Part> {
         let in_force = |most: u64, shadow: &AtomicBool| if shadow.load(Ordering::Relaxed) { u64::MAX } else { most };
         let most = in_force(place.ceiling(), &place.shadow).min(in_force(self.left(place), &self.shadow));
-        (most != u64::MAX).then(|| Part { used: place.staying(place.used.load(Ordering::Relaxed), most), most })
+        let (used, leaving) = (place.used.load(Ordering::Relaxed), place.leaving.load(Ordering::Relaxed));
+        (most != u64::MAX).then(|| Part { used: used.saturating_sub(leaving), most })
     }
 
     /// The same for the holders of all places of which a worker has taken `own` bytes. What that worker has to do about it is its
@@ -346,10 +347,10 @@ impl Place {
         MemoryStep::of(self.staying(used, most), most)
     }
 
-    /// Without what is on its way out, an eighth of what it may have at the most: so much more than that is there for a moment, which is
-    /// what those who are told to go take to do so.
+    /// Without what is on its way out, a quarter of what it may have at the most: so much more than that is there for a moment, which
+    /// is what those who are told to go take to do so.
     fn staying(&self, used: u64, most: u64) -> u64 {
-        used.saturating_sub(self.leaving.load(Ordering::Relaxed).min(most / 8))
+        used.saturating_sub(self.leaving.load(Ordering::Relaxed).min(most / 4))
     }
 
     fn ceiling(&self) -> u64 {

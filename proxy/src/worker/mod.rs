@@ -96,7 +96,11 @@ impl Worker {
                 let crowding = in_memory(part, limits)?;
                 // This worker's share of it.
                 let bytes = crowding.excess as u128 * u128::from(own) / u128::from(part.used.max(1));
-                Some(Short { place, bytes: u64::try_from(bytes).unwrap_or(u64::MAX), share: crowding.share })
+                Some(Short {
+                    place,
+                    bytes: u64::try_from(bytes).unwrap_or(u64::MAX).min(crowding.excess as u64),
+                    share: crowding.share,
+                })
             });
             let mut short: Vec<Short> = short.collect();
             if !short.is_empty() {

@@ -251,7 +251,7 @@ fn a_tenant_past_its_ceiling_gets_nothing_more_and_its_neighbour_all() {
     assert_eq!(ask(&mut connect(&site, &proxy, GREEDY)), 200);
 }
 
-/// A process that may have 32 MiB: tenants have 8 of them together, so one alone 4, which is what 400 connections take. Its idle
+/// A process that may have 32 MiB: tenants have 8 of them together, so one alone 4, which is what 330 connections take. Its idle
 /// connections go as soon as they are in the way.
 fn start_with_an_end(site: &Site, upstream: SocketAddr, mode: &str) -> Proxy {
     let patience = "before_request: 0s, while_not_reading: 0s, between_requests: 0s";
@@ -277,20 +277,26 @@ fn idle_connections_of_a_tenant_make_room_for_those_that_it_needs() {
     assert_eq!(ask(&mut neighbour), 200);
     let mut used = connect(&site, &proxy, GREEDY);
     assert_eq!(ask(&mut used), 200);
-    let silent: Vec<Peer> = (0..600).map(|_| connect(&site, &proxy, GREEDY)).collect();
-    assert_eq!(ask(&mut connect(&site, &proxy, GREEDY)), 200);
+    let silent: Vec<Peer> = (0..280).map(|_| connect(&site, &proxy, GREEDY)).collect();
+    let newcomer = |_| {
+        let mut newcomer = connect(&site, &proxy, GREEDY);
+        assert_eq!(ask(&mut newcomer), 200);
+        newcomer
+    };
+    let newcomers: Vec<Peer> = (0..250).map(newcomer).collect();
     assert_eq!(ask(&mut used), 200, "who never asked goes first");
     assert_eq!(ask(&mut neighbour), 200, "which has been idle for longest");
 
     let refusals = shown(&proxy, "greedy", "refusals");
     let gone = refusals[Reason::IdleReaped.code()].as_u64().unwrap_or(0);
-    assert!(gone >= 200, "{refusals}");
+    assert!(gone >= 100, "{refusals}");
     assert_eq!(refusals, json!({ Reason::IdleReaped.code(): gone }), "nobody is refused");
     assert_eq!(shown(&proxy, "endpoint-8", "refusals"), json!({}));
-    assert!(held(&proxy, "greedy") < 4 * MIB + MIB / 2);
-    assert_eq!(proxy.metric("tollgate_refusals_total{reason=\"idle_reaped\"}") as u64, gone);
+    assert!(held(&proxy, "greedy") < 6 * MIB);
+    // Each look goes on with it.
+    assert!(proxy.metric("tollgate_refusals_total{reason=\"idle_reaped\"}") as u64 >= gone);
     assert_eq!(proxy.expect_reason(Reason::IdleReaped)["tenant"], "greedy");
-    drop(silent);
+    drop((silent, newcomers));
 }
 
 #[test]

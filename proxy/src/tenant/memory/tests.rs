@@ -104,7 +104,11 @@ fn who_is_told_to_go_makes_room_for_who_comes() {
     assert_eq!((room.refusal(tenant(100)), room.step(tenant(100))), (None, MemoryStep::Shrink));
     assert_eq!(room.part(tenant(100)), Some(Part { used: 8 * MIB - 10, most: 8 * MIB }));
     room.leave(tenant(100), 4 * MIB);
-    assert_eq!(room.part(tenant(100)), Some(Part { used: 7 * MIB, most: 8 * MIB }), "an eighth at the most");
+    assert_eq!(room.part(tenant(100)), Some(Part { used: 4 * MIB - 10, most: 8 * MIB }));
+    room.take(100, 2 * MIB - UNIT);
+    assert_eq!(room.part(tenant(100)).unwrap().most, 6 * MIB + UNIT);
+    assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Left), "that is more than a quarter of what it may have");
+    room.give_back(100, 2 * MIB - UNIT);
     assert_eq!(room.parts(|place| if place == 100 { 5 } else { 0 }).collect::<Vec<_>>().len(), 1);
     room.left_or_stays(tenant(100), 10 + 4 * MIB);
     assert_eq!(room.refusal(tenant(100)), Some(OutOfMemory::Left), "they have stayed");
