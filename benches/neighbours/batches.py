@@ -27,11 +27,12 @@ def batch(experiment, proxy, generators, timing):
     sampler.start()
     if not experiment.from_the_start:
         time.sleep(SETTLE_SECONDS)
-    times, begun = proxy.times(), time.monotonic()
+    times, tenants, begun = proxy.times(), proxy.tenant_seconds(), time.monotonic()
     victim = generators.victim(proxy, timing.loud, experiment)
     disturbed = experiment.disturb(proxy, timing.loud) if experiment.disturb else {}
     loud_result = load.finish(victim)
     (cpu, waited), elapsed = proxy.since(times), time.monotonic() - begun
+    tenants = {name: seconds - tenants.get(name, 0) for name, seconds in proxy.tenant_seconds().items()}
     results = [load.finish(other) for other in others]
     done.set()
     sampler.join()
@@ -44,6 +45,8 @@ def batch(experiment, proxy, generators, timing):
         # Of the answers to the neighbours while the victim was measured; its own are a few.
         "cpu_us": cpu * 1e6 / max(1.0, rate_of_answers(results) * elapsed),
         "cpu_share": cpu / elapsed,
+        # What each tenant had of it, where the proxy says so.
+        "tenant_seconds": tenants,
         "run_delay_ms": waited * 1e3,
         "victim_delay_ms": loud_result["run_delay_ms"],
         "peak_mib": max(peak),
