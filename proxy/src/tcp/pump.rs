@@ -94,7 +94,7 @@ pub(crate) async fn pump_both(
 ) -> Ended {
     let (mut downstream_reader, downstream_writer) = downstream.split();
     let (mut upstream_reader, upstream_writer) = upstream.split();
-    let (up_ended, pace) = (Cell::new(false), Pace { payer, pacing: &counts.pacing });
+    let (up_ended, pace) = (Cell::new(false), Pace { payer, pacing: &counts.pacing, of_all: None });
     let up = async {
         match pump(&mut downstream_reader, from_downstream, upstream_writer, &counts.up, pace).await {
             Ok(()) => {

@@ -11,11 +11,11 @@ use tokio::time::Sleep;
 
 use super::Payer;
 
-/// How long an exchange was held back, both ways together, while it is under way.
+/// How long an exchange was held back, both ways together, while it is under way; or all of a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Pacing {
     /// Directions that wait now, and since when at least one does.
-    waiting: Cell<u8>,
+    waiting: Cell<u32>,
     since: Cell<Option<Instant>>,
     before: Cell<Duration>,
     /// It is among the paced ones, or among those that would be.
@@ -53,6 +53,8 @@ impl Pacing {
 pub(crate) struct Pace<'a> {
     pub(crate) payer: &'a Payer,
     pub(crate) pacing: &'a Pacing,
+    /// Of the connection, where one exchange that is held back holds up others: they share its windows.
+    pub(crate) of_all: Option<&'a Pacing>,
 }
 
 /// The turn that one direction waits for.
@@ -64,7 +66,7 @@ pub(crate) struct Turn {
     agreed: Option<u32>,
 }
 
-impl Pace<'_> {
+impl<'a> Pace<'a> {
     /// Most bytes that may be written at once. Without a ceiling there is no end to it, and nothing to wait for.
     pub(crate) fn piece(self) -> usize {
         self.payer.bandwidth().map_or(usize::MAX, |ceiling| match ceiling.shadow {
@@ -106,7 +108,7 @@ impl Pace<'_> {
         if !self.pacing.counted.replace(true) {
             self.payer.paces();
         }
-        self.pacing.begin();
+        self.all().for_each(Pacing::begin);
         turn.agreed = Some(self.payer.agreed());
         let at = tokio::time::Instant::now() + wait.min(LONGEST);
         let timer = turn.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
@@ -123,9 +125,20 @@ impl Pace<'_> {
         }
     }
 
+    /// Waits for this turn no longer.
+    pub(crate) fn give_up(self, turn: &mut Turn) {
+        if turn.agreed.is_some() {
+            self.over(turn);
+        }
+    }
+
     fn over(self, turn: &mut Turn) {
         turn.agreed = None;
-        self.pacing.end();
+        self.all().for_each(Pacing::end);
+    }
+
+    fn all(self) -> impl Iterator<Item = &'a Pacing> {
+        [self.pacing].into_iter().chain(self.of_all)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tollgate::reason::Reason;
 use tollgate_proto::cilium::NetworkPolicy;
+use tollgate_tests::http2::{CLIENT_START, big_get, frame};
 use tollgate_tests::peer::{Message, Peer};
 use tollgate_tests::policy::{http_rule, usual};
 use tollgate_tests::proxy::{Options, Proxy};
@@ -292,6 +293,33 @@ fn nobody_is_cut_off_for_being_held_back() {
     download(&mut connect(two.busy, two.proxy.http()), (16 << 10) + 1500);
     download(&mut connect(two.busy, two.proxy.tcp()), 1500);
     assert_eq!(paced(&two.proxy, "busy"), 2);
+}
+
+/// Streams of a connection share its windows, so one that is held back holds up others.
+#[test]
+fn no_stream_is_cut_off_for_another_that_is_held_back() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let (_upstream, address) = script::serve(python, &site, "h2_upstream.py", &[&site.ip().to_string()]);
+    let ceiling = "ceilings: { bytes: { per_second: 16KiB, burst: 16KiB } }";
+    let top = format!("tenants: {{ groups: [{{ name: busy, members: {{ endpoint_ids: [7] }}, {ceiling} }}] }}\n");
+    let options = Options { top, listener: "http: { stream_idle_timeout: 200ms }".into(), ..Options::default() };
+    let proxy = Proxy::with(&site, address.parse().unwrap(), &options, &[usual(&site)]);
+    let mut client = Peer::connect(proxy.http());
+    client.send(CLIENT_START);
+    // Windows without an end, so that what comes is held back by nobody but us.
+    client.send(frame(4, 0, 0, b"\0\x04\x7f\xff\xff\xff"));
+    client.send(frame(8, 0, 0, b"\x7f\xff\0\0"));
+    for n in 0..16 {
+        client.send(big_get(2 * n + 1, "/allowed/big/250000", 1));
+    }
+    // Much longer than anybody may be idle, at this rate.
+    client.read_exact(64 << 10);
+    assert_eq!(proxy.flows(), Vec::<Value>::new(), "nothing has ended");
+    let held = metric(&proxy, "memory_bytes", "tenant=\"busy\"");
+    assert!((512 << 10..2 << 20).contains(&held), "{held} bytes: the window of a connection, and little more");
+    drop(client);
+    until("nothing to be held", || (metric(&proxy, "memory_bytes", "tenant=\"busy\"") == 0).then_some(()));
 }
 
 #[test]

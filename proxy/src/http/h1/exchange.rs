@@ -156,7 +156,7 @@ pub(crate) async fn run(
     let Downstream { reader, writer, buffer } = downstream;
     let Paired { stream, buffer: response_buffer, .. } = paired;
     let (mut upstream_reader, mut upstream_writer) = stream.split();
-    let pace = Pace { payer: &connection.payer, pacing: &progress.pacing };
+    let pace = Pace { payer: &connection.payer, pacing: &progress.pacing, of_all: None };
     let mut relay = Relay {
         cursor: if forward.retries.body().is_some() { Cursor::Done } else { cursor_of(forward.body) },
         trailers: Some(&forward.trailers),
@@ -416,7 +416,7 @@ impl ResponseReceiver<'_> {
             ResponseBody::Chunked => Cursor::Chunked(ChunkScanner::response()),
             ResponseBody::UntilClose => Cursor::UntilClose,
         };
-        let pace = Some(Pace { payer: &self.connection.payer, pacing: &self.progress.pacing });
+        let pace = Some(Pace { payer: &self.connection.payer, pacing: &self.progress.pacing, of_all: None });
         let (count, turn) = (&self.progress.down, Turn::default());
         let mut relay = Relay { cursor, trailers: None, count, needs_sender: false, pace, turn };
         let ending = self.connection.is_ending() || self.connection.is_short_of_memory();

@@ -73,6 +73,7 @@ pub(super) async fn answer(
     }
     let mut sink = Sink::new(&mut stream, &shared.down, &progress.down, progress.pace(shared));
     let moved = transfer(&mut body, &mut sink, |bytes| shared.budget.moved(bytes), |_| false, None).await;
+    drop(sink);
     moved.map_err(|error| match error {
         TransferError::Source(code) => {
             stream.send_reset(code);

@@ -18,6 +18,7 @@ use crate::http::Buffer;
 use crate::http::h1::MAX_HEAD;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
+use crate::tenant::Pacing;
 use tollgate_schedule::{Work, mark};
 
 /// Streams open at a time on one connection.
@@ -50,6 +51,8 @@ pub(super) struct Shared {
     /// What waits for the client, and what waits for the upstream.
     pub(super) down: Rc<Way>,
     pub(super) up: Rc<Way>,
+    /// How long any of them was held back for its tenant's rate of bytes.
+    pub(super) pacing: Pacing,
     /// Set off when the connection itself may not go on; its streams may end.
     pub(super) goaway: Notify,
 }
@@ -111,7 +114,9 @@ pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer
     let (open, mut closed) = mpsc::channel(1);
     let (down, up) = (Way::new(connection), Way::new(connection));
     let upstream = UpstreamSlot::new(open, &down);
-    let shared = Shared { connection: Rc::clone(connection), upstream, budget, down, up, goaway: Notify::new() };
+    let pacing = Pacing::default();
+    let shared =
+        Shared { connection: Rc::clone(connection), upstream, budget, down, up, pacing, goaway: Notify::new() };
     let abuse = accept_streams(Rc::new(shared), server).await;
     if let Some(Abuse { reason, detail }) = abuse {
         let mut flow = connection.open_flow(Protocol::Http2, started);

@@ -222,15 +222,17 @@ impl Progress {
         self.status.get() != 0 || self.interim.get()
     }
 
-    /// For time limits.
-    fn moved(&self) -> Moved {
+    /// For time limits. The head of an answer needs no window; a body may wait for one that others of the connection have.
+    fn moved(&self, shared: &Shared) -> Moved {
         let bytes = self.up.get().wrapping_add(self.down.get()).wrapping_add(self.status.get().into());
-        Moved { bytes, held_back: self.pacing.held_back() }
+        let is_body = self.status.get() != 0 || self.request_ended.get().is_none();
+        let pacing = if is_body { &shared.pacing } else { &self.pacing };
+        Moved { bytes, held_back: pacing.held_back() }
     }
 
     /// At which its bodies go.
     pub(super) fn pace<'a>(&'a self, shared: &'a Shared) -> Pace<'a> {
-        Pace { payer: &shared.connection.payer, pacing: &self.pacing }
+        Pace { payer: &shared.connection.payer, pacing: &self.pacing, of_all: Some(&shared.pacing) }
     }
 }
 
@@ -261,7 +263,7 @@ impl Exchange<'_> {
         let connection = &self.shared.connection;
         tracing::debug!(downstream = %connection.downstream, "asking the upstream again");
         connection.worker.flows.metrics().upstream_retry();
-        let moved = || progress.moved();
+        let moved = || progress.moved(self.shared);
         tokio::select! {
             biased;
             broken = revoked(self.shared, self.head, self.source, &self.changes) => Some(broken),
@@ -354,6 +356,7 @@ impl Exchange<'_> {
                 Some(body) => sink.send_whole(body).await,
                 None => transfer(from_client, &mut sink, |_| {}, dropped, Some(retries)).await,
             };
+            drop(sink);
             match sent {
                 // The response decides from here on.
                 Ok(()) | Err(TransferError::Sink) => {
@@ -368,8 +371,11 @@ impl Exchange<'_> {
         };
         let flow = &self.flow;
         let answered = answer(response, respond, flow, progress, self.shared, retries);
-        let exceeded =
-            self.limits.exceeded(|| progress.moved(), || progress.request_ended.get(), || progress.status.get() != 0);
+        let exceeded = self.limits.exceeded(
+            || progress.moved(self.shared),
+            || progress.request_ended.get(),
+            || progress.status.get() != 0,
+        );
         let broken = tokio::select! {
             biased;
             // First, so that what is ready to be moved waits for the judgement.

@@ -135,6 +135,13 @@ pub(super) async fn transfer(
     to.until_taken().await
 }
 
+impl Drop for Sink<'_> {
+    fn drop(&mut self) {
+        // Others of the connection are held up no longer.
+        self.pace.give_up(&mut self.turn);
+    }
+}
+
 impl<'a> Sink<'a> {
     pub(super) fn new(stream: &'a mut SendStream<Piece>, way: &Rc<Way>, count: &'a Cell<u64>, pace: Pace<'a>) -> Self {
         Self { stream, queue: Queue::new(way), count, pace, turn: Turn::default(), held: VecDeque::new() }
