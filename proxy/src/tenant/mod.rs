@@ -71,6 +71,8 @@ pub(crate) mod for_test {
         let account = worker.ledger().account(TenantId::UNKNOWN).unwrap();
         account.refusals[0].increment();
         account.shadowed[0].increment();
+        account.paced.increment();
+        account.log_lost[0][0].increment();
     }
 }
 
