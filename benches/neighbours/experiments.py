@@ -179,9 +179,10 @@ def shares():
             timed=False,
         ),
         Experiment(
-            "T5", "109 tenants with 4 connections each", "p99 <= 12 ms, no errors",
+            # A hundredth of the core is 9 ms a second, for which the usual victim asks too much: it would wait for itself.
+            "T5", "109 tenants with 4 connections each, and a victim that asks 100 times a second", "p99 <= 12 ms, no errors",
             lambda proxy: [closed(*(group(proxy, endpoint, 4) for endpoint in range(2, 111)), path="/cheap")],
-            lambda row: served(row) and row["p99"] <= 12_000, served, setup=Setup(endpoints=110),
+            lambda row: served(row) and row["p99"] <= 12_000, served, setup=Setup(endpoints=110), victim=("--rate", 100),
         ),
     ]
 
