@@ -25,8 +25,9 @@ use crate::task::Group;
 use crate::work::{Marks, Sampler};
 use crate::{GroupKey, Share, TenantId};
 
-/// Time that tasks run before the event loop has its turn, in nanoseconds.
-pub const QUANTUM: u64 = 200_000;
+/// Time that tasks run before the event loop has its turn, in nanoseconds. Who is ready is found out only then, and a request needs
+/// it twice, for itself and for its answer: so it waits for two of these and a poll each. A turn of the event loop costs a microsecond.
+pub const QUANTUM: u64 = 100_000;
 /// How long the end of an executor waits for a thread that is just handing a task over. It takes a microsecond.
 const HANDOVER: Duration = Duration::from_secs(1);
 

@@ -1,7 +1,7 @@
 //! Whose account the time of a worker goes to.
 //!
 //! Each poll is measured with the cheap clock, which also runs while the kernel runs somebody else. The thread's own
-//! clock is read once per quantum, and after each poll that took suspiciously long: what the cheap clock has counted too
+//! clock is read once in 200 us of work, and after each poll that took suspiciously long: what the cheap clock has counted too
 //! much is taken back from those who ran meanwhile. What nobody ran for is overhead, so that all accounts add up to the
 //! thread's processor time.
 
@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use crate::account::{Account, Polled};
 use crate::clock::Clock;
-use crate::executor::QUANTUM;
 use crate::work::WORKS;
 use crate::{Share, TenantId};
 
 /// A poll that seems to take longer is measured with the thread's clock, in nanoseconds.
 const SUSPICIOUS: u64 = 300_000;
-/// With less to do than a quantum, accounts are settled this often, in nanoseconds.
+/// After so much work accounts are settled, in nanoseconds: the thread's clock is a system call.
+const SETTLED: u64 = 200_000;
+/// With less to do, accounts are settled this often, in nanoseconds.
 const INTERVAL: u64 = 10_000_000;
 
 /// Where accounts come from. A worker asks on its own thread, in the middle of its work: what answers must not block, spawn
@@ -114,7 +115,7 @@ impl Meter {
     /// To be called when the worker goes back to its event loop. Returns the time that was nobody's, in nanoseconds, since that was
     /// last told.
     pub(crate) fn pause(&mut self, now: u64, clock: &dyn Clock) -> u64 {
-        if self.measured >= QUANTUM || now.saturating_sub(self.settled_at) >= INTERVAL {
+        if self.measured >= SETTLED || now.saturating_sub(self.settled_at) >= INTERVAL {
             self.settled_at = now;
             self.settle(clock.thread_cpu());
         }

@@ -28,6 +28,8 @@ fn all_time_is_somebodys_or_overhead() {
         // And its sleep.
         bench.time.stall(500_000);
     }
+    // Long enough for accounts to be settled, however little was done.
+    bench.time.stall(10_000_000);
     bench.turn();
     let [a, b, overhead] = bench.booked();
     assert_eq!(a + b + overhead, bench.time.1.get(), "{a} {b} {overhead}");
@@ -70,7 +72,8 @@ fn waits_are_counted_by_length() {
     let bench = Bench::new();
     bench.greedy(&bench.group(20, 1), 150_000);
     bench.greedy(&bench.group(20, 1), 150_000);
-    bench.turns(10);
+    // More than a quantum each.
+    bench.turns(20);
     let usage = bench.usage(A);
     // Each waits for the other's poll; it was woken in its own.
     assert_eq!((usage.polls, usage.longest), (20, 150_000));
@@ -166,9 +169,7 @@ fn time_goes_to_the_kinds_of_work_that_were_marked() {
         time.work(5_000);
     });
     worker(21, |time| time.work(10_000));
-    for _ in 0..2_000 {
-        bench.turn();
-    }
+    bench.turns(4_000);
     let [a, b] = [A, B].map(|tenant| bench.usage(tenant));
     for usage in [a, b, bench.usage(TenantId::OVERHEAD)] {
         assert_eq!(usage.cpu_by_kind.iter().sum::<u64>(), usage.cpu, "nothing is lost");

@@ -84,7 +84,8 @@ fn a_group_may_change_under_its_tasks() {
     let (moving, other) = (moving.get() - before.0, other.get() - before.1);
     assert!(moving.abs_diff(other) <= 2 && third.get().abs_diff(moving + other) <= 3, "{moving} {other} {third:?}");
     let (old, new) = (bench.usage(TenantId::from_raw(20)), bench.usage(TenantId::from_raw(21)));
-    assert!(old.polls <= 502 && new.polls >= 1_490, "{old:?} {new:?}");
+    let polls = QUANTUM / 10_000;
+    assert!(old.polls <= 25 * polls + 2 && new.polls >= 74 * polls, "{old:?} {new:?}");
 }
 
 /// Counts itself while it lives.
@@ -233,7 +234,8 @@ fn a_second_executor_takes_nothing_away_from_the_first() {
     second.turn();
     drop(second);
     first.turn();
-    assert!(a.get() >= 2 && b.get() > 10, "{a:?} {b:?}");
+    let quantum = QUANTUM / 10_000;
+    assert!(a.get() > quantum && b.get() >= quantum, "{a:?} {b:?}");
 }
 
 #[test]
@@ -319,7 +321,31 @@ fn what_is_promised_is_a_part_of_the_time_that_the_thread_runs() {
         bench.time.work(100_000);
         bench.time.stall(100_000);
     }
-    let ran = 1_000.0 * 300_000.0;
+    let ran = 1_000.0 * (QUANTUM as f64 + 100_000.0);
     let part = given.get() as f64 * 10_000.0 / ran;
     assert!((0.39..0.41).contains(&part), "{part}, and {} to the other", rest.get());
+}
+
+/// Whom the event loop finds ready waits for nobody but the quantum and the poll that were under way: not for those who want to run
+/// all the time, however many they are.
+#[test]
+fn who_comes_from_the_event_loop_after_a_rest_runs_first() {
+    let bench = Bench::new();
+    // Of those who are due at the very same moment the first is whoever came first, so none takes as long as another.
+    let cost = |tenant| 29_000 + 41 * u64::from(tenant);
+    let crowd: Vec<_> = (20..40).map(|tenant| bench.greedy(&bench.group(tenant, 1), cost(tenant))).collect();
+    let all = || crowd.iter().map(|polls| polls.get()).sum::<u64>();
+    let visitor = bench.group(50, 1);
+    bench.turns(20);
+    for _ in 0..100 {
+        let before = bench.time.0.get();
+        bench.turns(3);
+        let quantum = (bench.time.0.get() - before) / 3;
+        assert!(quantum < QUANTUM + 31_000, "{quantum}");
+        let (polls, seen) = (all(), Rc::new(Cell::new(None)));
+        let (first, counts) = (Rc::clone(&seen), crowd.iter().map(Rc::clone).collect::<Vec<_>>());
+        visitor.spawn(async move { first.set(Some(counts.iter().map(|polls| polls.get()).sum::<u64>())) }).detach();
+        bench.turn();
+        assert_eq!(seen.get(), Some(polls), "somebody else ran before");
+    }
 }
