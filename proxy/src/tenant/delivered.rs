@@ -184,7 +184,7 @@ impl Seniority {
             }
             let mut group = Group { members, ..candidate.group.clone() };
             let mut taken = claims.take(&group);
-            if let Err(error @ GroupError::Guarantee { .. }) = &taken {
+            if let Err(error @ (GroupError::Guarantee { .. } | GroupError::GuaranteedCpu { .. })) = &taken {
                 refuse(error.to_string(), false);
                 group.settings.guarantee = Guarantee::default();
                 taken = claims.take(&group);

@@ -472,6 +472,7 @@ fn guarantees_that_exceed_what_there_is_are_set_aside() {
         cpu("g", 7, 800),
     ];
     registry.deliver(delivered(&groups), &Snapshot::empty());
+    assert!(registry.refused().iter().all(|refused| !refused.whole), "their ceilings count: {:?}", registry.refused());
     let refused: Vec<&str> = registry.refused().iter().map(|refused| &*refused.reason).collect();
     assert_eq!(
         refused,
