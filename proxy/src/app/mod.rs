@@ -35,7 +35,7 @@ use crate::lane::Crossing;
 use crate::listener::serving::Command;
 use crate::metrics::Metrics;
 use crate::readiness::{Pending, Readiness};
-use crate::tenant::{Pools, Registry};
+use crate::tenant::{Pools, RefusedGroup, Registry};
 use crate::worker::ConnectionSlots;
 use listeners::Listeners;
 use views::{ProcessActions, ProcessViews};
@@ -111,6 +111,7 @@ struct ControlSide {
     requests: mpsc::Sender<Request>,
     set_log_level: SetLogLevel,
     started: Instant,
+    memory_end: MemoryEnd,
     /// Tells workers of looks at memory.
     memory: watch::Sender<()>,
 }
@@ -149,7 +150,9 @@ impl Process {
         }
 
         let sources = control::identities::sources(&config.identities).context("identities")?;
-        metrics.tenants().limit(Pools::of(config.max_connections, config.workers, &config.limits));
+        let memory_end = MemoryEnd::of(config.limits.memory);
+        let pools = Pools::of(config.max_connections, config.workers, &config.limits, memory_end.bytes);
+        metrics.tenants().limit(Pools { fairness: config.fairness, lanes: config.lanes, ..pools });
         let names = metrics.tenants().names();
         let tenants = Registry::new(metrics.tenants(), config.tenants.clone());
         let store = Arc::new(WorldStore::with_tenants(sources, tenants));
@@ -163,6 +166,7 @@ impl Process {
             requests: requests.clone(),
             set_log_level,
             started,
+            memory_end,
             memory: watch::Sender::new(()),
         };
         let memory = side.memory.subscribe();
@@ -251,11 +255,22 @@ fn drain(readiness: &Readiness, phase: &watch::Sender<Phase>) {
     }
 }
 
-/// Starts the endpoints and the source of policy on the control runtime.
-fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<()>> {
-    for problem in config.tenants.groups.iter().filter_map(control::tenants::without_effect) {
+/// Says what of the configured tenants does not count.
+fn warn_of_tenants(tenants: &Registry) {
+    for RefusedGroup { origin, reason, .. } in tenants.refused() {
+        tracing::warn!("tenant {origin:?}: {reason}");
+    }
+    let pools = tenants.books().pools();
+    let groups = tenants.groups().map(|(_, group)| (&*group.name, &group.settings));
+    let all = std::iter::once(("default", tenants.table().default_settings())).chain(groups);
+    for problem in all.filter_map(|(name, settings)| control::tenants::without_effect(name, settings, pools)) {
         tracing::warn!("{problem}");
     }
+}
+
+/// Starts the endpoints and the source of policy on the control runtime.
+fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<()>> {
+    warn_of_tenants(&side.store.tenants());
     let first_policy = side.readiness.pending("first policy");
     let control = Arc::new(Control::new(side.store, side.metrics.control(), first_policy));
     let mut tasks = JoinSet::new();
@@ -265,7 +280,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         tasks.spawn(Arc::clone(&control).follow_secrets(files));
     }
     tasks.spawn(Arc::clone(&control).follow_identity_maps(side.readiness.clone()));
-    let memory_end = MemoryEnd::of(config.limits.memory);
+    let memory_end = side.memory_end;
     control.share_memory(memory_end.bytes.filter(|_| !config.limits.shadow));
     tasks.spawn(memory::follow(side.metrics.tenants(), memory_end, config.limits.shadow, side.memory));
     let mut streams = None;

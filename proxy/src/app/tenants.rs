@@ -13,9 +13,12 @@ use crate::tenant::{Group, Kind, Registry, Tally, TenantId, Totals};
 
 /// The part of `/status`.
 pub(super) fn status(tenants: &Registry) -> Value {
-    let without_effect = tenants.groups().filter_map(|(_, group)| {
-        let settings = group.settings.without_effect();
-        (!settings.is_empty()).then(|| json!({ "tenant": &*group.name, "settings": settings }))
+    let pools = tenants.books().pools();
+    let everybody = std::iter::once(("default", tenants.table().default_settings()));
+    let groups = tenants.groups().map(|(_, group)| (&*group.name, &group.settings));
+    let without_effect = everybody.chain(groups).filter_map(|(name, settings)| {
+        let settings = settings.without_effect(pools);
+        (!settings.is_empty()).then(|| json!({ "tenant": name, "settings": settings }))
     });
     json!({
         "groups": tenants.groups().count(),
@@ -124,7 +127,7 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
     }
     if matches!(tally.kind, Kind::Group | Kind::Endpoint) && !tally.gone {
         entry["settings"] = json!(settings);
-        entry["settings_without_effect"] = settings.without_effect().into();
+        entry["settings_without_effect"] = settings.without_effect(tenants.books().pools()).into();
     }
     entry
 }

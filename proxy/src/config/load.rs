@@ -7,7 +7,7 @@ use super::document::{self, Node, Value};
 use super::error::{ConfigError, ConfigErrors};
 use super::listeners::{self, Bound};
 use super::read::{Field, Mistakes, Section};
-use super::{Config, ListenAddress, UpstreamDefaults, scalar, sections};
+use super::{Config, ListenAddress, MemoryLimit, UpstreamDefaults, scalar, sections};
 use super::{identities, limits, tenants};
 use crate::bootstrap;
 use crate::tenant::Pools;
@@ -126,7 +126,12 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         text => Ok(Some(text.to_owned())),
     });
     let limits = limits::limits(&mut top);
-    let tenants = tenants::tenants(&mut top, Pools::of(max_connections, workers, &limits));
+    // What a control group says is known where the process runs.
+    let memory = match limits.memory {
+        MemoryLimit::Bytes(bytes) => Some(bytes),
+        MemoryLimit::OfControlGroup | MemoryLimit::Off => None,
+    };
+    let tenants = tenants::tenants(&mut top, Pools::of(max_connections, workers, &limits, memory));
     top.finish(&[]);
     let (policy_source, tenants_from_xds) = policy_source?;
     Some(Config {

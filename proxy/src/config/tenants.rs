@@ -28,6 +28,12 @@ pub(super) fn tenants(top: &mut Section<'_>, pools: Pools) -> TenantConfig {
                 "guarantee.cpu: nobody knows how many endpoints there will be, so it could not be kept; guarantee it to a group",
             );
         }
+        let memory = config.default.guarantee.memory_bytes.map_or(0, NonZeroU64::get);
+        if let Some(most) = pools.memory_to_guarantee().filter(|most| memory > *most) {
+            default.refuse_whole(format!(
+                "guarantee.memory: {memory} bytes, and one endpoint can have {most} of limits.memory in any case; lower one of them"
+            ));
+        }
         default.finish(&[]);
     }
     let groups = section.field("groups").and_then(|field| field.list(&format!("[{GROUP}]")));
@@ -36,9 +42,12 @@ pub(super) fn tenants(top: &mut Section<'_>, pools: Pools) -> TenantConfig {
         let Some(mut section) = item.section(GROUP) else { continue };
         let group = group(&mut section);
         section.finish(&[]);
-        let Some(group) = group else { continue };
-        match claims.take(&group) {
-            Ok(()) => config.groups.push(group),
+        let Some(mut group) = group else { continue };
+        match claims.take(&mut group) {
+            Ok(left_out) => {
+                left_out.iter().for_each(|error| item.refuse(error.to_string()));
+                config.groups.push(group);
+            }
             Err(error) => item.refuse(error.to_string()),
         }
     }

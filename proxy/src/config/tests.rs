@@ -578,7 +578,7 @@ tenants:
     let config = config(text);
     assert!(config.tenants_from_xds);
     let TenantConfig { default, groups } = config.tenants;
-    assert_eq!(default.without_effect(), Vec::<String>::new());
+    assert_eq!(default.without_effect(crate::tenant::Pools::default()), Vec::<String>::new());
     let [group] = &groups[..] else { panic!("{groups:?}") };
     let members: Vec<String> = group.members.iter().map(ToString::to_string).collect();
     let expected = ["endpoint 69", "address 10.244.1.17", "prefix 10.244.2.0/28", "prefix fd00::/64", "identity 32226"];
@@ -664,6 +664,21 @@ fn mistakes_in_tenants_are_named() {
         errors("xds: {}\ntenants: {default: {guarantee: {cpu: 10m}}}"),
         [
             "2:20: tenants.default: guarantee.cpu: nobody knows how many endpoints there will be, so it could not be kept; guarantee it to a group"
+        ]
+    );
+    let group =
+        "tenants: {groups: [{name: a, members: {endpoint_ids: [1]}, guarantee: {memory: 351MiB, connections: 50001}}]}";
+    assert_eq!(
+        errors(&format!("xds: {{}}\n{group}\nlimits: {{memory: 1000MiB}}")),
+        [
+            "2:20: tenants.groups[0]: guarantee.connections: 50001 with what other tenants are guaranteed, and max_connections is 50000; lower one of them",
+            "2:20: tenants.groups[0]: guarantee.memory: 368050176 bytes with what other tenants are guaranteed, and of the 1048576000 bytes that the process may have (limits.memory) 367001600 can be guaranteed, half of what tenants get of them; lower one of them",
+        ]
+    );
+    assert_eq!(
+        errors("xds: {}\ntenants: {default: {guarantee: {memory: 351MiB}}}\nlimits: {memory: 1000MiB}"),
+        [
+            "2:20: tenants.default: guarantee.memory: 368050176 bytes, and one endpoint can have 367001600 of limits.memory in any case; lower one of them"
         ]
     );
 }

@@ -13,7 +13,7 @@ use super::Control;
 use super::policies::ClaimOrder;
 use super::world::after_publishing;
 use crate::policy_file::FilePlace;
-use crate::tenant::{Delivered, Group, RefusedGroup};
+use crate::tenant::{Delivered, Group, Pools, RefusedGroup, Settings};
 
 /// Takes each state of `tollgate.tenant.v1.Tenant`.
 pub struct TenantHandler {
@@ -119,7 +119,8 @@ impl Control {
                 true => format!("tenant set aside: {origin}: {reason}"),
                 false => format!("tenant in force but for one part: {origin}: {reason}"),
             });
-            let idle = tenants.groups().filter_map(|(_, group)| without_effect(group));
+            let pools = tenants.books().pools();
+            let idle = tenants.groups().filter_map(|(_, group)| without_effect(&group.name, &group.settings, pools));
             (refused.chain(idle).collect(), tenants.groups().count())
         };
         let news = self.say_once_of_tenants(problems);
@@ -130,11 +131,10 @@ impl Control {
     }
 }
 
-/// Settings of a group that are read but have no effect in this version, as a sentence.
-pub(crate) fn without_effect(group: &Group) -> Option<String> {
-    let settings = group.settings.without_effect();
-    (!settings.is_empty())
-        .then(|| format!("tenant {:?}: no effect in this version: {}", &*group.name, settings.join(", ")))
+/// Settings of a tenant that are read but have no effect in this process, as a sentence.
+pub(crate) fn without_effect(name: &str, settings: &Settings, pools: Pools) -> Option<String> {
+    let settings = settings.without_effect(pools);
+    (!settings.is_empty()).then(|| format!("tenant {name:?}: no effect: {}", settings.join(", ")))
 }
 
 #[cfg(test)]
@@ -171,7 +171,14 @@ mod tests {
             panic!("one tenant, not {resources:?}");
         };
         let (group, mistakes) = Group::of_resource(tenant).unwrap();
-        assert_eq!((mistakes, group.members.len(), group.settings.without_effect()), (vec![], 4, vec![]));
+        assert_eq!(
+            (
+                mistakes,
+                group.members.len(),
+                group.settings.without_effect(Pools { memory: Some(1 << 30), ..Pools::default() })
+            ),
+            (vec![], 4, vec![])
+        );
         let ceilings = &group.settings.ceilings;
         assert_eq!((ceilings.requests.unwrap().per_second.get(), ceilings.cpu_millis.unwrap().get()), (2000, 2000));
     }

@@ -178,6 +178,11 @@ impl Books {
         self.commons.limit(pools);
     }
 
+    /// See [`Books::limit`].
+    pub fn pools(&self) -> Pools {
+        self.commons.pools()
+    }
+
     pub(super) fn commons(&self) -> &Commons {
         &self.commons
     }
@@ -219,8 +224,11 @@ impl Books {
 
     /// Notes what a tenant may use; for whoever explains limits from the next time on that names are settled.
     pub(super) fn agree(&self, id: TenantId, settings: &Arc<Settings>) {
-        self.room().agree(id, settings);
         if let Some(holder) = self.lock().holders[id.place()].as_mut().filter(|holder| holder.id == id) {
+            match holder.kind {
+                Kind::Group => self.room().agree(id, settings),
+                Kind::BuiltIn | Kind::Shared | Kind::Endpoint => self.room().agree_as_any(id, settings),
+            }
             holder.settings = Some(Arc::clone(settings));
         }
     }
@@ -285,7 +293,10 @@ impl Books {
                 self.room().pass_time(place, held, milliseconds);
             }
         }
-        let measures = ladder::decide(most, resident, &self.room().holdings());
+        let mut holdings = self.room().holdings();
+        ladder::fit_guarantees(most, &mut holdings);
+        self.room().keep(&holdings);
+        let measures = ladder::decide(most, resident, &holdings);
         self.room().act(&measures, shadow, |place| self.commons.weight(first_holder(place)));
         self.room().is_pressed()
     }

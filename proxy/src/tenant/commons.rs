@@ -12,7 +12,7 @@ use super::gcra::Bucket;
 use super::id::{PLACES, Placed as _};
 use super::panics::Panics;
 use super::share::Crowd;
-use super::{Room, TenantId};
+use super::{Room, TenantId, ladder};
 use crate::config::Limits;
 
 /// What there is to give away.
@@ -24,6 +24,12 @@ pub struct Pools {
     pub in_flight: u32,
     /// Worker threads, of whose time tenants have parts.
     pub workers: u32,
+    /// Bytes that the process may have; `None` without an end.
+    pub memory: Option<u64>,
+    /// Workers' time is given away by tenant, and so measured.
+    pub fairness: bool,
+    /// Workers have lanes.
+    pub lanes: bool,
     /// Count what is over a share, and let it pass.
     pub shadow: bool,
 }
@@ -31,22 +37,28 @@ pub struct Pools {
 impl Default for Pools {
     /// No end to it, and one worker.
     fn default() -> Self {
-        Self { connections: u32::MAX, in_flight: u32::MAX, workers: 1, shadow: false }
+        let (connections, in_flight) = (u32::MAX, u32::MAX);
+        Self { connections, in_flight, workers: 1, memory: None, fairness: true, lanes: true, shadow: false }
     }
 }
 
 impl Pools {
-    /// What this configuration has.
-    pub fn of(max_connections: usize, workers: usize, limits: &Limits) -> Self {
+    /// What this configuration has, with fair shares and lanes, where the memory of the process ends there.
+    pub fn of(max_connections: usize, workers: usize, limits: &Limits, memory: Option<u64>) -> Self {
         let connections = u32::try_from(max_connections).unwrap_or(u32::MAX);
         let workers = u32::try_from(workers).unwrap_or(u32::MAX);
-        Self { connections, in_flight: limits.in_flight, workers, shadow: limits.shadow }
+        Self { connections, in_flight: limits.in_flight, workers, memory, shadow: limits.shadow, ..Self::default() }
     }
 
     /// Thousandths of a processor that may be guaranteed. A tenth of the workers' time is for accepting, chores and those who are
     /// guaranteed nothing.
     pub(super) fn cpu_millis(self) -> u64 {
         u64::from(self.workers) * 900
+    }
+
+    /// Bytes that may be guaranteed; `None` without an end.
+    pub(crate) fn memory_to_guarantee(self) -> Option<u64> {
+        self.memory.map(ladder::most_guaranteed)
     }
 }
 

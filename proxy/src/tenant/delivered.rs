@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::Settings;
 use super::group::{Claims, Group, GroupError, Member};
-use super::{Guarantee, Settings};
 
 /// Who says that there is a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,10 @@ pub struct RefusedGroup {
 impl RefusedGroup {
     pub(super) fn whole(origin: String, reason: String) -> Self {
         Self { origin, reason, whole: true }
+    }
+
+    pub(super) fn part(origin: String, reason: String) -> Self {
+        Self { origin, reason, whole: false }
     }
 }
 
@@ -66,7 +70,7 @@ impl Seniority {
         let mut refused: Vec<(usize, RefusedGroup)> = Vec::new();
         let mut candidates = Vec::with_capacity(delivered.len());
         for (index, Delivered { origin, group, left_out }) in delivered.iter().enumerate() {
-            let part = |reason: &String| RefusedGroup { origin: origin.clone(), reason: reason.clone(), whole: false };
+            let part = |reason: &String| RefusedGroup::part(origin.clone(), reason.clone());
             match group {
                 Ok(group) if claims.has_name(&group.name) => {
                     let reason = GroupError::NameTaken(Arc::clone(&group.name)).to_string();
@@ -183,14 +187,11 @@ impl Seniority {
                 continue;
             }
             let mut group = Group { members, ..candidate.group.clone() };
-            let mut taken = claims.take(&group);
-            if let Err(error @ (GroupError::Guarantee { .. } | GroupError::GuaranteedCpu { .. })) = &taken {
-                refuse(error.to_string(), false);
-                group.settings.guarantee = Guarantee::default();
-                taken = claims.take(&group);
-            }
-            match taken {
-                Ok(()) => groups.push((*candidate, group)),
+            match claims.take(&mut group) {
+                Ok(left_out) => {
+                    left_out.iter().for_each(|error| refuse(error.to_string(), false));
+                    groups.push((*candidate, group));
+                }
                 Err(error) => refuse(error.to_string(), true),
             }
         }

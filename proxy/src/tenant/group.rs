@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
-use std::num::NonZeroU32;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -100,6 +100,19 @@ pub enum GroupError {
         /// Worker threads.
         workers: u32,
         /// Thousandths of a processor.
+        total: u64,
+    },
+    /// More memory is guaranteed than may be.
+    #[error(
+        "guarantee.memory: {promised} bytes with what other tenants are guaranteed, and of the {end} bytes that the process may have \
+         (limits.memory) {total} can be guaranteed, half of what tenants get of them; lower one of them"
+    )]
+    GuaranteedMemory {
+        /// Bytes, to all tenants so far.
+        promised: u64,
+        /// Bytes that the process may have.
+        end: u64,
+        /// Bytes that may be guaranteed.
         total: u64,
     },
     /// A setting is out of its range.
@@ -205,29 +218,41 @@ pub struct Claims {
 struct Promised {
     connections: u64,
     in_flight: u64,
+    memory_bytes: u64,
     cpu_millis: u64,
 }
 
 impl Promised {
-    fn with(self, guarantee: &Guarantee, pools: Pools) -> Result<Self, GroupError> {
-        let more = |promised: u64, places: Option<NonZeroU32>, total: u32, name, key| {
-            let promised = promised + places.map_or(0, |places| u64::from(places.get()));
-            match promised > u64::from(total) {
-                true => Err(GroupError::Guarantee { places: name, promised, key, total }),
-                false => Ok(promised),
+    /// Adds what there is room for, and takes out of `guarantee` whatever there is not, each by itself. Returns what is wrong with that.
+    fn add(&mut self, guarantee: &mut Guarantee, pools: Pools) -> Vec<GroupError> {
+        let mut left_out = Vec::new();
+        let Guarantee { connections, in_flight, memory_bytes, cpu_millis } = guarantee;
+        for (promised, places, name, key, total) in [
+            (&mut self.connections, connections, "connections", "max_connections", pools.connections),
+            (&mut self.in_flight, in_flight, "in_flight", "limits.in_flight", pools.in_flight),
+        ] {
+            let sum = *promised + places.map_or(0, |places| u64::from(places.get()));
+            if sum > u64::from(total) && places.take().is_some() {
+                left_out.push(GroupError::Guarantee { places: name, promised: sum, key, total });
+            } else {
+                *promised = sum;
             }
-        };
-        let Guarantee { connections, in_flight, memory_bytes: _, cpu_millis } = *guarantee;
-        let cpu_millis = self.cpu_millis + cpu_millis.map_or(0, |millis| u64::from(millis.get()));
-        if cpu_millis > pools.cpu_millis() {
-            let total = pools.cpu_millis();
-            return Err(GroupError::GuaranteedCpu { promised: cpu_millis, workers: pools.workers, total });
         }
-        Ok(Self {
-            cpu_millis,
-            connections: more(self.connections, connections, pools.connections, "connections", "max_connections")?,
-            in_flight: more(self.in_flight, in_flight, pools.in_flight, "in_flight", "limits.in_flight")?,
-        })
+        let memory = self.memory_bytes.saturating_add(memory_bytes.map_or(0, NonZeroU64::get));
+        match pools.memory_to_guarantee() {
+            Some(total) if memory > total && memory_bytes.take().is_some() => {
+                let end = pools.memory.unwrap_or_default();
+                left_out.push(GroupError::GuaranteedMemory { promised: memory, end, total });
+            }
+            _ => self.memory_bytes = memory,
+        }
+        let cpu = self.cpu_millis + cpu_millis.map_or(0, |millis| u64::from(millis.get()));
+        let total = pools.cpu_millis();
+        match cpu > total && cpu_millis.take().is_some() {
+            true => left_out.push(GroupError::GuaranteedCpu { promised: cpu, workers: pools.workers, total }),
+            false => self.cpu_millis = cpu,
+        }
+        left_out
     }
 }
 
@@ -247,11 +272,12 @@ impl Claims {
         self.members.get(member)
     }
 
-    /// Takes everything that the group names, or nothing.
+    /// Takes everything that the group names, or nothing. What it is guaranteed beyond what there is, it is guaranteed no more; returns
+    /// what is wrong with that.
     ///
     /// # Errors
     /// Another group has some of it.
-    pub fn take(&mut self, group: &Group) -> Result<(), GroupError> {
+    pub fn take(&mut self, group: &mut Group) -> Result<Vec<GroupError>, GroupError> {
         if self.names.contains(&group.name) {
             return Err(GroupError::NameTaken(Arc::clone(&group.name)));
         }
@@ -263,9 +289,8 @@ impl Claims {
         if self.names.len() >= super::MAX_GROUPS {
             return Err(GroupError::TooMany(super::MAX_GROUPS));
         }
-        self.promised = self.promised.with(&group.settings.guarantee, self.pools)?;
         self.names.insert(Arc::clone(&group.name));
         self.members.extend(group.members.iter().map(|member| (*member, Arc::clone(&group.name))));
-        Ok(())
+        Ok(self.promised.add(&mut group.settings.guarantee, self.pools))
     }
 }

@@ -39,6 +39,24 @@ impl Default for Measures {
     }
 }
 
+/// How many of the `most` bytes of the process may be guaranteed: half of what tenants may have of them, so that the other half is for
+/// those who are guaranteed nothing.
+pub(super) fn most_guaranteed(most: u64) -> u64 {
+    tenths(most, 7) / 2
+}
+
+/// Brings guarantees down to what the process has for them, all in proportion: what fitted when it was promised may not any more.
+pub(super) fn fit_guarantees(most: Option<u64>, holdings: &mut [Holding]) {
+    let promised: u128 = holdings.iter().map(|holding| u128::from(holding.guarantee)).sum();
+    let Some(total) = most.map(|most| u128::from(most_guaranteed(most))).filter(|total| promised > *total) else {
+        return;
+    };
+    for holding in holdings {
+        holding.guarantee =
+            u64::try_from(u128::from(holding.guarantee) * total / promised).unwrap_or(holding.guarantee);
+    }
+}
+
 /// Decides, when the process may have `most` bytes and has `resident`, of which tenants have taken what `holdings` say.
 ///
 /// Tenants may have seven tenths of `most` together, without what the process takes for itself; from there on the one that has
@@ -52,9 +70,10 @@ pub(super) fn decide(most: Option<u64>, resident: u64, holdings: &[Holding]) -> 
     let Some(most) = most else { return Measures { over_ceiling, ..Measures::default() } };
     let used: u64 = holdings.iter().map(|holding| holding.used).sum();
     let own = resident.saturating_sub(used);
-    // Guarantees that are not used are nobody else's.
-    let kept: u64 = holdings.iter().map(|holding| holding.guarantee.saturating_sub(holding.used)).sum();
-    let limit = tenths(most, 7).saturating_sub(own).max(most / 4).saturating_sub(kept);
+    let all = tenths(most, 7).saturating_sub(own).max(most / 4);
+    // Guarantees that are not used are nobody else's, up to half of what there is: it may be less than when they were made.
+    let unused = holdings.iter().map(|holding| holding.guarantee.saturating_sub(holding.used));
+    let limit = all - unused.fold(0, u64::saturating_add).min(all / 2);
     // What the process has not taken yet of what is enough for it.
     let parts_until = used + tenths(most, 8).saturating_sub(resident);
     Measures { limit, parts_until, worst: worst(most, resident, limit, used, holdings), over_ceiling }
@@ -118,6 +137,34 @@ mod tests {
         assert_eq!(short.limit / MIB, 250, "a quarter is always theirs");
         assert_eq!(short.parts_until / MIB, 20, "but there is nothing to have");
         assert_eq!(decide(Some(1000 * MIB), 700 * MIB, &holdings).parts_until / MIB, 120);
+    }
+
+    fn guaranteed(mib: u64) -> Holding {
+        Holding { guarantee: mib.saturating_mul(MIB), ..holding(0) }
+    }
+
+    #[test]
+    fn guarantees_never_take_more_than_half_from_the_others() {
+        let most = Some(1000 * MIB);
+        assert_eq!(decide(most, 0, &[guaranteed(200), guaranteed(100)]).limit / MIB, 400);
+        // The process has taken much for itself since.
+        assert_eq!(decide(most, 500 * MIB, &[guaranteed(350)]).limit / MIB, 125);
+        let absurd = [guaranteed(u64::MAX), guaranteed(u64::MAX), holding(1)];
+        assert_eq!(decide(most, 0, &absurd).limit / MIB, 350);
+    }
+
+    #[test]
+    fn guarantees_that_do_not_fit_any_more_are_less_for_all_in_proportion() {
+        let fitted = |most: Option<u64>, guarantees: [u64; 3]| {
+            let mut holdings = guarantees.map(guaranteed);
+            fit_guarantees(most, &mut holdings);
+            holdings.map(|holding| holding.guarantee / MIB)
+        };
+        assert_eq!(fitted(Some(1000 * MIB), [200, 100, 50]), [200, 100, 50], "they fit exactly");
+        assert_eq!(fitted(Some(500 * MIB), [200, 100, 50]), [100, 50, 25]);
+        assert_eq!(fitted(None, [200, u64::MAX, 0]), [200, u64::MAX / MIB, 0]);
+        let [a, b, c] = fitted(Some(1000 * MIB), [u64::MAX, u64::MAX, 1]);
+        assert!(a == b && a + b <= 350 && a >= 174 && c == 0, "{a} {b} {c}");
     }
 
     #[test]

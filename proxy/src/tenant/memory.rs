@@ -5,6 +5,7 @@
 //! as is left for all, by weight, whichever is more: alone it gets half, two get a third each, and there is always room for who comes.
 //! Whoever has no more than an equal part is not refused because others have more than theirs, while the process has memory for it.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use super::id::{FIRST, PLACES, Placed as _};
@@ -94,7 +95,12 @@ struct Place {
     /// Bytes of connections that are told to go.
     leaving: AtomicU64,
     ceiling: AtomicU64,
+    /// What it is promised,
     guarantee: AtomicU64,
+    /// and what of that is in force: what the process has for guarantees.
+    kept: AtomicU64,
+    /// What everybody is promised, while the process has memory for it.
+    floor: AtomicU64,
     /// What it may have in any case while the process has memory for it: an equal part, by weight.
     part: AtomicU64,
     /// How many times what is left it may have, by weight: in units of 1 / [`ONCE`].
@@ -116,6 +122,8 @@ impl Default for Room {
             leaving: AtomicU64::new(0),
             ceiling: AtomicU64::new(u64::MAX),
             guarantee: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+            floor: AtomicU64::new(0),
             part: AtomicU64::new(0),
             times: AtomicU64::new(ONCE),
             shadow: AtomicBool::new(false),
@@ -194,10 +202,11 @@ impl Room {
         let used = self.used.load(Ordering::Relaxed);
         let left = limit.saturating_sub(used).saturating_mul(place.times.load(Ordering::Relaxed)) / ONCE;
         let part = match used < self.parts_until.load(Ordering::Relaxed) {
-            true => place.part.load(Ordering::Relaxed),
+            // Others have the other half, however many are promised as much.
+            true => place.part.load(Ordering::Relaxed).max(place.floor.load(Ordering::Relaxed).min(limit / 2)),
             false => 0,
         };
-        left.max(part).max(place.guarantee.load(Ordering::Relaxed)).max(LITTLE)
+        left.max(part).max(place.kept.load(Ordering::Relaxed)).max(LITTLE)
     }
 
     /// Notes that so many bytes of a tenant are on their way out, and no longer when they are gone, or stay.
@@ -258,19 +267,33 @@ impl Room {
         excess.filter(|(_, share)| *share > 0).collect()
     }
 
-    /// Notes what the holder of a place may have. Those whom every endpoint without a place shares have what any endpoint has.
+    /// Notes what the group in a place may have.
     pub(super) fn agree(&self, tenant: TenantId, settings: &Settings) {
-        if let Some(place) = self.places.get(tenant.place()) {
-            let bytes = |bytes: Option<std::num::NonZeroU64>| bytes.map(std::num::NonZero::get);
-            place.ceiling.store(bytes(settings.ceilings.memory_bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
-            place.guarantee.store(bytes(settings.guarantee.memory_bytes).unwrap_or(0), Ordering::Relaxed);
-            place.shadow.store(settings.shadow, Ordering::Relaxed);
-        }
+        let guarantee = settings.guarantee.memory_bytes.map_or(0, NonZeroU64::get);
+        self.agree_on(tenant, settings, guarantee, 0);
     }
 
-    /// The same for all that there always are.
+    /// The same for a tenant that has what any has. Nobody knows how many there are, so nothing is kept for them.
+    pub(super) fn agree_as_any(&self, tenant: TenantId, settings: &Settings) {
+        let floor = settings.guarantee.memory_bytes.map_or(0, NonZeroU64::get);
+        self.agree_on(tenant, settings, 0, floor);
+    }
+
+    fn agree_on(&self, tenant: TenantId, settings: &Settings, guarantee: u64, floor: u64) {
+        let Some(place) = self.places.get(tenant.place()) else { return };
+        let ceiling = settings.ceilings.memory_bytes.map_or(u64::MAX, NonZeroU64::get);
+        place.ceiling.store(ceiling, Ordering::Relaxed);
+        if place.guarantee.swap(guarantee, Ordering::Relaxed) != guarantee {
+            // Until the next look.
+            place.kept.store(guarantee, Ordering::Relaxed);
+        }
+        place.floor.store(floor, Ordering::Relaxed);
+        place.shadow.store(settings.shadow, Ordering::Relaxed);
+    }
+
+    /// The same for all that there always are: those whom every endpoint without a place shares have what any endpoint has.
     pub(super) fn agree_for_all(&self, settings: &Settings) {
-        (0..FIRST).for_each(|place| self.agree(super::id::first_holder(place), settings));
+        (0..FIRST).for_each(|place| self.agree_as_any(super::id::first_holder(place), settings));
     }
 
     /// What everybody holds.
@@ -284,6 +307,13 @@ impl Room {
             },
         };
         self.places.iter().map(holding).collect()
+    }
+
+    /// Puts guarantees in force as far as they go.
+    pub(super) fn keep(&self, holdings: &[Holding]) {
+        for (place, holding) in self.places.iter().zip(holdings) {
+            place.kept.store(holding.guarantee, Ordering::Relaxed);
+        }
     }
 
     /// Puts measures in force, for tenants of these weights.

@@ -32,6 +32,7 @@ mod registry;
 mod settings;
 mod share;
 mod table;
+mod without_effect;
 
 pub(crate) use account::{Account, LogItem};
 pub use account::{Ledger, Totals};

@@ -9,7 +9,7 @@ use tollgate_policy::{EndpointKey, EndpointPolicy, Snapshot};
 
 use super::books::{Books, Kind};
 use super::delivered::{Delivered, RefusedGroup, Seniority};
-use super::group::{Claims, ENDPOINT, Group, Member};
+use super::group::{Claims, ENDPOINT, Group, GroupError, Member};
 use super::id::{FIRST, Placed as _};
 use super::table::{GroupTable, Table};
 use super::{Settings, TenantId};
@@ -134,9 +134,14 @@ impl Registry {
         let mut table = GroupTable { default: Arc::new(self.config.default.clone()), ..GroupTable::default() };
         let mut in_force = Vec::with_capacity(self.config.groups.len() + self.delivered.len());
         for group in &self.config.groups {
-            match claims.take(group) {
-                Ok(()) => in_force.push(group.clone()),
-                Err(error) => self.refused.push(RefusedGroup::whole(group.name.to_string(), error.to_string())),
+            let (mut group, origin) = (group.clone(), group.name.to_string());
+            match claims.take(&mut group) {
+                Ok(left_out) => {
+                    let part = |error: GroupError| RefusedGroup::part(origin.clone(), error.to_string());
+                    self.refused.extend(left_out.into_iter().map(part));
+                    in_force.push(group);
+                }
+                Err(error) => self.refused.push(RefusedGroup::whole(origin, error.to_string())),
             }
         }
         let (groups, refused) = self.seniority.settle(&self.delivered, &mut claims);

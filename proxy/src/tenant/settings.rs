@@ -3,7 +3,6 @@
 use std::num::{NonZeroU32, NonZeroU64};
 
 use serde::Serialize;
-use serde_json::Value;
 use tollgate_proto::tenant as proto;
 use tollgate_schedule::Part;
 
@@ -14,7 +13,7 @@ pub const MAX_WEIGHT: u32 = 1000;
 
 /// Settings that this version acts on, by their paths. The others are read, checked and shown, and each is said to have no
 /// effect yet: see [`Settings::without_effect`].
-const ENFORCED: &[&str] = &[
+pub(super) const ENFORCED: &[&str] = &[
     "weight",
     "shadow",
     "isolation",
@@ -192,30 +191,6 @@ impl Settings {
     /// Whether anything is set that a limit asks about.
     pub(super) fn concern_limits(&self) -> bool {
         self.ceilings != Ceilings::default() || self.guarantee != Guarantee::default() || self.shadow
-    }
-
-    /// Paths of what is set and has no effect in this version, such as `ceilings.requests`.
-    pub fn without_effect(&self) -> Vec<String> {
-        let mut set: Vec<String> = Vec::new();
-        if self.weight != 1 {
-            set.push("weight".to_owned());
-        }
-        for (name, part) in [
-            ("guarantee", serde_json::to_value(&self.guarantee)),
-            ("ceilings", serde_json::to_value(&self.ceilings)),
-            ("policy", serde_json::to_value(&self.policy)),
-        ] {
-            let Ok(Value::Object(members)) = part else { continue };
-            set.extend(members.keys().map(|key| format!("{name}.{key}")));
-        }
-        if self.shadow {
-            set.push("shadow".to_owned());
-        }
-        if self.isolation != Isolation::Auto {
-            set.push("isolation".to_owned());
-        }
-        set.retain(|path| !ENFORCED.contains(&path.as_str()));
-        set
     }
 
     /// What a resource says, and what of it is out of its range: the field and what is wrong with it. Such a setting has its default.

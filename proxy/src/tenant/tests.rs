@@ -263,7 +263,7 @@ fn everything_that_can_be_set_has_effect() {
     });
     let (group, _) = Group::of_resource(&tenant).unwrap();
     assert_eq!(group.settings.ceilings.requests.unwrap().burst.get(), 5, "the burst is a second's worth");
-    assert_eq!(group.settings.without_effect(), Vec::<String>::new());
+    assert_eq!(group.settings.without_effect(Pools::default()), Vec::<String>::new());
 }
 
 #[test]
@@ -452,24 +452,27 @@ fn the_overflow_never_goes_back() {
 #[test]
 fn guarantees_that_exceed_what_there_is_are_set_aside() {
     let books = Arc::new(Books::default());
-    books.limit(Pools { connections: 100, in_flight: 50, workers: 2, shadow: false });
+    books.limit(Pools { connections: 100, in_flight: 50, workers: 2, memory: Some(100 << 20), ..Pools::default() });
     let mut registry = Registry::new(Arc::clone(&books), TenantConfig::default());
-    let guaranteed = |name: &str, endpoint, connections, in_flight| {
-        let guarantee = proto::Guarantee { connections, in_flight, ..proto::Guarantee::default() };
-        Tenant { guarantee: Some(guarantee), ..resource(name, &[endpoint], &[], &[]) }
+    let guaranteed = |name: &str, endpoint, guarantee| Tenant {
+        guarantee: Some(guarantee),
+        ..resource(name, &[endpoint], &[], &[])
     };
-    let cpu = |name: &str, endpoint, cpu_millis| {
-        let guarantee = proto::Guarantee { cpu_millis, ..proto::Guarantee::default() };
-        Tenant { guarantee: Some(guarantee), ..resource(name, &[endpoint], &[], &[]) }
-    };
+    let places = |connections, in_flight| proto::Guarantee { connections, in_flight, ..proto::Guarantee::default() };
+    let cpu = |cpu_millis| proto::Guarantee { cpu_millis, ..proto::Guarantee::default() };
+    let memory = |memory_bytes| proto::Guarantee { memory_bytes, ..proto::Guarantee::default() };
     let groups = [
-        guaranteed("a", 1, 60, 0),
-        guaranteed("b", 2, 41, 0),
-        guaranteed("c", 3, 40, 50),
-        guaranteed("d", 4, 0, 1),
-        cpu("e", 5, 1000),
-        cpu("f", 6, 801),
-        cpu("g", 7, 800),
+        guaranteed("a", 1, places(60, 0)),
+        guaranteed("b", 2, places(41, 0)),
+        guaranteed("c", 3, places(40, 50)),
+        guaranteed("d", 4, places(0, 1)),
+        guaranteed("e", 5, cpu(1000)),
+        guaranteed("f", 6, cpu(801)),
+        guaranteed("g", 7, cpu(800)),
+        guaranteed("h", 8, memory(u64::MAX)),
+        guaranteed("i", 9, memory(35 << 20)),
+        // Only what does not fit is left out of it, and each is named.
+        guaranteed("j", 10, proto::Guarantee { connections: 1, in_flight: 0, memory_bytes: 1, cpu_millis: 1 }),
     ];
     registry.deliver(delivered(&groups), &Snapshot::empty());
     assert!(registry.refused().iter().all(|refused| !refused.whole), "their ceilings count: {:?}", registry.refused());
@@ -479,6 +482,10 @@ fn guarantees_that_exceed_what_there_is_are_set_aside() {
         [
             "guarantee.connections: 101 with what other tenants are guaranteed, and max_connections is 100; lower one of them",
             "guarantee.in_flight: 51 with what other tenants are guaranteed, and limits.in_flight is 50; lower one of them",
+            "guarantee.cpu: 1801m with what other tenants are guaranteed, and workers: 2 can guarantee 1800m, nine tenths of their time; lower one of them",
+            "guarantee.memory: 18446744073709551615 bytes with what other tenants are guaranteed, and of the 104857600 bytes that the process may have (limits.memory) 36700160 can be guaranteed, half of what tenants get of them; lower one of them",
+            "guarantee.connections: 101 with what other tenants are guaranteed, and max_connections is 100; lower one of them",
+            "guarantee.memory: 36700161 bytes with what other tenants are guaranteed, and of the 104857600 bytes that the process may have (limits.memory) 36700160 can be guaranteed, half of what tenants get of them; lower one of them",
             "guarantee.cpu: 1801m with what other tenants are guaranteed, and workers: 2 can guarantee 1800m, nine tenths of their time; lower one of them",
         ]
     );

@@ -18,6 +18,8 @@ use tollgate_tests::site::{HTTP_PORT, Site};
 use tollgate_tests::upstream::{Upstream, next_request};
 use tollgate_tests::wait::until;
 
+use super::tenants;
+
 const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
 /// Gets no answer.
 const HANG: &str = "GET /allowed/hang HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -260,12 +262,14 @@ fn start_with_an_end(site: &Site, upstream: SocketAddr, mode: &str) -> Proxy {
     let top = format!("{limits}\ntenants: {{ groups: [{group}] }}");
     let options = Options { direction: "egress", top, ..Options::default() };
     let proxy = Proxy::with(site, upstream, &options, &[policy(site, GREEDY), policy(site, NEIGHBOUR)]);
-    let limit = || {
-        let status: Value = serde_json::from_str(&proxy.get("/status").1).unwrap();
-        status["memory"]["tenants_limit_bytes"].as_u64()
-    };
-    assert_eq!(until("the first look", limit), 8 * MIB);
+    assert_eq!(until("the first look", || limit_of_tenants(&proxy)), 8 * MIB);
     proxy
+}
+
+/// Bytes for all tenants together, once somebody has looked.
+fn limit_of_tenants(proxy: &Proxy) -> Option<u64> {
+    let status: Value = serde_json::from_str(&proxy.get("/status").1).unwrap();
+    status["memory"]["tenants_limit_bytes"].as_u64()
 }
 
 #[test]
@@ -308,6 +312,56 @@ fn in_shadow_idle_connections_stay_however_much_they_hold() {
     assert_eq!(ask(&mut connect(&site, &proxy, GREEDY)), 200);
     assert_eq!(shown(&proxy, "greedy", "refusals"), json!({}));
     silent.iter_mut().for_each(|client| assert_eq!(ask(client), 200));
+}
+
+#[test]
+fn an_unused_guarantee_leaves_half_to_the_others() {
+    let site = Site::new();
+    let upstream = answering(&site);
+    // All that can be guaranteed of 32 MiB is more than the 8 MiB that are left for tenants.
+    let quiet =
+        format!("{{ name: quiet, members: {{ endpoint_ids: [{NEIGHBOUR}] }}, guarantee: {{ memory: 11MiB }} }}");
+    let greedy = format!("{{ name: greedy, members: {{ endpoint_ids: [{GREEDY}] }} }}");
+    let top = format!("limits: {{ memory: 32MiB }}\ntenants: {{ groups: [{quiet}, {greedy}] }}");
+    let options = Options { direction: "egress", top, ..Options::default() };
+    let policies = [policy(&site, GREEDY), policy(&site, NEIGHBOUR)];
+    let proxy = Proxy::with(&site, upstream.address(), &options, &policies);
+    assert_eq!(until("the first look", || limit_of_tenants(&proxy)), 4 * MIB);
+    let clients = fill(&site, &proxy);
+    assert!(held(&proxy, "greedy") > 3 * MIB / 2, "{} of {} clients", held(&proxy, "greedy"), clients.len());
+    // Who has the guarantee is not refused below it.
+    let guaranteed: Vec<Peer> = (0..300)
+        .map(|_| {
+            let mut client = connect(&site, &proxy, NEIGHBOUR);
+            client.send(HANG);
+            client
+        })
+        .collect();
+    let in_flight = || (shown(&proxy, "quiet", "requests_in_flight") == guaranteed.len()).then_some(());
+    until("all of its requests", in_flight);
+    assert!(held(&proxy, "quiet") > 3 * MIB, "{}", held(&proxy, "quiet"));
+    assert_eq!(shown(&proxy, "quiet", "refusals"), json!({}));
+}
+
+#[test]
+fn a_guarantee_of_memory_that_does_not_fit_takes_nothing_from_anybody() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let upstream = answering(&site);
+    let policies =
+        [GREEDY, NEIGHBOUR].map(|endpoint| tenants::policy(endpoint.into(), client_address(&site, endpoint)));
+    let top = "limits: { memory: 32MiB }";
+    let (mut control, proxy) = tenants::with_python_and(&site, python, &policies, upstream.address(), top);
+    let guarantee = json!({"memoryBytes": (100_u64 << 30).to_string(), "connections": 5});
+    let absurd = json!({"name": "absurd", "members": {"endpointIds": [NEIGHBOUR.to_string()]}, "guarantee": guarantee});
+    tenants::set_tenants(&mut control, "1", &json!([absurd]));
+    let status: Value = serde_json::from_str(&proxy.get("/status").1).unwrap();
+    let refused = &status["tenants"]["refused"];
+    let reason = "guarantee.memory: 107374182400 bytes with what other tenants are guaranteed, and of the 33554432 bytes that the process \
+                  may have (limits.memory) 11744050 can be guaranteed, half of what tenants get of them; lower one of them";
+    assert_eq!(*refused, json!([{"origin": "resource absurd", "reason": reason, "whole": false}]));
+    assert_eq!(shown(&proxy, "absurd", "settings")["guarantee"], json!({"connections": 5}), "the other one fits");
+    assert_eq!(until("the first look", || limit_of_tenants(&proxy)), 8 * MIB);
 }
 
 #[test]

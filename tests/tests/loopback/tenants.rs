@@ -160,11 +160,22 @@ pub(crate) fn with_python(
     policies: &[Value],
     upstream: SocketAddr,
 ) -> (ControlPlane, Proxy) {
+    with_python_and(site, python, policies, upstream, "")
+}
+
+/// The same with more in the configuration.
+pub(crate) fn with_python_and(
+    site: &Site,
+    python: &Path,
+    policies: &[Value],
+    upstream: SocketAddr,
+    top: &str,
+) -> (ControlPlane, Proxy) {
     let mut control = ControlPlane::start(python).unwrap();
     let socket = site.path("python.sock");
     control.listen(&socket).unwrap();
     control.tell(&json!({"do": "set", "version": "1", "resources": policies})).unwrap();
-    let options = Options { direction: "egress", mode: "split, tenants: true", ..Options::default() };
+    let options = Options { direction: "egress", mode: "split, tenants: true", top: top.into(), ..Options::default() };
     let mut proxy = Proxy::attached(site, upstream, &options, &socket);
     proxy.wait_until_ready();
     (control, proxy)

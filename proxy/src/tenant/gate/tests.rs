@@ -164,7 +164,7 @@ fn shadow_counts_and_refuses_nothing() {
 
 #[test]
 fn shares_have_a_shadow_of_their_own() {
-    let pools = Pools { connections: 10, in_flight: 10, workers: 1, shadow: true };
+    let pools = Pools { connections: 10, in_flight: 10, shadow: true, ..Pools::default() };
     let process = Process::new(pools, only(Settings::default()));
     assert_eq!(process.hoard(0, 8), (8, None));
     assert_eq!(process.shadowed(Reason::TenantShare), 3);

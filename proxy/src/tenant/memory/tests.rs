@@ -43,6 +43,40 @@ fn a_guarantee_holds_when_nothing_is_left() {
 }
 
 #[test]
+fn what_any_is_guaranteed_is_a_floor_while_there_is_memory() {
+    let room = Room::default();
+    let guarantee = Guarantee { memory_bytes: NonZeroU64::new(1 << 40), ..Guarantee::default() };
+    let settings = Settings { guarantee, ..Settings::default() };
+    room.agree_as_any(tenant(100), &settings);
+    room.agree_as_any(tenant(101), &settings);
+    assert!(room.holdings().iter().all(|holding| holding.guarantee == 0), "nothing is kept");
+    room.take(100, 60 * MIB);
+    let measures = Measures { limit: 80 * MIB, parts_until: 100 * MIB, ..Measures::default() };
+    room.act(&measures, false, |_| 1);
+    let most = |place| room.part(tenant(place)).unwrap().most / MIB;
+    assert_eq!((most(100), most(101)), (40, 40), "half of all");
+    room.take(102, 40 * MIB);
+    assert_eq!((most(100), most(101)), (1, 1), "the process has no memory for it");
+}
+
+#[test]
+fn a_guarantee_counts_as_far_as_the_process_has_memory_for_it() {
+    let room = Room::default();
+    let guarantee = Guarantee { memory_bytes: NonZeroU64::new(70 * MIB), ..Guarantee::default() };
+    room.agree(tenant(100), &Settings { guarantee: guarantee.clone(), ..Settings::default() });
+    room.limit.store(0, Ordering::Relaxed);
+    let most = || room.part(tenant(100)).unwrap().most / MIB;
+    assert_eq!(most(), 70);
+    let mut holdings = room.holdings();
+    crate::tenant::ladder::fit_guarantees(Some(100 * MIB), &mut holdings);
+    room.keep(&holdings);
+    assert_eq!(most(), 35);
+    // The same settings again, with the next update.
+    room.agree(tenant(100), &Settings { guarantee, ..Settings::default() });
+    assert_eq!((most(), room.holdings()[100].guarantee), (35, 70 * MIB));
+}
+
+#[test]
 fn a_ceiling_counts_without_an_end_and_shadow_only_counts() {
     let room = Room::default();
     let ceilings = Ceilings { memory_bytes: NonZeroU64::new(8 * MIB), ..Ceilings::default() };
