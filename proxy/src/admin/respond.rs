@@ -188,7 +188,7 @@ fn server_info(state: &AdminState) -> Value {
 }
 
 fn status(state: &AdminState) -> Value {
-    let [forwarded, denied, failed] = state.metrics.flow_records_lost();
+    let [forwarded, denied, limited, failed] = state.metrics.flow_records_lost();
     let mut status = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "node": { "id": state.node.id, "cluster": state.node.cluster },
@@ -196,7 +196,7 @@ fn status(state: &AdminState) -> Value {
         "ready": state.waiting_for().is_empty(),
         "waiting_for": state.waiting_for(),
         "connections_open": state.metrics.connections_open(),
-        "flow_records_lost": { "forwarded": forwarded, "denied": denied, "failed": failed },
+        "flow_records_lost": { "forwarded": forwarded, "denied": denied, "limited": limited, "failed": failed },
     });
     if let Some(members) = status.as_object_mut() {
         members.extend(state.views.status());

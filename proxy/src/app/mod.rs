@@ -141,6 +141,7 @@ impl Process {
             .context("flow records")?;
         metrics.watch_sinks(flows.sinks());
         metrics.watch_access_logs(flows.access_logs());
+        metrics.watch_log_memory(flows.memory());
         metrics.watch_readiness(readiness.clone());
         let listeners =
             Listeners::new(commands, lanes, Arc::clone(&metrics), flows.access_logs(), config.drain_timeout);

@@ -119,6 +119,10 @@ impl Views for ProcessViews {
         status.insert("limits".into(), json!({ "connections": self.config.max_connections }));
         status.insert("memory".into(), tenants::memory(&self.control.store().tenants(), self.memory_end));
         status.insert("policy_memory".into(), tenants::policy_memory(&self.control));
+        if let Some(memory) = self.metrics.log_memory() {
+            let memory = json!({ "bytes": memory.bytes(), "limit_bytes": memory.limit() });
+            status.insert("log_memory".into(), memory);
+        }
         status.insert("draining".into(), json!(self.readiness.waiting_for().iter().any(|what| what == "draining")));
         status
     }

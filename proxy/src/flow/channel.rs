@@ -1,15 +1,19 @@
 //! The way of a record from a worker to the flow thread: one single-producer ring per worker, and a doorbell that is
 //! rung only when the consumer sleeps.
 
-use std::cell::{Cell, RefCell};
+mod ring;
+
+use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
+pub(super) use self::ring::{Logged, RingLoad};
+use self::ring::{RingReceiver, RingSender, ring};
 use super::access_log::{AccessLogs, Entry};
-use super::{EntryKind, FlowRecord, Outcome, json};
+use super::{EntryKind, FlowRecord, json};
 use crate::metrics;
 
 /// How long a reading of the wall clock is extended by the monotonic one.
@@ -26,10 +30,20 @@ pub struct Sequenced {
     pub record: Box<FlowRecord>,
 }
 
+impl Logged for Sequenced {
+    fn memory(&self) -> usize {
+        size_of::<Self>() + self.record.memory()
+    }
+
+    fn is_denial(&self) -> bool {
+        self.record.is_denial()
+    }
+}
+
 /// Connects workers to the one consumer of their flow records.
 ///
-/// Each worker's ring holds `capacity` records (raised to 8), of which a quarter is reserved for denials; so does another
-/// ring for entries of the access log. The senders come in the order of `workers`; each belongs to one worker thread.
+/// Each worker's ring holds `capacity` records (raised to 8), of which a quarter is reserved for denials, and so many bytes; so
+/// does another ring for entries of the access log. The senders come in the order of `workers`; each belongs to one worker thread.
 pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSender>, FlowConsumer) {
     let capacity = capacity.max(8);
     let doorbell = Arc::new(Doorbell::default());
@@ -37,9 +51,9 @@ pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSende
     let mut senders = Vec::with_capacity(workers.len());
     let (mut rings, mut entries) = (Vec::new(), Vec::new());
     for (index, metrics) in workers.into_iter().enumerate() {
-        let (records, consumer) = lane(capacity);
+        let (records, consumer) = ring(capacity);
         rings.push(consumer);
-        let (log, consumer) = lane(capacity);
+        let (log, consumer) = ring(capacity);
         entries.push(consumer);
         senders.push(FlowSender {
             records,
@@ -55,44 +69,11 @@ pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSende
     (senders, FlowConsumer { rings, entries, access_logs, doorbell })
 }
 
-/// The producing end of one ring.
-struct Lane<T> {
-    ring: RefCell<rtrb::Producer<T>>,
-    /// Free slots at least; refreshed from the consumer's cache line only when it runs low.
-    free: Cell<usize>,
-    /// Slots for denials only.
-    reserve: usize,
-}
-
-fn lane<T>(capacity: usize) -> (Lane<T>, rtrb::Consumer<T>) {
-    let (producer, consumer) = rtrb::RingBuffer::new(capacity);
-    (Lane { ring: RefCell::new(producer), free: Cell::new(capacity), reserve: capacity / 4 }, consumer)
-}
-
-impl<T> Lane<T> {
-    /// Returns whether there was room.
-    fn push(&self, denied: bool, item: T) -> bool {
-        let Ok(mut ring) = self.ring.try_borrow_mut() else {
-            return false;
-        };
-        let needed = if denied { 0 } else { self.reserve };
-        if self.free.get() <= needed {
-            self.free.set(ring.slots());
-            if self.free.get() <= needed {
-                return false;
-            }
-        }
-        let pushed = ring.push(item).is_ok();
-        self.free.set(self.free.get().saturating_sub(1));
-        pushed
-    }
-}
-
 /// A worker's end. It may move to the worker's thread, and then stays there: it is `!Sync`, share it as
 /// `Rc<FlowSender>`.
 pub struct FlowSender {
-    records: Lane<Sequenced>,
-    log: Lane<Entry>,
+    records: RingSender<Sequenced>,
+    log: RingSender<Entry>,
     next_seq: Cell<u64>,
     /// The last reading of the wall clock, and when it was taken.
     clock: Cell<(Instant, SystemTime)>,
@@ -107,14 +88,14 @@ impl FlowSender {
     /// Counts the record in the metrics and hands it over, or loses and counts it when the ring has no room for its
     /// class; returns whether it had. Never blocks. Use [`super::OpenFlow`] rather than this, so that no path can forget it.
     pub fn send(&self, record: Box<FlowRecord>) -> bool {
-        let outcome = record.outcome;
+        let ending = record.ending();
         self.metrics.flow_finished(&record);
         let seq = self.take_seq();
-        let sent = self.records.push(outcome == Outcome::Denied, Sequenced { worker: self.worker, seq, record });
+        let sent = self.records.push(Sequenced { worker: self.worker, seq, record });
         if sent {
             self.doorbell.ring();
         } else {
-            self.metrics.flow_record_lost(outcome);
+            self.metrics.flow_record_lost(ending);
         }
         sent
     }
@@ -123,7 +104,7 @@ impl FlowSender {
     pub(super) fn lose(&self, record: &FlowRecord) {
         self.metrics.flow_finished(record);
         self.take_seq();
-        self.metrics.flow_record_lost(record.outcome);
+        self.metrics.flow_record_lost(record.ending());
     }
 
     fn take_seq(&self) -> u64 {
@@ -144,7 +125,7 @@ impl FlowSender {
     pub(super) fn log(&self, entry: Entry) -> bool {
         let kind = entry.kind;
         self.metrics.log_entry_made(kind);
-        let sent = self.log.push(kind == EntryKind::Denied, entry);
+        let sent = self.log.push(entry);
         if sent {
             self.doorbell.ring();
         } else {
@@ -191,8 +172,8 @@ impl fmt::Debug for FlowSender {
 /// The consuming end of all rings.
 #[derive(Debug)]
 pub struct FlowConsumer {
-    rings: Vec<rtrb::Consumer<Sequenced>>,
-    entries: Vec<rtrb::Consumer<Entry>>,
+    rings: Vec<RingReceiver<Sequenced>>,
+    entries: Vec<RingReceiver<Entry>>,
     access_logs: AccessLogs,
     doorbell: Arc<Doorbell>,
 }
@@ -213,6 +194,13 @@ impl FlowConsumer {
         self.access_logs.clone()
     }
 
+    /// What each ring holds.
+    pub(super) fn loads(&self) -> Vec<RingLoad> {
+        let (records, entries) =
+            (self.rings.iter().map(RingReceiver::load), self.entries.iter().map(RingReceiver::load));
+        records.chain(entries).collect()
+    }
+
     pub(super) fn doorbell(&self) -> Arc<Doorbell> {
         Arc::clone(&self.doorbell)
     }
@@ -229,16 +217,12 @@ impl FlowConsumer {
     }
 }
 
-fn drain<T>(rings: &mut [rtrb::Consumer<T>], batch: &mut Vec<T>, limit: usize) -> (usize, bool) {
+fn drain<T: Logged>(rings: &mut [RingReceiver<T>], batch: &mut Vec<T>, limit: usize) -> (usize, bool) {
     let before = batch.len();
     let share = (limit / rings.len().max(1)).max(1);
     let mut all = true;
     for ring in rings {
-        let there = ring.slots();
-        all &= there <= share;
-        if let Ok(chunk) = ring.read_chunk(there.min(share)) {
-            batch.extend(chunk);
-        }
+        all &= ring.take(batch, share);
     }
     (batch.len() - before, all)
 }

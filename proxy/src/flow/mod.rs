@@ -6,13 +6,14 @@
 //!         └──────────── entries ─ring─▶ flow thread ─▶ one thread per socket of the access log
 //! ```
 //! A worker never locks, blocks, waits or writes because of a record. What it cannot hand over at once is lost and
-//! counted: allowed flows first, denials last (a share of the ring is theirs alone). Every record carries its worker
+//! counted: denials last (a share of the ring is theirs alone; what limits refuse is no denial). Every record carries its worker
 //! and a number that counts that worker's records including the lost ones, so a gap in the numbers is exactly a loss.
 
 mod access_log;
 mod channel;
 pub mod json;
 mod log;
+mod memory;
 mod open;
 mod record;
 mod sink;
@@ -22,6 +23,7 @@ pub use access_log::{AccessLogs, EntryKind, ListenerLog, LossCause, SinkSet, Soc
 pub(crate) use access_log::{Fields, LogTarget};
 pub use channel::{FlowConsumer, FlowSender, Sequenced, channel};
 pub use log::{FlowFilter, FlowLog, FlowReader};
+pub use memory::LogMemory;
 pub use open::OpenFlow;
 pub(crate) use record::ENDINGS;
 pub use record::{FlowRecord, HttpRecord, Outcome, Protocol};

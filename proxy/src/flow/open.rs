@@ -175,7 +175,7 @@ impl Drop for OpenFlow {
         if let Some(log) = &self.log {
             log.end(self.way(), &record);
         }
-        let item = LogItem { is_entry: false, denied: record.outcome == Outcome::Denied };
+        let item = LogItem { is_entry: false, denied: record.is_denial() };
         let charge = self.charge.as_ref();
         if charge.is_some_and(|charge| !charge.may_log(item, || self.sender.length(&record))) {
             self.sender.lose(&record);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tollgate_policy::{Direction, HeaderLog, NearestMiss, RuleRef, SecurityId};
+use tollgate_policy::{Direction, HeaderLog, LoggedHeader, NearestMiss, RuleRef, SecurityId};
 
 use crate::reason::Reason;
 use crate::tenant::TenantId;
@@ -81,7 +81,7 @@ impl HttpRecord {
     }
 
     /// Bytes of text.
-    pub(super) fn memory(&self) -> usize {
+    fn memory(&self) -> usize {
         self.text.len()
     }
 }
@@ -153,15 +153,32 @@ impl FlowRecord {
     pub(crate) fn ending(&self) -> usize {
         match self.outcome {
             Outcome::Forwarded => 0,
-            Outcome::Denied if !self.is_limited() => 1,
+            Outcome::Denied if self.is_denial() => 1,
             Outcome::Denied => 2,
             Outcome::Failed => 3,
         }
     }
 
+    /// Whether it tells of a denial: by policy, or of what was no proper request. Logs keep room for those, which nobody else
+    /// tells of; what limits refuse comes in floods, and is counted.
+    pub(crate) fn is_denial(&self) -> bool {
+        self.outcome == Outcome::Denied && !self.is_limited()
+    }
+
     /// Whether a limit refused it.
     pub(crate) fn is_limited(&self) -> bool {
         self.outcome == Outcome::Denied && self.reason.is_some_and(Reason::is_limit)
+    }
+
+    /// Approximate memory, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        let http = self.http.as_ref().map_or(0, HttpRecord::memory);
+        // The texts of a nearest miss are shared with the policy snapshot.
+        let miss = self.nearest_miss.as_ref().map_or(0, |miss| size_of_val(&**miss) + miss.matched.len() * 16);
+        let header = |header: &LoggedHeader| size_of_val(header) + header.name.len() + header.value.len();
+        let headers = |log: &HeaderLog| log.missing.iter().chain(&log.rejected).map(header).sum();
+        let detail = self.detail.as_deref().map_or(0, str::len);
+        size_of::<Self>() + http + miss + self.header_log.as_deref().map_or(0, headers) + detail
     }
 
     /// Keeps what header matches found, as far as a record has room for it.

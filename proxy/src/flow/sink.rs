@@ -15,7 +15,7 @@ use super::FlowError;
 /// Batches waiting for one sink, at most.
 const QUEUE: usize = 64;
 /// Bytes waiting for one sink, at most (one batch may exceed it alone).
-const QUEUE_BYTES: usize = 4 << 20;
+pub(super) const QUEUE_BYTES: usize = 4 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -31,6 +31,13 @@ pub struct SinkCounters {
     /// Failed writes; each is tried again.
     pub errors: AtomicU64,
     queued_bytes: AtomicUsize,
+}
+
+impl SinkCounters {
+    /// Bytes that wait for it.
+    pub(super) fn queued_bytes(&self) -> u64 {
+        self.queued_bytes.load(Ordering::Relaxed) as u64
+    }
 }
 
 /// JSON lines for every sink, written at once.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::channel::Doorbell;
 use super::sink::{Lines, Sink, SinkCounters};
-use super::{AccessLogs, FlowConsumer, FlowLog, Sequenced, json};
+use super::{AccessLogs, FlowConsumer, FlowLog, LogMemory, Sequenced, json};
 use crate::config::AccessLog;
 use crate::tenant::Names;
 
@@ -74,6 +74,7 @@ pub struct FlowThread {
     log: Arc<FlowLog>,
     sinks: Arc<[Arc<SinkCounters>]>,
     access_logs: AccessLogs,
+    memory: LogMemory,
     doorbell: Arc<Doorbell>,
     ended: Receiver<()>,
 }
@@ -106,10 +107,17 @@ impl FlowConsumer {
     ) -> Result<FlowThread, FlowError> {
         let log = FlowLog::new(settings.recent_records, settings.recent_bytes, settings.tenants.clone());
         let names = settings.tenants.clone();
+        let counters: Arc<[_]> = sinks.iter().map(Sink::counters).collect();
         let flows = FlowThread {
             log: Arc::clone(&log),
-            sinks: sinks.iter().map(Sink::counters).collect(),
+            sinks: Arc::clone(&counters),
             access_logs: self.access_logs(),
+            memory: LogMemory {
+                rings: self.loads().into(),
+                log: Arc::clone(&log),
+                sinks: counters,
+                access_logs: self.access_logs(),
+            },
             doorbell: self.doorbell(),
             ended,
         };
@@ -143,6 +151,11 @@ impl FlowThread {
     /// The sockets of the access log.
     pub fn access_logs(&self) -> AccessLogs {
         self.access_logs.clone()
+    }
+
+    /// What all of it holds.
+    pub fn memory(&self) -> LogMemory {
+        self.memory.clone()
     }
 
     /// Writes out what the workers have sent so far and ends; to be called after the workers are done. Blocks for

@@ -21,8 +21,6 @@ use crate::reason::Reason;
 pub(super) const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 /// In the order of [`crate::flow::EntryKind`].
 const ENTRY_WORKS: [&str; 3] = ["request", "response", "denied"];
-/// In the order of [`crate::flow::Outcome`].
-const OUTCOMES: [&str; 3] = ["forwarded", "denied", "failed"];
 
 impl Collector for Families {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -174,13 +172,20 @@ impl Families {
 
     fn records(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
         let mut records = families.counter("tollgate_flow_records", "Flow records made, lost ones included")?;
-        for (index, class) in OUTCOMES.into_iter().enumerate() {
+        for (index, class) in ENDINGS.into_iter().enumerate() {
             counter(&mut records, &[("class", class)], self.sum(|worker| worker.records[index].value()))?;
         }
         let mut lost =
             families.counter("tollgate_flow_records_lost", "Flow records that a worker could not hand over")?;
-        for (index, class) in OUTCOMES.into_iter().enumerate() {
+        for (index, class) in ENDINGS.into_iter().enumerate() {
             counter(&mut lost, &[("class", class)], self.sum(|worker| worker.records_lost[index].value()))?;
+        }
+        if let Some(memory) = self.log_memory.get() {
+            let help =
+                "Memory of flow records and access log entries that wait or are kept, which is on no tenant's account";
+            families.single("tollgate_log_memory_bytes", help, memory.bytes())?;
+            let help = "Most that there can be of tollgate_log_memory_bytes";
+            families.single("tollgate_log_memory_limit_bytes", help, memory.limit())?;
         }
         let Some(sinks) = self.sinks.get() else {
             return Ok(());

@@ -35,7 +35,7 @@ pub use worker::{
 };
 
 use crate::control::listeners::Report;
-use crate::flow::{AccessLogs, SinkCounters};
+use crate::flow::{AccessLogs, ENDINGS, LogMemory, SinkCounters};
 use crate::readiness::Readiness;
 use crate::tenant::{Books, Commons, Ledger};
 use attribution::RunDelay;
@@ -57,6 +57,7 @@ struct Families {
     control: Arc<Control>,
     sinks: OnceLock<Arc<[Arc<SinkCounters>]>>,
     access_logs: OnceLock<AccessLogs>,
+    log_memory: OnceLock<LogMemory>,
     streams: OnceLock<tollgate_xds::Status>,
     discovered_listeners: OnceLock<Report>,
     tenants: Arc<Books>,
@@ -79,6 +80,7 @@ impl Metrics {
             control: Arc::new(Control::default()),
             sinks: OnceLock::new(),
             access_logs: OnceLock::new(),
+            log_memory: OnceLock::new(),
             streams: OnceLock::new(),
             discovered_listeners: OnceLock::new(),
             tenants: Arc::new(tenants),
@@ -117,6 +119,16 @@ impl Metrics {
         let _ = self.families.access_logs.set(access_logs);
     }
 
+    /// Adds what logs hold of memory to what is scraped; the first call counts.
+    pub fn watch_log_memory(&self, memory: LogMemory) {
+        let _ = self.families.log_memory.set(memory);
+    }
+
+    /// What logs hold of memory, once they are watched.
+    pub fn log_memory(&self) -> Option<&LogMemory> {
+        self.families.log_memory.get()
+    }
+
     /// Adds the streams of the xDS client to what is scraped; the first call counts.
     pub fn watch_streams(&self, streams: tollgate_xds::Status) {
         let _ = self.families.streams.set(streams);
@@ -147,9 +159,9 @@ impl Metrics {
         (0..LISTENER_SLOTS).map(|index| self.families.connections_open(index)).sum()
     }
 
-    /// Lost flow records by [`crate::flow::Outcome`].
-    pub fn flow_records_lost(&self) -> [u64; 3] {
-        std::array::from_fn(|outcome| self.families.sum(|worker| worker.records_lost[outcome].value()))
+    /// Lost flow records: forwarded, denied, refused by limits, failed.
+    pub fn flow_records_lost(&self) -> [u64; ENDINGS.len()] {
+        std::array::from_fn(|ending| self.families.sum(|worker| worker.records_lost[ending].value()))
     }
 
     /// Whether a worker's upstream sockets are refused the mark or the foreign address that they need: then nothing gets

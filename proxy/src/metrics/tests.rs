@@ -41,7 +41,7 @@ fn a_scrape_sums_over_workers() {
     workers[0].flow_finished(&request(Outcome::Forwarded, None, u64::MAX / 4));
     workers[0].flow_finished(&request(Outcome::Denied, Some(Reason::TenantRate), 10_000_001));
     workers[1].flow_finished(&FlowRecord::for_test(Outcome::Denied));
-    workers[1].flow_record_lost(Outcome::Denied);
+    workers[1].flow_record_lost(FlowRecord::for_test(Outcome::Denied).ending());
     let got = scrape(&metrics);
     for (name, expected) in [
         (r#"tollgate_requests_total{direction="ingress",outcome="denied"}"#, 2.0),
@@ -52,7 +52,8 @@ fn a_scrape_sums_over_workers() {
         (r#"tollgate_refusals_total{reason="upstream_connect"}"#, 0.0),
         (r#"tollgate_failures_total{reason="upstream_connect"}"#, 1.0),
         (r#"tollgate_bytes_total{direction="egress",flow="up"}"#, 10.0),
-        (r#"tollgate_flow_records_total{class="denied"}"#, 4.0),
+        (r#"tollgate_flow_records_total{class="denied"}"#, 3.0),
+        (r#"tollgate_flow_records_total{class="limited"}"#, 1.0),
         (r#"tollgate_flow_records_lost_total{class="denied"}"#, 1.0),
         (r#"tollgate_request_duration_seconds_bucket{le="0.0001",direction="ingress"}"#, 2.0),
         (r#"tollgate_request_duration_seconds_bucket{le="0.00025",direction="ingress"}"#, 3.0),

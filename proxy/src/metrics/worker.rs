@@ -222,9 +222,9 @@ pub(super) struct Counters {
     pub(super) held: Count,
     pub(super) released: Count,
     pub(super) panics: Count,
-    /// Finished records, by [`Outcome`], lost ones included.
-    pub(super) records: [Count; 3],
-    pub(super) records_lost: [Count; 3],
+    /// Finished records, by [`ENDINGS`], lost ones included.
+    pub(super) records: [Count; ENDINGS.len()],
+    pub(super) records_lost: [Count; ENDINGS.len()],
     /// Entries of the access log, by [`EntryKind`], lost ones included.
     pub(super) log_entries: [Count; 3],
     pub(super) log_entries_lost: [Count; 3],
@@ -282,7 +282,7 @@ impl Worker {
     /// [`crate::flow::FlowSender::send`] calls it for each record, so that metrics and records always agree.
     pub(crate) fn flow_finished(&self, record: &FlowRecord) {
         let counters = &*self.counters;
-        counters.records[record.outcome as usize].increment();
+        counters.records[record.ending()].increment();
         if let Some(http) = &record.http {
             let direction = self.direction(record.direction);
             direction.requests[record.ending()].increment();
@@ -306,8 +306,9 @@ impl Worker {
         self.counters.shadow[reason as usize].increment();
     }
 
-    pub(crate) fn flow_record_lost(&self, outcome: Outcome) {
-        self.counters.records_lost[outcome as usize].increment();
+    /// Counts a record that is lost, by its [`FlowRecord::ending`].
+    pub(crate) fn flow_record_lost(&self, ending: usize) {
+        self.counters.records_lost[ending].increment();
     }
 
     pub(crate) fn log_entry_made(&self, kind: EntryKind) {

@@ -79,6 +79,34 @@ fn records_beyond_the_ceiling_are_lost_and_counted() {
     assert_eq!(busy["log_lost"], json!({ "log_bytes": everybodys }));
 }
 
+/// What limits refuse leaves the part of the burst alone that is for denials.
+#[test]
+fn a_flood_of_limits_takes_no_denial() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let settings = "ceilings: { header: 1KiB, log_bytes: { per_second: 1KiB, burst: 64KiB } }";
+    let two = Two::with(&site, &upstream, settings, "", "");
+    let long = format!("GET /allowed HTTP/1.1\r\nHost: a\r\nx: {}\r\n\r\n", "x".repeat(1024));
+    for _ in 0..REQUESTS {
+        assert_eq!(ask(&mut connect(two.busy, two.proxy.http()), &long), 431);
+    }
+    let mut busy = connect(two.busy, two.proxy.http());
+    for _ in 0..10 {
+        assert_eq!(ask(&mut busy, DENIED), 403);
+    }
+    until("all to be on record or lost", || {
+        let dropped = records(&two.proxy, "busy", "DROPPED");
+        let denied = dropped.iter().filter(|record| record["reason"] == "request_not_allowed").count();
+        let limited = dropped.len() - denied + lost(&two.proxy, "flows", "other");
+        assert_eq!(lost(&two.proxy, "flows", "denied"), 0);
+        (denied == 10 && limited == REQUESTS).then_some(())
+    });
+    let lost = lost(&two.proxy, "flows", "other");
+    assert!(lost > REQUESTS / 2, "{lost}");
+    assert_eq!(two.proxy.metric("tollgate_flow_records_lost_total{class=\"limited\"}") as usize, lost);
+    assert_eq!(two.proxy.metric("tollgate_flow_records_lost_total{class=\"denied\"}"), 0.0);
+}
+
 #[test]
 fn entries_of_the_access_log_are_under_the_same_ceiling() {
     let Some(python) = python() else { return };

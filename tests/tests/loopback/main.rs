@@ -25,6 +25,7 @@ mod memory;
 mod policy_check;
 mod policy_life;
 mod real_peers;
+mod recent_flows;
 mod request_id;
 mod requests_per_connection;
 mod resets;

@@ -8,6 +8,7 @@ use tollgate_policy::{Direction, HeaderLog, RuleRef, SecurityId};
 
 use super::SinkSet;
 use crate::flow::Protocol;
+use crate::flow::channel::Logged;
 use crate::http::request_id;
 use crate::reason::Reason;
 
@@ -40,6 +41,18 @@ impl Entry {
     pub(super) fn size(&self) -> usize {
         let request = self.request.head.as_ref().map_or(0, Fields::size);
         size_of::<Self>() + request + self.response.as_ref().map_or(0, |response| response.fields.size())
+    }
+}
+
+impl Logged for Entry {
+    /// Counts the request, which entries share, for each of them.
+    fn memory(&self) -> usize {
+        self.size() + size_of::<LoggedRequest>()
+    }
+
+    /// A limit's refusal of a connection is none: see [`crate::flow::FlowRecord`].
+    fn is_denial(&self) -> bool {
+        self.kind == EntryKind::Denied && !self.request.reason.is_some_and(Reason::is_limit)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 use super::entry::{LoggedRequest, LoggedResponse};
 use super::message::MAX as MAX_ENTRY;
 use super::{Entry, EntryKind, Fields, SinkSet};
+use crate::flow::channel::Logged as _;
 use crate::flow::{FlowRecord, FlowSender, Outcome};
 use crate::reason::Reason;
 use crate::tenant::{Charge, LogItem};
@@ -31,7 +32,7 @@ pub(in crate::flow) struct LogWay<'a> {
 impl LogWay<'_> {
     /// Hands the entry over if its tenant may log as much and there is room for it.
     fn log(self, entry: Entry) {
-        let item = LogItem { is_entry: true, denied: entry.kind == EntryKind::Denied };
+        let item = LogItem { is_entry: true, denied: entry.is_denial() };
         if self.charge.is_some_and(|charge| !charge.may_log(item, || entry.size().min(MAX_ENTRY))) {
             self.sender.lose_entry(entry.kind);
         } else if !self.sender.log(entry)

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use tollgate_net::{PacketError, PacketSender};
 
-use super::{Entry, EntryKind, message};
+use super::{Entry, message};
 use crate::flow::FlowError;
+use crate::flow::channel::Logged as _;
 
 /// Entries waiting for one socket, at most.
 const QUEUE: usize = 8192;
@@ -58,6 +59,14 @@ pub struct SocketCounters {
 }
 
 impl SocketCounters {
+    /// Bytes that wait for it, at most.
+    pub(in crate::flow) const MOST_QUEUED: u64 = QUEUE_BYTES as u64;
+
+    /// Bytes that wait for it.
+    pub(in crate::flow) fn queued_bytes(&self) -> u64 {
+        self.queued_bytes.load(Ordering::Relaxed) as u64
+    }
+
     /// Entries lost for that cause.
     pub fn lost(&self, cause: LossCause) -> u64 {
         self.lost[cause as usize].load(Ordering::Relaxed)
@@ -69,7 +78,7 @@ impl SocketCounters {
 
     /// Takes a place in the queue, if there is one for such an entry.
     fn enter(&self, entry: &Entry) -> bool {
-        let limit = if entry.kind == EntryKind::Denied { QUEUE } else { QUEUE - RESERVED };
+        let limit = if entry.is_denial() { QUEUE } else { QUEUE - RESERVED };
         let free = self.queued.load(Ordering::Relaxed) < limit
             && self.queued_bytes.load(Ordering::Relaxed) + entry.size() <= QUEUE_BYTES;
         if free {

@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::flow::OpenFlow;
+use crate::flow::{ENDINGS, HttpRecord, OpenFlow, Outcome};
 use crate::metrics::{Metrics, Worker};
 use crate::reason::Reason;
 
@@ -36,6 +36,41 @@ fn a_quarter_of_the_ring_is_kept_for_denials() {
     assert_eq!(seqs, [0, 1, 2, 3, 4, 5, 10, 11]);
     sender.send(boxed(Outcome::Forwarded));
     assert_eq!(drain(&mut consumer)[0].seq, 13, "what was lost in between keeps its numbers");
+}
+
+#[test]
+fn what_a_limit_refuses_is_no_denial() {
+    let (sender, mut consumer) = one_worker(8);
+    for _ in 0..10 {
+        let mut record = boxed(Outcome::Denied);
+        record.reason = Some(Reason::TenantRate);
+        sender.send(record);
+    }
+    for _ in 0..2 {
+        assert!(sender.send(boxed(Outcome::Denied)));
+    }
+    let denials: Vec<bool> = drain(&mut consumer).iter().map(|item| item.record.is_denial()).collect();
+    assert_eq!(denials, [false, false, false, false, false, false, true, true]);
+}
+
+#[test]
+fn a_ring_holds_so_many_bytes() {
+    let (sender, mut consumer) = one_worker(8192);
+    let long = |outcome| {
+        let mut record = boxed(outcome);
+        record.http = Some(HttpRecord::new(b"GET", &[b'a'; 60 << 10], b"/"));
+        record
+    };
+    let sent = |outcome| (0..).take_while(|_| sender.send(long(outcome))).count() as u64;
+    let (others, denials) = (sent(Outcome::Forwarded), sent(Outcome::Denied));
+    let each = 61 << 10;
+    assert!((others, denials) >= (3, 1) && (others + denials) * (60 << 10) <= RingLoad::MOST, "{others} {denials}");
+    assert!((others + 1) * each > RingLoad::MOST / 4 * 3 && (others + denials + 1) * each > RingLoad::MOST);
+    let load = &consumer.loads()[0];
+    assert!(load.bytes() > RingLoad::MOST - each && load.bytes() <= RingLoad::MOST);
+    assert_eq!(drain(&mut consumer).len() as u64, others + denials);
+    assert_eq!(load.bytes(), 0);
+    assert!(sender.send(long(Outcome::Forwarded)), "there is room again");
 }
 
 #[test]
@@ -124,13 +159,20 @@ fn the_wall_clock_is_extended_for_a_second() {
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Send(Outcome),
+    /// A record that ends so, which a limit may have done.
+    Send(Outcome, Option<Reason>),
     Drain(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    let ends = [
+        Step::Send(Outcome::Forwarded, None),
+        Step::Send(Outcome::Denied, Some(Reason::DenyRule)),
+        Step::Send(Outcome::Denied, Some(Reason::TenantRate)),
+        Step::Send(Outcome::Failed, None),
+    ];
     prop_oneof![
-        6 => prop_oneof![Just(Outcome::Forwarded), Just(Outcome::Denied), Just(Outcome::Failed)].prop_map(Step::Send),
+        6 => prop::sample::select(ends.to_vec()),
         1 => (1_usize..20).prop_map(Step::Drain),
     ]
 }
@@ -142,17 +184,19 @@ proptest! {
     fn losses_are_exact(capacity in 8_usize..40, steps in prop::collection::vec(step(), 0..300)) {
         let (metrics, workers) = Metrics::new(1);
         let (senders, mut consumer) = channel(workers, capacity);
-        let mut sent = [0_u64; 3];
+        let mut sent = [0_u64; ENDINGS.len()];
         let mut out: Vec<Sequenced> = Vec::new();
         let mut free = capacity;
         for step in steps {
             match step {
-                Step::Send(outcome) => {
+                Step::Send(outcome, reason) => {
                     let lost_before = metrics.flow_records_lost();
-                    senders[0].send(boxed(outcome));
-                    sent[outcome as usize] += 1;
+                    let mut record = boxed(outcome);
+                    record.reason = reason;
+                    sent[record.ending()] += 1;
+                    senders[0].send(record);
                     let lost = metrics.flow_records_lost() != lost_before;
-                    let reserve = if outcome == Outcome::Denied { 0 } else { capacity / 4 };
+                    let reserve = if reason == Some(Reason::DenyRule) { 0 } else { capacity / 4 };
                     prop_assert_eq!(lost, free <= reserve);
                     free -= usize::from(!lost);
                 }
@@ -161,9 +205,9 @@ proptest! {
         }
         out.extend(drain(&mut consumer));
         let lost = metrics.flow_records_lost();
-        for outcome in [Outcome::Forwarded, Outcome::Denied, Outcome::Failed] {
-            let came = out.iter().filter(|item| item.record.outcome == outcome).count() as u64;
-            prop_assert_eq!(came + lost[outcome as usize], sent[outcome as usize]);
+        for ending in 0..ENDINGS.len() {
+            let came = out.iter().filter(|item| item.record.ending() == ending).count() as u64;
+            prop_assert_eq!(came + lost[ending], sent[ending]);
         }
         let end = out.last().map_or(0, |item| item.seq + 1);
         let gaps = end - out.len() as u64;

@@ -1,7 +1,9 @@
+use proptest::prelude::*;
 use serde_json::Value;
+use tollgate_schedule::TenantId;
 
 use super::*;
-use crate::flow::HttpRecord;
+use crate::flow::{HttpRecord, Outcome};
 use crate::reason::Reason;
 
 fn item(seq: u64, outcome: Outcome) -> Sequenced {
@@ -38,7 +40,8 @@ fn the_last_matching_records_are_read() {
     let all = FlowFilter::default;
     let denied = || FlowFilter { denied: true, ..FlowFilter::default() };
     assert_eq!(read_all(&mut log.reader(all(), 3)), [7, 8, 9]);
-    assert_eq!(read_all(&mut log.reader(all(), 100)), [2, 3, 4, 5, 6, 7, 8, 9]);
+    // Of the many that are no denials.
+    assert_eq!(read_all(&mut log.reader(all(), 100)), [0, 3, 4, 5, 6, 7, 8, 9]);
     assert_eq!(read_all(&mut log.reader(denied(), 2)), [6, 9]);
     assert_eq!(read_all(&mut log.reader(denied(), 0)), [0; 0]);
     // What a limit refused is no denial.
@@ -63,7 +66,7 @@ fn a_slow_reader_is_told_what_it_missed() {
     let mut reader = log.reader(FlowFilter::default(), 0);
     assert_eq!(read_all(&mut reader), [0; 0]);
     log.append(&mut (4..11).map(|seq| item(seq, Outcome::Forwarded)).collect());
-    assert_eq!(read_all(&mut reader), [-3, 7, 8, 9, 10]);
+    assert_eq!(read_all(&mut reader), [-5, 9, 10]);
 }
 
 #[test]
@@ -80,8 +83,74 @@ fn memory_is_bounded() {
     log.append(&mut vec![too_big]);
     let recent = log.lock();
     assert!(recent.bytes <= 64 << 10, "{}", recent.bytes);
-    assert_eq!(recent.bytes, recent.records.iter().map(|item| memory(&item.record)).sum::<usize>());
-    assert_eq!(recent.end(), 51);
+    assert_eq!(recent.bytes, recent.records.values().map(memory).sum::<usize>());
+    assert_eq!(recent.end, 51);
+    let parts = recent.parts.values();
+    assert_eq!(recent.records.len(), parts.map(|part| part.positions.len()).sum::<usize>());
+}
+
+fn of_tenant(seq: u64, tenant: u32, outcome: Outcome) -> Sequenced {
+    let mut item = item(seq, outcome);
+    item.record.tenant = TenantId::from_raw(tenant);
+    item
+}
+
+#[test]
+fn a_loud_tenant_forgets_its_own() {
+    let log = FlowLog::new(64, usize::MAX, Names::default());
+    let denied = || FlowFilter { denied: true, ..FlowFilter::default() };
+    log.append(&mut vec![of_tenant(0, 99, Outcome::Denied), of_tenant(1, 99, Outcome::Forwarded)]);
+    let mut follower = log.reader(FlowFilter::default(), 2);
+    log.append(&mut vec![of_tenant(2, 98, Outcome::Denied)]);
+    log.append(&mut (3..1000).map(|seq| of_tenant(seq, 98, Outcome::Forwarded)).collect());
+    assert_eq!(read_all(&mut log.reader(denied(), 100)), [0, 2], "its own denial, too");
+    let kept = read_all(&mut log.reader(FlowFilter::default(), 100));
+    assert_eq!(kept, [0, 1, 2].into_iter().chain(1000 - 61..1000).collect::<Vec<_>>());
+    let missed = [-936, 0, 1, 2].into_iter().chain(1000 - 61..1000);
+    assert_eq!(read_all(&mut follower), missed.collect::<Vec<_>>(), "what is still there is not missed");
+}
+
+#[test]
+fn what_is_forgotten_under_a_reader_is_missed() {
+    let log = log_of(4, 4);
+    // 0 and 3 are denials.
+    let mut reader = log.reader(FlowFilter::default(), 4);
+    let mut later = log.reader(FlowFilter { denied: true, ..FlowFilter::default() }, 2);
+    log.append(&mut (4..6).map(|seq| item(seq, Outcome::Forwarded)).collect());
+    assert_eq!(read_all(&mut reader), [-2, 0, 3, 4, 5]);
+    log.append(&mut (6..8).map(|seq| item(seq, Outcome::Forwarded)).collect());
+    assert_eq!(read_all(&mut later), [-4, 0, 3]);
+}
+
+proptest! {
+    /// The bounds hold; who has no more than an equal part of them loses nothing, whatever others do; a follower finds each record
+    /// or is told of it.
+    #[test]
+    fn nobody_forgets_for_others(
+        most in 8_usize..64,
+        batches in prop::collection::vec((0_u32..4, any::<bool>(), 1_usize..40), 1..40),
+    ) {
+        let log = FlowLog::new(most, usize::MAX, Names::default());
+        let mut follower = log.reader(FlowFilter::default(), 0);
+        let mut all = 0;
+        let mut of_part = BTreeMap::<Part, usize>::new();
+        for (tenant, denied, count) in batches {
+            let outcome = if denied { Outcome::Denied } else { Outcome::Forwarded };
+            log.append(&mut (all..all + count as u64).map(|seq| of_tenant(seq, tenant + 90, outcome)).collect());
+            all += count as u64;
+            *of_part.entry((tenant as usize + 90, denied)).or_default() += count;
+            let recent = log.lock();
+            prop_assert_eq!(recent.records.len() as u64, all.min(most as u64));
+            for (part, made) in &of_part {
+                let kept = recent.parts.get(part).map_or(0, |part| part.positions.len());
+                prop_assert!(kept >= *made.min(&(most / 8)), "{} of {}", kept, made);
+            }
+        }
+        let lines = read_all(&mut follower);
+        let missed: u64 = lines.iter().filter(|line| **line < 0).map(|line| line.unsigned_abs()).sum();
+        let read = lines.iter().filter(|line| **line >= 0).count() as u64;
+        prop_assert_eq!(read + missed, all);
+    }
 }
 
 #[tokio::test]
