@@ -137,11 +137,82 @@ fn tenants_of_several_files_are_judged_together() {
     );
     assert!(findings.iter().all(|finding| finding["rule"] == "contested-tenant"));
     assert_eq!(json(&["--apart", text(&one), text(&two)]).0, Some(0), "each on its own");
+    assert_eq!(findings[1]["instead"], "name it in one of them");
     let misspelt = write(&directory, "misspelt.yaml", "name: team-c\nmember: { endpoint_ids: [3] }\n");
     let (code, report) = json(&[text(&misspelt)]);
     assert_eq!(code, Some(2));
     let said = report["findings"][0].to_string();
     assert!(said.contains("members") && !said.contains("NetworkPolicy"), "{said}");
+}
+
+#[test]
+fn what_is_wrong_with_a_part_of_a_tenant_is_said_to_be_that() {
+    let directory = tempfile::tempdir().unwrap();
+    let part = write(&directory, "part.yaml", "name: team-a\nmembers: { endpoint_ids: [1] }\nweight: 1001\n");
+    let (code, report) = json(&[text(&part)]);
+    assert_eq!((code, &report["summary"]["tenants"]), (Some(1), &1.into()), "{report:#}");
+    let finding = &report["findings"][0];
+    assert_eq!((&finding["rule"], &finding["line"]), (&"tenant-in-part".into(), &3.into()), "{finding:#}");
+    assert_eq!(finding["why"], "this has no effect; all else of the tenant is in force");
+    assert_eq!(finding["instead"], "write a value in its range");
+    let whole = write(&directory, "whole.yaml", "name: _x\nmembers: { endpoint_ids: [1] }\n");
+    let (code, report) = json(&[text(&whole)]);
+    assert_eq!((code, &report["findings"][0]["rule"]), (Some(2), &"unusable-tenant".into()), "{report:#}");
+}
+
+#[test]
+fn tenants_are_judged_beside_those_of_the_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = "\
+limits: { memory: 1000MiB }
+max_connections: 100
+fairness: off
+tenants:
+  groups:
+  - { name: of-config, members: { endpoint_ids: [1] }, guarantee: { connections: 60, memory: 100MiB } }
+";
+    let config = write(&directory, "tollgate.conf", config);
+    let tenants = "\
+name: of-config
+members: { endpoint_ids: [5] }
+---
+name: team
+members: { endpoint_ids: [1, 2] }
+guarantee: { connections: 41, memory_bytes: 300000000, in_flight: 7 }
+ceilings: { cpu_millis: 100 }
+";
+    let tenants = write(&directory, "tenants.yaml", tenants);
+    assert_eq!(json(&[text(&tenants)]).0, Some(0), "nobody says what there is");
+    let (code, report) = json(&["--config", text(&config), text(&tenants)]);
+    assert_eq!(code, Some(1), "{report:#}");
+    let findings = report["findings"].as_array().unwrap();
+    let mut found: Vec<_> = findings
+        .iter()
+        .map(|f| (f["line"].as_u64().unwrap(), f["rule"].as_str().unwrap(), f["what"].as_str().unwrap()))
+        .collect();
+    found.sort_unstable();
+    assert_eq!(
+        found,
+        [
+            (1, "unusable-tenant", "the configuration has a tenant \"of-config\", which keeps its name"),
+            (4, "tenant-in-part", "ceilings.cpu: with fairness: off no processor time is measured"),
+            (
+                5,
+                "contested-tenant",
+                "endpoint 1 is a member of tenant \"of-config\" in the configuration, which keeps it"
+            ),
+            (6, "tenant-in-part", "101 with what other tenants are guaranteed, and max_connections is 100"),
+            (
+                6,
+                "tenant-in-part",
+                "404857600 bytes with what other tenants are guaranteed, and of the 1048576000 bytes that the process may have \
+                 (limits.memory) 367001600 can be guaranteed, half of what tenants get of them"
+            ),
+        ]
+    );
+    // What there is does not depend on where the check runs.
+    let config = write(&directory, "unlimited.conf", "node: { id: 7 }\n");
+    assert_eq!(json(&["--config", text(&config), text(&tenants)]).0, Some(0));
 }
 
 #[test]

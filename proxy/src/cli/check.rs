@@ -20,7 +20,8 @@ use self::input::{Input, Located, Origin, Source};
 use self::rules::Rule;
 use super::{Exit, Failure, print};
 use crate::cilium_policy::KnownIdentities;
-use crate::{config, policy_file};
+use crate::config::{self, TenantsConfigured};
+use crate::policy_file;
 
 /// Find mistakes in policy files before they are deployed
 ///
@@ -47,7 +48,7 @@ pub(super) struct Args {
     /// SDS name of a secret that will be there; may be repeated
     #[arg(long = "secret", value_name = "NAME")]
     secrets: Vec<String>,
-    /// Configuration of the proxy, whose `secrets:` will be there, and in whose policy directory it refuses Kubernetes resources
+    /// Configuration of the proxy, whose `secrets:` and `tenants:` will be there, and in whose policy directory it refuses Kubernetes resources
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Judge each file on its own
@@ -133,11 +134,12 @@ impl Checked {
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let known = args.identities.as_deref().map(KnownIdentities::read).transpose().map_err(Failure::bad_input)?;
     let mut secrets = args.secrets.clone();
-    let mut directory = None;
+    let (mut directory, mut configured) = (None, None);
     if let Some(config) = &args.config {
         let named = config::policy_directory(config).map_err(Failure::bad_input)?;
         directory = named.and_then(|directory| directory.canonicalize().ok());
         secrets.extend(config::secret_names(config).map_err(Failure::bad_input)?);
+        configured = Some(config::tenants_configured(config).map_err(Failure::bad_input)?);
     }
     let named = policy_file::expand(&args.files);
     let by_proxy = |file: &Path| {
@@ -150,7 +152,8 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         let input = Input::read(&file, by_proxy(&file));
         (file, input)
     }));
-    let checked = check(inputs, known.as_ref(), &secrets, args.apart);
+    let given = Given { known, secrets, configured };
+    let checked = check(inputs, &given, args.apart);
     let fail_on = Severity::from(args.fail_on);
     match args.output {
         Form::Text => print(&report::text(&checked))?,
@@ -160,7 +163,15 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     Ok(checked.exit(fail_on))
 }
 
-fn check(inputs: Vec<(PathBuf, Input)>, known: Option<&KnownIdentities>, secrets: &[String], apart: bool) -> Checked {
+/// What will be there beside the files.
+struct Given {
+    known: Option<KnownIdentities>,
+    secrets: Vec<String>,
+    configured: Option<TenantsConfigured>,
+}
+
+fn check(inputs: Vec<(PathBuf, Input)>, given: &Given, apart: bool) -> Checked {
+    let Given { known, secrets, configured } = given;
     let (files, inputs): (Vec<PathBuf>, Vec<Input>) = inputs.into_iter().unzip();
     let mut checked = Checked { files, ..Checked::default() };
     let mut sets: Vec<Input> = Vec::new();
@@ -174,7 +185,8 @@ fn check(inputs: Vec<(PathBuf, Input)>, known: Option<&KnownIdentities>, secrets
         checked.policies += set.sources.len() + set.kubernetes.len();
         checked.tenants += set.tenants.len();
         checked.findings.extend(tenants::contested(&set.tenants));
-        let (made, given) = kubernetes::translate(std::mem::take(&mut set.kubernetes), known);
+        checked.findings.extend(configured.iter().flat_map(|configured| tenants::beside(configured, &set.tenants)));
+        let (made, given) = kubernetes::translate(std::mem::take(&mut set.kubernetes), known.as_ref());
         set.join(made);
         checked.unusable |= set.unusable;
         checked.findings.append(&mut set.findings);

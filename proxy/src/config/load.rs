@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::document::{self, Node, Value};
 use super::error::{ConfigError, ConfigErrors};
 use super::listeners::{self, Bound};
-use super::read::{Field, Mistakes, Section};
+use super::read::{Field, Mistake, Mistakes, Section};
 use super::{Config, ListenAddress, MemoryLimit, UpstreamDefaults, scalar, sections};
 use super::{identities, limits, tenants};
 use crate::bootstrap;
-use crate::tenant::Pools;
+use crate::tenant::{Pools, TenantConfig};
 
 /// Under the 30 s that Kubernetes gives a pod to end.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -52,10 +52,7 @@ pub(super) fn read_text(path: &Path) -> Result<String, ConfigErrors> {
 /// # Errors
 /// As [`load`].
 pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
-    let root = document::parse(text).map_err(|error| {
-        let place = error.place.map(|place| (place.line, place.column));
-        ConfigErrors::one(path, place, format!("not valid YAML: {}", error.message))
-    })?;
+    let root = document::parse(text).map_err(|error| not_yaml(path, &error))?;
     let mistakes = Mistakes::default();
     let config = match bootstrap::is_bootstrap(&root) {
         true => bootstrap::read(&root, &mistakes),
@@ -64,18 +61,23 @@ pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
     let mistakes = mistakes.into_sorted();
     match config {
         Some(config) if mistakes.is_empty() => Ok(config),
-        _ => Err(ConfigErrors::new(
-            mistakes
-                .into_iter()
-                .map(|mistake| ConfigError {
-                    file: path.to_owned(),
-                    place: Some((mistake.place.line, mistake.place.column)),
-                    field: mistake.field,
-                    message: mistake.message,
-                })
-                .collect(),
-        )),
+        _ => Err(errors(path, mistakes)),
     }
+}
+
+fn not_yaml(path: &Path, error: &document::SyntaxError) -> ConfigErrors {
+    let place = error.place.map(|place| (place.line, place.column));
+    ConfigErrors::one(path, place, format!("not valid YAML: {}", error.message))
+}
+
+fn errors(path: &Path, mistakes: Vec<Mistake>) -> ConfigErrors {
+    let error = |mistake: Mistake| ConfigError {
+        file: path.to_owned(),
+        place: Some((mistake.place.line, mistake.place.column)),
+        field: mistake.field,
+        message: mistake.message,
+    };
+    ConfigErrors::new(mistakes.into_iter().map(error).collect())
 }
 
 /// `None` only after a mistake has been noted.
@@ -115,12 +117,8 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
     let secrets = sections::secrets(&mut top);
     let access_log = sections::access_log(&mut top);
     let drain_timeout = top.read("drain_timeout", DRAIN_TIMEOUT, scalar::duration);
-    let max_connections = top.read("max_connections", MAX_CONNECTIONS, |value| count(value, 10_000_000));
-    let fairness = top.read("fairness", true, scalar::on_or_off);
-    let lanes = top.read("lanes", fairness, |value| match scalar::on_or_off(value)? {
-        true if !fairness => Err("lanes need fair shares; remove fairness: off, or set lanes: off".to_owned()),
-        lanes => Ok(lanes),
-    });
+    let max_connections = max_connections(&mut top);
+    let (fairness, lanes) = sharing(&mut top);
     let reported_version = top.read("reported_version", None, |value| match scalar::text(value)? {
         "" => Err("empty; write a version, or remove it".to_owned()),
         text => Ok(Some(text.to_owned())),
@@ -131,7 +129,8 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         MemoryLimit::Bytes(bytes) => Some(bytes),
         MemoryLimit::OfControlGroup | MemoryLimit::Off => None,
     };
-    let tenants = tenants::tenants(&mut top, Pools::of(max_connections, workers, &limits, memory));
+    let pools = Pools::of(max_connections, workers, &limits, memory);
+    let tenants = tenants::tenants(&mut top, Pools { fairness, lanes, ..pools });
     top.finish(&[]);
     let (policy_source, tenants_from_xds) = policy_source?;
     Some(Config {
@@ -157,6 +156,58 @@ fn read(root: &Node, mistakes: &Mistakes) -> Option<Config> {
         fairness,
         lanes,
     })
+}
+
+fn max_connections(top: &mut Section<'_>) -> usize {
+    top.read("max_connections", MAX_CONNECTIONS, |value| count(value, 10_000_000))
+}
+
+/// Whether time is shared by tenant, and whether there are lanes.
+fn sharing(top: &mut Section<'_>) -> (bool, bool) {
+    let fairness = top.read("fairness", true, scalar::on_or_off);
+    let lanes = top.read("lanes", fairness, |value| match scalar::on_or_off(value)? {
+        true if !fairness => Err("lanes need fair shares; remove fairness: off, or set lanes: off".to_owned()),
+        lanes => Ok(lanes),
+    });
+    (fairness, lanes)
+}
+
+/// Tenants of a configuration, and what there is to give them, as far as the file says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantsConfigured {
+    /// The tenants.
+    pub tenants: TenantConfig,
+    /// What there is; no end where that is known only where the proxy runs.
+    pub pools: Pools,
+}
+
+/// The section `tenants`, for those who look at tenants on another machine than the proxy's: nothing else in the file is checked than
+/// that and what it rests on.
+///
+/// # Errors
+/// The file cannot be read, is no mapping in YAML, or has mistakes there.
+pub fn tenants_configured(path: &Path) -> Result<TenantsConfigured, ConfigErrors> {
+    let root = document::parse(&read_text(path)?).map_err(|error| not_yaml(path, &error))?;
+    let mistakes = Mistakes::default();
+    let whole = Field { node: &root, path: String::new(), mistakes: &mistakes };
+    let mut configured = TenantsConfigured { tenants: TenantConfig::default(), pools: Pools::default() };
+    let is_ours = !bootstrap::is_bootstrap(&root) && !matches!(root.value, Value::Null);
+    if is_ours && let Some(mut top) = whole.section("keys such as listeners and policies") {
+        let workers = top.read("workers", usize::MAX, |value| count(value, 1024));
+        let (fairness, lanes) = sharing(&mut top);
+        let max_connections = max_connections(&mut top);
+        let limits = limits::limits(&mut top);
+        let memory = match limits.memory {
+            MemoryLimit::Bytes(bytes) => Some(bytes),
+            // As much as it takes.
+            MemoryLimit::OfControlGroup => Some(u64::MAX),
+            MemoryLimit::Off => None,
+        };
+        let pools = Pools { fairness, lanes, ..Pools::of(max_connections, workers, &limits, memory) };
+        configured = TenantsConfigured { tenants: tenants::tenants(&mut top, pools), pools };
+    }
+    let mistakes = mistakes.into_sorted();
+    if mistakes.is_empty() { Ok(configured) } else { Err(errors(path, mistakes)) }
 }
 
 /// An address of ours and where the file names it.

@@ -25,7 +25,7 @@ pub use identities::{Identities, IdentityMode, IdentitySettings, StaticIdentity}
 pub use limits::{IdleLimits, Limits, MemoryLimit, Rate};
 pub(crate) use listeners::overlap;
 pub(crate) use load::{DRAIN_TIMEOUT, MAX_CONNECTIONS, cores};
-pub use load::{default_admin, load, parse};
+pub use load::{TenantsConfigured, default_admin, load, parse, tenants_configured};
 pub use scalar::ParseAddressError;
 pub use secret_names::{policy_directory, secret_names};
 pub(crate) use sections::{check_node_id, io_reason, node_id};

@@ -3,13 +3,13 @@
 //!
 //! A mistake in one group takes nobody else's limits away, and of its own no more than what is wrong.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::Settings;
 use super::group::{Claims, Group, GroupError, Member};
+use super::{Ceilings, Settings};
 
 /// Who says that there is a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,11 +43,14 @@ impl RefusedGroup {
     }
 }
 
-/// Who has claimed what for how long, counted in deliveries. Who has a member keeps it while it claims it. Of claims that began in the same
-/// delivery the strictest counts ([`is_stricter`]), or else the first: a mistake must not free anybody of limits.
+/// Who has claimed what for how long, counted in deliveries. Who has a member keeps it while it claims it, also under another name.
+/// Of claims that began in the same delivery the strictest counts ([`is_stricter`]), or else the first, and takes over the lower
+/// ceilings of the others: a mistake must not free anybody of limits.
 #[derive(Debug, Default)]
 pub(super) struct Seniority {
     deliveries: u64,
+    /// What made sense by itself in the last delivery, with where it came from.
+    entries: Vec<(String, Group)>,
     /// Since when the tenant of this name claims this member.
     members: HashMap<(Arc<str>, Member), u64>,
     /// Where the tenant of this name comes from, and since when it is in force.
@@ -83,6 +86,7 @@ impl Seniority {
                 Err(reason) => refused.push((index, RefusedGroup::whole(origin.clone(), reason.clone()))),
             }
         }
+        self.follow_names(&candidates);
         // Also what guarantees and places for groups there are is for those who have been here longest.
         candidates.sort_by_key(|candidate| (self.in_force_since(candidate), candidate.index));
         self.note_claims(&candidates);
@@ -107,6 +111,30 @@ impl Seniority {
         (taken.into_iter().map(|(_, group)| group).collect(), refused.into_iter().map(|(_, refused)| refused).collect())
     }
 
+    /// Has claims of entries that are called otherwise now count as theirs: the old name is gone, and an entry with the same members is
+    /// there under a new one, in the same place or with the same settings.
+    fn follow_names(&mut self, candidates: &[Candidate<'_>]) {
+        let present: HashSet<&str> = candidates.iter().map(|candidate| &*candidate.group.name).collect();
+        let known: HashSet<&str> = self.entries.iter().map(|(_, group)| &*group.name).collect();
+        let gone: Vec<&(String, Group)> =
+            self.entries.iter().filter(|(_, group)| !present.contains(&*group.name)).collect();
+        for Candidate { origin, group, .. } in candidates.iter().filter(|new| !known.contains(&*new.group.name)) {
+            let is_former = |(place, former): &&&(String, Group)| {
+                has_members_of(former, group) && (place == origin || former.settings == group.settings)
+            };
+            let Some((_, former)) = gone.iter().find(is_former) else { continue };
+            for member in &group.members {
+                if let Some(since) = self.members.get(&(Arc::clone(&former.name), *member)).copied() {
+                    self.members.insert((Arc::clone(&group.name), *member), since);
+                }
+            }
+            if let Some(since) = self.names.get(&former.name).map(|(_, since)| *since) {
+                self.names.insert(Arc::clone(&group.name), ((*origin).to_owned(), since));
+            }
+        }
+        self.entries = candidates.iter().map(|new| (new.origin.to_owned(), new.group.clone())).collect();
+    }
+
     /// The delivery since which this candidate is in force; the present one where it is not.
     fn in_force_since(&self, candidate: &Candidate<'_>) -> u64 {
         let known = self.names.get(&candidate.group.name).filter(|(origin, _)| origin == candidate.origin);
@@ -126,21 +154,30 @@ impl Seniority {
     }
 
     /// Which candidate has each member that the configuration leaves to them.
-    fn by_member(&self, candidates: &[Candidate<'_>], claims: &Claims) -> HashMap<Member, usize> {
-        let mut owners: HashMap<Member, usize> = HashMap::new();
-        let since = |at: usize, member: Member| {
-            self.members.get(&(Arc::clone(&candidates[at].group.name), member)).copied().unwrap_or(self.deliveries)
-        };
+    fn by_member(&self, candidates: &[Candidate<'_>], claims: &Claims) -> Owners {
+        let mut claimants: HashMap<Member, Vec<usize>> = HashMap::new();
         for (at, Candidate { group, .. }) in candidates.iter().enumerate() {
             for member in group.members.iter().filter(|member| claims.owner(member).is_none()) {
-                let owner = owners.entry(*member).or_insert(at);
-                let (challenger, holder) = (since(at, *member), since(*owner, *member));
-                let stricter = || is_stricter(&group.settings, &candidates[*owner].group.settings);
-                if *owner != at && (challenger < holder || (challenger == holder && stricter())) {
-                    *owner = at;
-                }
+                claimants.entry(*member).or_default().push(at);
             }
         }
+        let mut owners = Owners::default();
+        for (member, claimants) in claimants {
+            let since = |at: usize| {
+                self.members.get(&(Arc::clone(&candidates[at].group.name), member)).copied().unwrap_or(self.deliveries)
+            };
+            let settings = |at: usize| &candidates[at].group.settings;
+            let owner = claimants.iter().copied().reduce(|holder, challenger| {
+                let (began, before) = (since(challenger), since(holder));
+                let wins = began < before || (began == before && is_stricter(settings(challenger), settings(holder)));
+                if wins { challenger } else { holder }
+            });
+            let Some(owner) = owner else { continue };
+            owners.of.insert(member, owner);
+            let rivals = claimants.into_iter().filter(|at| *at != owner && since(*at) == since(owner));
+            owners.rivals.extend(rivals.map(|rival| (owner, member, rival)));
+        }
+        owners.rivals.sort_unstable();
         owners
     }
 
@@ -150,7 +187,7 @@ impl Seniority {
         let mut names = HashMap::new();
         for with_members in [true, false] {
             for (at, Candidate { group, .. }) in candidates.iter().enumerate() {
-                if !with_members || group.members.iter().any(|member| owners.get(member) == Some(&at)) {
+                if !with_members || group.members.iter().any(|member| owners.of.get(member) == Some(&at)) {
                     names.entry(Arc::clone(&group.name)).or_insert(at);
                 }
             }
@@ -172,10 +209,13 @@ impl Seniority {
                 refused.push((candidate.index, RefusedGroup { origin: candidate.origin.to_owned(), reason, whole }));
             };
             let (members, lost): (Vec<Member>, Vec<Member>) =
-                candidate.group.members.iter().partition(|member| owners.get(member) == Some(&at));
+                candidate.group.members.iter().partition(|member| owners.of.get(member) == Some(&at));
             if let Some(&member) = lost.first() {
-                let owner =
-                    owners.get(&member).map(|&owner| &candidates[owner].group.name).or_else(|| claims.owner(&member));
+                let owner = owners
+                    .of
+                    .get(&member)
+                    .map(|&owner| &candidates[owner].group.name)
+                    .or_else(|| claims.owner(&member));
                 let owner = Arc::clone(owner.unwrap_or(&candidate.group.name));
                 let others = match lost.len() {
                     1 => String::new(),
@@ -187,6 +227,15 @@ impl Seniority {
                 continue;
             }
             let mut group = Group { members, ..candidate.group.clone() };
+            for (_, member, rival) in owners.rivals.iter().filter(|(owner, ..)| *owner == at) {
+                let rival = candidates[*rival].group;
+                let lower = lower_of(&group.settings, &rival.settings);
+                if lower != group.settings.ceilings {
+                    group.settings.ceilings = lower;
+                    let (member, rival) = (*member, Arc::clone(&rival.name));
+                    refuse(GroupError::Lowered { member, rival }.to_string(), false);
+                }
+            }
             match claims.take(&mut group) {
                 Ok(left_out) => {
                     left_out.iter().for_each(|error| refuse(error.to_string(), false));
@@ -199,12 +248,33 @@ impl Seniority {
     }
 }
 
-/// Whether `one` allows less: it is lower in more ceilings than `other` is. Who is in shadow has none.
+/// Who has the members that candidates name; all by their places among these.
+#[derive(Debug, Default)]
+struct Owners {
+    of: HashMap<Member, usize>,
+    /// An owner, a member of it, and another that began to claim that in the same delivery.
+    rivals: Vec<(usize, Member, usize)>,
+}
+
+fn has_members_of(one: &Group, other: &Group) -> bool {
+    let members = |group: &Group| group.members.iter().copied().collect::<BTreeSet<Member>>();
+    members(one) == members(other)
+}
+
+/// The ceilings of `owner`, no higher than those of a rival. Who is in shadow has none.
+fn lower_of(owner: &Settings, rival: &Settings) -> Ceilings {
+    match rival.shadow {
+        true => owner.ceilings.clone(),
+        false => owner.ceilings.lower_of(&rival.ceilings),
+    }
+}
+
+/// Whether `one` allows less: it is not in shadow as `other` is, or it is lower in more ceilings than `other` is.
 fn is_stricter(one: &Settings, other: &Settings) -> bool {
-    let ceilings = |settings: &Settings| match settings.shadow {
-        true => Value::Null,
-        false => serde_json::to_value(&settings.ceilings).unwrap_or_default(),
-    };
+    if one.shadow || other.shadow {
+        return !one.shadow;
+    }
+    let ceilings = |settings: &Settings| serde_json::to_value(&settings.ceilings).unwrap_or_default();
     let (one, other) = (ceilings(one), ceilings(other));
     let names: BTreeSet<&String> =
         [&one, &other].into_iter().filter_map(Value::as_object).flat_map(|all| all.keys()).collect();

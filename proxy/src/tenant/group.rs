@@ -75,6 +75,16 @@ pub enum GroupError {
         /// Who has it.
         owner: Arc<str>,
     },
+    /// Another group began to claim a member at the same moment, and is stricter in something.
+    #[error(
+        "members: tenant \"{rival}\" names {member}, too, so each ceiling is the lower one of both; name it in one of them"
+    )]
+    Lowered {
+        /// What both claim.
+        member: Member,
+        /// Who does not have it.
+        rival: Arc<str>,
+    },
     /// More places are guaranteed than there are.
     #[error(
         "guarantee.{places}: {promised} with what other tenants are guaranteed, and {key} is {total}; lower one of them"
@@ -268,7 +278,7 @@ impl Claims {
     }
 
     /// Who has this member.
-    pub(super) fn owner(&self, member: &Member) -> Option<&Arc<str>> {
+    pub fn owner(&self, member: &Member) -> Option<&Arc<str>> {
         self.members.get(member)
     }
 

@@ -239,6 +239,34 @@ impl Settings {
 }
 
 impl Ceilings {
+    /// Each the lower one of both.
+    pub(super) fn lower_of(&self, other: &Self) -> Self {
+        fn lower<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+            match (one, other) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            }
+        }
+        let rate = |one: Option<Rate>, other: Option<Rate>| {
+            let part = |of: fn(Rate) -> NonZeroU64| lower(one.map(of), other.map(of));
+            Some(Rate { per_second: part(|rate| rate.per_second)?, burst: part(|rate| rate.burst)? })
+        };
+        Self {
+            connections: lower(self.connections, other.connections),
+            new_connections: rate(self.new_connections, other.new_connections),
+            requests: rate(self.requests, other.requests),
+            in_flight: lower(self.in_flight, other.in_flight),
+            long_streams: lower(self.long_streams, other.long_streams),
+            bytes: rate(self.bytes, other.bytes),
+            header_bytes: lower(self.header_bytes, other.header_bytes),
+            memory_bytes: lower(self.memory_bytes, other.memory_bytes),
+            cpu_millis: lower(self.cpu_millis, other.cpu_millis),
+            queue_delay_millis: lower(self.queue_delay_millis, other.queue_delay_millis),
+            upstream_connections: lower(self.upstream_connections, other.upstream_connections),
+            log_bytes: rate(self.log_bytes, other.log_bytes),
+        }
+    }
+
     /// Those that are rates, for whoever counts what is used of them.
     pub(super) fn rates(&self) -> [Option<Rate>; 5] {
         [self.new_connections, self.requests, self.cpu(), self.bytes, self.log_bytes]

@@ -221,6 +221,86 @@ fn of_claims_of_one_moment_the_stricter_counts() {
 }
 
 #[test]
+fn whoever_wins_a_tie_has_the_lower_of_each_ceiling() {
+    let (books, mut registry) = registry();
+    let (absurd, rate) = (u64::from(u32::MAX), |per_second, burst| Some(Rate { per_second, burst }));
+    // More of them are "lower" than none at all.
+    let loose = Tenant {
+        ceilings: Some(Ceilings {
+            requests: rate(absurd, 5),
+            in_flight: u32::MAX,
+            connections: 7,
+            ..Ceilings::default()
+        }),
+        ..resource("loose", &[1, 2], &[], &[])
+    };
+    let strict = Tenant {
+        ceilings: Some(Ceilings { requests: rate(10, 20), ..Ceilings::default() }),
+        ..resource("strict", &[1, 3], &[], &[])
+    };
+    let shadow = Tenant {
+        ceilings: Some(Ceilings { connections: 1, ..Ceilings::default() }),
+        shadow: true,
+        ..resource("shadow", &[1], &[], &[])
+    };
+    registry.deliver(delivered(&[strict.clone(), loose.clone(), shadow]), &Snapshot::empty());
+    assert_eq!(name_of(&books, &registry, Some(1), "192.0.2.1"), "loose");
+    let ceilings = |registry: &Registry, name: &str| {
+        let group = registry.groups().find(|(_, group)| &*group.name == name).map(|(_, group)| Arc::clone(group));
+        serde_json::to_value(&group.unwrap().settings.ceilings).unwrap()
+    };
+    let lower =
+        serde_json::json!({"requests": {"per_second": 10, "burst": 5}, "in_flight": u32::MAX, "connections": 7});
+    assert_eq!(ceilings(&registry, "loose"), lower);
+    assert_eq!(ceilings(&registry, "strict"), serde_json::json!({"requests": {"per_second": 10, "burst": 20}}));
+    let said: Vec<(&str, &str)> = registry
+        .refused()
+        .iter()
+        .map(|refused| (&*refused.origin, refused.reason.split_once(';').unwrap().0))
+        .collect();
+    let taken = "members: endpoint 1 belongs to tenant \"loose\" already";
+    let lowered = "members: tenant \"strict\" names endpoint 1, too, so each ceiling is the lower one of both";
+    assert_eq!(said, [("strict", taken), ("loose", lowered), ("shadow", taken)]);
+    // Who comes later has no say.
+    let late = Tenant {
+        ceilings: Some(Ceilings { connections: 1, ..Ceilings::default() }),
+        ..resource("late", &[1, 9], &[], &[])
+    };
+    registry.deliver(delivered(&[strict, loose, late]), &Snapshot::empty());
+    assert_eq!(ceilings(&registry, "loose"), lower);
+}
+
+#[test]
+fn who_is_called_otherwise_keeps_what_it_had() {
+    let (books, mut registry) = registry();
+    let owner = |registry: &Registry| name_of(&books, registry, Some(1), "192.0.2.1");
+    let at = |origin: &str, tenant: &Tenant| Delivered {
+        origin: origin.into(),
+        ..delivered(std::slice::from_ref(tenant)).remove(0)
+    };
+    let limited = |name: &str, connections| Tenant {
+        ceilings: Some(Ceilings { connections, ..Ceilings::default() }),
+        ..resource(name, &[1, 2], &[], &[])
+    };
+    // It would win if all were new.
+    let other = limited("other", 1);
+    registry.deliver(vec![at("file:1", &limited("team", 9))], &Snapshot::empty());
+    registry.deliver(vec![at("file:1", &limited("team", 9)), at("x", &other)], &Snapshot::empty());
+    // In the same place, with other settings; elsewhere, as it was.
+    registry.deliver(vec![at("file:1", &limited("crew", 8)), at("x", &other)], &Snapshot::empty());
+    assert_eq!(owner(&registry), "crew");
+    registry.deliver(vec![at("y", &limited("band", 8)), at("x", &other)], &Snapshot::empty());
+    assert_eq!(owner(&registry), "band");
+    // Neither: it is somebody else.
+    registry.deliver(vec![at("z", &limited("gang", 7)), at("x", &other)], &Snapshot::empty());
+    assert_eq!(owner(&registry), "other");
+    // Who only looks like one that is still there has claimed nothing before.
+    let twin = limited("another", 1);
+    registry.deliver(vec![at("x", &other), at("w", &twin)], &Snapshot::empty());
+    assert_eq!(owner(&registry), "other");
+}
+
+#[test]
 fn of_one_name_that_is_served_which_can_be() {
     let (books, mut registry) = registry();
     let with_origin = |origins: &[&str], tenants: &[Tenant]| {

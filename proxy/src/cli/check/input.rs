@@ -13,12 +13,12 @@ use tollgate_proto::json::JsonError;
 use tollgate_proto::{cilium, type_url};
 
 use super::rules::{FileRule, Rule};
-use super::{Reported, damage};
+use super::{Reported, damage, tenants};
 use crate::cilium_policy::{self, Kind, Problem};
 use crate::control::set_unknown_fields_aside;
 use crate::policy_file::place::Places;
 use crate::policy_file::{self, Item, PolicyFileError, PolicyResource};
-use crate::tenant::Group;
+use crate::tenant::{Group, GroupError};
 
 /// A place in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -219,22 +219,17 @@ impl Input {
                 let instead = "list them under `identities` of the proxy's configuration if it reads this file itself";
                 self.findings.push(place.report(FileRule::HostsWithoutEffect, "host_addresses", what, instead));
             }
-            Ok(PolicyResource::Tenant(tenant)) => {
-                let mistakes = match Group::of_resource(&tenant) {
-                    Ok((group, mistakes)) => {
-                        self.tenants.push((place.clone(), group));
-                        mistakes
-                    }
-                    Err(error) => vec![error],
-                };
-                for error in mistakes {
-                    self.unusable = true;
-                    let error = error.to_string();
-                    let (field, what) = error.split_once(": ").unwrap_or(("members", &error));
-                    let (what, instead) = what.split_once("; ").unwrap_or((what, "a value in its range"));
-                    self.findings.push(place.report(FileRule::InvalidValue, field, what.to_owned(), instead));
+            Ok(PolicyResource::Tenant(tenant)) => match Group::of_resource(&tenant) {
+                Ok((group, mistakes)) => {
+                    let report = |error: &GroupError| tenants::mistake(&place, FileRule::TenantInPart, error);
+                    self.findings.extend(mistakes.iter().map(report));
+                    self.tenants.push((place, group));
                 }
-            }
+                Err(error) => {
+                    self.unusable = true;
+                    self.findings.push(tenants::mistake(&place, FileRule::UnusableTenant, &error));
+                }
+            },
             Err(errors) => {
                 self.unusable = true;
                 for error in errors.iter() {

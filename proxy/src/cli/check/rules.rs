@@ -26,6 +26,8 @@ pub(super) enum FileRule {
     RefusedByProxy,
     HostsWithoutEffect,
     ContestedTenant,
+    UnusableTenant,
+    TenantInPart,
 }
 
 impl FileRule {
@@ -43,6 +45,8 @@ impl FileRule {
         Self::RefusedByProxy,
         Self::HostsWithoutEffect,
         Self::ContestedTenant,
+        Self::UnusableTenant,
+        Self::TenantInPart,
     ];
 
     const fn facts(self) -> (&'static str, Severity, &'static str) {
@@ -74,6 +78,14 @@ impl FileRule {
                 Severity::Error,
                 "only one tenant has it: which had it first, or else the stricter; the limits of the other are not its",
             ),
+            Self::UnusableTenant => (
+                "unusable-tenant",
+                Severity::Error,
+                "the tenant is set aside as a whole, so none of its limits counts for its endpoints",
+            ),
+            Self::TenantInPart => {
+                ("tenant-in-part", Severity::Error, "this has no effect; all else of the tenant is in force")
+            }
             Self::NotAPolicy => ("not-a-policy", Severity::Note, "nothing in it was looked at"),
         }
     }
