@@ -36,5 +36,5 @@ pub use model::{EndpointKey, NetworkPolicy, PortPolicy, PortRule, RuleVerdict};
 pub use proto::PolicyError;
 pub use quarantine::Quarantine;
 pub use secrets::Secrets;
-pub use snapshot::{Conflict, EndpointPolicy, Form, Prepared, Snapshot, SnapshotBuilder};
+pub use snapshot::{Conflict, Draft, EndpointPolicy, Form, Snapshot, SnapshotBuilder};
 pub use verdict::{ConnectionVerdict, DenyReason, NearestMiss, Permit, RuleRef, Verdict};

@@ -4,12 +4,15 @@
 //! share one, whichever endpoint they belong to, and tables are shared with the generation before.
 
 mod builder;
+mod draft;
 mod shards;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-pub use self::builder::{Prepared, SnapshotBuilder};
+pub use self::builder::SnapshotBuilder;
+pub use self::draft::Draft;
 use self::shards::{Shards, hash_of};
 use crate::compile::{self, CompiledDirection};
 use crate::weight::{Scale, block, weight};
@@ -65,10 +68,14 @@ struct Claimant {
 /// One direction with the rules that it was compiled from.
 #[derive(Debug)]
 pub(crate) struct Side {
+    /// Tells it from all others that there ever were.
+    id: u64,
     source: Vec<PortPolicy>,
+    /// That of the source.
+    hash: u64,
     /// How many there are.
     rules: usize,
-    /// Bytes that it all takes, itself included.
+    /// Bytes that it all takes, itself included; 0 of what only stands for it.
     bytes: usize,
     /// Within which they were compiled.
     limits: Limits,
@@ -89,11 +96,15 @@ pub struct Conflict {
 /// One direction in the form that is enforced. Policies with equal rules share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Form {
-    /// Tells it from all others that there are at the same time.
-    pub id: usize,
+    /// Tells it from all others that there ever were.
+    pub id: u64,
     /// What it takes of memory, the rules as they were received included, and the states that automata build when they see values not.
+    /// 0 of what denies for want of time or room: nothing is in force that somebody asked for.
     pub bytes: usize,
 }
+
+/// The number of the next [`Form`].
+static NEXT_FORM: AtomicU64 = AtomicU64::new(0);
 
 weight!(Side: source, compiled);
 
@@ -225,26 +236,49 @@ impl Snapshot {
 }
 
 impl Side {
-    fn compile(source: Vec<PortPolicy>, limits: &Limits, effort: &mut Effort) -> Self {
+    fn compile(hash: u64, source: Vec<PortPolicy>, limits: &Limits, effort: &mut Effort) -> Self {
         let compiled = CompiledDirection::compile(&source, limits, effort);
-        let mut side = Self { rules: compile::rules(&source), bytes: 0, source, limits: *limits, compiled };
-        side.bytes = side.weigh();
-        let (needed, room) = (side.bytes, effort.room());
-        if needed > room && side.compiled.can_be_smaller() {
-            side.compiled = CompiledDirection::without_room(&side.source, needed, room);
-            side.bytes = side.weigh();
+        let mut side = Self::of(hash, source, limits, compiled);
+        let room = effort.room();
+        if side.bytes > room && side.compiled.can_be_smaller() {
+            side = side.without_room(room);
         }
         *effort = effort.within(room.saturating_sub(side.bytes));
         side
     }
 
-    fn weigh(&self) -> usize {
-        Scale::weigh(self) + block(size_of::<Self>() + 16)
+    fn of(hash: u64, source: Vec<PortPolicy>, limits: &Limits, compiled: CompiledDirection) -> Self {
+        let (id, rules) = (NEXT_FORM.fetch_add(1, Ordering::Relaxed), compile::rules(&source));
+        let mut side = Self { id, source, hash, rules, bytes: 0, limits: *limits, compiled };
+        if side.compiled.is_complete() {
+            side.bytes = Scale::weigh(&side) + block(size_of::<Self>() + 16);
+        }
+        side
+    }
+
+    /// What stands for it where there is only so much room.
+    fn without_room(&self, room: usize) -> Self {
+        let denying = CompiledDirection::without_room(&self.source, self.bytes, room);
+        Self::of(self.hash, self.source.clone(), &self.limits, denying)
     }
 
     /// Whether it is these rules, compiled within these limits to the end.
     fn is(&self, source: &[PortPolicy], limits: &Limits) -> bool {
-        self.source == source && self.limits == *limits && self.compiled.is_complete()
+        self.compiled.is_complete() && self.has(source, limits)
+    }
+
+    /// Whether it is these rules within these limits, or what stands for them.
+    fn has(&self, source: &[PortPolicy], limits: &Limits) -> bool {
+        self.source == source && self.limits == *limits
+    }
+
+    const fn form(&self) -> Form {
+        Form { id: self.id, bytes: self.bytes }
+    }
+
+    /// How many of its rules are enforced.
+    fn rules_in_force(&self) -> usize {
+        if self.compiled.is_complete() { self.rules } else { 0 }
     }
 }
 
@@ -271,12 +305,17 @@ impl EndpointPolicy {
 
     /// What its directions are compiled to.
     pub fn forms(&self) -> [Form; 2] {
-        [&self.ingress, &self.egress].map(|side| Form { id: Arc::as_ptr(side).addr(), bytes: side.bytes })
+        [&self.ingress, &self.egress].map(|side| side.form())
     }
 
     /// How many rules it has in both directions: those of ports, and the HTTP rules in them.
     pub fn rule_count(&self) -> usize {
         self.ingress.rules + self.egress.rules
+    }
+
+    /// How many of them are in force: none of a direction that denies for want of time or room.
+    pub fn rules_in_force(&self) -> usize {
+        self.ingress.rules_in_force() + self.egress.rules_in_force()
     }
 
     /// Elements that are not enforced as written.
@@ -292,12 +331,14 @@ impl EndpointPolicy {
         self.ingress.compiled.unfinished || self.egress.compiled.unfinished
     }
 
-    /// Bytes that it would take of memory, when a direction denies for want of room.
+    /// Bytes that the directions would take of memory that deny for want of room; `None` when none does.
     pub fn without_room(&self) -> Option<usize> {
-        let [ingress, egress] = [&self.ingress, &self.egress].map(|side| side.compiled.without_room);
-        ingress.or(egress)?;
-        // The other one has to have room, too.
-        Some(ingress.unwrap_or(self.ingress.bytes) + egress.unwrap_or(self.egress.bytes))
+        self.lacking().into_iter().flatten().reduce(usize::saturating_add)
+    }
+
+    /// Bytes that ingress and egress would take of memory, each if it denies for want of room.
+    pub fn lacking(&self) -> [Option<usize>; 2] {
+        [&self.ingress, &self.egress].map(|side| side.compiled.without_room)
     }
 
     /// The limits within which it was compiled.

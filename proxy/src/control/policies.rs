@@ -14,7 +14,7 @@ use tollgate_policy::{EndpointPolicy, NetworkPolicy, PortRule, Snapshot};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
-use super::compile::{Background, Budgets, Compiled, Failed, Holdings, Terms, Wait, run_soon};
+use super::compile::{Background, Budgets, Compiled, Failed, Holdings, Terms, Update, run_soon};
 use super::directory::{Directory, PolicySet};
 use super::secret_sources::SecretSources;
 use super::world::after_publishing;
@@ -258,13 +258,12 @@ impl Control {
         // What a large one takes is not missing for others.
         changed.sort_by_key(|received| received.policy.encoded_len());
         let world = self.store.load().clone();
-        let mut wait = Wait::new(!world.has_policy);
-        let mut builder = world.policy.update();
+        let mut update = Update::of(&world.policy, !world.has_policy);
         if order == ClaimOrder::BeginsAnew {
-            builder.forget_order();
+            update.builder.forget_order();
         }
         for name in &removed {
-            builder.remove(name);
+            update.builder.remove(name);
         }
         let mut received = Vec::with_capacity(changed.len());
         for Received { name, policy, partly_read, place } in changed {
@@ -275,19 +274,22 @@ impl Control {
                         set_unknown_fields_aside(&mut model, bytes);
                     }
                     let terms = Terms::of(&model, &world.tenants);
-                    compiled = Some(self.compile_now(&mut builder, &name, model, terms, &mut wait));
+                    compiled = Some(self.compile_now(&mut update, &name, model, terms));
                     None
                 }
                 Err(error) => {
-                    builder.set_aside(&name);
+                    update.builder.set_aside(&name);
                     let reason = place.as_ref().map_or_else(|| error.to_string(), |place| format!("{place}: {error}"));
                     Some(RefusedResource { name: policy.endpoint_id.to_string(), reason })
                 }
             };
             received.push(Judged { name, policy, place, refused, compiled });
         }
-        let gauges = self.publish(builder.build());
+        let (snapshot, reserved) = update.finish();
+        let gauges = self.publish(snapshot);
+        drop(reserved);
         after_publishing(|| self.note_in_force(received, &removed, gauges));
+        after_publishing(|| self.use_room());
     }
 
     /// Puts the policies in force.

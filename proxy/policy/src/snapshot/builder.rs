@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::draft::{Draft, Part};
 use super::shards::{Edits, hash_of};
 use super::{Claim, Claimant, Conflict, EndpointPolicy, Side, Snapshot};
 use crate::{Effort, EndpointKey, Limits, NetworkPolicy, PortPolicy};
@@ -16,8 +17,6 @@ pub struct SnapshotBuilder {
     changes: BTreeMap<Box<str>, Option<Arc<EndpointPolicy>>>,
     /// What the base has not compiled, by the hash of its source.
     new_sides: HashMap<u64, Vec<Arc<Side>>>,
-    /// Kept for as long as they may be asked for.
-    adopted: Vec<Arc<Side>>,
     /// What resources claimed that are set aside now; `None` where they are not any more.
     set_aside: BTreeMap<Box<str>, Option<Box<[Claim]>>>,
     forgets_order: bool,
@@ -30,7 +29,6 @@ impl SnapshotBuilder {
             base,
             changes: BTreeMap::new(),
             new_sides: HashMap::new(),
-            adopted: Vec::new(),
             set_aside: BTreeMap::new(),
             forgets_order: false,
         }
@@ -75,10 +73,39 @@ impl SnapshotBuilder {
     }
 
     /// Adds or replaces one resource. A direction for which `effort` does not suffice denies everything: whoever has more
-    /// time makes a [`Prepared`] of it, and adds it again with that.
+    /// time makes a [`Draft`] of it, and inserts that.
     pub fn upsert_within(&mut self, resource: &str, policy: NetworkPolicy, limits: &Limits, effort: &mut Effort) {
+        let mut draft = self.draft(resource, policy, limits);
+        draft.compile(effort);
+        self.insert(resource, draft);
+    }
+
+    /// The policy with those of its forms that there are. What stands for its rules by now is one of them: once it was too much,
+    /// whoever makes it ready does so elsewhere.
+    pub fn draft(&self, resource: &str, policy: NetworkPolicy, limits: &Limits) -> Draft {
+        let before = self.current(resource).map(|old| [&old.ingress, &old.egress]);
+        let known = |direction: usize, hash: u64, source: &[PortPolicy]| {
+            let before = before.map(|before| before[direction]);
+            let same = before.filter(|before| before.is(source, limits)).cloned();
+            same.or_else(|| self.known_side(hash, source, limits))
+                .or_else(|| before.filter(|before| before.has(source, limits)).cloned())
+        };
+        let mut draft = Draft::new(policy, limits, known);
+        before.into_iter().for_each(|before| draft.after(before));
+        draft
+    }
+
+    /// The form of these rules that the base or an earlier policy of this update has.
+    fn known_side(&self, hash: u64, source: &[PortPolicy], limits: &Limits) -> Option<Arc<Side>> {
+        let new = self.new_sides.get(&hash).into_iter().flatten().find(|side| side.is(source, limits));
+        self.base.known_side(hash, source, limits).or_else(|| new.cloned())
+    }
+
+    /// Adds or replaces one resource by what was compiled of it. A direction that was not compiled denies.
+    pub fn insert(&mut self, resource: &str, mut draft: Draft) {
+        draft.compile(&mut Effort::new(0));
         let old = self.current(resource).cloned();
-        if let Some(changed) = self.compile(resource, policy, old.as_deref(), limits, effort) {
+        if let Some(changed) = self.policy(resource, draft, old.as_deref()) {
             self.changes.insert(resource.into(), Some(Arc::new(changed)));
         }
         self.forget_aside(resource);
@@ -95,16 +122,6 @@ impl SnapshotBuilder {
         self.set_aside.insert(resource.into(), Some(claims));
     }
 
-    /// Compiled forms that [`upsert_within`](Self::upsert_within) need not make.
-    pub fn adopt(&mut self, prepared: Prepared) {
-        for (hash, side) in prepared.0 {
-            if self.base.known_side(hash, &side.source, &side.limits).is_none() {
-                self.new_sides.entry(hash).or_default().push(side.clone());
-            }
-            self.adopted.push(side);
-        }
-    }
-
     /// Removes one resource; `false` when there was none of this name.
     pub fn remove(&mut self, resource: &str) -> bool {
         self.forget_aside(resource);
@@ -117,7 +134,7 @@ impl SnapshotBuilder {
 
     /// The snapshot. A key belongs to the resource that claimed it last; to all of them when they did at once.
     pub fn build(self) -> Snapshot {
-        let Self { base, generation, changes, new_sides, adopted: _, set_aside, forgets_order } = self;
+        let Self { base, generation, changes, new_sides, set_aside, forgets_order } = self;
         let mut next = base;
         next.generation = generation;
         if forgets_order {
@@ -177,16 +194,10 @@ impl SnapshotBuilder {
     }
 
     /// The policy in the form that is enforced; `None` when it is what the resource had before.
-    fn compile(
-        &mut self,
-        resource: &str,
-        policy: NetworkPolicy,
-        old: Option<&EndpointPolicy>,
-        limits: &Limits,
-        effort: &mut Effort,
-    ) -> Option<EndpointPolicy> {
-        let mut claims: Vec<Claim> = Vec::with_capacity(policy.endpoints.len());
-        for key in policy.endpoints {
+    fn policy(&mut self, resource: &str, draft: Draft, old: Option<&EndpointPolicy>) -> Option<EndpointPolicy> {
+        let Draft { endpoint_id, endpoints, parts, .. } = draft;
+        let mut claims: Vec<Claim> = Vec::with_capacity(endpoints.len());
+        for key in endpoints {
             if claims.iter().any(|claim| claim.key == key) {
                 continue;
             }
@@ -194,19 +205,14 @@ impl SnapshotBuilder {
             let since = before.iter().find(|claim| claim.key == key).map_or(self.generation, |claim| claim.since);
             claims.push(Claim { key, since });
         }
-        let mut side = |rules: Vec<PortPolicy>, before: Option<&Arc<Side>>| match before {
-            Some(before) if before.is(&rules, limits) => before.clone(),
-            before => self.intern(rules, limits, effort, before),
-        };
-        let ingress = side(policy.ingress, old.map(|old| &old.ingress));
-        let egress = side(policy.egress, old.map(|old| &old.egress));
+        let [ingress, egress] = parts.map(|part| self.intern(part));
+        let (ingress, egress) = (ingress?, egress?);
         let same = old.is_some_and(|old| {
-            old.endpoint_id == policy.endpoint_id
+            old.endpoint_id == endpoint_id
                 && *old.claims == *claims
                 && Arc::ptr_eq(&old.ingress, &ingress)
                 && Arc::ptr_eq(&old.egress, &egress)
         });
-        let endpoint_id = policy.endpoint_id;
         (!same).then(|| EndpointPolicy {
             resource: resource.into(),
             endpoint_id,
@@ -216,55 +222,20 @@ impl SnapshotBuilder {
         })
     }
 
-    /// The compiled form of `source`, which endpoints with equal rules share.
-    fn intern(
-        &mut self,
-        source: Vec<PortPolicy>,
-        limits: &Limits,
-        effort: &mut Effort,
-        before: Option<&Arc<Side>>,
-    ) -> Arc<Side> {
-        let hash = hash_of(&source);
-        if let Some(known) = self.base.known_side(hash, &source, limits) {
-            return known;
-        }
-        let same = self.new_sides.entry(hash).or_default();
-        if let Some(known) = same.iter().find(|side| side.is(&source, limits)) {
-            return known.clone();
-        }
-        let is_it = |side: &&Arc<Side>| side.source == source && side.limits == *limits;
-        // Whatever has become of it: there is nobody who would find out more.
-        if let Some(adopted) = self.adopted.iter().find(is_it) {
-            return adopted.clone();
-        }
-        // Once it was too much, whoever makes it ready does so elsewhere.
-        if let Some(before) = before.filter(is_it) {
-            return before.clone();
-        }
-        let side = Arc::new(Side::compile(source, limits, effort));
-        same.push(side.clone());
-        side
-    }
-}
-
-/// The compiled forms of a policy's directions, made without a builder, and so for as long as it takes.
-#[derive(Debug)]
-pub struct Prepared(Vec<(u64, Arc<Side>)>);
-
-impl Prepared {
-    /// Compiles `policy`, but for what `base` has, within `effort`, of which it leaves what it did not need.
-    pub fn new(policy: NetworkPolicy, limits: &Limits, base: &Snapshot, effort: &mut Effort) -> Self {
-        let mut side = |source: Vec<PortPolicy>| {
-            let hash = hash_of(&source);
-            let known = base.known_side(hash, &source, limits);
-            (hash, known.unwrap_or_else(|| Arc::new(Side::compile(source, limits, effort))))
+    /// The form that is enforced: endpoints with equal rules share it.
+    fn intern(&mut self, part: Part) -> Option<Arc<Side>> {
+        let side = match part {
+            Part::Known(side) => return Some(side),
+            Part::Source(..) => return None,
+            Part::New(side) => side,
         };
-        Self(vec![side(policy.ingress), side(policy.egress)])
-    }
-
-    /// Whether the time did not suffice.
-    pub fn is_unfinished(&self) -> bool {
-        self.0.iter().any(|(_, side)| side.compiled.unfinished)
+        if side.compiled.is_complete() {
+            if let Some(known) = self.known_side(side.hash, &side.source, &side.limits) {
+                return Some(known);
+            }
+            self.new_sides.entry(side.hash).or_default().push(Arc::clone(&side));
+        }
+        Some(side)
     }
 }
 

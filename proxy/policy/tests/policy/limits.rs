@@ -1,7 +1,7 @@
 //! What one policy may be, and what compiling it may take: beyond, it denies, and nobody else's does.
 
 use tollgate_policy::model::{HttpRule, PortPolicy, PortRule, ValueMatch};
-use tollgate_policy::{DenyReason, Effort, Limits, Prepared, Snapshot};
+use tollgate_policy::{DenyReason, Effort, Limits, Snapshot};
 
 use crate::support::{ENDPOINT, World, exact, flow, from, header, policy, port, range};
 
@@ -112,11 +112,11 @@ fn without_the_effort_a_policy_denies_until_it_is_prepared() {
         let mut builder = snapshot.update();
         builder.upsert_within("7", policy(7, &[ENDPOINT], ingress.clone()), &limits, &mut Effort::new(0));
         assert_eq!(quarantined(&World(builder.build())), found);
-        let prepared =
-            Prepared::new(policy(7, &[ENDPOINT], ingress.clone()), &limits, snapshot, &mut { Effort::UNBOUNDED });
+        let mut draft = snapshot.draft(policy(7, &[ENDPOINT], ingress.clone()), &limits);
+        draft.compile(&mut { Effort::UNBOUNDED });
+        assert!(draft.is(unfinished[0]) && !draft.is_unfinished());
         let mut builder = snapshot.update();
-        builder.adopt(prepared);
-        builder.upsert_within("7", policy(7, &[ENDPOINT], ingress.clone()), &limits, &mut Effort::new(0));
+        builder.insert("7", draft);
         let whole = World(builder.build());
         assert_eq!((quarantined(&whole).len(), whole.request(&flow(1, 80), "/a9/1").is_ok()), (0, true));
         assert!(whole.0.endpoints().all(|policy| !policy.is_unfinished()));

@@ -9,11 +9,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tollgate_policy::{Effort, EndpointPolicy, Limits, NetworkPolicy, Prepared};
+use tollgate_policy::{Draft, Effort, EndpointPolicy};
 
 use super::thread::{self, processor_time};
-use super::{Budgets, Compiled, Terms};
+use super::{Budgets, Compiled, Reservation, Terms};
 use crate::control::Control;
+use crate::control::world::after_publishing;
 use crate::tenant::Table;
 
 /// Nanoseconds of compiling from which on it is put in force, before there is more: a publication is work for every connection.
@@ -93,9 +94,9 @@ impl Background {
 #[derive(Debug)]
 pub(super) struct Ready {
     resource: String,
-    source: NetworkPolicy,
-    limits: Limits,
-    prepared: Prepared,
+    draft: Draft,
+    /// Given back when this is in force, or never will be.
+    reserved: Reservation,
     /// Nanoseconds.
     took: u64,
 }
@@ -159,21 +160,27 @@ impl Control {
                 let next = self.next_in_background(haste);
                 let is_last = next.is_none();
                 if let Some((resource, terms)) = next {
+                    ready.retain(|ready| ready.resource != resource); // it is compiled anew
                     let work = AssertUnwindSafe(|| ready.extend(self.prepare(&resource, terms, haste)));
                     if catch_unwind(work).is_err() {
+                        self.holdings().give_up(&resource);
                         tracing::error!(resource, "compiling a policy has panicked; its endpoint goes on denying");
                     }
                 }
                 let took: u64 = ready.iter().map(|ready| ready.took).sum();
                 if !ready.is_empty() && (is_last || took >= TOGETHER) {
                     let ready = std::mem::take(&mut ready);
+                    let names: Vec<String> = ready.iter().map(|ready| ready.resource.clone()).collect();
                     if catch_unwind(AssertUnwindSafe(|| self.put(ready))).is_err() {
+                        names.iter().for_each(|name| self.holdings().give_up(name));
                         tracing::error!(
                             "what was compiled in the background is not in force: putting it there has panicked"
                         );
                     }
                 }
                 if is_last {
+                    // What was compiled and is not wanted any more has given its room back.
+                    after_publishing(|| self.use_room());
                     return;
                 }
             }
@@ -189,16 +196,17 @@ impl Control {
     pub(super) fn prepare(self: &Arc<Self>, resource: &str, terms: Terms, haste: Haste) -> Option<Ready> {
         let base = Arc::clone(&self.store().load().policy);
         let policy = base.policy(resource).filter(|policy| waits(policy))?;
-        let (source, limits) = (policy.source(), policy.limits());
         let before = match haste {
             Haste::Soon => Effort::new(self.budgets().left(terms.owner, terms.allowance, Instant::now())),
             Haste::Late => Effort::UNBOUNDED,
         };
-        let room = self.holdings().room(resource, terms.owner, terms.memory);
-        let (began, mut effort) = (processor_time(), before.within(room));
-        let prepared = Prepared::new(source.clone(), &limits, &base, &mut effort);
+        let began = processor_time();
+        let mut draft = base.draft(policy.source(), &policy.limits());
+        let room = self.holdings().room(resource, terms.owner, terms.memory, draft.forms());
+        let mut effort = before.within(room);
+        draft.compile(&mut effort);
         self.budgets().charge(terms.owner, terms.allowance, before.left() - effort.left(), Instant::now());
-        if prepared.is_unfinished() {
+        if draft.is_unfinished() {
             // Others of its tenant have used the budget meanwhile.
             let begin = self.background().add(Haste::Late, resource, terms, policy.rule_count());
             if begin {
@@ -206,34 +214,30 @@ impl Control {
             }
             return None;
         }
-        self.holdings().reserve(resource, terms.owner, room - effort.room());
-        Some(Ready { resource: resource.to_owned(), source, limits, prepared, took: processor_time() - began })
+        let reserved = self.admit(resource, &terms, &mut draft);
+        Some(Ready { resource: resource.to_owned(), draft, reserved, took: processor_time() - began })
     }
 
     /// Puts them in force where the resource still holds what was compiled; else whoever changed it has seen to it.
     pub(super) fn put(self: &Arc<Self>, mut ready: Vec<Ready>) {
         let _turn = self.updating.blocking_lock();
         let current = Arc::clone(&self.store().load().policy);
-        ready.retain(|Ready { resource, source, limits, .. }| {
-            let wanted =
-                |policy: &EndpointPolicy| waits(policy) && policy.limits() == *limits && policy.source() == *source;
-            let is_wanted = current.policy(resource).is_some_and(wanted);
-            if !is_wanted {
-                self.holdings().release(resource);
-            }
-            is_wanted
+        ready.retain(|Ready { resource, draft, .. }| {
+            current.policy(resource).is_some_and(|policy| waits(policy) && draft.is(policy))
         });
         if ready.is_empty() {
             return;
         }
         let mut builder = current.update();
         let mut put = Vec::with_capacity(ready.len());
-        for Ready { resource, source, limits, prepared, took } in ready {
-            builder.adopt(prepared);
-            builder.upsert_within(&resource, source, &limits, &mut Effort::new(0));
+        let mut in_force = Vec::with_capacity(ready.len());
+        for Ready { resource, draft, reserved, took } in ready {
+            builder.insert(&resource, draft);
             put.push((resource, took));
+            in_force.push(reserved);
         }
         let gauges = self.publish(builder.build());
+        drop(in_force);
         self.charge_compiling(put.iter().map(|(resource, took)| (resource.as_str(), *took)));
         for (resource, took) in put {
             self.note_compiled(&resource, gauges);
@@ -253,6 +257,8 @@ fn waits(policy: &EndpointPolicy) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::budget::{Allowance, Owner};
+    use tollgate_policy::Limits;
+
     use super::*;
     use crate::tenant::Settings;
 

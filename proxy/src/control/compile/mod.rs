@@ -7,6 +7,7 @@
 mod background;
 mod budget;
 mod holdings;
+mod reservation;
 mod terms;
 mod thread;
 
@@ -16,8 +17,10 @@ use std::time::{Instant, SystemTime};
 use tollgate_policy::{Effort, EndpointKey, EndpointPolicy, NetworkPolicy, Snapshot, SnapshotBuilder};
 
 pub(super) use self::background::{Background, Haste};
-pub(super) use self::budget::{Budgets, Wait};
+pub(super) use self::budget::Budgets;
+use self::budget::Wait;
 pub(super) use self::holdings::Holdings;
+pub(super) use self::reservation::Reservation;
 pub(super) use self::terms::Terms;
 pub(super) use self::thread::Failed;
 use self::thread::processor_time;
@@ -36,26 +39,49 @@ pub(super) struct Compiled {
     pub(super) haste: Haste,
 }
 
+/// An update while it is compiled.
+#[derive(Debug)]
+pub(super) struct Update {
+    pub(super) builder: SnapshotBuilder,
+    wait: Wait,
+    /// Kept until it is in force.
+    reserved: Vec<Reservation>,
+}
+
+impl Update {
+    /// Changes `base`; before the first update nothing was in force.
+    pub(super) fn of(base: &Snapshot, is_first: bool) -> Self {
+        Self { builder: base.update(), wait: Wait::new(is_first), reserved: Vec::new() }
+    }
+
+    /// What is to come into force, and the room that is taken for it until then.
+    pub(super) fn finish(self) -> (Snapshot, Vec<Reservation>) {
+        (self.builder.build(), self.reserved)
+    }
+}
+
 impl Control {
     /// Adds a policy to what is in force next: whole, where its tenant has the budget and the update the time, and else as one
     /// that denies.
     pub(super) fn compile_now(
-        &self,
-        builder: &mut SnapshotBuilder,
+        self: &Arc<Self>,
+        update: &mut Update,
         resource: &str,
         policy: NetworkPolicy,
         terms: Terms,
-        wait: &mut Wait,
     ) -> Compiled {
         let Terms { owner, allowance, limits, memory } = terms;
-        let room = self.holdings().room(resource, owner, memory);
+        let began = processor_time();
+        let mut draft = update.builder.draft(resource, policy, &limits);
+        let room = self.holdings().room(resource, owner, memory, draft.forms());
         let own = self.budgets().left(owner, allowance, Instant::now());
-        let left = own.min(wait.left());
-        let (began, mut effort) = (processor_time(), Effort::new(left).within(room));
-        builder.upsert_within(resource, policy, &limits, &mut effort);
-        self.holdings().reserve(resource, owner, room - effort.room());
+        let left = own.min(update.wait.left());
+        let mut effort = Effort::new(left).within(room);
+        draft.compile(&mut effort);
+        update.reserved.push(self.admit(resource, &terms, &mut draft));
+        update.builder.insert(resource, draft);
         let used = left - effort.left();
-        wait.spend(used);
+        update.wait.spend(used);
         self.budgets().charge(owner, allowance, used, Instant::now());
         let haste = if left < own { Haste::Soon } else { Haste::Late };
         Compiled { terms, took: processor_time() - began, haste }
@@ -83,7 +109,6 @@ impl Control {
     }
 
     /// Has the tenants answer for the memory of what is in force now, and was not `before`; with a tenant's settings, of everything.
-    /// What there is room for by now is compiled.
     pub(super) fn answer_for_memory(self: &Arc<Self>, before: Option<&Snapshot>) {
         let world = self.store().load().clone();
         let policies = &world.policy;
@@ -94,6 +119,12 @@ impl Control {
         let owned = |policy| (policy, Terms::in_force(policy, &world.tenants).owner, payer(policy, &world.tenants));
         let changes = self.holdings().follow(gone, come.into_iter().map(owned));
         self.store().tenants().books().hold_policies(&changes, before.map(|_| SystemTime::now()));
+    }
+
+    /// Has what denies for want of room compiled, where there is some by now: to be called whenever there may be.
+    pub(super) fn use_room(self: &Arc<Self>) {
+        let world = self.store().load().clone();
+        let policies = &world.policy;
         let most = |name: &str| Some(Terms::in_force(policies.policy(name)?, &world.tenants).memory);
         let fitting = self.holdings().fitting(most);
         self.compile_what_fits(fitting.iter().filter_map(|name| policies.policy(name)), &world.tenants);
@@ -108,26 +139,31 @@ impl Control {
         let control = Arc::clone(self);
         run_soon(move || {
             let world = control.store().load().clone();
-            let mut builder = world.policy.update();
-            let mut wait = Wait::new(false);
+            let mut update = Update::of(&world.policy, false);
             let mut compiled = Vec::new();
             for policy in world.policy.endpoints() {
                 let (resource, source) = (policy.resource(), policy.source());
                 let terms = Terms::of(&source, &world.tenants);
                 if terms.limits != policy.limits() {
-                    compiled.push((resource, control.compile_now(&mut builder, resource, source, terms, &mut wait)));
+                    compiled.push((resource, control.compile_now(&mut update, resource, source, terms)));
                 }
             }
             if compiled.is_empty() {
-                after_publishing(|| control.answer_for_memory(None));
+                after_publishing(|| {
+                    control.answer_for_memory(None);
+                    control.use_room();
+                });
                 return;
             }
-            let gauges = control.publish(builder.build());
+            let (snapshot, reserved) = update.finish();
+            let gauges = control.publish(snapshot);
+            drop(reserved);
             after_publishing(|| {
                 control.answer_for_memory(None);
                 control.charge_compiling(compiled.iter().map(|(resource, compiled)| (*resource, compiled.took)));
                 control.compile_later(&compiled, std::iter::empty());
                 compiled.iter().for_each(|(resource, _)| control.note_compiled(resource, gauges));
+                control.use_room();
                 tracing::info!(endpoints = compiled.len(), "policies compiled within other limits are in force");
             });
         })

@@ -254,32 +254,36 @@ async fn until(control: &Control, expected: &[u64]) {
     assert_eq!(without_room(control), expected, "after a minute");
 }
 
+/// Endpoints 1 to 9 are in a group whose policies may take so many bytes.
+fn few(control: &Arc<Control>, bytes: u64) {
+    let few = Group {
+        name: "few".into(),
+        members: (1..10).map(Member::Endpoint).collect(),
+        ..group(PolicyBudget { memory_bytes: NonZeroU64::new(bytes), ..PolicyBudget::default() })
+    };
+    let delivered = Delivered { origin: "resource one".into(), group: Ok(few), left_out: Vec::new() };
+    control.replace_tenants(vec![delivered], ClaimOrder::Continues);
+}
+
+/// Bytes of the tenant, and its rules, which are in force.
+fn held(control: &Control, name: &str) -> (u64, u64) {
+    let tallies = control.store().tenants().books().tallies();
+    let tally = tallies.iter().find(|tally| &*tally.name == name).unwrap();
+    (tally.totals.policy_bytes, tally.totals.policy_rules)
+}
+
 #[tokio::test]
 async fn who_has_no_room_denies_alone_until_there_is_some() {
     let control = control();
-    let memory = |bytes| {
-        let few = Group {
-            name: "few".into(),
-            members: (1..10).map(Member::Endpoint).collect(),
-            ..group(PolicyBudget { memory_bytes: NonZeroU64::new(bytes), ..PolicyBudget::default() })
-        };
-        let delivered = Delivered { origin: "resource one".into(), group: Ok(few), left_out: Vec::new() };
-        control.replace_tenants(vec![delivered], ClaimOrder::Continues);
-    };
-    memory(1 << 20);
+    few(&control, 1 << 20);
     update(&control, vec![large(1, 600), large(2, 600), large(20, 2000), light(3)]).await;
     assert_eq!(without_room(&control), [2], "both together are too much, and what else there is is not");
     let world = control.store().load().clone();
     let found: Vec<String> = world.policy.quarantined().map(|entry| entry.to_string()).collect();
     assert!(found.len() == 1 && found[0].contains("policy.memory") && found[0].contains("bytes"), "{found:?}");
-    let held = |name: &str| {
-        let tallies = control.store().tenants().books().tallies();
-        let tally = tallies.iter().find(|tally| &*tally.name == name).unwrap();
-        (tally.totals.policy_bytes, tally.totals.policy_rules)
-    };
-    let ((few_bytes, few_rules), (other_bytes, other_rules)) = (held("few"), held("endpoint-20"));
+    let ((few_bytes, few_rules), (other_bytes, other_rules)) = (held(&control, "few"), held(&control, "endpoint-20"));
     assert!((500_000..1 << 20).contains(&few_bytes) && other_bytes > 1 << 20, "{few_bytes}, {other_bytes}");
-    assert_eq!((few_rules, other_rules), (601 + 601 + 2, 2001));
+    assert_eq!((few_rules, other_rules), (601 + 2, 2001), "what denies is not in force");
     // It is not waited for, and another policy of the tenant has room.
     update(&control, vec![large(4, 50)]).await;
     assert_eq!(without_room(&control), [2]);
@@ -291,7 +295,7 @@ async fn who_has_no_room_denies_alone_until_there_is_some() {
     until(&control, &[]).await;
     update(&control, vec![large(5, 601)]).await;
     assert_eq!(without_room(&control), [5]);
-    memory(2 << 20);
+    few(&control, 2 << 20);
     until(&control, &[]).await;
 }
 
@@ -311,4 +315,86 @@ async fn policies_have_a_part_of_the_memory_and_one_tenant_half_of_that() {
     control.share_memory(Some(64 << 20));
     update(&control, vec![light(4)]).await;
     until(&control, &[]).await;
+}
+
+/// Both directions, each with so many rules of its own.
+fn both(endpoint: u64, ingress: u32, egress: u32) -> Received {
+    let mut received = large(endpoint, ingress);
+    received.policy.egress_per_port_policies = large(endpoint + 100, egress).policy.ingress_per_port_policies;
+    received
+}
+
+#[tokio::test]
+async fn a_direction_that_stays_is_no_room_for_the_other_one() {
+    let control = control();
+    few(&control, 1 << 20);
+    update(&control, vec![both(1, 600, 1)]).await;
+    assert!(without_room(&control).is_empty());
+    update(&control, vec![both(1, 600, 900)]).await;
+    assert_eq!((without_room(&control), held(&control, "few").1), (vec![1], 601));
+    update(&control, vec![both(1, 300, 300)]).await;
+    assert!(without_room(&control).is_empty());
+    let (bytes, rules) = held(&control, "few");
+    assert!(bytes < 1 << 20 && rules == 602, "{bytes} bytes, {rules} rules");
+    // What somebody else has already costs this tenant as much.
+    update(&control, vec![large(20, 2000)]).await;
+    let mut same = large(20, 2000);
+    (same.name, same.policy.endpoint_id, same.policy.endpoint_ips) = ("2".to_owned(), 2, vec!["10.0.0.2".to_owned()]);
+    update(&control, vec![same.clone()]).await;
+    let (after, same_rules) = held(&control, "few");
+    assert!(
+        without_room(&control) == [2] && after < bytes + 1000 && same_rules == rules,
+        "{after} bytes, {same_rules} rules"
+    );
+    let generation = control.store().load().policy.generation();
+    update(&control, vec![same]).await;
+    assert_eq!(without_room(&control), [2]);
+    let world = control.store().load().clone();
+    assert!(world.policy.generation() <= generation + 1);
+    few(&control, 4 << 20);
+    until(&control, &[]).await;
+    assert_eq!(control.policy_memory().0, world_bytes(&control), "each form once");
+}
+
+fn world_bytes(control: &Control) -> usize {
+    let world = control.store().load().clone();
+    let forms: std::collections::HashSet<_> = world.policy.endpoints().flat_map(EndpointPolicy::forms).collect();
+    forms.iter().map(|form| form.bytes).sum()
+}
+
+#[tokio::test]
+async fn what_is_not_wanted_any_more_makes_room() {
+    let control = control();
+    few(&control, 1 << 20);
+    hold_the_background(&control);
+    let remove = async |name: &str| {
+        control.update_policies(Vec::new(), vec![name.to_owned()], ClaimOrder::Continues).await.unwrap();
+    };
+    update(&control, vec![large(1, 600)]).await;
+    update(&control, vec![large(2, 600)]).await;
+    assert_eq!(without_room(&control), [2]);
+    remove("1").await;
+    let terms = Terms::in_force(control.store().load().policy.policy("2").unwrap(), &control.store().load().tenants);
+    let ready = control.prepare("2", terms, Haste::Late).unwrap();
+    update(&control, vec![large(3, 600)]).await;
+    assert_eq!(without_room(&control), [2, 3], "what is compiled and not in force yet has its room");
+    remove("2").await;
+    put(&control, ready).await;
+    run_the_background(&control).await;
+    until(&control, &[]).await;
+    // Nor does anything keep it that ends in a panic.
+    few(&control, 2 << 20);
+    let room = || control.holdings().room("4", terms.owner, 2 << 20, [None, None]);
+    hold_the_background(&control);
+    let before = room();
+    update(&control, vec![large(4, 3000)]).await;
+    let terms = Terms { memory: 8 << 20, ..terms };
+    let ready = control.prepare("4", terms, Haste::Late).unwrap();
+    let taken = room();
+    let ended = std::thread::spawn(move || {
+        let _ready = ready;
+        panic!("meant to be");
+    });
+    assert!(ended.join().is_err());
+    assert!(taken < before && room() == before, "{before}, {taken}, {}", room());
 }
