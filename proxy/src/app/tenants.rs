@@ -108,6 +108,7 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "log_lost": log_lost(totals),
         "paced": totals.paced,
         "paced_seconds": totals.paced_us as f64 / 1e6,
+        "paced_now": totals.paced_now,
         "panics": totals.panics,
         "isolated_seconds_left": totals.apart.as_secs_f64(),
         "memory_bytes": totals.memory,

@@ -158,6 +158,7 @@ fn worker(
         peers: Rc::default(),
         idle: Rc::default(),
         held_back: HeldBack::default(),
+        lines: Rc::default(),
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),

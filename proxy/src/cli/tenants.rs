@@ -16,9 +16,9 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// Show who uses a running proxy, and how much of it
 ///
-/// One line per tenant: weight, share of what the table is sorted by, requests, refusals, connections, bytes, memory. On a
-/// terminal it goes on until interrupted, with rates since the line before; otherwise, or with --once, it shows what was
-/// counted since each tenant came.
+/// One line per tenant: weight, share of what the table is sorted by, requests, refusals, connections, bytes, memory, and what its
+/// ceiling of bytes holds back now. On a terminal it goes on until interrupted, with rates since the line before; otherwise, or
+/// with --once, it shows what was counted since each tenant came.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -124,6 +124,8 @@ struct Row {
     configured: bool,
     /// Bytes; 0 where they are not counted.
     memory: f64,
+    /// What its rate of bytes holds back now.
+    paced: f64,
 }
 
 fn rows(shown: &Value) -> Vec<Row> {
@@ -147,6 +149,7 @@ fn rows(shown: &Value) -> Vec<Row> {
         lane: tenant["lane"].is_object(),
         configured: tenant["kind"] == "group" && tenant["gone"] != true,
         memory: tenant["memory_bytes"].as_f64().unwrap_or(0.0),
+        paced: tenant["paced_now"].as_f64().unwrap_or(0.0),
     };
     tenants.iter().map(row).collect()
 }
@@ -201,7 +204,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
     let width = rows.iter().map(|row| row.name.len()).chain(["TENANT".len()]).max().unwrap_or(0);
     let by_second = if before.is_some() { "/S" } else { "" };
     let mut out = format!(
-        "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>5}\n",
+        "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>6} {:>5}\n",
         "TENANT",
         "WEIGHT",
         "SHARE",
@@ -214,6 +217,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
         format!("UP{by_second}"),
         format!("DOWN{by_second}"),
         "MEMORY",
+        "PACED",
         "LANE",
     );
     for row in &rows {
@@ -226,7 +230,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             out,
-            "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>5}",
+            "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>6} {:>5}",
             row.name,
             row.weight,
             format!("{share:.1}%"),
@@ -239,6 +243,7 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
             bytes(row.up),
             bytes(row.down),
             bytes(row.memory),
+            number(row.paced),
             if row.lane { "yes" } else { "-" },
         );
     }
@@ -310,7 +315,7 @@ mod tests {
             json!({
                 "name": name, "weight": 1, "connections": 1, "connections_open": 1, "requests_in_flight": 0,
                 "requests": { "forwarded": requests, "denied": 1, "failed": 0 }, "refusals": { "deny_rule": 1 },
-                "bytes": { "up": 0, "down": bytes }, "memory_bytes": 8192,
+                "bytes": { "up": 0, "down": bytes }, "memory_bytes": 8192, "paced_now": if name == "small" { 3 } else { 0 },
                 "lane": if name == "small" { json!({ "workers": 1 }) } else { Value::Null },
             })
         };
@@ -323,9 +328,9 @@ mod tests {
     fn lines_are_sorted_with_shares_and_the_idle_are_left_out() {
         let table_by = |sort| table(&rows(&shown(89, 1 << 20)), None, &args(sort));
         let expected = "\
-TENANT WEIGHT  SHARE      CPU   REQUESTS IN FLIGHT  REFUSED   OPEN     CONNS        UP      DOWN    MEMORY  LANE
-big         1  90.0%        -         90         0        1      1         1        0B    1.0MiB    8.0KiB     -
-small       1  10.0%        -         10         0        1      1         1        0B    3.0MiB    8.0KiB   yes
+TENANT WEIGHT  SHARE      CPU   REQUESTS IN FLIGHT  REFUSED   OPEN     CONNS        UP      DOWN    MEMORY  PACED  LANE
+big         1  90.0%        -         90         0        1      1         1        0B    1.0MiB    8.0KiB      0     -
+small       1  10.0%        -         10         0        1      1         1        0B    3.0MiB    8.0KiB      3   yes
 ";
         assert_eq!(table_by(Sort::Requests), expected);
         assert!(table_by(Sort::Bytes).lines().nth(1).is_some_and(|line| line.starts_with("small       1  75.0%")));
@@ -361,9 +366,9 @@ small       1  10.0%        -         10         0        1      1         1    
         let (before, now) = (rows(&shown(89, 1 << 20)), rows(&shown(109, 5 << 20)));
         let table = table(&now, Some((&before, 2.0)), &args(Sort::Requests));
         let expected = "\
-TENANT WEIGHT  SHARE      CPU REQUESTS/S IN FLIGHT REFUSED/S   OPEN   CONNS/S      UP/S    DOWN/S    MEMORY  LANE
-big         1 100.0%        -         10         0        0      1         0        0B    2.0MiB    8.0KiB     -
-small       1   0.0%        -          0         0        0      1         0        0B        0B    8.0KiB   yes
+TENANT WEIGHT  SHARE      CPU REQUESTS/S IN FLIGHT REFUSED/S   OPEN   CONNS/S      UP/S    DOWN/S    MEMORY  PACED  LANE
+big         1 100.0%        -         10         0        0      1         0        0B    2.0MiB    8.0KiB      0     -
+small       1   0.0%        -          0         0        0      1         0        0B        0B    8.0KiB      3   yes
 ";
         assert_eq!(table, expected);
     }

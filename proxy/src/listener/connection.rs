@@ -19,7 +19,7 @@ use crate::flow::{Fields, FlowRecord, FlowSender, ListenerLog, LogTarget, OpenFl
 use crate::http::Buffer;
 use crate::metrics::ListenerSeries;
 use crate::reason::Reason;
-use crate::tenant::{Limited, LocalEnd, MemoryStep, Payer, Settings, TenantId};
+use crate::tenant::{Limited, Lines, LocalEnd, MemoryStep, Payer, Settings, TenantId};
 use crate::worker::{Idle, Signals, State, Subscription, Worker};
 
 /// A listener as a worker sees it.
@@ -114,7 +114,7 @@ impl Connection {
         listener: &Rc<ListenerContext>,
         downstream: SocketAddr,
         original_dst: SocketAddr,
-        charge: fn(&Rc<FlowSender>, TenantId, &Settings) -> Rc<Payer>,
+        charge: fn(&Rc<FlowSender>, &Rc<Lines>, TenantId, &Settings) -> Rc<Payer>,
         carried: Carried,
     ) -> Self {
         let config = &listener.config;
@@ -122,7 +122,7 @@ impl Connection {
         let endpoint_key = EndpointKey::from(endpoint);
         let world = worker.world.load();
         let tenant = tenant_of(&world, &endpoint_key);
-        let payer = charge(&worker.flows, tenant, world.tenants.settings(tenant));
+        let payer = charge(&worker.flows, &worker.lines, tenant, world.tenants.settings(tenant));
         Self {
             group: worker.groups.of_connection(tenant),
             worker: Rc::clone(worker),

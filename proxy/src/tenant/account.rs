@@ -194,7 +194,6 @@ impl Ledger {
         Self { pages, began: Instant::now(), commons }
     }
 
-    /// What limits count.
     /// Worker threads, of whose time tenants have parts.
     pub(crate) fn workers(&self) -> u32 {
         self.commons.pools().workers
@@ -289,8 +288,6 @@ impl Ledger {
             connection_us: if connection_us > u64::MAX / 2 { 0 } else { connection_us },
             in_flight: begun.saturating_sub(ended),
             memory: account.memory.value(),
-            // These two are not of one worker.
-            memory_byte_ms: 0,
             requests: std::array::from_fn(|ending| account.requests[ending].value()),
             bytes_up: account.bytes_up.value(),
             bytes_down: account.bytes_down.value(),
@@ -301,7 +298,6 @@ impl Ledger {
             refusals: account.refusals.iter().map(Count::value).collect(),
             shadowed: account.shadowed.iter().map(Count::value).collect(),
             panics: account.panics.value(),
-            apart: Duration::ZERO,
             lanes,
             lane_us: if lanes > 0 { self.moment(now).saturating_sub(account.lane_since.value()) } else { 0 },
             to_lane,
@@ -311,15 +307,13 @@ impl Ledger {
             polls: used.polls,
             waited_ns: used.waited,
             delays: used.delays,
-            compile_ns: 0,
-            policy_bytes: 0,
-            policy_rules: 0,
-            policy_changed_ms: 0,
+            // The others are not of one worker.
+            ..Totals::default()
         }
     }
 }
 
-/// What a tenant has used. All counts but `open`, `in_flight`, `memory` and those of policies only grow.
+/// What a tenant has used. All counts but `open`, `in_flight`, `memory`, `paced_now` and those of policies only grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Accepted connections.
@@ -344,6 +338,8 @@ pub struct Totals {
     pub paced: u64,
     /// For how long those that have ended were, in microseconds.
     pub paced_us: u64,
+    /// Directions of exchanges that it holds back now.
+    pub paced_now: u64,
     log_lost: [[u64; LogItem::ALL]; 2],
     /// Records and entries that a ceiling in shadow would have lost.
     pub log_shadowed: u64,
@@ -438,6 +434,7 @@ impl Totals {
         self.lanes += other.lanes;
         self.lane_us = self.lane_us.max(other.lane_us);
         self.memory += other.memory;
+        self.paced_now += other.paced_now;
         self.apart = self.apart.max(other.apart);
     }
 

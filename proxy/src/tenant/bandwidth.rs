@@ -1,6 +1,5 @@
 //! Contracts about bytes: so many a second, and so many at once after a pause. GCRA (ITU-T I.371, annex A) as in `gcra`, but for whoever can
-//! wait: bytes that may not go yet are given the moment at which they may, so that all who wait go in the order in which they
-//! asked, each woken once.
+//! wait: bytes that may not go yet are given the moment at which they may. Who asks for that is a matter of `line`.
 //!
 //! What is used is a moment in time, whatever the rate: so one that changes leaves nothing that could be misread.
 
@@ -46,6 +45,12 @@ impl Bandwidth {
         Self::new(Rate { burst, ..rate })
     }
 
+    /// How much goes at once after a pause.
+    #[cfg(test)]
+    pub(super) fn burst_bytes(self) -> f64 {
+        self.burst as f64 / SECOND as f64 * self.per_second.get() as f64
+    }
+
     /// How much goes at once.
     pub(super) fn piece(self) -> usize {
         usize::try_from(self.per_second.get() / SMOOTHNESS).unwrap_or(PIECE).clamp(LEAST, PIECE)
@@ -58,20 +63,45 @@ fn time(bytes: u64, per_second: NonZeroU64) -> u64 {
     u64::try_from(time).unwrap_or(u64::MAX)
 }
 
+/// What some bytes use of a bandwidth: all of it from one moment until another. They go a burst before that ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reservation {
+    from: u64,
+    until: u64,
+}
+
+impl Reservation {
+    /// How long it is until the bytes may go.
+    pub(super) fn wait(self, bandwidth: Bandwidth, since: Duration) -> Duration {
+        let wait = self.until.saturating_sub(bandwidth.burst).saturating_sub(moment(since));
+        Duration::from_nanos(wait.div_ceil(PARTS))
+    }
+
+    /// Whether what it uses is partly past. Bytes that go before add up with all others to no more than the burst and what the time
+    /// gives.
+    pub(super) fn is_over(self, since: Duration) -> bool {
+        self.from < moment(since)
+    }
+}
+
 /// Up to which moment a bandwidth is given away. `Default` is a full burst.
 #[derive(Debug, Default)]
 pub(super) struct Reserved(AtomicU64);
 
 impl Reserved {
-    /// Gives these bytes the next turn, and returns how long it is until then. `since` is the time since a beginning that is the
-    /// same for all who ask.
-    pub(super) fn reserve(&self, bandwidth: Bandwidth, since: Duration, bytes: usize) -> Duration {
+    /// Gives these bytes what comes next. `since` is the time since a beginning that is the same for all who ask.
+    pub(super) fn reserve(&self, bandwidth: Bandwidth, since: Duration, bytes: usize) -> Reservation {
         let (now, cost) = (moment(since), time(bytes as u64, bandwidth.per_second));
         let after = |used: u64| used.max(now).saturating_add(cost);
         let (Ok(before) | Err(before)) =
             self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(after(used)));
-        let wait = after(before).saturating_sub(bandwidth.burst).saturating_sub(now);
-        Duration::from_nanos(wait.div_ceil(PARTS))
+        Reservation { from: before.max(now), until: after(before) }
+    }
+
+    /// Takes back a reservation whose bytes do not go, unless something was reserved after it: that was told its moment.
+    pub(super) fn take_back(&self, reservation: Reservation) -> bool {
+        let Reservation { from, until } = reservation;
+        self.0.compare_exchange(until, from, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Takes these bytes if they may go now. What is not `urgent` leaves a quarter of the burst for what is.
@@ -112,7 +142,7 @@ mod tests {
             // Asks again as soon as it may go, but for a pause now and then.
             for n in 1..500_usize {
                 let bytes = 1 + n * 7919 % bandwidth.piece();
-                let wait = reserved.reserve(bandwidth, now, bytes);
+                let wait = reserved.reserve(bandwidth, now, bytes).wait(bandwidth, now);
                 (now, waited) = (now + wait, waited + wait);
                 gone.push((now, bytes as u64));
                 if n % 100 == 0 {
@@ -137,10 +167,16 @@ mod tests {
     fn who_asked_first_goes_first_and_nobody_at_once_with_another() {
         let (bandwidth, reserved) = (bandwidth(16_384, 16_384), Reserved::default());
         let now = Duration::from_secs(1);
-        let waits: Vec<u64> = (0..4).map(|_| reserved.reserve(bandwidth, now, PIECE).as_secs()).collect();
-        assert_eq!(waits, [0, 1, 2, 3]);
+        let reserve = || reserved.reserve(bandwidth, now, PIECE);
+        let wait = |reservation: Reservation| reservation.wait(bandwidth, now).as_secs();
+        let all = [0; 4].map(|_| reserve());
+        assert_eq!(all.map(wait), [0, 1, 2, 3]);
+        // Only the last can be taken back, and once.
+        assert_eq!([2, 3, 3, 2].map(|n: usize| reserved.take_back(all[n])), [false, true, false, true]);
+        assert_eq!(wait(reserve()), 2, "as if they had never been");
         reserved.refill();
-        assert_eq!(reserved.reserve(bandwidth, now, PIECE), Duration::ZERO);
+        assert_eq!(wait(reserve()), 0);
+        assert!(!reserved.take_back(all[1]), "of a contract that is gone");
     }
 
     #[test]
@@ -156,6 +192,7 @@ mod tests {
         assert_eq!(bandwidth(1_000_000_000, 1).burst, FINENESS);
         assert_eq!(bandwidth(1, 1).burst, time(PIECE as u64, NonZeroU64::MIN));
         assert_eq!([1, 160_000, u64::MAX].map(|rate| bandwidth(rate, 1).piece()), [512, 10_000, PIECE]);
-        assert_eq!(Reserved::default().reserve(bandwidth(1, 1), Duration::MAX, PIECE), Duration::ZERO);
+        let (least, last) = (bandwidth(1, 1), Duration::MAX);
+        assert_eq!(Reserved::default().reserve(least, last, PIECE).wait(least, last), Duration::ZERO);
     }
 }

@@ -334,6 +334,7 @@ impl Books {
         }
         totals.memory_byte_ms = self.room().byte_ms(place);
         totals.apart = self.commons.kept_apart_for(place, now);
+        totals.paced_now = self.commons.waiting(place);
         totals
     }
 

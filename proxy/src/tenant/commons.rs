@@ -82,6 +82,8 @@ pub(super) struct Standing {
     pub(super) new_connections: Bucket,
     pub(super) cpu: Bucket,
     pub(super) bytes: Reserved,
+    /// Those who wait for it now: each direction of an exchange.
+    pub(super) waiting: AtomicU32,
     pub(super) log_bytes: Reserved,
     pub(super) panics: Panics,
 }
@@ -236,6 +238,11 @@ impl Commons {
     /// For how long the holder of a place will be kept apart because of panics.
     pub(super) fn kept_apart_for(&self, place: usize, now: Instant) -> Duration {
         self.standings.get(place).map_or(Duration::ZERO, |standing| standing.panics.left(self.since(now)))
+    }
+
+    /// Directions of exchanges of the holder of a place that wait for its rate of bytes.
+    pub(super) fn waiting(&self, place: usize) -> u64 {
+        self.standings.get(place).map_or(0, |standing| standing.waiting.load(Ordering::Relaxed).into())
     }
 
     /// Tenants that are kept apart because of panics.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
 use super::Payer;
+use super::line::Place;
 
 /// How long an exchange was held back, both ways together, while it is under way; or all of a connection.
 #[derive(Debug, Default)]
@@ -57,13 +58,21 @@ pub(crate) struct Pace<'a> {
     pub(crate) of_all: Option<&'a Pacing>,
 }
 
-/// The turn that one direction waits for.
+/// The turn that one direction waits for. Whoever polls for one goes on to, or drops it: others wait behind.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
+    waiting: Option<Waiting>,
     /// Boxed, and kept: few need it, and they again and again.
     timer: Option<Pin<Box<Sleep>>>,
-    /// What was agreed with the tenant when the timer was set, while it runs.
-    agreed: Option<u32>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    place: Place,
+    /// What was agreed with the tenant when it was taken.
+    agreed: u32,
+    /// It is the first, and the timer says when it may go.
+    is_timed: bool,
 }
 
 impl<'a> Pace<'a> {
@@ -83,39 +92,48 @@ impl<'a> Pace<'a> {
     /// Waits until so many bytes may go. To be polled with the same number until then; what is agreed with the tenant meanwhile
     /// counts at once, since whoever moves bytes is woken by each change.
     pub(crate) fn poll(self, turn: &mut Turn, bytes: usize, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(agreed) = turn.agreed {
-            if agreed == self.payer.agreed()
-                && let Some(timer) = &mut turn.timer
-            {
-                ready!(timer.as_mut().poll(cx));
-                self.over(turn);
-                return Poll::Ready(());
-            }
-            // What it had reserved was of a contract that is gone.
-            self.over(turn);
+        if turn.waiting.as_ref().is_some_and(|waiting| waiting.agreed != self.payer.agreed()) {
+            // What it waits for is of a contract that is gone.
+            self.give_up(turn);
         }
-        let Some(ceiling) = self.payer.bandwidth() else { return Poll::Ready(()) };
+        let waiting = match &mut turn.waiting {
+            Some(waiting) => waiting,
+            none => match self.enter(bytes, cx) {
+                Some(waiting) => none.insert(waiting),
+                None => return Poll::Ready(()),
+            },
+        };
+        if !waiting.is_timed {
+            let Some(wait) = waiting.place.ask(Instant::now(), bytes, cx.waker()) else { return Poll::Pending };
+            let at = tokio::time::Instant::now() + wait.min(LONGEST);
+            turn.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at))).as_mut().reset(at);
+            waiting.is_timed = true;
+        }
+        if let Some(timer) = &mut turn.timer {
+            ready!(timer.as_mut().poll(cx));
+        }
+        if let Some(waiting) = turn.waiting.take() {
+            waiting.place.go();
+            self.all().for_each(Pacing::end);
+        }
+        Poll::Ready(())
+    }
+
+    /// A place where its tenant's bytes wait, if these have to.
+    fn enter(self, bytes: usize, cx: &Context<'_>) -> Option<Waiting> {
+        let ceiling = self.payer.bandwidth()?;
         if ceiling.shadow {
             if !self.payer.may_move(bytes) && !self.pacing.counted.replace(true) {
                 self.payer.would_pace();
             }
-            return Poll::Ready(());
+            return None;
         }
-        let wait = self.payer.reserve(ceiling.bandwidth, bytes);
-        if wait.is_zero() {
-            return Poll::Ready(());
-        }
+        let place = self.payer.line(ceiling.bandwidth).enter(Instant::now(), bytes, cx.waker())?;
         if !self.pacing.counted.replace(true) {
             self.payer.paces();
         }
         self.all().for_each(Pacing::begin);
-        turn.agreed = Some(self.payer.agreed());
-        let at = tokio::time::Instant::now() + wait.min(LONGEST);
-        let timer = turn.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        timer.as_mut().reset(at);
-        ready!(timer.as_mut().poll(cx));
-        self.over(turn);
-        Poll::Ready(())
+        Some(Waiting { place, agreed: self.payer.agreed(), is_timed: false })
     }
 
     /// The same for so many bytes as [`Pace::piece`] allows.
@@ -127,14 +145,9 @@ impl<'a> Pace<'a> {
 
     /// Waits for this turn no longer.
     pub(crate) fn give_up(self, turn: &mut Turn) {
-        if turn.agreed.is_some() {
-            self.over(turn);
+        if turn.waiting.take().is_some() {
+            self.all().for_each(Pacing::end);
         }
-    }
-
-    fn over(self, turn: &mut Turn) {
-        turn.agreed = None;
-        self.all().for_each(Pacing::end);
     }
 
     fn all(self) -> impl Iterator<Item = &'a Pacing> {

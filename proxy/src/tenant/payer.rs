@@ -10,7 +10,10 @@ use super::account::{LogItem, LogLoss};
 use super::bandwidth::Bandwidth;
 use super::commons::Space;
 use super::gate::Held;
-use super::{Account, Commons, Gate, Head, Ledger, Limited, MemoryStep, Settings, Table, TenantId, UpstreamPlace};
+use super::line::Line;
+use super::{
+    Account, Commons, Gate, Head, Ledger, Limited, Lines, MemoryStep, Settings, Table, TenantId, UpstreamPlace,
+};
 use crate::flow::{FlowRecord, FlowSender, Protocol};
 use crate::metrics::Worker as Metrics;
 use crate::reason::Reason;
@@ -27,6 +30,7 @@ const MAX_LOGGED: usize = 32 * 1024;
 #[derive(Debug)]
 pub(crate) struct Payer {
     flows: Rc<FlowSender>,
+    lines: Rc<Lines>,
     tenant: Cell<TenantId>,
     /// Whether anything is set for it that limits ask about.
     has_settings: Cell<bool>,
@@ -45,19 +49,21 @@ pub(crate) struct Payer {
 
 impl Payer {
     /// Charges an accepted connection to `tenant`.
-    pub(crate) fn accept(flows: &Rc<FlowSender>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
-        let payer = Self::resume(flows, tenant, settings);
+    pub(crate) fn accept(flows: &Rc<FlowSender>, lines: &Rc<Lines>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
+        let payer = Self::resume(flows, lines, tenant, settings);
         payer.with(tenant, |account| account.accepted.increment());
         payer
     }
 
     /// The same for one that another thread has accepted.
-    pub(crate) fn resume(flows: &Rc<FlowSender>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
+    pub(crate) fn resume(flows: &Rc<FlowSender>, lines: &Rc<Lines>, tenant: TenantId, settings: &Settings) -> Rc<Self> {
+        let lines = Rc::clone(lines);
         let (tenant, has_settings) = (Cell::new(tenant), Cell::new(settings.concern_limits()));
         let (bandwidth, agreed) = (Cell::new(ByteCeiling::of_moving(settings)), Cell::default());
         let (flows, log) = (Rc::clone(flows), Cell::new(ByteCeiling::of_log(settings)));
         let (placed, memory, leaving) = (Cell::new(false), Cell::new(0), Cell::new(0));
-        let payer = Rc::new(Self { flows, tenant, has_settings, bandwidth, log, agreed, placed, memory, leaving });
+        let payer =
+            Rc::new(Self { flows, lines, tenant, has_settings, bandwidth, log, agreed, placed, memory, leaving });
         let at = payer.moment();
         payer.with(payer.tenant(), |account| account.enter(at));
         payer.hold(CONNECTION);
@@ -177,10 +183,9 @@ impl Payer {
         self.agreed.get()
     }
 
-    /// Gives so many bytes the next turn, and returns how long it is until then.
-    pub(super) fn reserve(&self, bandwidth: Bandwidth, bytes: usize) -> Duration {
-        let commons = self.commons();
-        commons.standing(self.tenant()).bytes.reserve(bandwidth, commons.since(Instant::now()), bytes)
+    /// Where those wait who move more than this.
+    pub(super) fn line(&self, bandwidth: Bandwidth) -> Rc<Line> {
+        self.lines.of(self.ledger().commons(), self.tenant(), bandwidth)
     }
 
     /// Whether so many bytes may go now, which then have gone.

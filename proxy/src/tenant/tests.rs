@@ -421,7 +421,7 @@ fn totals(metrics: &Metrics, id: TenantId) -> Totals {
 #[test]
 fn a_panic_is_counted_for_whoever_it_happened_to() {
     let (metrics, flows, _consumer) = worker();
-    let payer = Payer::accept(&flows, TenantId::UNKNOWN, &Settings::default());
+    let payer = Payer::accept(&flows, &Rc::default(), TenantId::UNKNOWN, &Settings::default());
     let panics = PanicCount::new(flows.metrics(), &payer);
     let quiet = PanicCount::new(flows.metrics(), &payer);
     let panicked = catch_unwind(AssertUnwindSafe(|| {
@@ -444,7 +444,7 @@ fn who_panics_again_and_again_is_let_in_slowly_and_nobody_else() {
     let books = metrics.tenants();
     let [first, second] = ["endpoint-1", "endpoint-2"].map(|name| books.admit(name, Kind::Endpoint, now));
     let panic = || {
-        let payer = Payer::accept(&flows, first, &Settings::default());
+        let payer = Payer::accept(&flows, &Rc::default(), first, &Settings::default());
         let panics = PanicCount::new(flows.metrics(), &payer);
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             let _panics = panics;
@@ -454,7 +454,7 @@ fn who_panics_again_and_again_is_let_in_slowly_and_nobody_else() {
     };
     let table = Table::default();
     let admitted = |tenant, settings: &Settings| {
-        let payers: Vec<_> = (0..100).map(|_| Payer::accept(&flows, tenant, settings)).collect();
+        let payers: Vec<_> = (0..100).map(|_| Payer::accept(&flows, &Rc::default(), tenant, settings)).collect();
         let admitted: Vec<_> = payers.iter().map(|payer| payer.admit(&table)).collect();
         let reasons = admitted.iter().filter_map(|admitted| Some(admitted.err()?.reason));
         assert!(reasons.into_iter().all(|reason| reason == Reason::TenantIsolated));
@@ -484,7 +484,7 @@ fn an_exchange_under_way_goes_where_its_connection_goes() {
     let now = Instant::now();
     let (first, second) =
         (metrics.tenants().admit("endpoint-1", Kind::Endpoint, now), metrics.tenants().admit("team", Kind::Group, now));
-    let payer = Payer::accept(&flows, first, &Settings::default());
+    let payer = Payer::accept(&flows, &Rc::default(), first, &Settings::default());
     let mut charge = payer.charge(Protocol::Http11);
     charge.add_up(3);
     payer.follow(second, &Settings::default());

@@ -33,7 +33,7 @@ use crate::http::BufferPool;
 use crate::identity::Peers;
 use crate::lane::Side;
 use crate::metrics::Worker as Metrics;
-use crate::tenant::{Part, Payer, Placed as _, Places, Room, TenantId};
+use crate::tenant::{Lines, Part, Payer, Placed as _, Places, Room, TenantId};
 
 /// Bytes of idle connections that are told to go for each connection that comes, beyond what it needs: so that there is room before it
 /// is needed.
@@ -56,6 +56,8 @@ pub(crate) struct Worker {
     pub(crate) idle: Rc<IdleConnections>,
     /// Tasks that wait for memory of their tenants.
     pub(crate) held_back: HeldBack,
+    /// Where those wait whose tenants move as many bytes a second as they may.
+    pub(crate) lines: Rc<Lines>,
     /// Connections held for a policy now.
     pub(crate) held: Cell<usize>,
     /// Connections of this worker open now.

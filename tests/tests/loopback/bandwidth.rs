@@ -22,15 +22,15 @@ use super::tenants::{client_address, connect, message, metric, set_tenants, with
 
 /// Of the paced tenant.
 const RATE: u64 = 256 << 10;
-const BURST: u64 = 64 << 10;
-const CEILING: &str = "ceilings: { bytes: { per_second: 256KiB, burst: 64KiB } }";
+pub(crate) const BURST: u64 = 64 << 10;
+pub(crate) const CEILING: &str = "ceilings: { bytes: { per_second: 256KiB, burst: 64KiB } }";
 /// What is moved: about a second's worth beyond the burst.
 const SIZE: u64 = 320 << 10;
-const PATTERN: &[u8] = b"0123456789abcdefg";
+pub(crate) const PATTERN: &[u8] = b"0123456789abcdefg";
 /// A rate at which nothing that is asked for here arrives.
-const CRAWL: &str = "ceilings: { bytes: { per_second: 1KiB, burst: 16KiB } }";
+pub(crate) const CRAWL: &str = "ceilings: { bytes: { per_second: 1KiB, burst: 16KiB } }";
 
-fn policy(endpoint: u64, address: IpAddr) -> Value {
+pub(crate) fn policy(endpoint: u64, address: IpAddr) -> Value {
     json!({
         "endpointIps": [address.to_string()],
         "endpointId": endpoint.to_string(),
@@ -49,7 +49,7 @@ pub(crate) struct Two {
 }
 
 impl Two {
-    fn start(site: &Site, upstream: &Upstream, settings: &str, listener: &str) -> Self {
+    pub(crate) fn start(site: &Site, upstream: &Upstream, settings: &str, listener: &str) -> Self {
         Self::with(site, upstream, settings, listener, "")
     }
 
@@ -68,7 +68,7 @@ impl Two {
     }
 
     /// The records of a tenant, once there are so many.
-    fn records(&self, tenant: &str, count: usize) -> Vec<Value> {
+    pub(crate) fn records(&self, tenant: &str, count: usize) -> Vec<Value> {
         until("the records", || {
             let all = self.proxy.flows().into_iter();
             let records: Vec<Value> = all.filter(|flow| flow["tenant"] == tenant).collect();
@@ -107,27 +107,27 @@ fn expect_within_rate(bytes: u64, began: Instant) {
 }
 
 /// Exchanges that were held back; shown once there is one.
-fn paced(proxy: &Proxy, tenant: &str) -> u64 {
+pub(crate) fn paced(proxy: &Proxy, tenant: &str) -> u64 {
     let series = format!("tollgate_tenant_paced_total{{tenant=\"{tenant}\"}} ");
     let scrape = proxy.get("/metrics").1;
     scrape.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
 }
 
-fn request(method: &str, path: &str, length: u64) -> String {
+pub(crate) fn request(method: &str, path: &str, length: u64) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n")
 }
 
-fn get(path: &str) -> String {
+pub(crate) fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")
 }
 
-fn ask(client: &mut Peer, request: &str) -> Message {
+pub(crate) fn ask(client: &mut Peer, request: &str) -> Message {
     client.send(request);
     client.read_message()
 }
 
 /// Answers with as many bytes as the path ends with, chunked if it says so, and with what it was sent after taking that.
-fn serving(site: &Site) -> Upstream {
+pub(crate) fn serving(site: &Site) -> Upstream {
     Upstream::scripted(site, |peer, _| {
         peer.stop_recording();
         while peer.wait_for_bytes() {
@@ -150,7 +150,7 @@ fn serving(site: &Site) -> Upstream {
     })
 }
 
-fn download(client: &mut Peer, size: u64) {
+pub(crate) fn download(client: &mut Peer, size: u64) {
     client.send(get(&format!("/allowed/{size}")));
     assert_eq!(tollgate_tests::peer::status(&client.read_head()), 200);
     client.expect_repeated(PATTERN, size);

@@ -6,6 +6,7 @@ mod access_log;
 mod agent_admin;
 mod as_envoy;
 mod bandwidth;
+mod bandwidth_given_up;
 mod big;
 mod conformance;
 mod fairness;

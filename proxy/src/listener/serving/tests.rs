@@ -29,6 +29,7 @@ fn serving(groups: Groups) -> (Serving, ListenerSeries) {
         peers: Rc::default(),
         idle: Rc::default(),
         held_back: HeldBack::default(),
+        lines: Rc::default(),
         held: Cell::default(),
         open: Cell::default(),
         all_closed: Notify::new(),
