@@ -175,6 +175,17 @@ def together(batches, experiment):
     }
 
 
+def beside(samples, others):
+    """What one proxy gets done, and what an answer costs it, of what another does in the batches that took turns with these."""
+    pairs = [(one, other) for one, other in zip(samples, others) if one["rate"] and other["rate"]]
+    if not pairs:
+        return {"kept": 0.0, "cpu_kept": 0.0}
+    return {
+        "kept": statistics.median(one["rate"] / other["rate"] for one, other in pairs),
+        "cpu_kept": statistics.median(one["cpu_us"] / max(1e-3, other["cpu_us"]) for one, other in pairs),
+    }
+
+
 def jain(shares):
     """1 when all have the same, 1/n when one has all (Jain, Chiu and Hawe 1984)."""
     total = sum(shares)

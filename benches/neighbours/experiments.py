@@ -54,6 +54,8 @@ class Experiment:
     least: int = 1
     # Whether the target is a latency, which only a quiet machine can tell.
     timed: bool = True
+    # So many times the batches: what it is about is smaller than the noise of one.
+    often: int = 1
     # Takes `--soak` seconds where that is given.
     long: bool = False
     before: Callable | None = None
@@ -419,7 +421,19 @@ def costs():
         "before": account, "extra": compare,
     }
     apart = {**common, "before": alone, "extra": against_alone}
+    # Next to nothing of a victim, which is there for the harness only.
+    saturated = {
+        "check": lambda row: served(row) and row["kept"] >= 0.985 and row["cpu_kept"] <= 1.02, "invariant": served,
+        "victim": ("--rate", 10), "proxies": TOLLGATE, "timed": False, "often": 4,
+        "columns": (("kept", "of the answers without"), ("cpu_kept", "of the CPU of an answer without")),
+    }
+    bound = "98.5 % of the answers there are without fair shares and accounts, 102 % of the CPU of each"
     return [
+        Experiment("T23", "a tenant alone, 64 connections, cheap requests", bound, cheap(64), **saturated),
+        Experiment(
+            "T23-h2", "a tenant alone, 8 HTTP/2 connections x 100 streams, cheap requests", bound,
+            lambda proxy: [["streams", *group(proxy, 2, 8), "--streams", 100]], **saturated,
+        ),
         Experiment(
             "T22-solo", "4 tenants at once, each of which was alone before", "a request costs a tenant what it costs alone, within 5 %",
             lambda proxy: [ask(proxy, endpoint) for endpoint in askers],

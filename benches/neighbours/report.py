@@ -1,14 +1,11 @@
 """Turns the figures of one run into the page that is committed."""
 
-import statistics
-
 # Experiments of the study that have no row of their own.
 NOT_TRIED = """
 ## Not tried here
 
 - T19, panics in somebody's requests: nothing that a client sends is known to cause one.
 - T20, the end of a child process: there are no children.
-- T23 and T25, overhead and work conservation: they are the table of what fair shares cost, and need a Tollgate that can do without.
 - T26, the scheduler's bound: a test of its crate.
 """
 HEADER = (
@@ -21,7 +18,7 @@ def markdown(result):
     lines.append("# Neighbours\n\n")
     lines.append(
         "What bad neighbours behind the same proxy do to a victim that asks 500 times a second. Written by "
-        "`benches/neighbours/run`, whose head says how it is measured. One machine, one run.\n\n"
+        f"`benches/neighbours/run`, whose head says how it is measured. One machine, {runs(result)}.\n\n"
     )
     lines.append(f"{machine['date']}, commit {machine['commit']}, {machine['cpu']}, Linux {machine['kernel']}; ")
     lines.append(f"{result['repetitions']} or more batches of {result['seconds']:g} s for each proxy, in turns; medians. ")
@@ -43,6 +40,11 @@ def markdown(result):
         lines.append(section([row for row in rows if row["name"] == name]))
     lines.append(NOT_TRIED)
     return "".join(lines)
+
+
+def runs(result):
+    parts = result.get("parts", 1)
+    return "one run" if parts == 1 else f"one build, {parts} runs one after the other"
 
 
 def overview(rows):
@@ -70,15 +72,11 @@ def glance(row):
 
 def price(rows):
     """What fair shares cost: the same load with and without them, from batches that took turns."""
-    by_name = {(row["name"], row["proxy"]): row for row in rows}
-    lines = []
-    for name in dict.fromkeys(row["name"] for row in rows):
-        fair, unfair = by_name.get((name, "tollgate")), by_name.get((name, "fairness-off"))
-        if fair and unfair and fair["steady"]:
-            pairs = list(zip(fair["samples"], unfair["samples"]))
-            kept = statistics.median(one["rate"] / max(1, other["rate"]) for one, other in pairs)
-            cpu = statistics.median(one["cpu_us"] / max(1e-3, other["cpu_us"]) for one, other in pairs)
-            lines.append(f"| {name} | {kept:.3f} | {cpu:.3f} |\n")
+    both = {row["name"] for row in rows if row["proxy"] == "fairness-off"}
+    lines = [
+        f"| {row['name']} | {row['kept']:.3f} | {row['cpu_kept']:.3f} |\n"
+        for row in rows if row["proxy"] == "tollgate" and row["name"] in both and row["steady"]
+    ]
     head = "\n## What fair shares cost\n\nWith them, of what it is without them; medians of the pairs.\n\n"
     table = "| | neighbours get | CPU per answer |\n|---|---|---|\n"
     return head + table + "".join(lines) if lines else ""
