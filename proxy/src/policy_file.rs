@@ -39,7 +39,7 @@ const MAX_MISTAKES: usize = 50;
 #[derive(Clone, Debug, PartialEq)]
 pub enum PolicyResource {
     /// Policy of one endpoint.
-    Policy(Box<NetworkPolicy>),
+    Policy(Arc<NetworkPolicy>),
     /// Addresses of one identity.
     Hosts(NetworkPolicyHosts),
     /// Endpoints that share one account.
@@ -345,7 +345,7 @@ pub(crate) fn resource(value: Value) -> Result<PolicyResource, JsonErrors> {
     if hosts {
         json::network_policy_hosts_from_value(value).map(PolicyResource::Hosts)
     } else {
-        json::network_policy_from_value(value).map(|policy| PolicyResource::Policy(Box::new(policy)))
+        json::network_policy_from_value(value).map(|policy| PolicyResource::Policy(Arc::new(policy)))
     }
 }
 

@@ -3,8 +3,9 @@
 //!
 //! Each file stands for itself: one that does not load keeps its last good content and is reported, one that is deleted
 //! takes its resources along. A file is read only when its writer is done with it, because the first half of a list of
-//! rules can be a valid list of rules.
+//! rules can be a valid list of rules. A large one is read aside once there was a first reading, so that it holds up no other.
 
+mod aside;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use notify::Event;
@@ -20,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 use tollgate_proto::tenant::Tenant;
 
+use self::aside::Aside;
 use super::watch::Watch;
 use crate::policy_file::claims::{Contested, contested};
 use crate::policy_file::{self, FilePlace, FileResource, PolicyFileError, PolicyFileErrors, PolicyResource};
@@ -37,7 +40,7 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicySet {
     /// Policies of endpoints.
-    pub policies: Vec<NetworkPolicy>,
+    pub policies: Vec<Arc<NetworkPolicy>>,
     /// Where they stand, one for each.
     pub places: Vec<FilePlace>,
     /// Addresses of identities.
@@ -49,7 +52,7 @@ pub struct PolicySet {
 impl PolicySet {
     /// What several of the policies claim.
     pub fn contested(&self) -> Vec<Contested> {
-        contested(self.places.iter().zip(&self.policies))
+        contested(self.places.iter().zip(self.policies.iter().map(|policy| &**policy)))
     }
 }
 
@@ -104,6 +107,7 @@ pub struct Directory {
     /// Something that was wrong is right again.
     mended: bool,
     delivered: bool,
+    aside: Aside,
 }
 
 /// What is known of one file.
@@ -131,6 +135,8 @@ enum Found {
     Same,
     /// Somebody may still be writing it.
     Unsettled,
+    /// As another one, to be read aside.
+    Large(Stamp),
     /// With this content.
     Read(Stamp, Result<Vec<FileResource>, PolicyFileErrors>),
 }
@@ -156,27 +162,27 @@ impl Directory {
             errors: Vec::new(),
             mended: false,
             delivered: false,
+            aside: Aside::default(),
         })
     }
 
     /// The first reading at once, each later one when something changed: in the content, or in what is wrong with it.
     ///
-    /// May be dropped and called again without losing a change. Files are read on a blocking thread: a large one
-    /// takes seconds.
+    /// May be dropped and called again without losing a change. Files are read on other threads, large ones when the others are
+    /// in a reading already.
     pub async fn next(&mut self) -> Reading {
         loop {
-            let since = match self.pending_since {
-                Some(since) => since,
-                None => self.wait_for_change().await,
-            };
-            self.wait_for_quiet(since).await;
-            let unsettled = self.look().await;
-            if unsettled && since.elapsed() < PATIENCE {
-                sleep(QUIET).await;
-                continue;
+            if let Some(since) = self.wait_for_change().await {
+                self.wait_for_quiet(since).await;
+                let unsettled = self.look().await;
+                self.aside.begin();
+                if unsettled && since.elapsed() < PATIENCE {
+                    sleep(QUIET).await;
+                    continue;
+                }
+                // What is still being written is looked at again, but holds up nothing else.
+                self.pending_since = unsettled.then(Instant::now);
             }
-            // What is still being written is looked at again, but holds up nothing else.
-            self.pending_since = unsettled.then(Instant::now);
             let mended = std::mem::take(&mut self.mended);
             if self.changed || !self.errors.is_empty() || mended || !self.delivered {
                 self.delivered = true;
@@ -197,7 +203,7 @@ impl Directory {
         for FileResource { place, resource } in self.files.values().flat_map(|file| &file.resources) {
             match resource {
                 PolicyResource::Policy(policy) => {
-                    set.policies.push((**policy).clone());
+                    set.policies.push(Arc::clone(policy));
                     set.places.push(place.clone());
                 }
                 PolicyResource::Hosts(hosts) => set.hosts.push(hosts.clone()),
@@ -207,12 +213,23 @@ impl Directory {
         set
     }
 
-    async fn wait_for_change(&mut self) -> Instant {
-        while self.pending_since.is_none() {
+    /// When something happened that is to be looked at; `None` when a large file has been read instead.
+    async fn wait_for_change(&mut self) -> Option<Instant> {
+        loop {
+            if let Some(read) = self.aside.finished() {
+                self.take_from_aside(read);
+                return None;
+            }
+            if self.pending_since.is_some() {
+                return self.pending_since;
+            }
             match &mut self.watch {
-                Some(watch) => match watch.events.recv().await {
-                    Some(event) => self.note(event),
-                    None => self.watch = None,
+                Some(watch) => tokio::select! {
+                    event = watch.events.recv() => match event {
+                        Some(event) => self.note(event),
+                        None => self.watch = None,
+                    },
+                    () = self.aside.wait() => {}
                 },
                 None => {
                     sleep(RETRY).await;
@@ -224,7 +241,15 @@ impl Directory {
                 }
             }
         }
-        self.pending_since.unwrap_or_else(Instant::now)
+    }
+
+    fn take_from_aside(&mut self, read: aside::Read) {
+        let aside::Read { path, stamp, content } = read;
+        // Of what was changed or deleted meanwhile there is an event.
+        if Stamp::of(&path).is_ok_and(|now| now == stamp) && !self.being_written.contains(&path) {
+            self.take(path, stamp, content);
+        }
+        self.aside.begin();
     }
 
     /// Waits until nothing has happened for [`QUIET`], but not for ever: somebody may write all the time.
@@ -285,6 +310,7 @@ impl Directory {
                 self.mended |= file.error.is_some();
             }
             self.being_written.remove(&path);
+            self.aside.forget(&path);
         }
         let mut unsettled = false;
         for path in names {
@@ -292,8 +318,9 @@ impl Directory {
                 continue; // its closing is an event of its own
             }
             let known = self.files.get(&path);
-            match find(&path, known).await {
+            match find(&path, known, self.delivered).await {
                 Found::Same => {}
+                Found::Large(stamp) => self.aside.add(path, stamp),
                 Found::Unsettled => unsettled = true,
                 Found::Read(stamp, content) => self.take(path, stamp, content),
             }
@@ -350,7 +377,7 @@ fn is_there(path: &Path) -> bool {
     }
 }
 
-async fn find(path: &Path, known: Option<&File>) -> Found {
+async fn find(path: &Path, known: Option<&File>, large_aside: bool) -> Found {
     let before = match Stamp::of(path) {
         Ok(stamp) => stamp,
         // Its deletion is an event of its own.
@@ -365,6 +392,9 @@ async fn find(path: &Path, known: Option<&File>) -> Found {
     if before.age().is_some_and(|age| age < if begun { QUIET } else { PATIENCE }) {
         return Found::Unsettled;
     }
+    if large_aside && before.length > aside::LARGE {
+        return Found::Large(before);
+    }
     let content = read(path).await;
     match Stamp::of(path) {
         Ok(after) if after == before => Found::Read(before, content),
@@ -374,9 +404,12 @@ async fn find(path: &Path, known: Option<&File>) -> Found {
 
 async fn read(path: &Path) -> Result<Vec<FileResource>, PolicyFileErrors> {
     let file = path.to_owned();
-    let failed =
-        |_| Err(PolicyFileError::new(path, None, "cannot be read: the reader failed; please report it").into());
-    tokio::task::spawn_blocking(move || policy_file::read(&file)).await.unwrap_or_else(failed)
+    let read = tokio::task::spawn_blocking(move || policy_file::read(&file)).await;
+    read.unwrap_or_else(|_| Err(reader_failed(path)))
+}
+
+fn reader_failed(path: &Path) -> PolicyFileErrors {
+    PolicyFileError::new(path, None, "cannot be read: the reader failed; please report it").into()
 }
 
 impl Stamp {

@@ -2,6 +2,7 @@
 
 mod compile;
 pub mod directory;
+mod files;
 pub mod identities;
 pub mod listeners;
 pub mod memory;

@@ -14,8 +14,7 @@ use tollgate_policy::{EndpointPolicy, NetworkPolicy, PortRule, Snapshot};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
-use super::compile::{Background, Budgets, Compiled, Failed, Holdings, Terms, Update, run_soon};
-use super::directory::{Directory, PolicySet};
+use super::compile::{Background, Budgets, Compiled, Failed, Holdings, Prepared, Terms, Update, run_soon};
 use super::secret_sources::SecretSources;
 use super::world::after_publishing;
 use crate::identity::IdentityTable;
@@ -75,7 +74,7 @@ pub struct Received {
     /// Name of the resource.
     pub name: String,
     /// What was understood.
-    pub policy: cilium::NetworkPolicy,
+    pub policy: Arc<cilium::NetworkPolicy>,
     /// Its bytes, when there is more in them than was understood.
     pub partly_read: Option<Bytes>,
     /// Where it stands, when it comes out of a file.
@@ -93,12 +92,12 @@ pub enum ClaimOrder {
 
 /// What was said already, so that an update that repeats a problem does not repeat the warning.
 #[derive(Debug, Default)]
-struct Warned(HashMap<String, Vec<String>>);
+pub(super) struct Warned(HashMap<String, Vec<String>>);
 
 impl Warned {
     /// Keeps these problems of `subject` and forgets its others, which may come again as news. Returns those that were not
     /// known.
-    fn keep(&mut self, subject: &str, mut problems: Vec<String>) -> Vec<String> {
+    pub(super) fn keep(&mut self, subject: &str, mut problems: Vec<String>) -> Vec<String> {
         problems.sort();
         problems.dedup();
         let before = self.0.remove(subject).unwrap_or_default();
@@ -186,34 +185,29 @@ impl Control {
         state.policies.values().filter_map(|policy| cilium::NetworkPolicy::decode(&**policy).ok()).collect()
     }
 
-    /// Enforces exactly these policies of files from now on, which are named by their endpoint ids; see
-    /// [`update_policies`](Self::update_policies).
-    ///
-    /// # Errors
-    /// A defect of ours; nothing has changed.
-    pub async fn replace_policies(
-        self: &Arc<Self>,
-        policies: Vec<(cilium::NetworkPolicy, FilePlace)>,
-    ) -> Result<(), CompilingFailed> {
-        let mut names = HashSet::with_capacity(policies.len());
-        let mut changed = Vec::with_capacity(policies.len());
-        for (policy, place) in policies {
-            let mut name = policy.endpoint_id.to_string();
-            let mut copies = 1;
-            // Of several with the same id each is enforced. A resource name holds no white space, so this is nobody's name.
-            while !names.insert(name.clone()) {
-                copies += 1;
-                name = format!("{} ({copies})", policy.endpoint_id);
+    /// What is known or in force of which there is nothing in `names`.
+    pub(super) fn all_but(&self, names: &HashSet<&str>) -> Vec<String> {
+        let (state, world) = (self.lock(), self.store.load());
+        let in_force = world.policy.endpoints().map(EndpointPolicy::resource);
+        let known: HashSet<&str> = state.policies.keys().map(String::as_str).chain(in_force).collect();
+        known.into_iter().filter(|name| !names.contains(name)).map(ToOwned::to_owned).collect()
+    }
+
+    /// Remembers which files do not load, and what several claim.
+    pub(super) fn note_files(&self, unreadable: Vec<RefusedResource>, contested: Vec<Contested>) {
+        let mut state = self.lock();
+        (state.unreadable, state.contested) = (unreadable, contested);
+    }
+
+    /// Remembers where the policies of files stand, whether they have changed or not.
+    pub(super) fn note_places<'n>(&self, places: impl Iterator<Item = (&'n str, &'n FilePlace)>) {
+        let mut state = self.lock();
+        for (name, place) in places {
+            match state.places.get_mut(name) {
+                Some(known) => known.clone_from(place),
+                None => drop(state.places.insert(name.to_owned(), place.clone())),
             }
-            changed.push(Received { name, policy, partly_read: None, place: Some(place) });
         }
-        let removed = {
-            let (state, world) = (self.lock(), self.store.load());
-            let in_force = world.policy.endpoints().map(EndpointPolicy::resource);
-            let known: HashSet<&str> = state.policies.keys().map(String::as_str).chain(in_force).collect();
-            known.into_iter().filter(|name| !names.contains(*name)).map(ToOwned::to_owned).collect()
-        };
-        self.update_policies(changed, removed, ClaimOrder::Continues).await
     }
 
     /// Enforces `changed` instead of what these resources held before, and no more what `removed` names. Nothing in them
@@ -230,6 +224,28 @@ impl Control {
         removed: Vec<String>,
         order: ClaimOrder,
     ) -> Result<(), CompilingFailed> {
+        self.update(changed, removed, order, None).await
+    }
+
+    /// Enforces a policy that was compiled beside updates; see [`update_policies`](Self::update_policies).
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn put_policy(
+        self: &Arc<Self>,
+        received: Received,
+        prepared: Prepared,
+    ) -> Result<(), CompilingFailed> {
+        self.update(vec![received], Vec::new(), ClaimOrder::Continues, Some(prepared)).await
+    }
+
+    async fn update(
+        self: &Arc<Self>,
+        changed: Vec<Received>,
+        removed: Vec<String>,
+        order: ClaimOrder,
+        prepared: Option<Prepared>,
+    ) -> Result<(), CompilingFailed> {
         let _turn = self.updating.lock().await;
         if changed.is_empty() && removed.is_empty() && self.stays_the_same(order) {
             // A control plane that comes back with what it said before; long flows need not be judged again for that.
@@ -237,7 +253,7 @@ impl Control {
             return Ok(());
         }
         let control = Arc::clone(self);
-        let compiled = run_soon(move || control.compile_and_publish(changed, removed, order)).await;
+        let compiled = run_soon(move || control.compile_and_publish(changed, removed, order, prepared)).await;
         if let Err(error) = compiled {
             self.metrics.policy_update(UpdateResult::Rejected);
             return Err(CompilingFailed(error));
@@ -254,9 +270,16 @@ impl Control {
     }
 
     /// Panics only before the publication: nothing has changed then, here or in the world.
-    fn compile_and_publish(self: &Arc<Self>, mut changed: Vec<Received>, removed: Vec<String>, order: ClaimOrder) {
+    /// `prepared` is the form of what has changed, which is then a single policy.
+    fn compile_and_publish(
+        self: &Arc<Self>,
+        mut changed: Vec<Received>,
+        removed: Vec<String>,
+        order: ClaimOrder,
+        mut prepared: Option<Prepared>,
+    ) {
         // What a large one takes is not missing for others.
-        changed.sort_by_key(|received| received.policy.encoded_len());
+        changed.sort_by_cached_key(|received| received.policy.encoded_len());
         let world = self.store.load().clone();
         let mut update = Update::of(&world.policy, !world.has_policy);
         if order == ClaimOrder::BeginsAnew {
@@ -267,8 +290,12 @@ impl Control {
         }
         let mut received = Vec::with_capacity(changed.len());
         for Received { name, policy, partly_read, place } in changed {
-            let mut compiled = None;
-            let refused = match NetworkPolicy::try_from(&policy) {
+            let mut compiled = prepared.take().and_then(|prepared| update.insert(&name, prepared, &world.tenants));
+            if compiled.is_some() {
+                received.push(Judged { name, policy, place, refused: None, compiled });
+                continue;
+            }
+            let refused = match NetworkPolicy::try_from(&*policy) {
                 Ok(mut model) => {
                     if let Some(bytes) = &partly_read {
                         set_unknown_fields_aside(&mut model, bytes);
@@ -337,47 +364,6 @@ impl Control {
         );
     }
 
-    /// Enforces what the files of `directory` hold, now and whenever they change. Never returns.
-    pub async fn follow_directory(self: Arc<Self>, mut directory: Directory) {
-        let mut first = true;
-        let mut warned = Warned::default();
-        loop {
-            let reading = directory.next().await;
-            for error in &reading.errors {
-                tracing::warn!(%error, "policy file does not load; what it held before, if anything, stays in force");
-            }
-            let contested = reading.set.contested();
-            for problem in warned.keep("", contested.iter().map(ToString::to_string).collect()) {
-                tracing::warn!("{problem}");
-            }
-            let failing = directory
-                .failing()
-                .map(|error| RefusedResource {
-                    name: error.place.file.display().to_string(),
-                    reason: error.to_string(),
-                })
-                .collect();
-            {
-                let mut state = self.lock();
-                state.unreadable = failing;
-                state.contested = contested;
-            }
-            if first && !reading.set.hosts.is_empty() {
-                tracing::warn!("NetworkPolicyHosts in a policy directory have no effect; list them under `identities`");
-            }
-            let PolicySet { policies, places, tenants, .. } = reading.set;
-            if !tenants.is_empty() || !self.store.tenants().delivers(&[]) {
-                self.replace_tenants_of_files(tenants.iter().map(|(tenant, place)| (tenant, place)));
-            }
-            if (reading.changed || first)
-                && let Err(error) = self.replace_policies(policies.into_iter().zip(places).collect()).await
-            {
-                tracing::error!(%error, "the policy directory was not taken over");
-            }
-            first = false;
-        }
-    }
-
     /// Says which secrets rules wait for, unless that was said before.
     pub(super) fn warn_of_missing_secrets(&self) {
         let world = self.store.load();
@@ -444,7 +430,7 @@ impl Control {
 #[derive(Debug)]
 struct Judged {
     name: String,
-    policy: cilium::NetworkPolicy,
+    policy: Arc<cilium::NetworkPolicy>,
     place: Option<FilePlace>,
     refused: Option<RefusedResource>,
     compiled: Option<Compiled>,

@@ -22,7 +22,8 @@ const KIND: ResourceType = ResourceType::NetworkPolicy;
 const NODE: &str = "host~127.0.0.1~no-id~localdomain";
 
 fn set(ids: &[u64]) -> PolicySet {
-    let policies = ids.iter().map(|&endpoint_id| NetworkPolicy { endpoint_id, ..NetworkPolicy::default() });
+    let policies =
+        ids.iter().map(|&endpoint_id| NetworkPolicy { endpoint_id, ..NetworkPolicy::default() }).map(Arc::new);
     PolicySet { policies: policies.collect(), ..PolicySet::default() }
 }
 

@@ -87,6 +87,16 @@ impl Draft {
         }
     }
 
+    /// Never 0.
+    pub const fn endpoint_id(&self) -> u64 {
+        self.endpoint_id
+    }
+
+    /// Addresses and names that the policy claims.
+    pub fn endpoints(&self) -> impl Iterator<Item = &EndpointKey> {
+        self.endpoints.iter()
+    }
+
     /// The forms that there are: before it is compiled, those that are known already; then both.
     pub fn forms(&self) -> [Option<Form>; 2] {
         self.parts.each_ref().map(|part| part.side().map(|side| side.form()))

@@ -1,6 +1,8 @@
 //! Resources that cannot be used because of a mistake: the rest of them is looked at all the same, so that a misspelt
 //! field does not hide what else is wrong.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tollgate_policy::lint::{Finding, Lint};
 use tollgate_proto::cilium::NetworkPolicy;
@@ -13,7 +15,7 @@ use crate::policy_file::{self, PolicyResource};
 const MAX_ROUNDS: usize = 3;
 
 /// What is left without the fields that have mistakes, and their paths; `None` when nothing is.
-pub(super) fn rest(mut value: Value, errors: &JsonErrors) -> Option<(Box<NetworkPolicy>, Vec<String>)> {
+pub(super) fn rest(mut value: Value, errors: &JsonErrors) -> Option<(Arc<NetworkPolicy>, Vec<String>)> {
     let paths = |errors: &JsonErrors| -> Vec<String> {
         errors.iter().map(policy_file::path_of).filter(|path| !path.is_empty()).map(str::to_owned).collect()
     };

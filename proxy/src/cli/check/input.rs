@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use prost::Message as _;
 use serde_json::Value;
@@ -236,7 +237,7 @@ impl Input {
                     self.findings.push(schema_mistake(&place, error));
                 }
                 if let Some((policy, mistakes)) = damage::rest(value, &errors) {
-                    self.add_rest(place, *policy, mistakes);
+                    self.add_rest(place, Arc::unwrap_or_clone(policy), mistakes);
                 }
             }
         }

@@ -9,10 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tollgate_policy::{Draft, Effort, EndpointPolicy};
+use tollgate_policy::EndpointPolicy;
 
-use super::thread::{self, processor_time};
-use super::{Budgets, Compiled, Reservation, Terms};
+use super::thread;
+use super::{Budgets, Compiled, Prepared, Terms};
 use crate::control::Control;
 use crate::control::world::after_publishing;
 use crate::tenant::Table;
@@ -94,11 +94,7 @@ impl Background {
 #[derive(Debug)]
 pub(super) struct Ready {
     resource: String,
-    draft: Draft,
-    /// Given back when this is in force, or never will be.
-    reserved: Reservation,
-    /// Nanoseconds.
-    took: u64,
+    prepared: Prepared,
 }
 
 impl Control {
@@ -167,7 +163,7 @@ impl Control {
                         tracing::error!(resource, "compiling a policy has panicked; its endpoint goes on denying");
                     }
                 }
-                let took: u64 = ready.iter().map(|ready| ready.took).sum();
+                let took: u64 = ready.iter().map(|ready| ready.prepared.took).sum();
                 if !ready.is_empty() && (is_last || took >= TOGETHER) {
                     let ready = std::mem::take(&mut ready);
                     let names: Vec<String> = ready.iter().map(|ready| ready.resource.clone()).collect();
@@ -196,33 +192,23 @@ impl Control {
     pub(super) fn prepare(self: &Arc<Self>, resource: &str, terms: Terms, haste: Haste) -> Option<Ready> {
         let base = Arc::clone(&self.store().load().policy);
         let policy = base.policy(resource).filter(|policy| waits(policy))?;
-        let before = match haste {
-            Haste::Soon => Effort::new(self.budgets().left(terms.owner, terms.allowance, Instant::now())),
-            Haste::Late => Effort::UNBOUNDED,
-        };
-        let began = processor_time();
-        let mut draft = base.draft(policy.source(), &policy.limits());
-        let room = self.holdings().room(resource, terms.owner, terms.memory, draft.forms());
-        let mut effort = before.within(room);
-        draft.compile(&mut effort);
-        self.budgets().charge(terms.owner, terms.allowance, before.left() - effort.left(), Instant::now());
-        if draft.is_unfinished() {
+        let draft = || base.draft(policy.source(), &policy.limits());
+        let Some(prepared) = self.prepare_draft(resource, terms, haste, draft) else {
             // Others of its tenant have used the budget meanwhile.
             let begin = self.background().add(Haste::Late, resource, terms, policy.rule_count());
             if begin {
                 self.begin_background(Haste::Late);
             }
             return None;
-        }
-        let reserved = self.admit(resource, &terms, &mut draft);
-        Some(Ready { resource: resource.to_owned(), draft, reserved, took: processor_time() - began })
+        };
+        Some(Ready { resource: resource.to_owned(), prepared })
     }
 
     /// Puts them in force where the resource still holds what was compiled; else whoever changed it has seen to it.
     pub(super) fn put(self: &Arc<Self>, mut ready: Vec<Ready>) {
         let _turn = self.updating.blocking_lock();
         let current = Arc::clone(&self.store().load().policy);
-        ready.retain(|Ready { resource, draft, .. }| {
+        ready.retain(|Ready { resource, prepared: Prepared { draft, .. } }| {
             current.policy(resource).is_some_and(|policy| waits(policy) && draft.is(policy))
         });
         if ready.is_empty() {
@@ -231,7 +217,7 @@ impl Control {
         let mut builder = current.update();
         let mut put = Vec::with_capacity(ready.len());
         let mut in_force = Vec::with_capacity(ready.len());
-        for Ready { resource, draft, reserved, took } in ready {
+        for Ready { resource, prepared: Prepared { draft, reserved, took, .. } } in ready {
             builder.insert(&resource, draft);
             put.push((resource, took));
             in_force.push(reserved);

@@ -20,11 +20,10 @@ pub(super) use self::background::{Background, Haste};
 pub(super) use self::budget::Budgets;
 use self::budget::Wait;
 pub(super) use self::holdings::Holdings;
-pub(super) use self::reservation::Reservation;
+pub(super) use self::reservation::{Prepared, Reservation};
 pub(super) use self::terms::Terms;
-pub(super) use self::thread::Failed;
 use self::thread::processor_time;
-pub(super) use self::thread::run_soon;
+pub(super) use self::thread::{Failed, LATE, SOON, begun, run, run_soon};
 use super::Control;
 use super::world::after_publishing;
 use crate::tenant::{LocalEnd, Table, TenantId};
@@ -52,6 +51,17 @@ impl Update {
     /// Changes `base`; before the first update nothing was in force.
     pub(super) fn of(base: &Snapshot, is_first: bool) -> Self {
         Self { builder: base.update(), wait: Wait::new(is_first), reserved: Vec::new() }
+    }
+
+    /// Adds a policy that was compiled before; `None`, and nothing is added, if the terms are others by now.
+    pub(super) fn insert(&mut self, resource: &str, prepared: Prepared, tenants: &Table) -> Option<Compiled> {
+        let Prepared { draft, terms, reserved, took } = prepared;
+        if Terms::of_endpoint(draft.endpoint_id(), draft.endpoints(), tenants) != terms {
+            return None;
+        }
+        self.builder.insert(resource, draft);
+        self.reserved.push(reserved);
+        Some(Compiled { terms, took, haste: Haste::Late })
     }
 
     /// What is to come into force, and the room that is taken for it until then.

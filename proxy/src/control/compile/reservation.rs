@@ -1,11 +1,13 @@
-//! Room that is taken for what is on its way into force.
+//! Policies that are compiled beside updates, and the room that is taken for what is on its way into force.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use tollgate_policy::{Draft, Form};
+use tollgate_policy::{Draft, Effort, Form, NetworkPolicy};
 
-use super::Terms;
 use super::budget::Owner;
+use super::thread::processor_time;
+use super::{Haste, Terms};
 use crate::control::Control;
 
 /// Gives the room back when it is dropped, whatever has become of it: a panic must not keep any. What has come into force by then
@@ -18,7 +20,55 @@ pub(in crate::control) struct Reservation {
     forms: Vec<Form>,
 }
 
+/// A policy that was compiled beside updates, with the room that it has until it is in force.
+#[derive(Debug)]
+pub(in crate::control) struct Prepared {
+    pub(super) draft: Draft,
+    /// On which it was compiled.
+    pub(super) terms: Terms,
+    pub(super) reserved: Reservation,
+    /// Nanoseconds.
+    pub(super) took: u64,
+}
+
 impl Control {
+    /// Compiles the policy beside updates: within the budget that its tenant has left, or however long it takes. `None` where
+    /// that does not suffice.
+    pub(in crate::control) fn prepare_policy(
+        self: &Arc<Self>,
+        resource: &str,
+        policy: NetworkPolicy,
+        haste: Haste,
+    ) -> Option<Prepared> {
+        let world = self.store().load().clone();
+        let terms = Terms::of(&policy, &world.tenants);
+        self.prepare_draft(resource, terms, haste, || world.policy.draft(policy, &terms.limits))
+    }
+
+    pub(super) fn prepare_draft(
+        self: &Arc<Self>,
+        resource: &str,
+        terms: Terms,
+        haste: Haste,
+        draft: impl FnOnce() -> Draft,
+    ) -> Option<Prepared> {
+        let before = match haste {
+            Haste::Soon => Effort::new(self.budgets().left(terms.owner, terms.allowance, Instant::now())),
+            Haste::Late => Effort::UNBOUNDED,
+        };
+        let began = processor_time();
+        let mut draft = draft();
+        let room = self.holdings().room(resource, terms.owner, terms.memory, draft.forms());
+        let mut effort = before.within(room);
+        draft.compile(&mut effort);
+        self.budgets().charge(terms.owner, terms.allowance, before.left() - effort.left(), Instant::now());
+        if draft.is_unfinished() {
+            return None;
+        }
+        let reserved = self.admit(resource, &terms, &mut draft);
+        Some(Prepared { draft, terms, reserved, took: processor_time() - began })
+    }
+
     /// Takes room for what was compiled of this resource. A direction for which there is none any more denies.
     pub(super) fn admit(self: &Arc<Self>, resource: &str, terms: &Terms, draft: &mut Draft) -> Reservation {
         let admission = self.holdings().admit(resource, terms.owner, terms.memory, draft.forms());

@@ -32,7 +32,11 @@ impl Terms {
         Self::of_endpoint(policy.endpoint_id(), policy.keys(), tenants)
     }
 
-    fn of_endpoint<'k>(endpoint: u64, keys: impl Iterator<Item = &'k EndpointKey>, tenants: &Table) -> Self {
+    pub(in crate::control) fn of_endpoint<'k>(
+        endpoint: u64,
+        keys: impl Iterator<Item = &'k EndpointKey>,
+        tenants: &Table,
+    ) -> Self {
         let addresses = keys.filter_map(|key| match key {
             EndpointKey::Address(address) => Some(*address),
             EndpointKey::Name(_) => None,

@@ -46,7 +46,7 @@ fn with_paths(endpoint: u64, paths: impl Iterator<Item = String>) -> Received {
         "ingressPerPortPolicies": [{ "port": 80, "rules": [{ "httpRules": { "httpRules": rules } }] }],
     });
     let policy: cilium::NetworkPolicy = network_policy_from_json(&policy.to_string()).unwrap();
-    Received { name: endpoint.to_string(), policy, partly_read: None, place: None }
+    Received { name: endpoint.to_string(), policy: Arc::new(policy), partly_read: None, place: None }
 }
 
 /// More than five milliseconds' work.
@@ -320,7 +320,8 @@ async fn policies_have_a_part_of_the_memory_and_one_tenant_half_of_that() {
 /// Both directions, each with so many rules of its own.
 fn both(endpoint: u64, ingress: u32, egress: u32) -> Received {
     let mut received = large(endpoint, ingress);
-    received.policy.egress_per_port_policies = large(endpoint + 100, egress).policy.ingress_per_port_policies;
+    let other = large(endpoint + 100, egress).policy;
+    Arc::make_mut(&mut received.policy).egress_per_port_policies = other.ingress_per_port_policies.clone();
     received
 }
 
@@ -339,7 +340,9 @@ async fn a_direction_that_stays_is_no_room_for_the_other_one() {
     // What somebody else has already costs this tenant as much.
     update(&control, vec![large(20, 2000)]).await;
     let mut same = large(20, 2000);
-    (same.name, same.policy.endpoint_id, same.policy.endpoint_ips) = ("2".to_owned(), 2, vec!["10.0.0.2".to_owned()]);
+    same.name = "2".to_owned();
+    let policy = Arc::make_mut(&mut same.policy);
+    (policy.endpoint_id, policy.endpoint_ips) = (2, vec!["10.0.0.2".to_owned()]);
     update(&control, vec![same.clone()]).await;
     let (after, same_rules) = held(&control, "few");
     assert!(

@@ -1,4 +1,4 @@
-//! Threads that compile. They live for one piece of work, since there is mostly none; the kernel lets others go first.
+//! Threads that compile, or read what is compiled. They live for one piece of work, since there is mostly none; the kernel lets others go first.
 
 use std::{io, thread};
 
@@ -6,9 +6,9 @@ use tokio::sync::oneshot;
 
 /// Of what is within its tenants' budgets, whether an update waits for it or not: a policy that takes a permission away must not starve behind
 /// workers that somebody keeps busy, so not the lowest.
-pub(super) const SOON: i32 = 10;
+pub(in crate::control) const SOON: i32 = 10;
 /// Of the rest.
-pub(super) const LATE: i32 = 19;
+pub(in crate::control) const LATE: i32 = 19;
 
 /// Why nothing was compiled.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +39,31 @@ pub(super) fn begin(nice: i32, work: impl FnOnce() + Send + 'static) -> io::Resu
 pub(in crate::control) async fn run_soon<R: Send + 'static>(
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, Failed> {
+    run(SOON, work).await
+}
+
+/// The same with another niceness.
+///
+/// # Errors
+/// As [`run_soon`].
+pub(in crate::control) async fn run<R: Send + 'static>(
+    nice: i32,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, Failed> {
+    begun(nice, work)?.await.map_err(|_| Failed::Panicked)
+}
+
+/// Begins `work`, whose outcome comes later, or nothing if it panics.
+///
+/// # Errors
+/// There is no thread.
+pub(in crate::control) fn begun<R: Send + 'static>(
+    nice: i32,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> io::Result<oneshot::Receiver<R>> {
     let (done, outcome) = oneshot::channel();
-    begin(SOON, move || drop(done.send(work())))?;
-    outcome.await.map_err(|_| Failed::Panicked)
+    begin(nice, move || drop(done.send(work())))?;
+    Ok(outcome)
 }
 
 /// Processor time of this thread, in nanoseconds.

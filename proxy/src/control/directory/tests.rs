@@ -213,3 +213,43 @@ async fn a_file_that_stays_empty_is_a_mistake() {
     assert!(reading.errors[0].message.contains("holds no resource"), "{reading:?}");
     assert_eq!(watched.failing().count(), 1);
 }
+
+/// As large as it takes to be read aside, and more.
+fn large(id: u64) -> String {
+    format!("{{\"endpointId\": \"{id}\", \"endpointIps\": [\"10.0.0.1\"{}]}}", ", \"10.0.0.1\"".repeat(20_000))
+}
+
+#[tokio::test]
+async fn a_large_file_holds_up_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    replace(&directory, "a.json", &large(1));
+    replace(&directory, "b.json", &policy(2));
+    let mut watched = open(&directory);
+    assert_eq!(ids(&watched.next().await), [1, 2], "the first reading is whole");
+    replace(&directory, "a.json", &large(3));
+    replace(&directory, "b.json", &policy(4));
+    replace(&directory, "c.json", &large(5).replace("10.0.0.1", "1"));
+    assert_eq!(ids(&watched.next().await), [1, 4]);
+    assert_eq!(ids(&watched.next().await), [1, 4, 5], "the smaller one");
+    assert_eq!(ids(&watched.next().await), [3, 4, 5]);
+    // What has no effect any more when it has been read has none.
+    replace(&directory, "a.json", &large(6));
+    replace(&directory, "b.json", &policy(7));
+    assert_eq!(ids(&watched.next().await), [3, 7, 5]);
+    replace(&directory, "a.json", &policy(8));
+    assert_eq!(ids(&watched.next().await), [8, 7, 5]);
+    replace(&directory, "a.json", &large(9));
+    replace(&directory, "b.json", &policy(10));
+    assert_eq!(ids(&watched.next().await), [8, 10, 5]);
+    fs::remove_file(directory.path().join("a.json")).unwrap();
+    assert_eq!(ids(&watched.next().await), [10, 5]);
+    replace(&directory, "c.json", &large(11).replace("]", "]]"));
+    replace(&directory, "b.json", &policy(12));
+    assert_eq!(ids(&watched.next().await), [12, 5]);
+    let reading = watched.next().await;
+    assert_eq!(
+        (ids(&reading), reading.changed, reading.errors.len()),
+        (vec![12, 5], false, 1),
+        "one that does not load"
+    );
+}

@@ -5,6 +5,7 @@ use std::task::{Context, Poll, Wake};
 use prost::Message as _;
 use tollgate_policy::{ConnectionVerdict, Direction, EndpointKey, Flow, SecurityId, ServerName};
 
+use super::super::files::PolicyFiles;
 use super::*;
 use crate::identity::Sources;
 use crate::readiness::Readiness;
@@ -35,7 +36,7 @@ fn received(id: u64) -> Received {
         endpoint_id: id,
         ..cilium::NetworkPolicy::default()
     };
-    Received { name: id.to_string(), policy, partly_read: None, place: None }
+    Received { name: id.to_string(), policy: Arc::new(policy), partly_read: None, place: None }
 }
 
 #[tokio::test]
@@ -53,8 +54,8 @@ async fn what_is_in_force_is_never_refused() {
     assert_eq!(*panics.remembered.lock().unwrap(), Some(0), "and was not shown before");
     assert!(control.received().len() == 2 && readiness.waiting_for().is_empty());
     let place = FilePlace { file: std::path::Path::new("1.yaml").into(), line: None };
-    let directory = vec![(received(1).policy, place)];
-    control.replace_policies(directory).await.unwrap();
+    let mut files = PolicyFiles::new(Arc::clone(&control));
+    files.replace(vec![(received(1).policy, place)]).await.unwrap();
     assert_eq!(in_force(), [1], "and what was in force goes");
 }
 
@@ -63,7 +64,7 @@ async fn a_new_stream_forgets_who_claimed_an_address_first() {
     let (store, control, _) = control();
     let claims = |id, address: &str| {
         let mut received = received(id);
-        received.policy.endpoint_ips = vec![address.to_owned()];
+        Arc::make_mut(&mut received.policy).endpoint_ips = vec![address.to_owned()];
         received
     };
     let update = async |changed, order| control.update_policies(changed, Vec::new(), order).await.unwrap();
@@ -71,7 +72,7 @@ async fn a_new_stream_forgets_who_claimed_an_address_first() {
     update(vec![claims(1, "10.0.0.1")], ClaimOrder::BeginsAnew).await;
     update(vec![claims(2, "10.0.0.1")], ClaimOrder::Continues).await;
     let mut broken = claims(1, "10.0.0.1");
-    broken.policy.endpoint_ips.clear();
+    Arc::make_mut(&mut broken.policy).endpoint_ips.clear();
     update(vec![broken], ClaimOrder::Continues).await;
     update(vec![claims(1, "10.0.0.1")], ClaimOrder::Continues).await;
     assert_eq!(store.load().policy.endpoint(&EndpointKey::parse("10.0.0.1")).next().unwrap().endpoint_id(), 2);

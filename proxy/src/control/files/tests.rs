@@ -1,0 +1,150 @@
+use std::num::NonZeroU32;
+
+use tollgate_policy::EndpointPolicy;
+use tollgate_proto::json::network_policy_from_json;
+
+use super::*;
+use crate::control::WorldStore;
+use crate::identity::{IdentityTable, Sources};
+use crate::readiness::Readiness;
+use crate::tenant::{Books, Group, Member, PolicyBudget, Registry, Settings, TenantConfig};
+
+/// It may compile for a millisecond each second.
+const POOR: u64 = 9;
+
+fn files() -> PolicyFiles {
+    let policy = PolicyBudget { compile_millis_per_second: NonZeroU32::new(1), ..PolicyBudget::default() };
+    let settings = Settings { policy, ..Settings::default() };
+    let poor = Group { name: "poor".into(), members: vec![Member::Endpoint(POOR)], settings };
+    let tenants = TenantConfig { groups: vec![poor], ..TenantConfig::default() };
+    let registry = Registry::new(Arc::new(Books::default()), tenants);
+    let store = WorldStore::with_tenants(Sources::of_table(IdentityTable::default()), registry);
+    let first = Readiness::default().pending("first policy");
+    PolicyFiles::new(Arc::new(Control::new(Arc::new(store), Arc::default(), first)))
+}
+
+type File = (Arc<cilium::NetworkPolicy>, FilePlace);
+
+fn file(endpoint: u64, address: &str, rules: u32) -> File {
+    let rule = |i| {
+        let path = format!("/thing-{i}/[a-z]+");
+        serde_json::json!({ "headers": [{ "name": ":path", "safeRegexMatch": { "regex": path } }] })
+    };
+    let rules: Vec<_> = (0..rules).map(rule).collect();
+    let policy = serde_json::json!({
+        "endpointId": endpoint.to_string(),
+        "endpointIps": [address],
+        "ingressPerPortPolicies": [{ "port": 80, "rules": [{ "httpRules": { "httpRules": rules } }] }],
+    });
+    let policy = network_policy_from_json(&policy.to_string()).unwrap();
+    let place = FilePlace { file: std::path::Path::new("1.json").into(), line: None };
+    (Arc::new(policy), place)
+}
+
+fn small(endpoint: u64, rules: u32) -> File {
+    file(endpoint, &format!("10.0.0.{endpoint}"), rules)
+}
+
+/// So many rules are too much to be waited for.
+const MANY: u32 = 1000;
+
+fn large(endpoint: u64, more: u32) -> File {
+    small(endpoint, MANY + more)
+}
+
+async fn replace(files: &mut PolicyFiles, all: &[File]) {
+    files.replace(all.to_vec()).await.unwrap();
+}
+
+/// Endpoint ids and HTTP rules of what is in force, but for what denies until it is compiled.
+fn in_force(files: &PolicyFiles) -> Vec<(u64, usize)> {
+    let world = files.control.store().load().clone();
+    let whole = world.policy.endpoints().filter(|policy| !policy.is_unfinished());
+    whole.map(|policy: &EndpointPolicy| (policy.endpoint_id(), policy.rule_count() - 1)).collect()
+}
+
+async fn put(files: &mut PolicyFiles) {
+    let done = files.done().await;
+    files.put(done).await;
+}
+
+const LARGE_ONE: usize = MANY as usize;
+
+#[tokio::test]
+async fn a_large_policy_holds_up_no_other_and_what_was_before_stays() {
+    let mut files = files();
+    replace(&mut files, &[small(1, 1), large(2, 1)]).await;
+    assert_eq!(in_force(&files), [(1, 1), (2, LARGE_ONE + 1)], "the first time all at once");
+    replace(&mut files, &[large(2, 2), small(1, 2), large(3, 0)]).await;
+    assert_eq!(in_force(&files), [(1, 2), (2, LARGE_ONE + 1)], "nothing is refused meanwhile, or let in");
+    put(&mut files).await;
+    assert_eq!(in_force(&files), [(1, 2), (2, LARGE_ONE + 1), (3, LARGE_ONE)], "the smaller one first");
+    put(&mut files).await;
+    let all = [(1, 2), (2, LARGE_ONE + 2), (3, LARGE_ONE)];
+    assert_eq!(in_force(&files), all);
+    assert_eq!(files.control.places().len(), 3);
+    // The same again changes nothing, wherever it stands.
+    let generation = files.control.store().load().generation;
+    let mut again = [small(1, 2), large(2, 2), large(3, 0)];
+    again[1].1.line = Some(7);
+    replace(&mut files, &again).await;
+    assert!(files.tasks.is_empty() && files.control.store().load().generation == generation);
+    assert_eq!(files.control.places()["2"].line, Some(7));
+}
+
+#[tokio::test]
+async fn what_is_newer_counts() {
+    let mut files = files();
+    replace(&mut files, &[large(1, 0), large(2, 0), small(3, 3)]).await;
+    replace(&mut files, &[large(1, 1), large(2, 1), small(3, 3)]).await;
+    // One is under way, and the other one waits.
+    replace(&mut files, &[small(1, 1), large(2, 2), small(3, 3)]).await;
+    assert_eq!(in_force(&files), [(1, 1), (2, LARGE_ONE), (3, 3)]);
+    put(&mut files).await;
+    assert_eq!(in_force(&files), [(1, 1), (2, LARGE_ONE), (3, 3)], "compiled for nothing");
+    put(&mut files).await;
+    assert_eq!(in_force(&files), [(1, 1), (2, LARGE_ONE + 2), (3, 3)]);
+    replace(&mut files, &[small(1, 1), large(2, 3)]).await;
+    replace(&mut files, &[small(1, 1)]).await;
+    put(&mut files).await;
+    assert_eq!(in_force(&files), [(1, 1)], "what is gone stays gone");
+    assert!(files.tasks.is_empty() && files.control.policy_memory().0 < 1 << 16);
+}
+
+/// Who claimed an address first must not depend on who takes how long.
+#[tokio::test]
+async fn who_shares_an_address_does_not_wait() {
+    let mut files = files();
+    replace(&mut files, &[small(1, 1)]).await;
+    replace(&mut files, &[small(1, 1), file(2, "10.0.0.7", 2), file(3, "10.0.0.7", MANY)]).await;
+    assert_eq!(in_force(&files), [(1, 1), (2, 2), (3, LARGE_ONE)]);
+    let world = files.control.store().load().clone();
+    assert_eq!(world.policy.endpoint(&EndpointKey::parse("10.0.0.7")).count(), 2, "both have to allow");
+    // Nor does one that waits already.
+    let mut all = vec![small(1, 1), file(2, "10.0.0.7", 2), file(3, "10.0.0.7", MANY), file(4, "10.0.0.8", MANY)];
+    replace(&mut files, &all).await;
+    assert_eq!(in_force(&files).len(), 3);
+    all.push(file(5, "10.0.0.8", 1));
+    replace(&mut files, &all).await;
+    assert_eq!(in_force(&files).len(), 5);
+    put(&mut files).await;
+    assert!(files.tasks.is_empty() && in_force(&files).len() == 5);
+    // What somebody has in force is not taken away by somebody who waits.
+    replace(&mut files, &[small(1, 1), file(6, "10.0.0.7", MANY)]).await;
+    assert_eq!(in_force(&files), [(1, 1), (6, LARGE_ONE)]);
+}
+
+#[tokio::test]
+async fn what_is_beyond_its_tenants_budget_holds_up_nobody_who_has_one() {
+    let mut files = files();
+    replace(&mut files, &[small(1, 1), small(POOR, 1)]).await;
+    replace(&mut files, &[small(1, 1), large(POOR, 0)]).await;
+    put(&mut files).await;
+    assert_eq!(in_force(&files), [(1, 1), (POOR, 1)], "it goes on at the end of the line");
+    assert!(files.late.under_way.is_some() && files.soon.under_way.is_none());
+    replace(&mut files, &[large(1, 0), large(POOR, 0)]).await;
+    assert!(files.soon.under_way.is_some());
+    put(&mut files).await;
+    put(&mut files).await;
+    assert_eq!(in_force(&files), [(1, LARGE_ONE), (POOR, LARGE_ONE)]);
+}
