@@ -10,6 +10,7 @@ pub mod admin;
 pub mod agent;
 pub mod bpf;
 pub mod canary;
+pub mod cgroup;
 pub mod control_plane;
 pub mod http2;
 pub mod mark_counters;

@@ -2,6 +2,8 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::quota::nanoseconds;
+
 /// Where time comes from; tests have their own.
 pub trait Clock {
     /// Nanoseconds since some moment; never goes back. Read for each poll, so it must cost next to nothing.
@@ -31,7 +33,6 @@ impl Clock for SystemClock {
     }
 
     fn thread_cpu(&self) -> u64 {
-        let time = clock_gettime(ClockId::ThreadCPUTime);
-        u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+        nanoseconds(clock_gettime(ClockId::ThreadCPUTime))
     }
 }

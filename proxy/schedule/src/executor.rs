@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::current;
 use crate::fair::Fair;
 use crate::meter::{Ledger, Meter};
+use crate::quota::{Pace, Quota, Turns};
 use crate::remote::Remote;
 use crate::slice::SLICE;
 use crate::spent::Sum;
@@ -67,6 +68,16 @@ pub(crate) struct Local {
     pub(crate) spent: Cell<Option<Rc<Sum>>>,
     /// When the present poll has used up its slice.
     pub(crate) slice_end: Cell<u64>,
+    /// The processor time that the process may use, if anybody looks.
+    quota: Option<(Arc<Quota>, Box<dyn Alarm>)>,
+    /// Since when tasks wait for it.
+    waits_since: Cell<Option<u64>>,
+}
+
+/// Wakes an executor that waits for the quota of the process.
+pub trait Alarm {
+    /// Wakes the task of this context after so many nanoseconds, unless it is asked again before. Must not block.
+    fn wake_after(&self, context: &mut Context<'_>, nanoseconds: u64);
 }
 
 #[derive(Debug)]
@@ -84,6 +95,24 @@ impl fmt::Debug for Local {
 impl Executor {
     /// An executor for this thread. One per thread: of several, all but the newest pass their wakes the long way round.
     pub fn new(clock: impl Clock + 'static, ledger: impl Ledger + 'static) -> Self {
+        Self::make(clock, ledger, None)
+    }
+
+    /// The same, and it keeps to the quota of the process.
+    pub fn paced(
+        clock: impl Clock + 'static,
+        ledger: impl Ledger + 'static,
+        quota: Arc<Quota>,
+        alarm: impl Alarm + 'static,
+    ) -> Self {
+        Self::make(clock, ledger, Some((quota, Box::new(alarm))))
+    }
+
+    fn make(
+        clock: impl Clock + 'static,
+        ledger: impl Ledger + 'static,
+        quota: Option<(Arc<Quota>, Box<dyn Alarm>)>,
+    ) -> Self {
         let (overhead, _) = ledger.open(TenantId::OVERHEAD);
         let local = Rc::new(Local {
             clock: Box::new(clock),
@@ -101,6 +130,8 @@ impl Executor {
             waited: Cell::new(0),
             spent: Cell::new(None),
             slice_end: Cell::new(u64::MAX),
+            quota,
+            waits_since: Cell::new(None),
         });
         current::set(Rc::clone(&local));
         Self(Handle(local))
@@ -183,7 +214,7 @@ impl Local {
         }
     }
 
-    fn poll_quantum(&self, context: &Context<'_>) -> Poll<()> {
+    fn poll_quantum(&self, context: &mut Context<'_>) -> Poll<()> {
         if !self.pump.borrow().as_ref().is_some_and(|known| known.will_wake(context.waker())) {
             self.remote.set_worker(context.waker().clone());
             self.pump.replace(Some(context.waker().clone()));
@@ -192,9 +223,19 @@ impl Local {
         let began = self.clock.now();
         let mut now = began;
         self.now.set(Some(now));
+        let pace = self.pace(now);
+        let mut over = false;
         while now.saturating_sub(began) < QUANTUM {
             self.take_remote();
-            let Some(turn) = self.fair.borrow_mut().next() else { break };
+            let next = match pace.turns {
+                Turns::Everybody => self.fair.borrow_mut().next(),
+                Turns::Spared => self.fair.borrow_mut().next_spared(),
+                Turns::Nobody => None,
+            };
+            let Some(turn) = next else {
+                over = true;
+                break;
+            };
             let waited = now.saturating_sub(turn.item.since);
             self.slice_end.set(now.saturating_add(SLICE));
             self.running.set(Some(turn.tenant));
@@ -217,13 +258,36 @@ impl Local {
         }
         self.slice_end.set(u64::MAX);
         self.now.set(None);
-        let beside = self.meter.borrow_mut().pause(now, &*self.clock);
-        self.fair.borrow_mut().pass(beside);
-        if !self.fair.borrow().is_idle() {
+        let booked = self.meter.borrow_mut().pause(now, &*self.clock);
+        self.fair.borrow_mut().pass(booked.beside);
+        let idle = self.fair.borrow().is_idle();
+        if let Some((quota, alarm)) = &self.quota {
+            quota.work(booked.all);
+            if over && !idle {
+                self.waits_since.set(self.waits_since.get().or(Some(now)));
+                alarm.wake_after(context, pace.wait);
+            }
+        }
+        if !over && !idle {
             return Poll::Ready(());
         }
         self.asleep.set(true);
         Poll::Pending
+    }
+
+    /// Whose turn may come as far as the quota of the process goes.
+    fn pace(&self, now: u64) -> Pace {
+        let Some((quota, _)) = &self.quota else { return Pace::FREE };
+        let is_set = quota.is_set();
+        self.fair.borrow_mut().set_sparing(is_set);
+        self.meter.borrow_mut().settle_often(is_set);
+        let pace = quota.look(self.waits_since.get().is_some());
+        if (pace.turns == Turns::Everybody || self.fair.borrow().is_idle())
+            && let Some(since) = self.waits_since.take()
+        {
+            quota.wait(now.saturating_sub(since));
+        }
+        pace
     }
 
     /// Nanoseconds that the present poll has taken so far.

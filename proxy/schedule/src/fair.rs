@@ -15,6 +15,10 @@ use slab::Slab;
 use crate::reserve::{AHEAD, Promise, Reserve};
 use crate::{GroupKey, Share, TenantId, Weight};
 
+/// While the process has used up its quota of processor time, who has rested may still run for so long, in nanoseconds: more than
+/// a request or two take.
+const SPARED: u64 = 1_000_000;
+
 /// Cost over weight. Wide enough for ever: with 64 bits a day of work at full precision would wrap.
 pub(crate) type Virtual = u128;
 
@@ -22,6 +26,10 @@ pub(crate) type Virtual = u128;
 #[derive(Debug, Default)]
 struct Level {
     runnable: Line,
+    /// Of those who can run, the ones that need not wait for the quota of the process.
+    spared: Line,
+    /// There is such a quota.
+    sparing: bool,
     /// Of those who can run, the ones that were promised a part.
     reserve: Reserve,
     /// Start tag of the one whose turn came last by weight; when nobody is left, the end of the last busy period.
@@ -83,6 +91,8 @@ struct Standing {
     /// Virtual time of a nanosecond.
     rate: u64,
     promise: Promise,
+    /// Up to here it is spared waiting for the quota.
+    spared_until: Virtual,
     state: State,
 }
 
@@ -96,7 +106,8 @@ enum State {
 impl Standing {
     fn new(share: Share) -> Self {
         let Share { weight, at_least } = share;
-        Self { start: 0, finish: 0, rate: weight.rate(), promise: Promise::new(at_least), state: State::Idle }
+        let promise = Promise::new(at_least);
+        Self { start: 0, finish: 0, rate: weight.rate(), promise, spared_until: 0, state: State::Idle }
     }
 }
 
@@ -104,6 +115,11 @@ impl Level {
     /// Lets one run again that had nothing to do.
     fn wake(&mut self, who: &mut Standing, slot: usize) {
         if who.state == State::Idle {
+            if self.sparing {
+                // As much as its share would have been meanwhile; nothing where nobody else was given more.
+                let rested = self.now.saturating_sub(who.finish).min(Virtual::from(SPARED) * Virtual::from(who.rate));
+                who.spared_until = who.spared_until.max(self.now + rested);
+            }
             self.enter(who, slot, who.finish.max(self.now), true);
         }
     }
@@ -114,22 +130,29 @@ impl Level {
         who.state = State::Runnable;
         self.arrivals += 1;
         let place = Place { start, arrival: self.arrivals, slot };
+        let spared = self.sparing && start < who.spared_until;
         match who.promise.is_any() {
-            true => self.reserve.push(place, &mut who.promise, anew),
+            true => self.reserve.push(place, &mut who.promise, anew, spared),
+            false if spared => self.spared.push(place),
             false => self.runnable.push(place),
         }
     }
 
     /// The slot of who runs next.
     fn pick(&mut self) -> Option<usize> {
+        let line =
+            match self.spared.first().is_some_and(|first| self.runnable.first().is_none_or(|other| first < other)) {
+                true => &mut self.spared,
+                false => &mut self.runnable,
+            };
         let by_weight = match self.reserve.is_empty() {
-            true => self.runnable.pop(),
+            true => line.pop(),
             false => {
                 // Out of its turn: the others' time does not go on to where it stands.
                 if let Some(place) = self.reserve.pop_behind() {
                     return Some(place.slot);
                 }
-                self.reserve.pop_before(self.runnable.first()).or_else(|| self.runnable.pop())
+                self.reserve.pop_before(line.first()).or_else(|| line.pop())
             }
         };
         let Place { start, slot, .. } = by_weight?;
@@ -137,8 +160,15 @@ impl Level {
         Some(slot)
     }
 
+    /// The slot of who runs next while the quota is used up. Out of its turn, too: else those who are spared would earn each other
+    /// more of it.
+    fn pick_spared(&mut self) -> Option<usize> {
+        let promised = self.reserve.pop_behind().or_else(|| self.reserve.pop_spared());
+        promised.or_else(|| self.spared.pop()).map(|place| place.slot)
+    }
+
     fn is_idle(&self) -> bool {
-        self.runnable.is_empty() && self.reserve.is_empty()
+        self.runnable.is_empty() && self.spared.is_empty() && self.reserve.is_empty()
     }
 
     /// Ends the turn of the one in service.
@@ -273,6 +303,11 @@ impl<T> Fair<T> {
         }
     }
 
+    /// Says whether the process has a quota, so that tenants who have rested are told from the others.
+    pub(crate) const fn set_sparing(&mut self, sparing: bool) {
+        self.level.sparing = sparing;
+    }
+
     /// The worker did something else for so long.
     pub(crate) fn pass(&mut self, nanoseconds: u64) {
         self.level.reserve.pass(nanoseconds);
@@ -291,7 +326,18 @@ impl<T> Fair<T> {
     /// What runs next. To be followed by [`Fair::charge`] when it has run.
     pub(crate) fn next(&mut self) -> Option<Turn<T>> {
         self.charge(0);
-        let tenant_slot = self.level.pick()?;
+        let tenant = self.level.pick()?;
+        self.begin(tenant)
+    }
+
+    /// The same of those who need not wait for the quota of the process.
+    pub(crate) fn next_spared(&mut self) -> Option<Turn<T>> {
+        self.charge(0);
+        let tenant = self.level.pick_spared()?;
+        self.begin(tenant)
+    }
+
+    fn begin(&mut self, tenant_slot: usize) -> Option<Turn<T>> {
         let tenant = &mut self.tenants[tenant_slot];
         tenant.standing.state = State::InService;
         let slot = tenant.flows.pick()?;

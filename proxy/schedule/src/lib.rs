@@ -13,6 +13,7 @@ mod current;
 mod executor;
 mod fair;
 mod meter;
+mod quota;
 mod remote;
 mod reserve;
 mod slice;
@@ -27,8 +28,9 @@ use std::num::NonZeroU32;
 
 pub use account::{Account, DELAY_BOUNDS, SLOW_POLL, Usage};
 pub use clock::{Clock, SystemClock};
-pub use executor::{Executor, Handle, QUANTUM};
+pub use executor::{Alarm, Executor, Handle, QUANTUM};
 pub use meter::Ledger;
+pub use quota::{Allowance, ProcessClock, Quota, SystemProcessClock};
 pub use reserve::Part;
 pub use slice::{SLICE, poll_slice, rest, slice_spent};
 pub use spent::Spent;

@@ -38,6 +38,14 @@ struct Tally {
     measured: u64,
 }
 
+/// Processor time that was booked since that was last told, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Booked {
+    /// Nobody's.
+    pub(crate) beside: u64,
+    pub(crate) all: u64,
+}
+
 /// Measures one worker.
 #[derive(Debug)]
 pub(crate) struct Meter {
@@ -50,6 +58,10 @@ pub(crate) struct Meter {
     measured: u64,
     /// Overhead that was booked since the worker last went back to its event loop.
     beside: u64,
+    /// All that was booked since then.
+    booked: u64,
+    /// Accounts are settled after so much work.
+    often: u64,
     /// The thread's processor time, and the time, when the accounts were last settled.
     settled_cpu: u64,
     settled_at: u64,
@@ -57,7 +69,17 @@ pub(crate) struct Meter {
 
 impl Meter {
     pub(crate) fn new(overhead: Arc<Account>) -> Self {
-        Self { tallies: Vec::new(), overhead, ran: Vec::new(), measured: 0, beside: 0, settled_cpu: 0, settled_at: 0 }
+        Self {
+            tallies: Vec::new(),
+            overhead,
+            ran: Vec::new(),
+            measured: 0,
+            beside: 0,
+            booked: 0,
+            often: SETTLED,
+            settled_cpu: 0,
+            settled_at: 0,
+        }
     }
 
     /// Gives a place to a tenant that is new here. Another may have had it before.
@@ -112,14 +134,18 @@ impl Meter {
         }
     }
 
-    /// To be called when the worker goes back to its event loop. Returns the time that was nobody's, in nanoseconds, since that was
-    /// last told.
-    pub(crate) fn pause(&mut self, now: u64, clock: &dyn Clock) -> u64 {
-        if self.measured >= SETTLED || now.saturating_sub(self.settled_at) >= INTERVAL {
+    /// Has accounts settled twice as often, or as they were: where somebody waits for what is used.
+    pub(crate) const fn settle_often(&mut self, often: bool) {
+        self.often = if often { SETTLED / 2 } else { SETTLED };
+    }
+
+    /// To be called when the worker goes back to its event loop.
+    pub(crate) fn pause(&mut self, now: u64, clock: &dyn Clock) -> Booked {
+        if self.measured >= self.often || now.saturating_sub(self.settled_at) >= INTERVAL {
             self.settled_at = now;
             self.settle(clock.thread_cpu());
         }
-        std::mem::take(&mut self.beside)
+        Booked { beside: std::mem::take(&mut self.beside), all: std::mem::take(&mut self.booked) }
     }
 
     /// Books what was measured, in proportion, and the rest as overhead.
@@ -137,6 +163,7 @@ impl Meter {
         }
         self.overhead.add_cpu(spent - booked);
         self.beside += spent - booked;
+        self.booked += spent;
         self.measured = 0;
         self.settled_cpu = self.settled_cpu.max(cpu);
     }

@@ -53,6 +53,8 @@ pub(crate) struct Reserve {
 struct Reserved {
     place: Place,
     kept_until: u64,
+    /// It need not wait for the quota of the process.
+    spared: bool,
 }
 
 impl Promise {
@@ -84,10 +86,10 @@ impl Reserve {
     }
 
     /// Puts one into the line that has a promise. After a rest (`anew`) it is owed nothing for that.
-    pub(crate) fn push(&mut self, place: Place, promise: &mut Promise, anew: bool) {
+    pub(crate) fn push(&mut self, place: Place, promise: &mut Promise, anew: bool, spared: bool) {
         let earliest = if anew { self.time } else { self.time.saturating_sub(LAG) };
         promise.kept_until = promise.kept_until.max(earliest);
-        self.runnable.push(Reserved { place, kept_until: promise.kept_until });
+        self.runnable.push(Reserved { place, kept_until: promise.kept_until, spared });
     }
 
     /// Has one that can run start no later than `now`.
@@ -101,6 +103,12 @@ impl Reserve {
     pub(crate) fn pop_behind(&mut self) -> Option<Place> {
         let behind = self.runnable.iter().enumerate().filter(|(_, reserved)| reserved.kept_until <= self.time);
         let (index, _) = behind.min_by_key(|(_, reserved)| reserved.kept_until)?;
+        Some(self.runnable.swap_remove(index).place)
+    }
+
+    /// Takes out one that need not wait for the quota of the process.
+    pub(crate) fn pop_spared(&mut self) -> Option<Place> {
+        let index = self.runnable.iter().position(|reserved| reserved.spared)?;
         Some(self.runnable.swap_remove(index).place)
     }
 

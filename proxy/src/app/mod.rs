@@ -27,6 +27,7 @@ use crate::control::directory::Directory;
 use crate::control::identities::AgentIdentities;
 use crate::control::listeners::{Discovered, ListenerHandler, Report};
 use crate::control::memory::{self, MemoryEnd};
+use crate::control::quota::{self, CpuQuota};
 use crate::control::secrets::SecretFiles;
 use crate::control::tenants::TenantHandler;
 use crate::control::{self, Control, WorldStore};
@@ -114,6 +115,7 @@ struct ControlSide {
     memory_end: MemoryEnd,
     /// Tells workers of looks at memory.
     memory: watch::Sender<()>,
+    quota: Arc<CpuQuota>,
 }
 
 impl Process {
@@ -157,6 +159,9 @@ impl Process {
         let names = metrics.tenants().names();
         let tenants = Registry::new(metrics.tenants(), config.tenants.clone());
         let store = Arc::new(WorldStore::with_tenants(sources, tenants));
+        let quota = CpuQuota::new(!config.limits.cpu_quota || config.limits.shadow || !config.fairness);
+        let quota = Arc::new(quota);
+        metrics.watch_cpu_quota(Arc::clone(&quota));
         let (requests, incoming) = mpsc::channel(4);
         let side = ControlSide {
             readiness: readiness.clone(),
@@ -169,13 +174,14 @@ impl Process {
             started,
             memory_end,
             memory: watch::Sender::new(()),
+            quota: Arc::clone(&quota),
         };
         let memory = side.memory.subscribe();
         let control_tasks = start_control(&config, side)?;
         let phase = watch::Sender::new(Phase::Serve);
         let (ended, workers_ended) = mpsc::channel(1);
         let threads = roles(config.workers, senders, &names);
-        let workers = start_workers(&config, received, threads, &store, (&phase, &memory), &ended)?;
+        let workers = start_workers(&config, received, threads, (&store, &quota), (&phase, &memory), &ended)?;
         if let Some(Bootstrap { ignored, .. }) = &config.bootstrap {
             tracing::info!(settings = ignored.join(", "), "settings of the bootstrap without effect");
         }
@@ -284,6 +290,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
     let memory_end = side.memory_end;
     control.share_memory(memory_end.bytes.filter(|_| !config.limits.shadow));
     tasks.spawn(memory::follow(side.metrics.tenants(), memory_end, config.limits.shadow, side.memory));
+    tasks.spawn(quota::Following::new(Arc::clone(&side.quota)).run());
     let mut streams = None;
     let (report, discovered) = (Report::new(side.readiness.clone()), Discovered::default());
     match &config.policy_source {
@@ -324,6 +331,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         readiness: side.readiness.clone(),
         metrics: Arc::clone(&side.metrics),
         memory_end,
+        quota: side.quota,
     };
     let state = Arc::new(AdminState {
         node: config.node.clone(),
@@ -363,7 +371,7 @@ fn start_workers(
     // Those of the lanes come first.
     commands: Vec<(mpsc::Receiver<Command>, Pending)>,
     threads: Vec<(Role, Option<Crossing>, flow::FlowSender)>,
-    store: &Arc<WorldStore>,
+    (store, quota): (&Arc<WorldStore>, &CpuQuota),
     (phase, memory): (&watch::Sender<Phase>, &watch::Receiver<()>),
     ended: &mpsc::Sender<Infallible>,
 ) -> anyhow::Result<Vec<JoinHandle<std::io::Result<()>>>> {
@@ -378,6 +386,7 @@ fn start_workers(
             slots: slots.clone(),
             limits: config.limits,
             fairness: config.fairness,
+            quota: quota.of_workers(),
             commands,
             phase: phase.subscribe(),
             memory: memory.clone(),

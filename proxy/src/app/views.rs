@@ -17,6 +17,7 @@ use crate::config::{Config, ForwardedProto, Identities, Normalize, PolicySource}
 use crate::control::Control;
 use crate::control::listeners::{Discovered, NotServed, Report};
 use crate::control::memory::MemoryEnd;
+use crate::control::quota::CpuQuota;
 use crate::explanation::{self, Asked, Enforced, Explained};
 use crate::identity::Sources;
 use crate::metrics::Metrics;
@@ -34,6 +35,7 @@ pub(super) struct ProcessViews {
     pub(super) readiness: Readiness,
     pub(super) metrics: Arc<Metrics>,
     pub(super) memory_end: MemoryEnd,
+    pub(super) quota: Arc<CpuQuota>,
 }
 
 fn age_ms(at: SystemTime) -> u64 {
@@ -118,6 +120,7 @@ impl Views for ProcessViews {
         }
         status.insert("limits".into(), json!({ "connections": self.config.max_connections }));
         status.insert("memory".into(), tenants::memory(&self.control.store().tenants(), self.memory_end));
+        status.insert("cpu_quota".into(), self.quota.to_json());
         status.insert("policy_memory".into(), tenants::policy_memory(&self.control));
         if let Some(memory) = self.metrics.log_memory() {
             let memory = json!({ "bytes": memory.bytes(), "limit_bytes": memory.limit() });

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
+use tollgate_schedule::Quota;
 
 use crate::config::Limits;
 use crate::control::WorldStore;
@@ -22,7 +23,7 @@ use crate::listener::serving::{CUT, Command, Serving};
 use crate::metrics::Chore;
 use crate::readiness::Pending;
 use crate::tenant::Names;
-use crate::worker::{Accounts, ConnectionSlots, Groups, HeldBack, State, Worker, keep_doing, run_tasks};
+use crate::worker::{Accounts, Alarm, ConnectionSlots, Groups, HeldBack, State, Worker, keep_doing, run_tasks};
 
 /// How long a worker's turns on the processor are to be: the shortest that the kernel gives, and what one poll may take.
 const TURN: Duration = Duration::from_micros(100);
@@ -77,6 +78,8 @@ pub(super) struct Seed {
     pub(super) limits: Limits,
     /// Whether tenants share the worker's time.
     pub(super) fairness: bool,
+    /// The processor time that it keeps to, together with all others.
+    pub(super) quota: Option<Arc<Quota>>,
     /// Which listeners to serve.
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) phase: watch::Receiver<Phase>,
@@ -121,11 +124,15 @@ fn run(seed: Seed) -> io::Result<()> {
     let runtime = runtime.inspect_err(|error| {
         tracing::error!(%error, "a worker cannot start; raise the limit of open files");
     })?;
+    let pacing = seed.quota.clone().map(|quota| Ok((quota, Alarm::new(&runtime)?))).transpose();
+    let pacing = pacing.inspect_err(|error: &io::Error| {
+        tracing::error!(%error, "a worker has no timer; raise the limit of open files");
+    })?;
     let fairness = seed.fairness;
     let accounts = Accounts { metrics: seed.flows.metrics().clone(), world: Arc::clone(&seed.world) };
     // Every task that is left is dropped then: their sockets close and their records are sent.
     let metrics = seed.flows.metrics().clone();
-    run_tasks(&runtime, fairness, accounts, |groups| serve(seed, groups)).ok_or_else(|| {
+    run_tasks(&runtime, fairness, accounts, pacing, |groups| serve(seed, groups)).ok_or_else(|| {
         metrics.chore_panicked(Chore::Own);
         io::Error::other("its own task has panicked, which is a defect of this program")
     })

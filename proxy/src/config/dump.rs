@@ -180,6 +180,7 @@ fn limits(limits: &Limits) -> Value {
             MemoryLimit::Bytes(bytes) => json!(bytes),
             MemoryLimit::Off => json!("off"),
         },
+        "cpu_quota": if limits.cpu_quota { "cgroup" } else { "off" },
         "unsent": limits.unsent.map_or_else(|| json!("off"), |bytes| json!(bytes)),
     })
 }

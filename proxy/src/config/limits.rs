@@ -21,6 +21,8 @@ pub struct Limits {
     pub idle_connections: Option<IdleLimits>,
     /// How much memory the process may have.
     pub memory: MemoryLimit,
+    /// Workers keep below the processor time that the control group gives, if it has an end.
+    pub cpu_quota: bool,
     /// Bytes that the kernel holds of what a peer has not been sent yet; `None`: as many as it likes.
     pub unsent: Option<u32>,
 }
@@ -80,6 +82,7 @@ impl Default for Limits {
             http2_resets: Some(Rate { per_second: 200, burst: 1000 }),
             idle_connections: Some(IdleLimits::default()),
             memory: MemoryLimit::default(),
+            cpu_quota: true,
             unsent: Some(128 << 10),
         }
     }
@@ -101,6 +104,7 @@ pub(super) fn limits(top: &mut Section<'_>) -> Limits {
         http2_resets: rate(&mut section, "http2_resets", default.http2_resets),
         idle_connections: idle(&mut section, default.idle_connections),
         memory: memory(&mut section),
+        cpu_quota: cpu_quota(&mut section, default.cpu_quota),
         unsent: unsent(&mut section, default.unsent),
     };
     section.finish(&[]);
@@ -151,6 +155,14 @@ fn memory(section: &mut Section<'_>) -> MemoryLimit {
             MemoryLimit::OfControlGroup
         }
         Some(field) => field.read(least).map_or_else(MemoryLimit::default, MemoryLimit::Bytes),
+    }
+}
+
+fn cpu_quota(section: &mut Section<'_>, default: bool) -> bool {
+    match section.field("cpu_quota") {
+        None => default,
+        Some(field) if is_off(&field) => false,
+        Some(field) => field.read(|value| scalar::word(value, &[("cgroup", true), ("off", false)])).unwrap_or(default),
     }
 }
 

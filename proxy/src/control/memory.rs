@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::cgroup::{self, Folder};
 use crate::config::MemoryLimit;
 use crate::metrics::resident_bytes;
 use crate::tenant::Books;
@@ -17,8 +18,6 @@ const CALM: Duration = Duration::from_secs(1);
 const PRESSED: Duration = Duration::from_millis(100);
 /// Between two attempts to have freed memory given back.
 const GIVE_BACK_EVERY: Duration = Duration::from_secs(10);
-/// Where control groups are mounted.
-const CGROUPS: &str = "/sys/fs/cgroup";
 /// From there on it is no limit but how version 1 writes that there is none.
 const NONE: u64 = 1 << 60;
 
@@ -38,8 +37,7 @@ impl MemoryEnd {
             MemoryLimit::Bytes(bytes) => Self { bytes: Some(bytes), source: "configuration" },
             MemoryLimit::Off => Self { bytes: None, source: "none" },
             MemoryLimit::OfControlGroup => {
-                let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-                let bytes = end_of_control_group(&groups, Path::new(CGROUPS));
+                let bytes = end_of_control_group(&cgroup::of_this_process(), Path::new(cgroup::MOUNTED));
                 Self { bytes, source: if bytes.is_some() { "cgroup" } else { "none" } }
             }
         }
@@ -76,28 +74,16 @@ fn keeps_much(end: MemoryEnd, resident: u64, used: u64) -> bool {
     end.bytes.is_some_and(|most| resident.saturating_sub(used) > most / 5)
 }
 
-/// The least that a group in the lines of `/proc/self/cgroup`, or one that it is in, may have. Below a namespace the paths there
-/// may lead nowhere: then what is mounted is the group.
+/// The least that the groups may have that a process of these lines of `/proc/self/cgroup` is in.
 fn end_of_control_group(groups: &str, mounted: &Path) -> Option<u64> {
-    let limits = groups.lines().filter_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
-        let (root, files) = match controllers {
-            "" => (mounted.to_path_buf(), &["memory.max", "memory.high"][..]),
-            _ if controllers.split(',').any(|name| name == "memory") => {
-                (mounted.join("memory"), &["memory.limit_in_bytes"][..])
-            }
-            _ => return None,
-        };
-        let group = root.join(path);
-        let group = if group.is_dir() { group } else { root.clone() };
-        let tree = group.ancestors().take_while(|folder| folder.starts_with(&root));
-        let read = |folder: &Path, file: &str| -> Option<u64> {
-            fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok().filter(|bytes| *bytes < NONE)
-        };
-        tree.flat_map(|folder| files.iter().filter_map(move |file| read(folder, file))).min()
+    let read = |folder: &Path, file: &str| -> Option<u64> {
+        fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok().filter(|bytes| *bytes < NONE)
+    };
+    let ends = cgroup::folders(groups, mounted, "memory").into_iter().flat_map(|folder| match folder {
+        Folder::Version1(folder) => [read(&folder, "memory.limit_in_bytes"), None],
+        Folder::Version2(folder) => [read(&folder, "memory.max"), read(&folder, "memory.high")],
     });
-    limits.min()
+    ends.flatten().min()
 }
 
 #[cfg(test)]

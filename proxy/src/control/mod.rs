@@ -1,5 +1,6 @@
 //! The control side: turns what control planes send into the one immutable value that workers decide by.
 
+mod cgroup;
 mod compile;
 pub mod directory;
 mod files;
@@ -7,6 +8,7 @@ pub mod identities;
 pub mod listeners;
 pub mod memory;
 mod policies;
+pub mod quota;
 mod sds;
 mod secret_sources;
 pub mod secrets;

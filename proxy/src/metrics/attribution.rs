@@ -48,6 +48,27 @@ impl Families {
                 .counter("tollgate_os_run_delay_seconds", help)?
                 .encode_counter::<NoLabelSet, _, u64>(&seconds, None)?;
         }
+        self.quota_families(families)
+    }
+
+    /// The quota of the control group, and what it led to.
+    fn quota_families(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
+        let Some(quota) = self.cpu_quota.get() else { return Ok(()) };
+        if let Some(processors) = quota.processors() {
+            families.single(
+                "tollgate_cpu_quota_processors",
+                "Processor time that the control group gives",
+                processors,
+            )?;
+        }
+        let help = "Periods in which the kernel stopped the control group, since it had used up its processor time";
+        families
+            .counter("tollgate_cpu_quota_throttled_periods", help)?
+            .encode_counter::<NoLabelSet, _, u64>(&quota.throttled(), None)?;
+        let help = "Time for which tasks of a worker could run and waited, to keep to the quota of processor time";
+        families
+            .counter("tollgate_cpu_quota_wait_seconds", help)?
+            .encode_counter::<NoLabelSet, _, u64>(&quota.waited(), None)?;
         Ok(())
     }
 }

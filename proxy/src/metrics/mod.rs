@@ -35,6 +35,7 @@ pub use worker::{
 };
 
 use crate::control::listeners::Report;
+use crate::control::quota::CpuQuota;
 use crate::flow::{AccessLogs, ENDINGS, LogMemory, SinkCounters};
 use crate::readiness::Readiness;
 use crate::tenant::{Books, Commons, Ledger};
@@ -62,6 +63,7 @@ struct Families {
     discovered_listeners: OnceLock<Report>,
     tenants: Arc<Books>,
     readiness: OnceLock<Readiness>,
+    cpu_quota: OnceLock<Arc<CpuQuota>>,
     run_delay: RunDelay,
     started: SystemTime,
 }
@@ -85,6 +87,7 @@ impl Metrics {
             discovered_listeners: OnceLock::new(),
             tenants: Arc::new(tenants),
             readiness: OnceLock::new(),
+            cpu_quota: OnceLock::new(),
             run_delay: RunDelay::default(),
             started: SystemTime::now(),
         });
@@ -142,6 +145,11 @@ impl Metrics {
     /// Adds whether the process drains to what is scraped; the first call counts.
     pub fn watch_readiness(&self, readiness: Readiness) {
         let _ = self.families.readiness.set(readiness);
+    }
+
+    /// Adds the quota of processor time to what is scraped; the first call counts.
+    pub fn watch_cpu_quota(&self, quota: Arc<CpuQuota>) {
+        let _ = self.families.cpu_quota.set(quota);
     }
 
     /// How much of the processor's time stands on nobody's account, and what came from outside.

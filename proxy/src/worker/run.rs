@@ -4,25 +4,29 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
-use tollgate_schedule::{Account, Executor, Ledger, Part, Share, SystemClock, TenantId, Weight};
+use tollgate_schedule::{Account, Executor, Ledger, Part, Quota, Share, SystemClock, TenantId, Weight};
 
-use super::Groups;
+use super::{Alarm, Groups};
 use crate::control::WorldStore;
 use crate::metrics::Worker as Metrics;
 use crate::tenant;
 
 /// Runs the task that `main` makes until it ends, and meanwhile whatever it starts in the groups that it is given. What is left
-/// then is dropped. None when the task panicked.
+/// then is dropped. With `pacing` it keeps to the quota of the process. None when the task panicked.
 pub(crate) fn run_tasks<F>(
     runtime: &Runtime,
     fairness: bool,
     accounts: Accounts,
+    pacing: Option<(Arc<Quota>, Alarm)>,
     main: impl FnOnce(Groups) -> F,
 ) -> Option<F::Output>
 where
     F: Future<Output: 'static> + 'static,
 {
-    let executor = Executor::new(SystemClock::default(), accounts);
+    let executor = match pacing {
+        Some((quota, alarm)) => Executor::paced(SystemClock::default(), accounts, quota, alarm),
+        None => Executor::new(SystemClock::default(), accounts),
+    };
     let groups = Groups::new(executor.handle(), fairness);
     let main = groups.system.clone().spawn(main(groups));
     // The runtime's budget of operations would be one for all tenants of a quantum.

@@ -22,7 +22,7 @@ const AHEAD: u64 = 128;
 const COMPARED: u64 = 6_000;
 
 /// Rules that a request is held against one by one until the last has failed, too.
-fn expensive(site: &Site, endpoint: u64) -> NetworkPolicy {
+pub(super) fn expensive(site: &Site, endpoint: u64) -> NetworkPolicy {
     let rules: Vec<Value> = (0..1_000).map(|n| http_rule("GET", &format!("/allowed/{n}/.*"))).collect();
     let policy = json!({
         "endpointIps": [site.ip().to_string()],
@@ -33,13 +33,13 @@ fn expensive(site: &Site, endpoint: u64) -> NetworkPolicy {
 }
 
 /// A tenant's clients: each sends requests without waiting for answers, which it counts.
-struct Crowd {
+pub(super) struct Crowd {
     answers: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
 impl Crowd {
-    fn start(address: SocketAddr, connections: usize) -> Self {
+    pub(super) fn start(address: SocketAddr, connections: usize) -> Self {
         let (answers, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         for _ in 0..connections {
             let (answers, stop) = (Arc::clone(&answers), Arc::clone(&stop));
@@ -72,7 +72,7 @@ impl Crowd {
         Self { answers, stop }
     }
 
-    fn answers(&self) -> u64 {
+    pub(super) fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
     }
 }

@@ -25,6 +25,7 @@ mod malformed;
 mod memory;
 mod policy_check;
 mod policy_life;
+mod quota;
 mod real_peers;
 mod recent_flows;
 mod request_id;

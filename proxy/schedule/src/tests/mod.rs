@@ -1,5 +1,6 @@
 mod accounts;
 mod fairness;
+mod quota;
 mod tasks;
 
 use std::cell::{Cell, RefCell};

@@ -59,6 +59,7 @@ fn world_with(drain_timeout: Duration, entry: cilium::PortNetworkPolicy) -> Worl
     for (index, (flows, commands)) in senders.into_iter().zip(received).enumerate() {
         let seed = Seed {
             fairness: true,
+            quota: None,
             role: Role::Worker(index, None),
             crossing: None,
             world: Arc::clone(&store),

@@ -59,7 +59,7 @@ fn remove(drain: Duration) -> Command {
 /// Runs `test` as a worker runs its tasks.
 fn on_a_worker<F: Future<Output = ()> + 'static>(test: impl FnOnce(Groups) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    assert_eq!(run_tasks(&runtime, true, Accounts::for_test(), test), Some(()), "it has panicked");
+    assert_eq!(run_tasks(&runtime, true, Accounts::for_test(), None, test), Some(()), "it has panicked");
 }
 
 /// A connection that never ends by itself; the count tells whether its task is there.

@@ -1,0 +1,282 @@
+//! The processor time that the control group of the process gives it: read again and again, and told to the workers, who keep below
+//! it ([`tollgate_schedule::Quota`]), so that the kernel does not stop all of them for having used it up.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tollgate_schedule::{Allowance, Quota};
+
+use super::cgroup::{self, Folder};
+
+/// Between two looks: quotas can be changed, and the aim follows what it leads to.
+const EVERY: Duration = Duration::from_secs(1);
+/// Thousandths of the quota that workers aim at: the rest is for bursts, and for those who have used little.
+const AIM: u32 = 930;
+/// The least that they aim at, however often the kernel stops them: others in the control group may be what uses it up.
+const LEAST_AIM: u32 = 700;
+/// How much lower they aim when they were stopped, and how much higher after a calm time, of so many looks.
+const DOWN: u32 = 20;
+const UP: u32 = 5;
+const CALM: u32 = 30;
+
+/// What a control group gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Given {
+    /// Processor time in each period, in microseconds; at least 1.
+    quota: u64,
+    /// In microseconds; at least 1.
+    period: u64,
+    /// Where the kernel counts how often the group has used it up.
+    counts: PathBuf,
+}
+
+/// The quota of the process, as the control side sees it.
+#[derive(Debug, Default)]
+pub struct CpuQuota {
+    workers: Arc<Quota>,
+    /// Nobody keeps to it.
+    ignored: bool,
+    /// Thousandths of a processor; 0 without an end.
+    millis: AtomicU64,
+    aim: AtomicU64,
+    throttled: AtomicU64,
+}
+
+impl CpuQuota {
+    /// One that workers keep to, unless it is `ignored`.
+    pub fn new(ignored: bool) -> Self {
+        Self { ignored, ..Self::default() }
+    }
+
+    /// What workers keep to, if they do.
+    pub fn of_workers(&self) -> Option<Arc<Quota>> {
+        (!self.ignored).then(|| Arc::clone(&self.workers))
+    }
+
+    /// How many processors' time there is; `None` without an end.
+    pub fn processors(&self) -> Option<f64> {
+        let millis = self.millis.load(Ordering::Relaxed);
+        (millis > 0).then_some(millis as f64 / 1e3)
+    }
+
+    /// Periods in which the kernel stopped the process, or others in its control group, since the process has looked first.
+    pub fn throttled(&self) -> u64 {
+        self.throttled.load(Ordering::Relaxed)
+    }
+
+    /// Seconds for which tasks of a worker could run and had to wait, all workers together.
+    pub fn waited(&self) -> f64 {
+        self.workers.waited() as f64 / 1e9
+    }
+
+    /// The part of `/status`.
+    pub fn to_json(&self) -> Value {
+        let aim = self.processors().filter(|_| !self.ignored).map(|_| self.aim.load(Ordering::Relaxed) as f64 / 1e3);
+        json!({
+            "processors": self.processors(),
+            "aimed_at": aim,
+            "throttled_periods": self.throttled(),
+            "waited_seconds": self.waited(),
+        })
+    }
+
+    /// What is in force is what was found: says so in the log if it is another than before.
+    fn found(&self, given: Option<&Given>) {
+        let millis = given.map_or(0, |given| (given.quota.saturating_mul(1000) / given.period).max(1));
+        if self.millis.swap(millis, Ordering::Relaxed) == millis {
+            return;
+        }
+        let processors = self.processors().map_or_else(|| "no end".to_owned(), |processors| processors.to_string());
+        match self.ignored {
+            _ if millis == 0 => tracing::info!("the control group gives processor time without an end"),
+            false => tracing::info!(
+                processors,
+                "the control group limits processor time: workers keep below it, a slice at a time, so that the kernel does not \
+                 stop them all when it is used up"
+            ),
+            true => tracing::warn!(
+                processors,
+                "the control group limits processor time, and workers do not keep below it (`limits.cpu_quota`, `limits.mode` or \
+                 `fairness`): when it is used up, the kernel stops them all until the next period"
+            ),
+        }
+    }
+}
+
+/// Looks for as long as the process lives.
+#[derive(Debug)]
+pub struct Following {
+    quota: Arc<CpuQuota>,
+    aim: Aim,
+    /// Where the last count comes from, and what it was.
+    counted: Option<(PathBuf, u64)>,
+}
+
+impl Following {
+    /// Looks for the first time.
+    pub fn new(quota: Arc<CpuQuota>) -> Self {
+        let mut following = Self { quota, aim: Aim::default(), counted: None };
+        following.look();
+        following
+    }
+
+    /// Goes on looking.
+    pub async fn run(mut self) {
+        loop {
+            tokio::time::sleep(EVERY).await;
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        let processors = rustix::thread::sched_getaffinity(None).map_or(0, |set| set.count());
+        let given = least(&cgroup::of_this_process(), Path::new(cgroup::MOUNTED));
+        // More than the processors have is no end.
+        let given = given.filter(|given| given.quota < given.period.saturating_mul(processors.into()));
+        self.quota.found(given.as_ref());
+        let Some(given) = given else {
+            self.quota.workers.set(None);
+            (self.aim, self.counted) = (Aim::default(), None);
+            return;
+        };
+        let count = throttled(&given.counts);
+        let before = self.counted.replace((given.counts, count));
+        if let Some((_, before)) =
+            before.filter(|(counts, _)| self.counted.as_ref().is_some_and(|now| now.0 == *counts))
+        {
+            let more = count.saturating_sub(before);
+            self.quota.throttled.fetch_add(more, Ordering::Relaxed);
+            self.aim.after(more);
+        }
+        self.quota.aim.store(self.aim.thousandths.into(), Ordering::Relaxed);
+        let nanoseconds = |microseconds: u64| microseconds.saturating_mul(1000);
+        let (cpu, period) = (nanoseconds(given.quota), nanoseconds(given.period));
+        self.quota.workers.set(Some(Allowance { cpu, period, aim: self.aim.thousandths }));
+    }
+}
+
+/// How much of the quota workers aim at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Aim {
+    thousandths: u32,
+    /// Looks since it was last changed.
+    calm: u32,
+}
+
+impl Default for Aim {
+    fn default() -> Self {
+        Self { thousandths: AIM, calm: 0 }
+    }
+}
+
+impl Aim {
+    /// The process was stopped in so many periods since the last look.
+    fn after(&mut self, throttled: u64) {
+        let calm = self.calm + 1;
+        *self = match (throttled, calm) {
+            (1.., _) => Self { thousandths: self.thousandths.saturating_sub(DOWN).max(LEAST_AIM), calm: 0 },
+            (0, CALM..) => Self { thousandths: (self.thousandths + UP).min(AIM), calm: 0 },
+            (0, _) => Self { calm, ..*self },
+        };
+    }
+}
+
+/// The least of what the groups give that a process of these lines of `/proc/self/cgroup` is in.
+fn least(groups: &str, mounted: &Path) -> Option<Given> {
+    let given = cgroup::folders(groups, mounted, "cpu").into_iter().filter_map(|folder| given(&folder));
+    // Of quotas over periods, without rounding.
+    given.min_by(|a, b| {
+        let ratio = |one: &Given, other: &Given| u128::from(one.quota) * u128::from(other.period);
+        ratio(a, b).cmp(&ratio(b, a))
+    })
+}
+
+fn given(folder: &Folder) -> Option<Given> {
+    let read = |folder: &Path, file: &str| fs::read_to_string(folder.join(file)).ok();
+    let (folder, quota, period) = match folder {
+        Folder::Version1(folder) => (folder, read(folder, "cpu.cfs_quota_us")?, read(folder, "cpu.cfs_period_us")?),
+        Folder::Version2(folder) => {
+            let text = read(folder, "cpu.max")?;
+            let (quota, period) = text.trim().split_once(' ')?;
+            (folder, quota.to_owned(), period.to_owned())
+        }
+    };
+    // Without an end it is `max`, or -1.
+    let number = |text: String| text.trim().parse::<u64>().ok().filter(|number| *number > 0);
+    Some(Given { quota: number(quota)?, period: number(period)?, counts: folder.join("cpu.stat") })
+}
+
+/// How often the group was stopped, so far.
+fn throttled(counts: &Path) -> u64 {
+    let text = fs::read_to_string(counts).unwrap_or_default();
+    let count = text.lines().find_map(|line| line.strip_prefix("nr_throttled "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(root: &Path, file: &str, text: &str) {
+        let path = root.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn the_least_of_all_groups_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let least = |groups: &str| {
+            least(groups, root.path()).map(|given| {
+                let counts = given.counts.strip_prefix(root.path()).unwrap().to_string_lossy().into_owned();
+                (given.quota, given.period, counts)
+            })
+        };
+        assert_eq!(least("0::/a/b\n"), None);
+        write(root.path(), "a/b/cpu.max", "max 100000\n");
+        assert_eq!(least("0::/a/b\n"), None);
+        write(root.path(), "a/b/cpu.max", "50000 100000\n");
+        assert_eq!(least("0::/a/b\n"), Some((50_000, 100_000, "a/b/cpu.stat".into())));
+        write(root.path(), "a/cpu.max", "10000 50000\n");
+        assert_eq!(least("0::/a/b\n"), Some((10_000, 50_000, "a/cpu.stat".into())), "less, of a group above");
+        write(root.path(), "cpu/x/cpu.cfs_quota_us", "-1\n");
+        write(root.path(), "cpu/x/cpu.cfs_period_us", "100000\n");
+        assert_eq!(least("4:cpu,cpuacct:/x\n3:memory:/a\n"), None);
+        write(root.path(), "cpu/x/cpu.cfs_quota_us", "150000\n");
+        assert_eq!(least("4:cpu,cpuacct:/x\n3:memory:/a\n"), Some((150_000, 100_000, "cpu/x/cpu.stat".into())));
+        // In a container the path may be that of the host.
+        write(root.path(), "cpu.max", "7000 10000\n");
+        assert_eq!(least("0::/kubepods/pod7\n"), Some((7000, 10_000, "cpu.stat".into())));
+        write(root.path(), "cpu.max", "nonsense\n");
+        assert_eq!(least("0::/kubepods/pod7\n"), None);
+    }
+
+    #[test]
+    fn counts_are_read_from_either_version() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "cpu.stat", "usage_usec 7\nnr_periods 10\nnr_throttled 3\nthrottled_usec 9\n");
+        assert_eq!(throttled(&root.path().join("cpu.stat")), 3);
+        assert_eq!(throttled(&root.path().join("none")), 0);
+    }
+
+    #[test]
+    fn the_aim_is_lowered_at_once_and_raised_slowly() {
+        let mut aim = Aim::default();
+        aim.after(0);
+        assert_eq!(aim.thousandths, AIM);
+        aim.after(3);
+        assert_eq!(aim.thousandths, AIM - DOWN);
+        (1..CALM).for_each(|_| aim.after(0));
+        assert_eq!(aim.thousandths, AIM - DOWN);
+        aim.after(0);
+        assert_eq!(aim.thousandths, AIM - DOWN + UP);
+        (0..100).for_each(|_| aim.after(1));
+        assert_eq!(aim.thousandths, LEAST_AIM);
+        (0..100 * CALM).for_each(|_| aim.after(0));
+        assert_eq!(aim.thousandths, AIM);
+    }
+}
