@@ -22,7 +22,7 @@ mod upstream;
 pub use accept::{AcceptError, Accepted, original_dst, prepare_accepted};
 pub use bpf::{Conntrack, ConntrackFlow, Ipcache, MapError, PinState, Shape};
 pub use capability::{Capabilities, Capability, check_transparent};
-pub use descriptors::{DescriptorLimit, open_descriptors, raise_nofile};
+pub use descriptors::{DescriptorLimit, make_room_for_descriptors, open_descriptors, raise_nofile};
 pub use error::{NetError, Operation};
 pub use heap::give_back_freed_memory;
 pub use listener::{ListenOptions, listen};

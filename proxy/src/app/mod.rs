@@ -44,6 +44,8 @@ use workers::{Phase, Role, Seed, roles};
 
 /// Records that one worker may have waiting for the flow thread.
 const FLOW_CAPACITY: usize = 8192;
+/// Descriptors that are no connection's.
+const OTHER_DESCRIPTORS: u64 = 512;
 /// Time for the last flow records to reach their sinks.
 const FLOW_SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -67,6 +69,11 @@ pub fn run(config: Config, set_log_level: SetLogLevel) -> anyhow::Result<()> {
     let started = Instant::now();
     if let Err(error) = tollgate_net::raise_nofile() {
         tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    // While there is no other thread: two for each connection.
+    let descriptors = (config.max_connections as u64).saturating_mul(2).saturating_add(OTHER_DESCRIPTORS);
+    if let Err(error) = tollgate_net::make_room_for_descriptors(descriptors) {
+        tracing::warn!(%error, "cannot have the table of descriptors made large; workers will wait for it to grow");
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

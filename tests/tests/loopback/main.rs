@@ -9,6 +9,7 @@ mod bandwidth;
 mod bandwidth_given_up;
 mod big;
 mod conformance;
+mod descriptors;
 mod fairness;
 mod forwarded_proto;
 mod h2_floods;
