@@ -171,6 +171,12 @@ impl SnapshotBuilder {
     }
 
     /// The resource of this name, as far as the update has come.
+    /// What this resource holds, if that is the policy of `draft`, whole: to go on with where only the limits are others, and
+    /// compiling takes longer than anybody waits or needs more room than there is.
+    pub fn kept(&self, resource: &str, draft: &Draft) -> Option<Draft> {
+        draft.as_in_force(self.current(resource)?)
+    }
+
     fn current(&self, resource: &str) -> Option<&Arc<EndpointPolicy>> {
         match self.changes.get(resource) {
             Some(change) => change.as_ref(),

@@ -74,6 +74,18 @@ impl Draft {
         }
     }
 
+    /// The same policy as it is in force: within the limits of then.
+    pub(super) fn as_in_force(&self, policy: &super::EndpointPolicy) -> Option<Self> {
+        let kept = Self {
+            endpoint_id: self.endpoint_id,
+            endpoints: self.endpoints.clone(),
+            limits: policy.limits(),
+            parts: [&policy.ingress, &policy.egress].map(|side| Part::Known(Arc::clone(side))),
+            denying: [None, None],
+        };
+        Some(kept).filter(|kept| kept.is_complete() && self.is(policy))
+    }
+
     /// Remembers what stands for the rules of this policy now, so that nothing changes if there is still no room.
     pub(super) fn after(&mut self, before: [&Arc<Side>; 2]) {
         for ((part, denying), before) in self.parts.iter().zip(&mut self.denying).zip(before) {
@@ -137,9 +149,19 @@ impl Draft {
         self.parts.iter().any(|part| part.side().is_none_or(|side| side.compiled.unfinished))
     }
 
-    /// Whether it is this policy within these limits.
+    /// Whether both directions are as written.
+    pub fn is_complete(&self) -> bool {
+        self.parts.iter().all(|part| part.side().is_some_and(|side| side.compiled.is_complete()))
+    }
+
+    /// Within which it is compiled.
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Whether it is this policy, within whichever limits that was compiled.
     pub fn is(&self, policy: &super::EndpointPolicy) -> bool {
-        let source = |part: &Part, side: &Side| part.side().is_some_and(|own| side.has(&own.source, &self.limits));
+        let source = |part: &Part, side: &Side| part.side().is_some_and(|own| own.source == side.source);
         let [ingress, egress] = &self.parts;
         self.endpoint_id == policy.endpoint_id
             && self.endpoints.iter().eq(policy.keys())

@@ -111,7 +111,8 @@ impl Control {
             others.for_each(|name| background.remove(name));
             for (name, Compiled { terms, haste, .. }) in compiled {
                 background.remove(name);
-                if let Some(policy) = policies.policy(name).filter(|policy| policy.is_unfinished())
+                if let Some(policy) =
+                    policies.policy(name).filter(|policy| policy.is_unfinished() || policy.limits() != terms.limits)
                     && background.add(*haste, name, *terms, policy.rule_count())
                 {
                     begin.push(*haste);
@@ -155,9 +156,9 @@ impl Control {
             loop {
                 let next = self.next_in_background(haste);
                 let is_last = next.is_none();
-                if let Some((resource, terms)) = next {
+                if let Some(resource) = next {
                     ready.retain(|ready| ready.resource != resource); // it is compiled anew
-                    let work = AssertUnwindSafe(|| ready.extend(self.prepare(&resource, terms, haste)));
+                    let work = AssertUnwindSafe(|| ready.extend(self.prepare_within_terms(&resource, haste)));
                     if catch_unwind(work).is_err() {
                         self.holdings().give_up(&resource);
                         tracing::error!(resource, "compiling a policy has panicked; its endpoint goes on denying");
@@ -183,16 +184,25 @@ impl Control {
         }
     }
 
-    fn next_in_background(&self, haste: Haste) -> Option<(String, Terms)> {
+    fn next_in_background(&self, haste: Haste) -> Option<String> {
         let mut budgets = self.budgets();
-        self.background().next(haste, &mut budgets, Instant::now())
+        self.background().next(haste, &mut budgets, Instant::now()).map(|(resource, _)| resource)
+    }
+
+    /// Compiles what the resource holds on the terms of now: those on which it began to wait may have changed.
+    fn prepare_within_terms(self: &Arc<Self>, resource: &str, haste: Haste) -> Option<Ready> {
+        let terms = {
+            let world = self.store().load();
+            Terms::in_force(world.policy.policy(resource)?, &world.tenants)
+        };
+        self.prepare(resource, terms, haste)
     }
 
     /// Compiles what the resource holds. `None` when there is nothing to do any more, or not with so much haste.
     pub(super) fn prepare(self: &Arc<Self>, resource: &str, terms: Terms, haste: Haste) -> Option<Ready> {
         let base = Arc::clone(&self.store().load().policy);
-        let policy = base.policy(resource).filter(|policy| waits(policy))?;
-        let draft = || base.draft(policy.source(), &policy.limits());
+        let policy = base.policy(resource).filter(|policy| waits(policy) || policy.limits() != terms.limits)?;
+        let draft = || base.draft(policy.source(), &terms.limits);
         let Some(prepared) = self.prepare_draft(resource, terms, haste, draft) else {
             // Others of its tenant have used the budget meanwhile.
             let begin = self.background().add(Haste::Late, resource, terms, policy.rule_count());
@@ -201,15 +211,23 @@ impl Control {
             }
             return None;
         };
-        Some(Ready { resource: resource.to_owned(), prepared })
+        // What is in force within other limits is better than what denies for want of room.
+        let is_better = waits(policy) || prepared.draft.is_complete();
+        is_better.then(|| Ready { resource: resource.to_owned(), prepared })
     }
 
     /// Puts them in force where the resource still holds what was compiled; else whoever changed it has seen to it.
     pub(super) fn put(self: &Arc<Self>, mut ready: Vec<Ready>) {
         let _turn = self.updating.blocking_lock();
-        let current = Arc::clone(&self.store().load().policy);
+        let world = self.store().load().clone();
+        let current = &world.policy;
         ready.retain(|Ready { resource, prepared: Prepared { draft, .. } }| {
-            current.policy(resource).is_some_and(|policy| waits(policy) && draft.is(policy))
+            let is_wanted = |policy: &EndpointPolicy| {
+                let limits = Terms::in_force(policy, &world.tenants).limits;
+                let is_better = waits(policy) || policy.limits() != limits && draft.is_complete();
+                is_better && draft.limits() == limits && draft.is(policy)
+            };
+            current.policy(resource).is_some_and(is_wanted)
         });
         if ready.is_empty() {
             return;

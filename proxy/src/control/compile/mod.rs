@@ -71,8 +71,8 @@ impl Update {
 }
 
 impl Control {
-    /// Adds a policy to what is in force next: whole, where its tenant has the budget and the update the time, and else as one
-    /// that denies.
+    /// Adds a policy to what is in force next: whole, where its tenant has the budget and the update the time; as it is in force,
+    /// where it is that within other limits; and else as one that denies.
     pub(super) fn compile_now(
         self: &Arc<Self>,
         update: &mut Update,
@@ -88,7 +88,15 @@ impl Control {
         let left = own.min(update.wait.left());
         let mut effort = Effort::new(left).within(room);
         draft.compile(&mut effort);
-        update.reserved.push(self.admit(resource, &terms, &mut draft));
+        let mut reserved = self.admit(resource, &terms, &mut draft);
+        if !draft.is_complete()
+            && let Some(kept) = update.builder.kept(resource, &draft)
+        {
+            drop(reserved);
+            draft = kept;
+            reserved = self.admit(resource, &terms, &mut draft);
+        }
+        update.reserved.push(reserved);
         update.builder.insert(resource, draft);
         let used = left - effort.left();
         update.wait.spend(used);
@@ -174,7 +182,7 @@ impl Control {
                 control.compile_later(&compiled, std::iter::empty());
                 compiled.iter().for_each(|(resource, _)| control.note_compiled(resource, gauges));
                 control.use_room();
-                tracing::info!(endpoints = compiled.len(), "policies compiled within other limits are in force");
+                tracing::info!(endpoints = compiled.len(), "policies are compiled within other limits");
             });
         })
         .await

@@ -198,6 +198,43 @@ async fn other_limits_count_for_what_is_in_force() {
     assert_eq!(quarantined(), 0);
 }
 
+/// What is in force goes on as it is until it is compiled within other limits: nobody is denied because a limit was changed.
+#[tokio::test]
+async fn other_limits_deny_nobody_meanwhile() {
+    let control = control();
+    update(&control, vec![heavy(2, "a")]).await;
+    let limits = || control.store().load().policy.policy("2").unwrap().limits();
+    let before = limits();
+    let deliver = |rules, memory_bytes| {
+        let policy =
+            PolicyBudget { rules: NonZeroU32::new(rules), memory_bytes: NonZeroU64::new(memory_bytes), ..poor() };
+        let few = Group { name: "few".into(), members: vec![Member::Endpoint(2)], ..group(policy) };
+        let control = Arc::clone(&control);
+        async move {
+            let delivered = Delivered { origin: "resource few".into(), group: Ok(few), left_out: Vec::new() };
+            control.store().publish_tenants(vec![delivered], ClaimOrder::Continues);
+            control.compile_within_new_limits().await.unwrap();
+        }
+    };
+    hold_the_background(&control);
+    deliver(60_000, 64 << 20).await;
+    assert!(!is_unfinished(&control, 2) && limits() == before, "it is kept, and waits");
+    // The same policy, sent again.
+    update(&control, vec![heavy(2, "a")]).await;
+    assert!(!is_unfinished(&control, 2) && limits() == before);
+    // Another one is another one.
+    update(&control, vec![heavy(2, "c")]).await;
+    assert!(is_unfinished(&control, 2));
+    run_the_background(&control).await;
+    assert!(!is_unfinished(&control, 2) && limits().rules == 60_000);
+    // Where it does not fit, what is there stays.
+    hold_the_background(&control);
+    deliver(50_000, 1).await;
+    run_the_background(&control).await;
+    assert!(without_room(&control).is_empty() && limits().rules == 60_000);
+    assert_eq!(control.policy_memory().0, world_bytes(&control), "each form once");
+}
+
 #[tokio::test]
 async fn tenants_pay_for_compiling() {
     let control = control();
