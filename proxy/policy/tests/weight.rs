@@ -170,6 +170,29 @@ fn what_there_is_no_room_for_is_not_begun() {
     }
 }
 
+/// What is refused before it is compiled would hardly have fitted, and what is said to be needed is enough.
+#[test]
+fn what_is_reckoned_is_what_it_takes_and_a_little_more() {
+    let ordinary = ["five rules", "literals", "a rule each", "expressions", "rich", "peers", "edits", "ports"];
+    for (name, ingress) in kinds().into_iter().filter(|(name, _)| ordinary.contains(name)) {
+        let within = |room: usize| {
+            let mut builder = Snapshot::empty().update();
+            builder.upsert_within(
+                "7",
+                policy(ingress.clone()),
+                &Limits::default(),
+                &mut Effort::UNBOUNDED.within(room),
+            );
+            builder.build()
+        };
+        let bytes = within(1 << 40).policy("7").unwrap().forms()[0].bytes;
+        let needed = within(0).policy("7").unwrap().without_room().unwrap();
+        println!("{name}: {bytes} bytes, reckoned as {needed}");
+        assert!((bytes..=bytes * 5 / 4 + 4096).contains(&needed), "{name}: {bytes} bytes, reckoned as {needed}");
+        assert!(within(needed).policy("7").unwrap().without_room().is_none(), "{name}");
+    }
+}
+
 /// A policy that is swapped again and again, for others that nobody has had before.
 #[test]
 fn what_is_replaced_is_given_back() {

@@ -35,7 +35,7 @@ fn expression_bytes(value: &ValueMatch, limits: &Limits) -> usize {
     }
 }
 
-/// Bytes of memory that rules take, automata and copies for several port ranges not.
+/// Bytes of memory that rules take, copies for several port ranges not, and of automata what usual expressions need.
 #[derive(Clone, Copy, Debug, Default)]
 struct Memory {
     /// About, in the end.
@@ -44,40 +44,53 @@ struct Memory {
     passing: usize,
 }
 
-/// While something is compiled, it takes so many times the room that there is for it in the end.
-const PEAK: usize = 2;
+/// While something is compiled, it takes so many halves of the room that there is for it in the end.
+const PEAK_HALVES: usize = 7;
 
-/// Room that there has to be for compiling the entries to be tried.
+/// What a direction takes, and each entry, beside their rules.
+const DIRECTION: usize = 768;
+const ENTRY: usize = 2_500;
+
+/// Room that there has to be for compiling the entries to be tried: what they take in the end, and a little more.
 pub(super) fn least_room(entries: &[PortPolicy], limits: &Limits) -> usize {
-    let rules = entries.iter().filter(|entry| super::is_placed(entry)).flat_map(|entry| &entry.rules);
-    let memory = rules.map(|rule| of_rule(rule, limits)).fold(Memory::default(), |sum, rule| Memory {
-        held: sum.held + rule.held,
-        passing: sum.passing + rule.passing,
-    });
-    // What is held is counted when it is there, so it may be less.
-    (memory.held / 10 * 7).max((memory.held + memory.passing) / PEAK)
+    if entries.is_empty() {
+        return 0;
+    }
+    let mut seen = HashSet::new();
+    let mut memory = Memory { held: DIRECTION, passing: 0 };
+    for entry in entries.iter().filter(|entry| super::is_placed(entry)) {
+        memory.held += ENTRY;
+        for rule in &entry.rules {
+            memory.add_rule(rule, limits, &mut seen);
+        }
+    }
+    memory.held.max((memory.held + memory.passing) / PEAK_HALVES * 2)
 }
 
-/// The constants are measured (`tests/weight.rs` holds them against what is allocated).
-fn of_rule(rule: &PortRule, limits: &Limits) -> Memory {
-    let names: usize = rule.server_names.iter().map(String::len).sum();
-    let mut memory = Memory {
-        held: 600 + rule.name.len() + 60 * rule.remotes.len() + 300 * rule.server_names.len() + 3 * names,
-        passing: 2_000 * rule.server_names.len() + 40 * names,
-    };
-    for http in rule.http.iter().flatten() {
-        memory.held += 300;
-        for header in &http.headers {
-            memory.held += 600 + header.name.len();
-            if let Some(bytes) = NonZeroUsize::new(expression_bytes(&header.value, limits)) {
-                memory.held += 2 * bytes.get();
-                memory.passing += if is_plain(&header.value) { 300 } else { 2_600 + 20 * bytes.get() };
+impl Memory {
+    /// The constants are measured (`tests/weight.rs` holds them against what is allocated). Expressions that were `seen` before are
+    /// read no more.
+    fn add_rule<'r>(&mut self, rule: &'r PortRule, limits: &Limits, seen: &mut HashSet<&'r ValueMatch>) {
+        let names: usize = rule.server_names.iter().map(String::len).sum();
+        self.held += 600 + rule.name.len() + 50 * rule.remotes.len() + 300 * rule.server_names.len() + 3 * names;
+        self.passing += 3_000 * rule.server_names.len() + 90 * names;
+        for http in rule.http.iter().flatten() {
+            self.held += 300;
+            for header in &http.headers {
+                self.held += 610 + header.name.len();
+                self.passing += 500;
+                if let Some(bytes) = NonZeroUsize::new(expression_bytes(&header.value, limits)) {
+                    self.held += 2 * bytes.get();
+                    if !is_plain(&header.value) && seen.insert(&header.value) {
+                        self.held += 15 * bytes.get();
+                        self.passing += 3_200 + 20 * bytes.get();
+                    }
+                }
             }
+            let matches = http.header_matches.iter().map(|header| 175 + header.name.len() + header.value.len());
+            self.held += matches.sum::<usize>();
         }
-        let matches = http.header_matches.iter().map(|header| 160 + header.name.len() + header.value.len());
-        memory.held += matches.sum::<usize>();
     }
-    memory
 }
 
 /// Whether the expression is a literal, at a glance.
