@@ -23,7 +23,9 @@ use crate::listener::serving::{CUT, Command, Serving};
 use crate::metrics::Chore;
 use crate::readiness::Pending;
 use crate::tenant::Names;
-use crate::worker::{Accounts, Alarm, ConnectionSlots, Groups, HeldBack, State, Worker, keep_doing, run_tasks};
+use crate::worker::{
+    Accounts, Alarm, ConnectionSlots, Groups, HeldBack, State, Waiting, Worker, keep_doing, run_tasks,
+};
 
 /// How long a worker's turns on the processor are to be: the shortest that the kernel gives, and what one poll may take.
 const TURN: Duration = Duration::from_micros(100);
@@ -166,7 +168,7 @@ fn worker(
         idle: Rc::default(),
         held_back: HeldBack::default(),
         lines: Rc::default(),
-        held: Cell::default(),
+        waiting: Waiting::default(),
         open: Cell::default(),
         all_closed: Notify::new(),
         opened: Notify::new(),

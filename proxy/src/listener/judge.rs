@@ -25,6 +25,17 @@ pub(crate) struct Judged<V> {
     pub(crate) by: Basis,
 }
 
+impl<V> Judged<V> {
+    /// The same with what the record of a refusal says beside its reason, unless that says more already.
+    pub(super) fn with_detail(self, detail: &(impl ToString + ?Sized)) -> Self {
+        let verdict = self.verdict.map_err(|denied| {
+            let detail = denied.detail.or_else(|| Some(detail.to_string().into()));
+            Denied { detail, ..denied }
+        });
+        Self { verdict, ..self }
+    }
+}
+
 /// What a decision was taken by.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Basis {

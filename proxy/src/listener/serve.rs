@@ -1,8 +1,10 @@
 //! The life of one accepted connection: held for its first policy, judged, detected, served.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Instant;
 
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tollgate_net::Accepted;
 
@@ -15,15 +17,12 @@ use crate::reason::Reason;
 use crate::tcp::{self, fill};
 use crate::worker::Worker;
 
-/// Connections that one worker holds for a first policy at a time; more are decided at once.
-const MAX_HELD: usize = 1024;
-
 /// Serves `stream` until one side or policy ends it.
 pub(crate) async fn serve(connection: Rc<Connection>, stream: TcpStream) {
     if connection.is_loop() {
         return refuse(&connection, stream, Reason::Loop);
     }
-    let Judged { verdict, by } = judge_when_known(&connection).await;
+    let Judged { verdict, by } = judge_when_known(&connection, &stream).await;
     let buffer = connection.buffer();
     match verdict {
         Err(denied) => refuse_judged(&connection, stream, denied, by),
@@ -33,29 +32,43 @@ pub(crate) async fn serve(connection: Rc<Connection>, stream: TcpStream) {
 }
 
 /// Judges the connection; if its endpoint has no policy yet, or identities cannot be looked up yet, waits for that, but not
-/// longer than `policy_wait`.
-async fn judge_when_known(connection: &Connection) -> Judged<Passage> {
+/// longer than `policy_wait` or its client.
+async fn judge_when_known(connection: &Connection, stream: &TcpStream) -> Judged<Passage> {
     let worker = &connection.worker;
     let unknown = |judged: &Judged<Passage>| judged.verdict.as_ref().is_err_and(Denied::is_pending);
-    let judged = connection.judge();
-    if !unknown(&judged) || worker.held.get() >= MAX_HELD {
+    let mut judged = connection.judge();
+    if !unknown(&judged) {
         return judged;
     }
-    let _held = worker.flows.metrics().hold();
-    worker.held.set(worker.held.get() + 1);
-    let deadline = tokio::time::Instant::now() + connection.listener.config.policy_wait;
-    let judged = loop {
-        let judged = connection.judge();
-        if !unknown(&judged) {
-            break judged;
-        }
-        match tokio::time::timeout_at(deadline, connection.changed()).await {
-            Ok(state) if !state.draining => {}
-            _ => break connection.judge(),
-        }
+    let _place = match worker.waiting.take(connection.endpoint(), connection.downstream.ip()) {
+        Ok(place) => place,
+        Err(full) => return judged.with_detail(&full),
     };
-    worker.held.set(worker.held.get().saturating_sub(1));
+    let _held = worker.flows.metrics().hold();
+    let deadline = tokio::time::Instant::now() + connection.listener.config.policy_wait;
+    let mut gone = pin!(gone(stream));
+    let mut is_over = false;
+    while unknown(&judged) && !is_over {
+        tokio::select! {
+            biased;
+            state = connection.changed() => is_over = state.draining,
+            () = &mut gone => return judged.with_detail("the client went away while it was held"),
+            () = tokio::time::sleep_until(deadline) => is_over = true,
+        }
+        judged = connection.judge();
+    }
     judged
+}
+
+/// Waits until the client has reset the connection, or has closed it without a word. One that has ended what it sends may wait for the
+/// answer. Takes nothing from the socket.
+async fn gone(stream: &TcpStream) {
+    // Neither is there for bytes that wait to be read, as being readable is: the end of what is received comes with PRIORITY.
+    let ended = stream.ready(Interest::PRIORITY | Interest::ERROR).await;
+    if ended.is_ok_and(|ended| !ended.is_error()) && stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes > 0) {
+        // Fails only where the event loop ends.
+        let _ = stream.ready(Interest::ERROR).await;
+    }
 }
 
 /// Resets a connection that is refused without asking policy, and records why.

@@ -55,6 +55,7 @@ pub(crate) use pace::{Pace, Pacing, Turn};
 pub(crate) use payer::{Charge, Payer, SentPlace};
 pub use registry::{Registry, TenantConfig};
 pub use settings::{Ceilings, Guarantee, Isolation, MAX_WEIGHT, PolicyBudget, Rate, Settings};
+pub(crate) use share::equal_share;
 pub use table::{LocalEnd, Table};
 pub use tollgate_schedule::TenantId;
 

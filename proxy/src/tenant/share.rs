@@ -41,6 +41,13 @@ pub(super) fn places(pool: Pool, wanting: Wanting, crowd: Crowd) -> u32 {
     u32::try_from(share).unwrap_or(u32::MAX).max(wanting.guarantee)
 }
 
+/// The same where nobody has a weight or a guarantee: the places that the holder of `own` may have out of `total`, of which `used`
+/// are taken by everybody, if it may have `times` as many as are free.
+pub(crate) fn equal_share(total: u32, used: u32, own: u32, times: u32) -> u32 {
+    let pool = Pool { total, used, reserved: 0 };
+    places(pool, Wanting { used: own, guarantee: 0, weight: times }, Crowd { tenants: 1, weight: 1 })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -9,6 +9,7 @@ mod idle;
 mod run;
 mod signals;
 mod slots;
+mod waiting;
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ pub(crate) use run::{Accounts, run_tasks};
 pub(crate) use signals::{Signals, State, Subscription};
 use slots::Crowding;
 pub(crate) use slots::{ConnectionSlot, ConnectionSlots};
+pub(crate) use waiting::Waiting;
 
 use crate::config::{IdleLimits, Limits};
 use crate::control::WorldStore;
@@ -61,7 +63,7 @@ pub(crate) struct Worker {
     /// Where those wait whose tenants move as many bytes a second as they may.
     pub(crate) lines: Rc<Lines>,
     /// Connections held for a policy now.
-    pub(crate) held: Cell<usize>,
+    pub(crate) waiting: Waiting,
     /// Connections of this worker open now.
     pub(crate) open: Cell<usize>,
     /// Told when the last of them closes.

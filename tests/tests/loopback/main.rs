@@ -11,6 +11,7 @@ mod big;
 mod conformance;
 mod descriptors;
 mod fairness;
+mod first_policy;
 mod forwarded_proto;
 mod h2_floods;
 mod h2_limits;

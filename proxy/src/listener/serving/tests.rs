@@ -10,7 +10,7 @@ use crate::http::BufferPool;
 use crate::identity::{IdentityTable, Sources};
 use crate::lane::{Handover, Stage};
 use crate::metrics::Metrics;
-use crate::worker::{Accounts, ConnectionSlots, Groups, HeldBack, run_tasks};
+use crate::worker::{Accounts, ConnectionSlots, Groups, HeldBack, Waiting, run_tasks};
 
 /// Longer than a test runs.
 const LONG: Duration = Duration::from_secs(600);
@@ -30,7 +30,7 @@ fn serving(groups: Groups) -> (Serving, ListenerSeries) {
         idle: Rc::default(),
         held_back: HeldBack::default(),
         lines: Rc::default(),
-        held: Cell::default(),
+        waiting: Waiting::default(),
         open: Cell::default(),
         all_closed: Notify::new(),
         opened: Notify::new(),
