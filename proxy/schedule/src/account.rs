@@ -20,8 +20,10 @@ const INTERVAL: u64 = 100_000_000;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Polled {
     pub(crate) took: u64,
-    /// How long the task could have run before.
+    /// How long the task could have run before,
     pub(crate) waited: u64,
+    /// and how long it could have if its tenant had not been held.
+    pub(crate) held: u64,
     /// Nothing of its tenant's own was in its way.
     pub(crate) rested: bool,
     /// When it ended.
@@ -40,6 +42,7 @@ pub struct Account {
     slow: AtomicU64,
     panics: AtomicU64,
     waited: AtomicU64,
+    held: AtomicU64,
     delays: [AtomicU64; DELAY_BOUNDS.len() + 1],
     /// Least time in the queue since the present interval began, and in the one before.
     least: AtomicU64,
@@ -64,6 +67,8 @@ pub struct Usage {
     pub panics: u64,
     /// Nanoseconds that tasks could have run and did not, in sum.
     pub waited: u64,
+    /// The same while the tenant had no turn because its share has an end.
+    pub held: u64,
     /// How often that time was in the class of [`DELAY_BOUNDS`].
     pub delays: [u64; DELAY_BOUNDS.len() + 1],
 }
@@ -81,12 +86,13 @@ impl Account {
             slow: read(&self.slow),
             panics: read(&self.panics),
             waited: read(&self.waited),
+            held: read(&self.held),
             delays: std::array::from_fn(|class| read(&self.delays[class])),
         }
     }
 
     /// How long each of the tenant's tasks waits behind others of its own at the least, in nanoseconds: a queue that has not been
-    /// empty, nor shorter, for 100 ms. 0 for a tenant that uses less than its share, however long it waits for others.
+    /// empty, nor shorter, for 100 ms. What it waits for the end of its share counts. 0 for a tenant that uses less than its share, however long it waits for others.
     pub fn standing_delay(&self) -> u64 {
         self.least.load(Ordering::Relaxed).min(self.least_before.load(Ordering::Relaxed))
     }
@@ -102,10 +108,14 @@ impl Account {
         self.interval_began.store(now, Ordering::Relaxed);
     }
 
-    pub(crate) fn poll(&self, Polled { took, waited, rested, ended }: Polled) {
-        self.note_delay(if rested { 0 } else { waited }, ended);
+    pub(crate) fn poll(&self, Polled { took, waited, held, rested, ended }: Polled) {
+        // Whoever is held waits behind what it has used itself.
+        self.note_delay(if rested { 0 } else { waited + held }, ended);
         add(&self.polls, 1);
         add(&self.waited, waited);
+        if held > 0 {
+            add(&self.held, held);
+        }
         if took > self.longest.load(Ordering::Relaxed) {
             self.longest.store(took, Ordering::Relaxed);
         }

@@ -29,6 +29,9 @@ use crate::{GroupKey, Share, TenantId};
 /// Time that tasks run before the event loop has its turn, in nanoseconds. Who is ready is found out only then, and a request needs
 /// it twice, for itself and for its answer: so it waits for two of these and a poll each. A turn of the event loop costs a microsecond.
 pub const QUANTUM: u64 = 100_000;
+/// Who has used up what its share gives it has no turn for so long at least, in nanoseconds: to let somebody go on costs a turn of the
+/// event loop.
+const HOLD: u64 = 5_000_000;
 /// How long the end of an executor waits for a thread that is just handing a task over. It takes a microsecond.
 const HANDOVER: Duration = Duration::from_secs(1);
 
@@ -72,6 +75,8 @@ pub(crate) struct Local {
     quota: Option<(Arc<Quota>, Box<dyn Alarm>)>,
     /// Since when tasks wait for it.
     waits_since: Cell<Option<u64>>,
+    /// Somebody is held whose release nobody waits for yet.
+    held_anew: Cell<bool>,
 }
 
 /// Wakes an executor that waits for the quota of the process.
@@ -132,6 +137,7 @@ impl Executor {
             slice_end: Cell::new(u64::MAX),
             quota,
             waits_since: Cell::new(None),
+            held_anew: Cell::new(false),
         });
         current::set(Rc::clone(&local));
         Self(Handle(local))
@@ -143,9 +149,17 @@ impl Executor {
     }
 
     /// Runs tasks for a [`QUANTUM`], then completes: let the event loop have its turn, and come back. While nothing can run it
-    /// waits. Run it without a budget of the event loop's own, which all tenants would share.
+    /// waits; whoever drives it ends that when it is time for the [next release](Self::next_release). Run it without a budget of
+    /// the event loop's own, which all tenants would share.
     pub async fn quantum(&self) {
         poll_fn(|context| self.0.0.poll_quantum(context)).await;
+    }
+
+    /// When a tenant that has used up what its share gives it may go on: to be asked before each quantum.
+    pub fn next_release(&self) -> Option<Duration> {
+        let local = &self.0.0;
+        let until = local.fair.borrow().next_release()?;
+        Some(Duration::from_nanos(until.saturating_sub(local.clock.now())))
     }
 }
 
@@ -223,6 +237,7 @@ impl Local {
         let began = self.clock.now();
         let mut now = began;
         self.now.set(Some(now));
+        self.fair.borrow_mut().release(now);
         let pace = self.pace(now);
         let mut over = false;
         while now.saturating_sub(began) < QUANTUM {
@@ -236,22 +251,24 @@ impl Local {
                 over = true;
                 break;
             };
-            let waited = now.saturating_sub(turn.item.since);
+            let since = turn.item.since;
+            let held = turn.released.min(now).saturating_sub(since);
+            let waited = now.saturating_sub(since).saturating_sub(held);
             self.slice_end.set(now.saturating_add(SLICE));
             self.running.set(Some(turn.tenant));
-            self.waited.set(waited);
+            self.waited.set(waited + held);
             let sampled = self.begin_marks(now);
             turn.item.task.run();
             self.running.set(None);
             let ended = self.clock.now();
-            let poll = Polled { took: ended.saturating_sub(now), waited, rested: turn.rested, ended };
+            let poll = Polled { took: ended.saturating_sub(now), waited, held, rested: turn.rested, ended };
             let cost = self.meter.borrow_mut().polled(turn.tenant, poll, &*self.clock);
-            self.fair.borrow_mut().charge(cost);
+            self.charge(turn.tenant, cost, ended);
             if sampled {
                 self.meter.borrow().sampled(turn.tenant, &self.end_marks(ended));
             }
             if let Some(spent) = self.spent.take() {
-                spent.add(cost, waited);
+                spent.add(cost, waited + held);
             }
             now = ended;
             self.now.set(Some(now));
@@ -268,7 +285,7 @@ impl Local {
                 alarm.wake_after(context, pace.wait);
             }
         }
-        if !over && !idle {
+        if self.held_anew.take() || (!over && !idle) {
             return Poll::Ready(());
         }
         self.asleep.set(true);
@@ -288,6 +305,17 @@ impl Local {
             quota.wait(now.saturating_sub(since));
         }
         pace
+    }
+
+    /// Ends a turn.
+    fn charge(&self, place: usize, cost: u64, ended: u64) {
+        let mut fair = self.fair.borrow_mut();
+        let wait = fair.with_end(place).map_or(0, |tenant| self.ledger.pay(tenant, cost));
+        if wait > 0 {
+            fair.hold(ended.saturating_add(wait.max(HOLD)));
+            self.held_anew.set(true);
+        }
+        fair.charge(cost);
     }
 
     /// Nanoseconds that the present poll has taken so far.
@@ -315,6 +343,7 @@ impl Drop for Executor {
             let wakers: Vec<Waker> = local.active.borrow().iter().map(|(_, waker)| waker.clone()).collect();
             wakers.into_iter().for_each(Waker::wake);
             local.take_remote();
+            local.fair.borrow_mut().release(u64::MAX);
             loop {
                 let next = local.fair.borrow_mut().next();
                 let Some(turn) = next else { break };

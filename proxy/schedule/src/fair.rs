@@ -105,7 +105,7 @@ enum State {
 
 impl Standing {
     fn new(share: Share) -> Self {
-        let Share { weight, at_least } = share;
+        let Share { weight, at_least, .. } = share;
         let promise = Promise::new(at_least);
         Self { start: 0, finish: 0, rate: weight.rate(), promise, spared_until: 0, state: State::Idle }
     }
@@ -208,6 +208,11 @@ struct Tenant {
     standing: Standing,
     /// What runs next has waited for others only: nothing of its own was in its way, nor what it had used.
     rested: bool,
+    /// Its share has an end.
+    has_end: bool,
+    /// It has no turn before it is released, which it was last at that moment.
+    held: bool,
+    released: u64,
     flows: Level,
     /// Flows that exist.
     count: usize,
@@ -231,6 +236,8 @@ pub(crate) struct Turn<T> {
     pub(crate) tenant: usize,
     /// It is the first one after a rest in which the tenant has used up less than its share.
     pub(crate) rested: bool,
+    /// When its tenant was last released; what it waited before that, it was held for.
+    pub(crate) released: u64,
 }
 
 /// The run queue of a worker.
@@ -241,6 +248,8 @@ pub(crate) struct Fair<T> {
     tenant_slots: HashMap<TenantId, usize>,
     flow_slots: HashMap<GroupKey, usize>,
     level: Level,
+    /// Tenants that are held, and until when.
+    held: BinaryHeap<Reverse<(u64, usize)>>,
     /// Slot of the flow in service.
     in_service: Option<usize>,
     /// Flows that had no member when last looked at.
@@ -255,6 +264,7 @@ impl<T> Default for Fair<T> {
             tenant_slots: HashMap::new(),
             flow_slots: HashMap::new(),
             level: Level::default(),
+            held: BinaryHeap::new(),
             in_service: None,
             leaving: VecDeque::new(),
         }
@@ -271,8 +281,17 @@ impl<T> Fair<T> {
             return (slot, self.flows[slot].tenant);
         }
         let tenant = *self.tenant_slots.entry(key.tenant).or_insert_with(|| {
-            let standing = Standing::new(share());
-            self.tenants.insert(Tenant { id: key.tenant, standing, rested: false, flows: Level::default(), count: 0 })
+            let share = share();
+            self.tenants.insert(Tenant {
+                id: key.tenant,
+                standing: Standing::new(share),
+                rested: false,
+                has_end: share.has_end,
+                held: false,
+                released: 0,
+                flows: Level::default(),
+                count: 0,
+            })
         });
         self.tenants[tenant].count += 1;
         let standing = Standing::new(Share::of(Weight::DEFAULT));
@@ -292,8 +311,9 @@ impl<T> Fair<T> {
     }
 
     /// Changes a tenant's share from its next turn on. One that is not here gets it when it comes.
-    pub(crate) fn set_share(&mut self, tenant: TenantId, Share { weight, at_least }: Share) {
+    pub(crate) fn set_share(&mut self, tenant: TenantId, Share { weight, at_least, has_end }: Share) {
         if let Some(&slot) = self.tenant_slots.get(&tenant) {
+            self.tenants[slot].has_end = has_end;
             let standing = &mut self.tenants[slot].standing;
             standing.rate = weight.rate();
             if standing.promise.part > at_least {
@@ -319,6 +339,9 @@ impl<T> Fair<T> {
         flow.queue.push_back(item);
         let tenant = &mut self.tenants[flow.tenant];
         tenant.flows.wake(&mut flow.standing, slot);
+        if tenant.held {
+            return;
+        }
         tenant.rested |= self.level.is_even_with(&tenant.standing);
         self.level.wake(&mut tenant.standing, flow.tenant);
     }
@@ -344,8 +367,8 @@ impl<T> Fair<T> {
         let flow = &mut self.flows[slot];
         flow.standing.state = State::InService;
         self.in_service = Some(slot);
-        let rested = std::mem::take(&mut tenant.rested);
-        Some(Turn { item: flow.queue.pop_front()?, tenant: tenant_slot, rested })
+        let (rested, released) = (std::mem::take(&mut tenant.rested), tenant.released);
+        Some(Turn { item: flow.queue.pop_front()?, tenant: tenant_slot, rested, released })
     }
 
     /// Ends the turn that [`Fair::next`] began, with its cost in nanoseconds.
@@ -354,11 +377,41 @@ impl<T> Fair<T> {
         let flow = &mut self.flows[slot];
         let tenant = &mut self.tenants[flow.tenant];
         tenant.flows.charge(&mut flow.standing, slot, cost, !flow.queue.is_empty());
-        let again = !tenant.flows.is_idle();
+        let again = !tenant.held && !tenant.flows.is_idle();
         self.level.charge(&mut tenant.standing, flow.tenant, cost, again);
     }
 
-    /// Whether nothing is queued.
+    /// Whose place this is, if its share has an end.
+    pub(crate) fn with_end(&self, slot: usize) -> Option<TenantId> {
+        self.tenants.get(slot).filter(|tenant| tenant.has_end).map(|tenant| tenant.id)
+    }
+
+    /// Gives the tenant in service no further turn before that moment; what it queues meanwhile stays.
+    pub(crate) fn hold(&mut self, until: u64) {
+        let Some(slot) = self.in_service.map(|flow| self.flows[flow].tenant) else { return };
+        if !std::mem::replace(&mut self.tenants[slot].held, true) {
+            self.held.push(Reverse((until, slot)));
+        }
+    }
+
+    /// Lets those go on whose moment has come.
+    pub(crate) fn release(&mut self, now: u64) {
+        while self.held.peek().is_some_and(|Reverse((until, _))| *until <= now) {
+            let Some(Reverse((_, slot))) = self.held.pop() else { return };
+            let tenant = &mut self.tenants[slot];
+            (tenant.held, tenant.released) = (false, now);
+            if !tenant.flows.is_idle() {
+                self.level.wake(&mut tenant.standing, slot);
+            }
+        }
+    }
+
+    /// When the next one can be released.
+    pub(crate) fn next_release(&self) -> Option<u64> {
+        self.held.peek().map(|Reverse((until, _))| *until)
+    }
+
+    /// Whether nothing is queued of anybody who may have a turn.
     pub(crate) fn is_idle(&self) -> bool {
         self.level.is_idle() && self.in_service.is_none_or(|slot| self.flows[slot].queue.is_empty())
     }
@@ -382,7 +435,7 @@ impl<T> Fair<T> {
             let tenant = &mut self.tenants[flow.tenant];
             let last = tenant.count == 1;
             let even = tenant.flows.is_even_with(&flow.standing);
-            if !even || last && !self.level.is_even_with(&tenant.standing) {
+            if !even || last && (tenant.held || !self.level.is_even_with(&tenant.standing)) {
                 self.leaving.push_back(slot);
                 continue;
             }

@@ -101,11 +101,13 @@ pub struct Share {
     pub weight: Weight,
     /// The least, whatever the others weigh. Those of all tenants together must not be more than all of it, else none is kept.
     pub at_least: Part,
+    /// There is a most, too, which whoever keeps the accounts knows ([`Ledger::pay`]).
+    pub has_end: bool,
 }
 
 impl Share {
     /// By weight alone.
     pub fn of(weight: Weight) -> Self {
-        Self { weight, at_least: Part::default() }
+        Self { weight, at_least: Part::default(), has_end: false }
     }
 }

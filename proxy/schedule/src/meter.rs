@@ -25,6 +25,12 @@ pub trait Ledger {
     /// The account and the share of a tenant that begins to run here.
     fn open(&self, tenant: TenantId) -> (Arc<Account>, Share);
 
+    /// A tenant whose share has an end has used so many nanoseconds, here and now. Returns for how many it has no turn after that.
+    fn pay(&self, tenant: TenantId, nanoseconds: u64) -> u64 {
+        let _ = (tenant, nanoseconds);
+        0
+    }
+
     /// A task of this tenant has panicked. The task is gone; everybody else goes on.
     fn panicked(&self, tenant: TenantId) {
         let _ = tenant;

@@ -95,6 +95,7 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "cpu_seconds": totals.cpu_ns as f64 / 1e9,
         "cpu_seconds_by_kind": by_kind(totals.cpu_by_kind),
         "queue_seconds": totals.waited_ns as f64 / 1e9,
+        "cpu_held_seconds": totals.held_ns as f64 / 1e9,
         "compile_seconds": totals.compile_ns as f64 / 1e9,
         "polls": totals.polls,
         "connections": totals.connections,

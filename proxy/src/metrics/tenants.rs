@@ -76,6 +76,7 @@ impl Families {
                 .encode_family(&[("tenant", &*row.tenant)])?
                 .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         }
+        cpu_held(families, &rows)?;
         let mut requests = families.counter("tollgate_tenant_requests", "Finished HTTP requests by tenant")?;
         for row in &rows {
             for (outcome, count) in ENDINGS.into_iter().zip(row.totals.requests) {
@@ -98,6 +99,17 @@ impl Families {
         }
         Ok(())
     }
+}
+
+/// Few tenants have the ceiling.
+fn cpu_held(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {
+    let help = "Time for which tasks could have run but for a ceiling of processor time, by tenant";
+    let mut held = families.family("tollgate_tenant_cpu_held_seconds", help, MetricType::Counter)?;
+    for row in rows.iter().filter(|row| row.totals.held_ns > 0) {
+        let value = row.totals.held_ns as f64 / 1e9;
+        held.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+    }
+    Ok(())
 }
 
 fn panics(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {

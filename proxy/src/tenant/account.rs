@@ -8,7 +8,7 @@ use tollgate_schedule::{Account as Scheduled, DELAY_BOUNDS, WORKS};
 use super::commons::Commons;
 use super::id::{PLACES, Placed as _};
 use super::memory::{Room, UNIT};
-use super::{REASONS, TenantId};
+use super::{REASONS, Rate, TenantId};
 use crate::flow::ENDINGS;
 use crate::lane::Cause;
 use crate::metrics::Count;
@@ -83,8 +83,6 @@ pub(crate) struct Account {
     from_lane: [Count; CAUSES],
     /// When it last moved there, in microseconds since the ledger began.
     lane_since: Count,
-    /// Processor time that the ceiling has been told of, in nanoseconds.
-    cpu_noted: Count,
     /// Bytes held now, and what was taken of the process's room for them.
     memory: Count,
     taken: Count,
@@ -115,7 +113,6 @@ impl Account {
             to_lane: Default::default(),
             from_lane: Default::default(),
             lane_since: Count::default(),
-            cpu_noted: Count::default(),
             memory: Count::default(),
             taken: Count::default(),
             scheduled: Arc::default(),
@@ -125,13 +122,6 @@ impl Account {
     /// Where the scheduler counts.
     pub(crate) fn scheduled(&self) -> Arc<Scheduled> {
         Arc::clone(&self.scheduled)
-    }
-
-    /// Microseconds of processor time since this was asked last; by the worker itself.
-    pub(super) fn new_cpu(&self) -> u64 {
-        let new = self.scheduled.usage().cpu.saturating_sub(self.cpu_noted.value()) / 1000;
-        self.cpu_noted.add(new * 1000);
-        new
     }
 
     /// How long the tenant's own tasks keep each other waiting on this worker.
@@ -194,11 +184,17 @@ impl Ledger {
         Self { pages, began: Instant::now(), commons }
     }
 
+    /// Notes processor time of a tenant, in nanoseconds, and returns for how long it has no more.
+    pub(crate) fn pay_for_cpu(&self, tenant: TenantId, rate: Rate, nanoseconds: u64) -> Duration {
+        self.commons.pay_for_cpu(tenant, rate, nanoseconds)
+    }
+
     /// Worker threads, of whose time tenants have parts.
     pub(crate) fn workers(&self) -> u32 {
         self.commons.pools().workers
     }
 
+    /// What limits count.
     pub(super) fn commons(&self) -> &Arc<Commons> {
         &self.commons
     }
@@ -306,6 +302,7 @@ impl Ledger {
             cpu_by_kind: used.cpu_by_kind,
             polls: used.polls,
             waited_ns: used.waited,
+            held_ns: used.held,
             delays: used.delays,
             // The others are not of one worker.
             ..Totals::default()
@@ -366,6 +363,8 @@ pub struct Totals {
     pub polls: u64,
     /// Time for which tasks could have run and did not, in nanoseconds.
     pub waited_ns: u64,
+    /// The same while its ceiling of processor time kept them back.
+    pub held_ns: u64,
     /// How often that time was in each class of [`DELAY_BOUNDS`].
     pub delays: [u64; DELAY_BOUNDS.len() + 1],
     /// Processor time of compiling its policies, in nanoseconds; no worker's.
@@ -462,6 +461,7 @@ impl Totals {
         each(&mut self.cpu_ns, other.cpu_ns);
         each(&mut self.polls, other.polls);
         each(&mut self.waited_ns, other.waited_ns);
+        each(&mut self.held_ns, other.held_ns);
         each(&mut self.compile_ns, other.compile_ns);
         each(&mut self.policy_bytes, other.policy_bytes);
         each(&mut self.policy_rules, other.policy_rules);

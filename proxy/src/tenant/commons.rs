@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use super::bandwidth::Reserved;
 use super::destinations::Destinations;
 use super::gate::Held;
-use super::gcra::Bucket;
+use super::gcra::{Bucket, Contract};
 use super::id::{PLACES, Placed as _};
 use super::panics::Panics;
 use super::share::Crowd;
-use super::{Room, TenantId, ladder};
+use super::{Rate, Room, TenantId, ladder};
 use crate::config::Limits;
 
 /// What there is to give away.
@@ -220,6 +220,11 @@ impl Commons {
         for (standing, weight) in self.standings.iter().zip(weights) {
             standing.weight.store(weight, Ordering::Relaxed);
         }
+    }
+
+    /// Notes processor time of a tenant, in nanoseconds, and returns for how long it has no more.
+    pub(super) fn pay_for_cpu(&self, tenant: TenantId, rate: Rate, nanoseconds: u64) -> Duration {
+        self.standing(tenant).cpu.note(Contract::new(rate), self.since(Instant::now()), nanoseconds)
     }
 
     /// Lets contracts of this tenant begin anew.

@@ -17,6 +17,9 @@ use super::share::{self, Pool, Wanting};
 use super::{Account, Ceilings, Ledger, OutOfMemory, Rate, Settings, Table, TenantId};
 use crate::reason::Reason;
 
+/// How long requests wait for processor time beyond a ceiling, unless `queue_delay` says so.
+const MOST_DELAY: Duration = Duration::from_secs(1);
+
 /// A limit that has been reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limited {
@@ -102,8 +105,8 @@ impl<'a> Gate<'a> {
         {
             self.decide(Limited { reason: Reason::TenantHeaders, retry_after: None })?;
         }
-        self.keep_to_cpu(ceilings.and_then(Ceilings::cpu))?;
-        self.keep_to_delay(ceilings.and_then(|ceilings| ceilings.queue_delay_millis))?;
+        self.count_cpu();
+        self.keep_to_delay(ceilings.and_then(most_delay))?;
         let in_flight = ceilings.and_then(|ceilings| ceilings.in_flight);
         self.take_place(Space::InFlight, in_flight, Reason::TenantInFlight)?;
         let mut held = Held { in_flight: true, long_stream: false };
@@ -199,14 +202,12 @@ impl<'a> Gate<'a> {
         }
     }
 
-    /// Refuses while the tenant has had more processor time than its ceiling gives: what it was is known when it is gone.
-    fn keep_to_cpu(&self, rate: Option<Rate>) -> Result<(), Limited> {
-        let (Some(rate), Some(account)) = (rate, self.account) else { return Ok(()) };
-        let since = self.commons.since(Instant::now());
-        let wait = self.commons.standing(self.tenant).cpu.note(Contract::new(rate), since, account.new_cpu());
-        match wait {
-            Duration::ZERO => Ok(()),
-            wait => self.decide(Limited { reason: Reason::TenantCpu, retry_after: Some(wait) }),
+    /// Who has used up its processor time waits for more (`worker/run.rs`). In shadow nobody does, and each request counts that would
+    /// have.
+    fn count_cpu(&self) {
+        let rate = self.settings.filter(|settings| settings.shadow).and_then(|settings| settings.ceilings.cpu());
+        if rate.is_some_and(|rate| !self.commons.pay_for_cpu(self.tenant, rate, 0).is_zero()) {
+            self.shadowed(Limited { reason: Reason::TenantCpu, retry_after: None });
         }
     }
 
@@ -218,9 +219,9 @@ impl<'a> Gate<'a> {
     }
 
     /// Refuses while requests of the tenant would only wait behind each other: what is refused makes the queue shorter.
-    fn keep_to_delay(&self, most: Option<NonZeroU32>) -> Result<(), Limited> {
+    fn keep_to_delay(&self, most: Option<Duration>) -> Result<(), Limited> {
         let (Some(most), Some(account)) = (most, self.account) else { return Ok(()) };
-        match account.standing_delay() > Duration::from_millis(most.get().into()) {
+        match account.standing_delay() > most {
             true => self.decide(Limited { reason: Reason::TenantCpu, retry_after: None }),
             false => Ok(()),
         }
@@ -258,6 +259,12 @@ impl<'a> Gate<'a> {
             account.shadowed[limited.reason as usize].increment();
         }
     }
+}
+
+/// How long requests may wait behind each other. Those that wait for processor time beyond a ceiling have no end else.
+fn most_delay(ceilings: &Ceilings) -> Option<Duration> {
+    let said = ceilings.queue_delay_millis.map(|millis| Duration::from_millis(millis.get().into()));
+    said.or_else(|| ceilings.cpu_millis.map(|_| MOST_DELAY))
 }
 
 /// Takes one more, unless there are so many already.

@@ -267,6 +267,11 @@ impl Room {
         excess.filter(|(_, share)| *share > 0).collect()
     }
 
+    /// Whether the largest holders of a tenant are to be reset.
+    pub(crate) fn has_to_give_back(&self, tenant: TenantId) -> bool {
+        self.places.get(tenant.place()).is_some_and(|place| place.excess.load(Ordering::Relaxed) > 0)
+    }
+
     /// Notes what the group in a place may have.
     pub(super) fn agree(&self, tenant: TenantId, settings: &Settings) {
         let guarantee = settings.guarantee.memory_bytes.map_or(0, NonZeroU64::get);

@@ -272,9 +272,9 @@ impl Ceilings {
         [self.new_connections, self.requests, self.cpu(), self.bytes, self.log_bytes]
     }
 
-    /// Microseconds of processor time, a tenth of a second's at once.
-    pub(super) fn cpu(&self) -> Option<Rate> {
-        let per_second = NonZeroU64::from(self.cpu_millis?).saturating_mul(NonZeroU64::new(1000)?);
+    /// Nanoseconds of processor time, a tenth of a second's at once.
+    pub(crate) fn cpu(&self) -> Option<Rate> {
+        let per_second = NonZeroU64::from(self.cpu_millis?).saturating_mul(NonZeroU64::new(1_000_000)?);
         Some(Rate { per_second, burst: NonZeroU64::new(per_second.get() / 10)? })
     }
 

@@ -41,7 +41,14 @@ where
 
 async fn pump(executor: &Executor) -> Infallible {
     loop {
-        executor.quantum().await;
+        match executor.next_release() {
+            None => executor.quantum().await,
+            Some(after) => tokio::select! {
+                biased;
+                () = executor.quantum() => {}
+                () = tokio::time::sleep(after) => {}
+            },
+        }
         // Sockets and timers have their turn.
         tokio::task::yield_now().await;
     }
@@ -68,8 +75,22 @@ impl Ledger for Accounts {
         let account = self.metrics.ledger().account(tenant).map(tenant::Account::scheduled).unwrap_or_default();
         let share = share(self.world.load().tenants.settings(tenant), self.metrics.ledger().workers());
         match tenant {
-            TenantId::SYSTEM | TenantId::ACCEPT => (account, Share { at_least: CHORES, ..share }),
+            TenantId::SYSTEM | TenantId::ACCEPT => (account, Share { at_least: CHORES, has_end: false, ..share }),
+            // Without fairness that is everybody.
+            TenantId::UNKNOWN => (account, Share { has_end: false, ..share }),
             _ => (account, share),
+        }
+    }
+
+    fn pay(&self, tenant: TenantId, nanoseconds: u64) -> u64 {
+        let world = self.world.load();
+        let settings = world.tenants.settings(tenant);
+        let Some(rate) = settings.ceilings.cpu() else { return 0 };
+        let wait = self.metrics.ledger().pay_for_cpu(tenant, rate, nanoseconds);
+        // In shadow it is only noted, for whoever counts what would have waited. What is to be reset for want of memory is not kept.
+        match settings.shadow || self.metrics.ledger().room().has_to_give_back(tenant) {
+            true => 0,
+            false => u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX),
         }
     }
 }
@@ -82,5 +103,6 @@ const CHORES: Part = Part::of_millionths(50_000);
 pub(super) fn share(settings: &tenant::Settings, workers: u32) -> Share {
     // Its unit is finer, so that weights from 1 to the largest keep their proportions.
     const UNIT: u32 = Weight::MAX / tenant::MAX_WEIGHT;
-    Share { weight: Weight::new(settings.weight * UNIT), at_least: settings.guarantee.of_a_worker(workers) }
+    let (weight, at_least) = (Weight::new(settings.weight * UNIT), settings.guarantee.of_a_worker(workers));
+    Share { weight, at_least, has_end: settings.ceilings.cpu_millis.is_some() }
 }

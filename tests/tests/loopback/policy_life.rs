@@ -384,7 +384,7 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::TenantShare, "tenant_limits", "who_has_most_makes_room_for_who_comes"),
     (Reason::TenantHeaders, "tenant_limits", "heads_have_a_ceiling"),
     (Reason::TenantUpstreams, "tenant_limits", "connections_to_a_destination_have_a_ceiling"),
-    (Reason::TenantCpu, "tenant_limits", "processor_time_has_a_ceiling"),
+    (Reason::TenantCpu, "tenant_limits", "refusals_are_paid_for_like_answers"),
     (Reason::TenantBandwidth, "bandwidth", "shadow_holds_nobody_back"),
     (Reason::UpstreamConnect, "tcp", "an_upstream_that_refuses_is_a_reset"),
     (Reason::UpstreamReset, "tcp", "a_reset_is_a_reset_on_the_other_side"),

@@ -1,5 +1,6 @@
 //! Limits of tenants: what whoever exceeds them sees, and that nobody else does. Each is driven past with real clients.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -42,6 +43,13 @@ impl Two {
 
     fn busy(&self) -> Peer {
         connect(self.busy, self.proxy.http())
+    }
+
+    /// A value of the busy tenant's entry of `/tenants`.
+    fn busy_shows(&self, key: &str) -> Value {
+        let shown: Value = serde_json::from_str(&self.proxy.get("/tenants").1).unwrap();
+        let all = shown["tenants"].as_array().unwrap();
+        all.iter().find(|entry| entry["name"] == "busy").unwrap()[key].clone()
     }
 
     /// An endpoint that has done nothing is served as ever.
@@ -335,24 +343,87 @@ fn ask_at_once(client: &mut Peer, count: usize) -> Vec<Message> {
     (0..count).map(|_| client.read_message()).collect()
 }
 
+/// Has `work` done, and returns how much processor time a ceiling of so many thousandths allows for meanwhile, and how much was used.
+fn allowed_and_used(two: &Two, millis: f64, work: impl FnOnce()) -> (f64, f64) {
+    let (began, before) = (Instant::now(), cpu_seconds(two));
+    work();
+    let used = cpu_seconds(two) - before;
+    // A tenth of a second's worth at once.
+    (millis / 1000.0 * (began.elapsed().as_secs_f64() + 0.1), used)
+}
+
+fn cpu_seconds(two: &Two) -> f64 {
+    two.busy_shows("cpu_seconds").as_f64().unwrap()
+}
+
 #[test]
-fn processor_time_has_a_ceiling() {
+fn who_has_used_up_its_processor_time_waits() {
     let site = Site::new();
     let upstream = Upstream::ok(&site);
-    // A tenth of a core, a hundredth of a second at once.
-    let two = Two::start(&site, &upstream, "ceilings: { cpu: 100m }");
-    let mut client = two.busy();
-    let refused =
-        until("a refusal", || ask_at_once(&mut client, 200).into_iter().find(|answer| answer.status() != 200));
-    expect_overload(&refused, Reason::TenantCpu);
+    let two = Two::start(&site, &upstream, "ceilings: { cpu: 50m }");
+    let mut statuses = BTreeMap::new();
+    let (allowed, used) = allowed_and_used(&two, 50.0, || {
+        ask_from_many(&two, 10, &mut |answer| *statuses.entry(answer.status()).or_default() += 1);
+        two.neighbour_is_served();
+    });
+    assert_eq!(statuses, BTreeMap::from([(200, 640)]), "nobody is told anything");
+    // What a poll takes beyond is paid back; a worker has one at a time.
+    assert!(used < 2.0 * allowed, "{used} of {allowed}");
+    let held = two.busy_shows("cpu_held_seconds").as_f64().unwrap();
+    assert!(held > allowed, "{held}");
+    assert_eq!(two.busy_shows("refusals"), json!({}));
+    let metric = two.proxy.metric("tollgate_tenant_cpu_held_seconds_total{tenant=\"busy\"}");
+    assert!(metric >= held, "{metric} {held}");
+    let of_calm = "tollgate_tenant_cpu_held_seconds_total{tenant=\"endpoint-8\"";
+    assert!(!two.proxy.get("/metrics").1.contains(of_calm), "nobody else waits");
+    assert!(two.proxy.flows().iter().any(|flow| flow["tenant"] == "busy" && flow["queue_us"].as_u64() > Some(1000)));
+}
+
+#[test]
+fn connections_that_pass_as_bytes_wait_for_processor_time_too() {
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        while peer.wait_for_bytes() {
+            peer.discard();
+        }
+    });
+    let two = Two::start(&site, &upstream, "ceilings: { cpu: 20m }");
+    let (allowed, used) = allowed_and_used(&two, 20.0, || {
+        let mut client = connect(two.busy, two.proxy.tcp());
+        let chunk = vec![b'x'; 1 << 16];
+        until("it to wait", || {
+            client.send(&chunk);
+            (two.busy_shows("cpu_held_seconds").as_f64().unwrap() > 0.5).then_some(())
+        });
+    });
+    assert!(used < 2.0 * allowed, "{used} of {allowed}");
+}
+
+#[test]
+fn refusals_are_paid_for_like_answers() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let two = Two::start(&site, &upstream, "ceilings: { cpu: 20m, queue_delay: 5ms }");
+    let mut refused = 0_u64;
+    let (allowed, used) = allowed_and_used(&two, 20.0, || {
+        until("refusals", || {
+            ask_from_many(&two, 10, &mut |answer| {
+                if answer.status() != 200 {
+                    expect_overload(answer, Reason::TenantCpu);
+                    refused += 1;
+                }
+            });
+            (refused >= 100).then_some(())
+        });
+    });
+    assert!(used < 2.0 * allowed, "{used} of {allowed} for {refused} refusals");
+    assert_eq!(two.counted("refusals_total", Reason::TenantCpu), refused);
     let record = two.proxy.expect_reason(Reason::TenantCpu);
     assert_eq!((&record["tenant"], &record["verdict"]), (&json!("busy"), &json!("DROPPED")));
-    assert!(two.counted("refusals_total", Reason::TenantCpu) > 0);
+    assert_eq!(record["detail"], "ceilings.cpu: 20m, or ceilings.queue_delay: 5ms");
     two.neighbour_is_served();
-    until("an answer once that was paid back", || {
-        std::thread::sleep(std::time::Duration::from_millis(1100));
-        (ask(&mut client, GET).status() == 200).then_some(())
-    });
+    let mut client = two.busy();
+    until("an answer once that was paid back", || (ask(&mut client, GET).status() == 200).then_some(()));
 }
 
 #[test]
@@ -369,13 +440,13 @@ fn shadow_refuses_nobody_processor_time() {
 }
 
 /// More than a worker can do at once, from clients that wait for all of their answers.
-fn ask_from_many(two: &Two, seen: &mut dyn FnMut(&Message)) {
+fn ask_from_many(two: &Two, each: usize, seen: &mut dyn FnMut(&Message)) {
     let mut clients: Vec<Peer> = (0..64).map(|_| two.busy()).collect();
     for client in &mut clients {
-        client.send(GET.repeat(100));
+        client.send(GET.repeat(each));
     }
     for client in &mut clients {
-        (0..100).for_each(|_| seen(&client.read_message()));
+        (0..each).for_each(|_| seen(&client.read_message()));
     }
 }
 
@@ -386,7 +457,7 @@ fn requests_that_would_only_wait_behind_each_other_are_refused() {
     let two = Two::start(&site, &upstream, "ceilings: { queue_delay: 1ms }");
     until("a refusal", || {
         let mut refused = 0;
-        ask_from_many(&two, &mut |answer| {
+        ask_from_many(&two, 100, &mut |answer| {
             if answer.status() != 200 {
                 expect_overload(answer, Reason::TenantCpu);
                 refused += 1;
@@ -409,7 +480,7 @@ fn shadow_refuses_nobody_who_waits() {
     let upstream = Upstream::ok(&site);
     let two = Two::start(&site, &upstream, "shadow: true, ceilings: { queue_delay: 1ms }");
     until("what would be a refusal", || {
-        ask_from_many(&two, &mut |answer| assert_eq!(answer.status(), 200));
+        ask_from_many(&two, 100, &mut |answer| assert_eq!(answer.status(), 200));
         (two.counted("shadow_refusals_total", Reason::TenantCpu) > 0).then_some(())
     });
     assert!(two.proxy.flows().iter().all(|flow| flow["reason"] != Reason::TenantCpu.code()));

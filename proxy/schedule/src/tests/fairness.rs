@@ -148,7 +148,7 @@ impl Model {
 
     fn share(&self, tenant: usize) -> Share {
         let weight = Weight::new(self.weights[tenant]);
-        Share { weight, at_least: Part::of_millionths(PROMISED[tenant]) }
+        Share { weight, at_least: Part::of_millionths(PROMISED[tenant]), has_end: false }
     }
 
     fn slot(&mut self, key: GroupKey) -> usize {
@@ -360,7 +360,7 @@ fn groups_that_nobody_uses_are_forgotten() {
 /// Of a tenant of weight 1 that is promised a third, and nine of weight 100.
 fn with_a_promise() -> (Fair<usize>, Vec<usize>) {
     let mut fair = Fair::default();
-    let promised = Share { weight: Weight::new(1), at_least: Part::of_millionths(333_333) };
+    let promised = Share { weight: Weight::new(1), at_least: Part::of_millionths(333_333), has_end: false };
     let mut slots = vec![fair.join(key(1, 0), || promised).0];
     slots.extend((2..11).map(|tenant| fair.join(key(tenant, 0), || Share::of(Weight::DEFAULT)).0));
     slots.iter().enumerate().for_each(|(who, slot)| fair.push(*slot, who));
@@ -383,7 +383,7 @@ fn a_promise_is_kept_whatever_others_weigh_and_they_share_the_rest() {
 #[test]
 fn a_promise_is_the_least_and_no_extra() {
     let mut fair = Fair::default();
-    let promised = Share { weight: Weight::DEFAULT, at_least: Part::of_millionths(200_000) };
+    let promised = Share { weight: Weight::DEFAULT, at_least: Part::of_millionths(200_000), has_end: false };
     let slots = [fair.join(key(1, 0), || promised).0, fair.join(key(2, 0), || Share::of(Weight::DEFAULT)).0];
     slots.iter().enumerate().for_each(|(who, slot)| fair.push(*slot, who));
     let given = saturate(&mut fair, &slots, 100_000, |_, _| 10_000);
@@ -396,7 +396,7 @@ fn neither_what_it_had_alone_nor_what_it_was_promised_is_held_against_a_tenant()
     let (mut fair, slots) = with_a_promise();
     // Alone for a second, then with the others: from the beginning it has its third.
     let mut alone = Fair::default();
-    let promised = Share { weight: Weight::new(1), at_least: Part::of_millionths(333_333) };
+    let promised = Share { weight: Weight::new(1), at_least: Part::of_millionths(333_333), has_end: false };
     let first = alone.join(key(1, 0), || promised).0;
     alone.push(first, 0);
     saturate(&mut alone, &[first], 10_000, |_, _| 100_000);

@@ -1,4 +1,5 @@
 mod accounts;
+mod ends;
 mod fairness;
 mod quota;
 mod tasks;
@@ -47,12 +48,19 @@ struct Books {
     accounts: Rc<RefCell<HashMap<TenantId, Arc<Account>>>>,
     weights: Rc<RefCell<HashMap<TenantId, u32>>>,
     panicked: Rc<RefCell<Vec<TenantId>>>,
+    /// How many times as long as they have run tenants wait.
+    ends: Rc<RefCell<HashMap<TenantId, u64>>>,
 }
 
 impl Ledger for Books {
     fn open(&self, tenant: TenantId) -> (Arc<Account>, Share) {
         let weight = self.weights.borrow().get(&tenant).map_or(Weight::DEFAULT, |weight| Weight::new(*weight));
-        (Arc::clone(self.accounts.borrow_mut().entry(tenant).or_default()), Share::of(weight))
+        let share = Share { has_end: self.ends.borrow().contains_key(&tenant), ..Share::of(weight) };
+        (Arc::clone(self.accounts.borrow_mut().entry(tenant).or_default()), share)
+    }
+
+    fn pay(&self, tenant: TenantId, nanoseconds: u64) -> u64 {
+        self.ends.borrow()[&tenant] * nanoseconds
     }
 
     fn panicked(&self, tenant: TenantId) {

@@ -312,7 +312,8 @@ fn what_is_promised_is_a_part_of_the_time_that_the_thread_runs() {
     let bench = Bench::new();
     bench.books.weights.borrow_mut().insert(TenantId::from_raw(20), 1);
     let (promised, other) = (bench.group(20, 0), bench.group(21, 0));
-    let share = crate::Share { weight: crate::Weight::new(1), at_least: crate::Part::of_millionths(400_000) };
+    let share =
+        crate::Share { weight: crate::Weight::new(1), at_least: crate::Part::of_millionths(400_000), has_end: false };
     bench.executor.handle().set_share(TenantId::from_raw(20), share);
     let (given, rest) = (bench.greedy(&promised, 10_000), bench.greedy(&other, 10_000));
     for _ in 0..1_000 {

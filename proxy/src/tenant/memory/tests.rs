@@ -157,6 +157,7 @@ fn workers_send_away_by_what_they_have() {
     let measures = Measures { over_ceiling: vec![(100, 9)], ..Measures::default() };
     room.act(&measures, false, |_| 1);
     assert_eq!(room.excess(|_| 10), [(100, 3)]);
+    assert_eq!([99, 100].map(|place| room.has_to_give_back(tenant(place))), [false, true]);
     assert_eq!(room.excess(|_| 0), []);
     room.act(&Measures::default(), false, |_| 1);
     assert_eq!(room.excess(|_| 10), []);
