@@ -82,7 +82,7 @@ impl Default for Limits {
             http2_resets: Some(Rate { per_second: 200, burst: 1000 }),
             idle_connections: Some(IdleLimits::default()),
             memory: MemoryLimit::default(),
-            cpu_quota: true,
+            cpu_quota: false,
             unsent: Some(128 << 10),
         }
     }

@@ -81,7 +81,7 @@ fn every_key_is_read() {
 node: {{ id: "sidecar~10.0.0.9~pod.ns~ns.svc", cluster: edge }}
 workers: 3
 max_connections: 10
-limits: {{ mode: shadow, in_flight: 77, http2_control_frames: {{ per_second: 7 }}, http2_resets: "off", idle_connections: {{ above_percent: 5, before_request: 0s }}, memory: 512MiB, cpu_quota: off, unsent: 64KiB }}
+limits: {{ mode: shadow, in_flight: 77, http2_control_frames: {{ per_second: 7 }}, http2_resets: "off", idle_connections: {{ above_percent: 5, before_request: 0s }}, memory: 512MiB, cpu_quota: cgroup, unsent: 64KiB }}
 fairness: off
 drain_timeout: 500ms
 admin: {{ address: 127.0.0.1:9901 }}
@@ -130,7 +130,7 @@ listeners:
         http2_resets: None,
         idle_connections: Some(idle),
         memory: MemoryLimit::Bytes(512 << 20),
-        cpu_quota: false,
+        cpu_quota: true,
         unsent: Some(64 << 10),
     };
     assert_eq!(config.limits, limits);
