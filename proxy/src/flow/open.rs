@@ -15,7 +15,7 @@ use crate::tenant::{Charge, Head, Limited, LogItem, Payer, Table};
 /// response body).
 ///
 /// [`OpenFlow::finish`] says how it ended. Dropped without it, the record is sent with the ending last named by
-/// [`OpenFlow::if_dropped`], at first `Failed` with [`Reason::Dropped`]. Sending also counts the flow in the
+/// [`OpenFlow::if_dropped`], at first `Failed` with [`Reason::Dropped`]; where a panic ends it, with [`Reason::Internal`]. Sending also counts the flow in the
 /// worker's metrics (requests, refusals, failures, duration): nobody else needs to.
 #[derive(Debug)]
 pub struct OpenFlow {
@@ -163,7 +163,9 @@ impl Drop for OpenFlow {
             return;
         };
         let _work = mark(Work::Log);
-        (record.outcome, record.reason) = self.if_dropped;
+        // Whatever was to be said: it ends by a defect of ours.
+        let panicked = std::thread::panicking().then_some((Outcome::Failed, Some(Reason::Internal)));
+        (record.outcome, record.reason) = panicked.unwrap_or(self.if_dropped);
         record.duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Some((group, before)) = self.work.take() {
             let spent = group.spent().since(before);

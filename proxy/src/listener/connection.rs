@@ -17,6 +17,7 @@ use crate::config;
 use crate::control::World;
 use crate::flow::{Fields, FlowRecord, FlowSender, ListenerLog, LogTarget, OpenFlow, Outcome, Protocol};
 use crate::http::Buffer;
+use crate::http::h1::Owed;
 use crate::metrics::ListenerSeries;
 use crate::reason::Reason;
 use crate::tenant::{Limited, Lines, LocalEnd, MemoryStep, Payer, Settings, TenantId};
@@ -72,6 +73,8 @@ pub(crate) struct Connection {
     requests: Cell<u32>,
     /// Whether it waits for its client.
     pub(crate) idle: Idle,
+    /// Whether its client waits for the answer to a request of HTTP/1.
+    pub(crate) owed: Owed,
     /// In which its tasks run: those of the same tenant and remote identity share.
     group: Group,
 }
@@ -141,6 +144,7 @@ impl Connection {
             }),
             remembered: Remembered::resume(carried.ends),
             requests: Cell::new(carried.requests),
+            owed: Owed::default(),
         }
     }
 

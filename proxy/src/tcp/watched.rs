@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::AsyncWrite;
 
+use crate::http::h1::Owed;
 use crate::worker::Idle;
 
 /// Writes to `writer`.
@@ -13,10 +14,13 @@ use crate::worker::Idle;
 pub(crate) struct Watched<'a, W> {
     pub(crate) writer: &'a mut W,
     pub(crate) idle: &'a Idle,
+    /// Nothing is any more once something may have gone out.
+    pub(crate) owed: &'a Owed,
 }
 
 impl<W: AsyncWrite + Unpin> AsyncWrite for Watched<'_, W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.owed.end();
         let written = Pin::new(&mut *self.writer).poll_write(cx, bytes);
         self.idle.wrote(written)
     }
@@ -26,6 +30,7 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Watched<'_, W> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.owed.end();
         let written = Pin::new(&mut *self.writer).poll_write_vectored(cx, slices);
         self.idle.wrote(written)
     }

@@ -115,11 +115,13 @@ fn a_panicking_task_sends_its_record() {
     let (sender, mut consumer) = one_worker(8);
     let sender = Rc::new(sender);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let _open = OpenFlow::new(Rc::clone(&sender), FlowRecord::for_test(Outcome::Forwarded));
+        let mut open = OpenFlow::new(Rc::clone(&sender), FlowRecord::for_test(Outcome::Forwarded));
+        open.if_dropped(Outcome::Forwarded, Some(Reason::DownstreamReset));
         panic!("a defect");
     }));
     assert!(result.is_err());
-    assert_eq!(drain(&mut consumer)[0].record.reason, Some(Reason::Dropped));
+    let record = &drain(&mut consumer)[0].record;
+    assert_eq!((record.outcome, record.reason), (Outcome::Failed, Some(Reason::Internal)));
 }
 
 #[test]

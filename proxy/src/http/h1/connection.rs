@@ -12,6 +12,7 @@ use super::buffer::Buffer;
 use super::chunked::ChunkScanner;
 use super::decide::{Decision, Forward, Reply, decide, refused, still_admitted};
 use super::exchange::{self, Completed, Downstream, ExchangeError, Paired, Progress};
+use super::owed::Answering;
 use super::request::{RequestBody, Version};
 use super::retry::Retries;
 use super::tunnel::{self, Tunnel};
@@ -66,15 +67,17 @@ pub(crate) async fn resume(connection: &Connection, stream: TcpStream, buffer: B
 
 async fn go_on(connection: &Connection, mut stream: TcpStream, buffer: Buffer, paired: Option<Paired>) {
     let mut session = Session { connection, buffer, paired };
-    let (mut reader, mut writer) = stream.split();
-    let next = session.run(&mut reader, &mut writer).await;
+    let (mut reader, writer) = stream.split();
+    let mut answering = Answering { writer, owed: &connection.owed };
+    let next = session.run(&mut reader, &mut answering.writer).await;
     let Session { buffer, paired, .. } = session;
+    if matches!(next, Next::Linger) {
+        drop(paired);
+        return linger(&mut reader, &mut answering.writer).await;
+    }
+    drop(answering);
     match (next, paired) {
         (Next::Tunnel(tunnel), Some(paired)) => tunnel::serve(connection, *tunnel, stream, buffer, paired).await,
-        (Next::Linger, paired) => {
-            drop(paired);
-            linger(&mut reader, &mut writer).await;
-        }
         (Next::Reset | Next::Tunnel(_), paired) => {
             if let Some(paired) = paired {
                 tollgate_net::reset(paired.stream);
@@ -82,7 +85,7 @@ async fn go_on(connection: &Connection, mut stream: TcpStream, buffer: Buffer, p
             tollgate_net::reset(stream);
         }
         (Next::Elsewhere(leave), paired) => handover::leave(connection, leave, stream, &buffer, paired),
-        (Next::Close | Next::Continue, _) => {}
+        (Next::Close | Next::Continue | Next::Linger, _) => {}
     }
 }
 
@@ -109,6 +112,7 @@ impl<'c> Session<'c> {
                 }
                 NextHead::Complete(length, started) => {
                     self.connection.count_request();
+                    self.connection.owed.begin();
                     let head = self.buffer.split_front(length);
                     let decision = decide(self.connection, head.filled(), started);
                     self.act(decision, head, reader, writer).await
@@ -145,6 +149,7 @@ impl<'c> Session<'c> {
         // A client that does not read may keep us here to the end of the process.
         flow.if_dropped(Outcome::Denied, Some(reason));
         reply.log(&flow);
+        self.connection.owed.end();
         let sent = writer.write_all(&reply.to_http1(to_head, !keep)).await;
         flow.finish(Outcome::Denied, Some(reason));
         match sent {

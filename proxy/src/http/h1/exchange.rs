@@ -183,7 +183,7 @@ pub(crate) async fn run(
     tokio::pin!(request, withdrawn);
     let completed = {
         let receiving = ResponseReceiver { connection, forward, progress };
-        let mut writer = Watched { writer, idle: &connection.idle };
+        let mut writer = Watched { writer, idle: &connection.idle, owed: &connection.owed };
         let response = receiving.run(&mut upstream_reader, response_buffer, &mut writer);
         tokio::pin!(response);
         tokio::select! {
