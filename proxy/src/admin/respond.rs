@@ -66,7 +66,7 @@ const ROUTES: &[Route] = &[
          dynamic_active_clusters, dynamic_listeners, dynamic_route_configs, dynamic_endpoint_configs (with ?include_eds)",
     ),
     change("/drain", Endpoint::Drain, "stop accepting, let connections end"),
-    show("/flows", Endpoint::Flows, "flow records as JSON lines; ?follow=1 ?denied=1 ?tenant=NAME ?limit=N"),
+    show("/flows", Endpoint::Flows, "flow records as JSON lines; ?follow=1 ?denied=1 ?limited=1 ?tenant=NAME ?limit=N"),
     show("/healthz", Endpoint::Healthz, "200 while the process serves this"),
     show("/listeners", Endpoint::Listeners, "name and address of each listener; ?format=json"),
     change("/logging", Endpoint::Logging, "change the log level; ?level=off|error|warn|info|debug|trace"),

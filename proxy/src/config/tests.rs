@@ -726,6 +726,21 @@ fn the_example_file_tells_the_truth() {
     }
 }
 
+/// What it shows of groups, as a comment, must load as well, and leave nothing out.
+#[test]
+fn the_group_of_the_example_file_has_every_setting() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples/tollgate.yaml");
+    let text = std::fs::read_to_string(&path).expect("the example is there");
+    let (before, shown) = text.split_once("  groups: []  # default.\n").expect("there are groups");
+    let is_shown = |line: &&str| line.starts_with("  #");
+    let shown: Vec<String> = shown.lines().take_while(is_shown).map(|line| line.replacen("# ", "", 1)).collect();
+    let groups = config(&format!("{before}{}\n", shown.join("\n"))).tenants.groups;
+    assert_eq!(groups.len(), 1);
+    let shown = serde_json::to_value(&groups[0].settings).expect("settings are JSON");
+    let count = |part: &str| shown[part].as_object().map_or(0, serde_json::Map::len);
+    assert_eq!(["guarantee", "ceilings", "policy"].map(count), [4, 12, 5], "{shown}");
+}
+
 #[test]
 fn a_section_without_a_value_is_all_defaults_or_says_what_it_needs() {
     let parse = |text: &str| parse(text, Path::new("t.yaml"));

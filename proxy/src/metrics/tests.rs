@@ -248,6 +248,8 @@ fn dashboards_name_only_metrics_and_labels_that_there_are() {
     let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
     let (metrics, workers) = Metrics::new(1);
     crate::tenant::for_test::use_everything(workers.into_iter().next().unwrap());
+    let (_, consumer) = crate::flow::channel(Vec::new(), 8);
+    metrics.watch_log_memory(consumer.spawn(&crate::flow::FlowSettings::default()).unwrap().memory());
     let scrape = metrics.encode(Format::Prometheus).unwrap();
     let families: BTreeMap<&str, &str> = scrape
         .lines()

@@ -67,7 +67,10 @@ const REASONS: usize = Reason::ALL.len();
 /// What tests of other rooms need.
 #[cfg(test)]
 pub(crate) mod for_test {
+    use std::time::Instant;
+
     use super::TenantId;
+    use crate::lane::Cause;
     use crate::metrics::Worker;
 
     /// Counts something of everything for one tenant.
@@ -77,6 +80,11 @@ pub(crate) mod for_test {
         account.shadowed[0].increment();
         account.paced.increment();
         account.log_lost[0][0].increment();
+        account.moved(true, Cause::SlowPolls, 0);
+        let commons = worker.ledger().commons();
+        for _ in 0..3 {
+            commons.standing(TenantId::UNKNOWN).panics.note(TenantId::UNKNOWN, commons.since(Instant::now()));
+        }
     }
 }
 
