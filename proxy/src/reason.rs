@@ -120,8 +120,10 @@ reasons! {
     TenantInFlight => "tenant_in_flight", 503, 14, false;
     /// The tenant has as many tunnels and endless exchanges open as it may have.
     TenantLongStreams => "tenant_long_streams", 503, 14, false;
-    /// The tenant's requests wait too long for their share of the processor.
+    /// The tenant has had as much processor time as it may have.
     TenantCpu => "tenant_cpu", 503, 14, false;
+    /// The tenant's requests wait too long behind each other for the processor.
+    TenantQueueDelay => "tenant_queue_delay", 503, 14, false;
     /// What all tenants share is short, and this one has more of it than others.
     TenantShare => "tenant_share", 503, 14, false;
     /// The tenant has as much buffered as it may have.
@@ -175,6 +177,12 @@ impl Reason {
             )
     }
 
+    /// Whether an HTTP/2 stream is refused for it rather than answered. It passes by itself, and nothing of the request was
+    /// forwarded: so a client may send it again, whatever it asks for (RFC 9113 section 8.7).
+    pub(crate) const fn refuses_streams(self) -> bool {
+        matches!(self, Self::TenantInFlight | Self::TenantCpu | Self::TenantQueueDelay | Self::TenantShare)
+    }
+
     /// Whether it says that there is no room, rather than that something is wrong or too fast: `x-envoy-overloaded`, which
     /// clients and meshes know, goes with it.
     pub const fn is_overload(self) -> bool {
@@ -185,6 +193,7 @@ impl Reason {
                 | Self::TenantInFlight
                 | Self::TenantLongStreams
                 | Self::TenantCpu
+                | Self::TenantQueueDelay
                 | Self::TenantShare
                 | Self::TenantMemory
                 | Self::TenantUpstreams

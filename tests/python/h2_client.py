@@ -1,6 +1,6 @@
 """HTTP/2 clients for tests (prior knowledge), independent of the Rust stack: `h2` on plain sockets, and `httpx`.
 
-    h2_client.py SCENARIO HOST:PORT
+    h2_client.py SCENARIO HOST:PORT [SOURCE ADDRESS]
 
 Prints what it saw as one JSON object in its last line. A scenario that waits for the test to do something prints
 "ready" before.
@@ -9,6 +9,7 @@ Prints what it saw as one JSON object in its last line. A scenario that waits fo
 import json
 import socket
 import sys
+import time
 
 import h2.config
 import h2.connection
@@ -339,6 +340,38 @@ def bulk(client):
     return [[answer["status"], len(answer["body"]), answer["end"]] for answer in answers]
 
 
+GRPC = [("content-type", "application/grpc"), ("te", "trailers")]
+
+
+def limited(client):
+    """What comes while another request is under way, and then without it."""
+    first = client.begin("/allowed/hang")
+    client.until(lambda: client.streams[first]["status"])
+    posted = client.begin("/allowed/x", "POST", end=False)
+    seen = {"plain": client.get("/allowed/x"), "posted": client.finish(posted)}
+    seen["grpc"] = client.get("/allowed/x", method="POST", more=GRPC)
+    client.h2.reset_stream(first, error_code=8)
+    client.flush()
+    answer = client.get("/allowed/x")
+    while answer["status"] != 200:
+        answer = client.get("/allowed/x")
+    return {**seen, "after": answer["status"], "goaway": client.goaway}
+
+
+def overloaded(client):
+    """Asks until it was refused, with HTTP alone and with gRPC."""
+    seen = {}
+    until = time.monotonic() + DEADLINE
+    while len(seen) < 2 and time.monotonic() < until:
+        plain = client.get("/allowed/x")
+        if plain["end"] == 7:
+            seen["plain"] = plain
+        grpc = client.get("/allowed/x", method="POST", more=GRPC)
+        if "x-envoy-overloaded" in dict(grpc.get("headers", ())):
+            seen["grpc"] = grpc
+    return seen
+
+
 def closed_port(client):
     """The connection's own permission goes: one last answer, then GOAWAY."""
     first = client.get("/allowed/x")
@@ -352,7 +385,7 @@ def closed_port(client):
 
 
 def main():
-    scenario, address = sys.argv[1:]
+    scenario, address, *source = sys.argv[1:]
     if scenario == "httpx":
         import httpx
 
@@ -363,7 +396,7 @@ def main():
         seen = [[a.http_version, a.status_code, len(a.content), reason] for a, reason in zip(answers, reasons)]
         print(json.dumps(seen))
         return
-    print(json.dumps(globals()[scenario](Client(address))))
+    print(json.dumps(globals()[scenario](Client(address, *source))))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,11 @@ impl LocalReply {
         Self { retry_after: Some(limited.retry_after_seconds()), limit: Some(limited.reason), ..refusal }
     }
 
+    /// Whether HTTP/2 refuses the stream instead. gRPC has a status for it, which clients know, and which says why.
+    pub(crate) fn refuses_stream(&self) -> bool {
+        self.grpc.is_none() && self.limit.is_some_and(Reason::refuses_streams)
+    }
+
     /// 307 to the canonical form of the path.
     pub(crate) fn redirect(location: Vec<u8>, reason_header: bool) -> Self {
         let reason = Reason::PathRedirect;
@@ -121,6 +126,14 @@ impl LocalReply {
         });
     }
 
+    /// The same where the client gets no answer, but a reset.
+    pub(crate) fn log_refused_stream(&self, flow: &OpenFlow) {
+        flow.log_response(0, |log| {
+            let reason = self.limit.or(self.reason);
+            reason.into_iter().for_each(|reason| log.push(b"x-tollgate-reason", reason.code().as_bytes()));
+        });
+    }
+
     /// The reply as HTTP/1.1 bytes. `bodiless` leaves the body out, for HEAD; `close` ends the connection even if the
     /// reason alone would not.
     pub(crate) fn to_http1(&self, bodiless: bool, close: bool) -> Vec<u8> {
@@ -177,6 +190,17 @@ mod tests {
             let reply = LocalReply::limited(limited, true, true);
             assert_eq!((reply.status, reply.grpc), (200, Some((grpc_status, reason.code()))));
             assert!(reply.fields().contains(&("retry-after", retry_after.to_string().into_bytes())));
+        }
+    }
+
+    #[test]
+    fn streams_are_refused_for_what_passes() {
+        for &reason in Reason::ALL {
+            let limited = Limited { reason, retry_after: None };
+            let refuses = |grpc| LocalReply::limited(limited, grpc, true).refuses_stream();
+            assert_eq!((refuses(false), refuses(true)), (reason.refuses_streams(), false), "{}", reason.code());
+            assert!(!refuses(false) || (reason.is_overload() && !reason.answer().close), "{}", reason.code());
+            assert!(!LocalReply::refusal(reason, false, "", true).refuses_stream(), "{}", reason.code());
         }
     }
 

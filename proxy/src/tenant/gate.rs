@@ -106,7 +106,7 @@ impl<'a> Gate<'a> {
             self.decide(Limited { reason: Reason::TenantHeaders, retry_after: None })?;
         }
         self.count_cpu();
-        self.keep_to_delay(ceilings.and_then(most_delay))?;
+        self.keep_to_delay(ceilings)?;
         let in_flight = ceilings.and_then(|ceilings| ceilings.in_flight);
         self.take_place(Space::InFlight, in_flight, Reason::TenantInFlight)?;
         let mut held = Held { in_flight: true, long_stream: false };
@@ -219,10 +219,12 @@ impl<'a> Gate<'a> {
     }
 
     /// Refuses while requests of the tenant would only wait behind each other: what is refused makes the queue shorter.
-    fn keep_to_delay(&self, most: Option<Duration>) -> Result<(), Limited> {
-        let (Some(most), Some(account)) = (most, self.account) else { return Ok(()) };
+    fn keep_to_delay(&self, ceilings: Option<&Ceilings>) -> Result<(), Limited> {
+        let (Some(ceilings), Some(account)) = (ceilings, self.account) else { return Ok(()) };
+        let Some(most) = most_delay(ceilings) else { return Ok(()) };
+        let reason = if ceilings.cpu_millis.is_some() { Reason::TenantCpu } else { Reason::TenantQueueDelay };
         match account.standing_delay() > most {
-            true => self.decide(Limited { reason: Reason::TenantCpu, retry_after: None }),
+            true => self.decide(Limited { reason, retry_after: None }),
             false => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::num::{NonZeroU32, NonZeroU64};
 
-use super::{Pools, Rate, Settings};
+use super::{Ceilings, Pools, Rate, Settings};
 use crate::reason::Reason;
 
 /// The setting that `reason` is about, by the name that it has in the configuration. `None` where it is no limit, or none is set.
@@ -14,7 +14,11 @@ pub(super) fn of(reason: Reason, is_request: bool, settings: &Settings, pools: P
         Reason::TenantRate => rate("requests", ceilings.requests, ""),
         Reason::TenantInFlight => count("in_flight", ceilings.in_flight),
         Reason::TenantLongStreams => count("long_streams", ceilings.long_streams),
-        Reason::TenantCpu => processor(ceilings.cpu_millis, ceilings.queue_delay_millis),
+        Reason::TenantCpu => ceilings.cpu_millis.map(|millis| {
+            let delay = delay(ceilings).map_or(String::new(), |delay| format!(", or {delay}"));
+            format!("ceilings.cpu: {millis}m{delay}")
+        }),
+        Reason::TenantQueueDelay => delay(ceilings),
         Reason::TenantHeaders => ceilings.header_bytes.map(|bytes| format!("ceilings.header: {bytes} bytes")),
         Reason::TenantUpstreams => count("upstream_connections", ceilings.upstream_connections),
         Reason::TenantBandwidth => rate("bytes", ceilings.bytes, " bytes"),
@@ -36,6 +40,10 @@ pub(super) fn of(reason: Reason, is_request: bool, settings: &Settings, pools: P
     }
 }
 
+fn delay(ceilings: &Ceilings) -> Option<String> {
+    ceilings.queue_delay_millis.map(|millis| format!("ceilings.queue_delay: {millis}ms"))
+}
+
 fn connections(pools: Pools) -> (&'static str, u32) {
     ("max_connections", pools.connections)
 }
@@ -46,14 +54,6 @@ fn count(name: &str, most: Option<NonZeroU32>) -> Option<String> {
 
 fn rate(name: &str, rate: Option<Rate>, unit: &str) -> Option<String> {
     rate.map(|Rate { per_second, burst }| format!("ceilings.{name}: {per_second}{unit}/s, burst {burst}"))
-}
-
-/// Which of the two it was is not known any more, where there are both.
-fn processor(millis: Option<NonZeroU32>, queue_delay: Option<NonZeroU32>) -> Option<String> {
-    let cpu = millis.map(|millis| format!("ceilings.cpu: {millis}m"));
-    let delay = queue_delay.map(|millis| format!("ceilings.queue_delay: {millis}ms"));
-    let said: Vec<String> = cpu.into_iter().chain(delay).collect();
-    (!said.is_empty()).then(|| said.join(", or "))
 }
 
 /// Which of the two it was is not known any more: both hold at any time.
@@ -93,6 +93,7 @@ mod tests {
         assert_eq!(said(Reason::TenantShare).unwrap(), "its share of limits.in_flight: 50");
         assert_eq!(of(Reason::TenantShare, false, &settings, pools).unwrap(), "its share of max_connections: 100");
         assert_eq!(said(Reason::TenantCpu).unwrap(), "ceilings.cpu: 2m, or ceilings.queue_delay: 2ms");
+        assert_eq!(said(Reason::TenantQueueDelay).unwrap(), "ceilings.queue_delay: 2ms");
         let idle = "limits.idle_connections of ceilings.connections: 2, max_connections: 100";
         assert_eq!(said(Reason::IdleReaped).unwrap(), idle);
         // No limit goes without, but those that say themselves what they counted, and the one that is not a number.

@@ -385,6 +385,7 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::TenantHeaders, "tenant_limits", "heads_have_a_ceiling"),
     (Reason::TenantUpstreams, "tenant_limits", "connections_to_a_destination_have_a_ceiling"),
     (Reason::TenantCpu, "tenant_limits", "refusals_are_paid_for_like_answers"),
+    (Reason::TenantQueueDelay, "tenant_limits", "requests_that_would_only_wait_behind_each_other_are_refused"),
     (Reason::TenantBandwidth, "bandwidth", "shadow_holds_nobody_back"),
     (Reason::UpstreamConnect, "tcp", "an_upstream_that_refuses_is_a_reset"),
     (Reason::UpstreamReset, "tcp", "a_reset_is_a_reset_on_the_other_side"),

@@ -1,9 +1,11 @@
 //! Limits of tenants: what whoever exceeds them sees, and that nobody else does. Each is driven past with real clients.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -12,6 +14,7 @@ use tollgate_tests::http2::{CLIENT_START, big_get, get};
 use tollgate_tests::peer::{Message, Peer};
 use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::python::python;
+use tollgate_tests::script;
 use tollgate_tests::site::Site;
 use tollgate_tests::upstream::{OK, Upstream, WEBSOCKET_ACCEPTED, websocket_request};
 use tollgate_tests::wait::until;
@@ -33,12 +36,16 @@ impl Two {
     }
 
     fn with(site: &Site, upstream: &Upstream, settings: &str, top: &str) -> Self {
+        Self::to(site, upstream.address(), settings, top)
+    }
+
+    fn to(site: &Site, upstream: SocketAddr, settings: &str, top: &str) -> Self {
         let (busy, calm) = (client_address(site, 1), client_address(site, 2));
         let group = format!("{{ name: busy, members: {{ endpoint_ids: [7] }}, {settings} }}");
         let top = format!("tenants: {{ groups: [{group}] }}\n{top}");
         let options = Options { direction: "egress", top, workers: 2, ..Options::default() };
         let policies = [message(policy(7, busy)), message(policy(8, calm))];
-        Self { proxy: Proxy::with(site, upstream.address(), &options, &policies), busy, calm }
+        Self { proxy: Proxy::with(site, upstream, &options, &policies), busy, calm }
     }
 
     fn busy(&self) -> Peer {
@@ -450,6 +457,86 @@ fn ask_from_many(two: &Two, each: usize, seen: &mut dyn FnMut(&Message)) {
     }
 }
 
+/// Ends a load when it is dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// HTTP/2 and gRPC, as clients see them that others of their tenant leave no time.
+#[test]
+fn streams_that_would_only_wait_are_refused_and_grpc_is_told() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let two = Two::start(&site, &upstream, "ceilings: { queue_delay: 1ms }");
+    let over = AtomicBool::new(false);
+    let seen = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                ask_from_many(&two, &mut |_| {});
+            }
+        });
+        let (address, source) = (two.proxy.http().to_string(), two.busy.to_string());
+        // Also when the client fails.
+        let _over = Over(&over);
+        script::run(python, &site, "h2_client.py", &["overloaded", &address, &source])
+    });
+    assert_eq!((&seen["plain"]["status"], &seen["plain"]["end"]), (&json!(null), &json!(7)), "REFUSED_STREAM");
+    expect_told_grpc(&seen["grpc"], Reason::TenantQueueDelay);
+    // Records of the load have taken the place of these by now.
+    assert!(two.counted("refusals_total", Reason::TenantQueueDelay) >= 2);
+    two.neighbour_is_served();
+}
+
+/// What a limit says to a client of gRPC.
+fn expect_told_grpc(answer: &Value, reason: Reason) {
+    assert_eq!((&answer["status"], &answer["end"]), (&json!(200), &json!("end")), "{answer}");
+    let fields: HashMap<String, String> = serde_json::from_value(answer["headers"].clone())
+        .map(|fields: Vec<(String, String)>| fields.into_iter().collect())
+        .unwrap();
+    let field = |name: &str| fields.get(name).map(String::as_str);
+    assert_eq!((field("grpc-status"), field("grpc-message")), (Some("14"), Some(reason.code())));
+    assert_eq!((field("retry-after"), field("x-envoy-overloaded")), (Some("1"), Some("true")));
+}
+
+/// Nothing of them was forwarded, and the client may know.
+#[test]
+fn http_2_streams_beyond_a_ceiling_are_refused() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let (_upstream, address) = script::serve(python, &site, "h2_upstream.py", &[&site.ip().to_string()]);
+    let run = |settings: &str| {
+        let two = Two::to(&site, address.parse().unwrap(), settings, "");
+        let (address, source) = (two.proxy.http().to_string(), two.busy.to_string());
+        let seen = script::run(python, &site, "h2_client.py", &["limited", &address, &source]);
+        (two, seen)
+    };
+    let (two, seen) = run("ceilings: { in_flight: 1 }");
+    for refused in ["plain", "posted"] {
+        assert_eq!((&seen[refused]["status"], &seen[refused]["end"]), (&json!(null), &json!(7)), "REFUSED_STREAM");
+    }
+    expect_told_grpc(&seen["grpc"], Reason::TenantInFlight);
+    assert_eq!((&seen["after"], &seen["goaway"]), (&json!(200), &json!([])), "the connection goes on");
+    let records = until("the records", || {
+        let records = two.proxy.flows().into_iter();
+        let refused = records.filter(|flow| flow["reason"] == Reason::TenantInFlight.code());
+        let refused: Vec<Value> = refused.collect();
+        (refused.len() as u64 == two.counted("refusals_total", Reason::TenantInFlight)).then_some(refused)
+    });
+    let codes: Vec<&Value> = records.iter().map(|record| &record["l7"]["http"]["code"]).collect();
+    assert_eq!(codes[..3], [&json!(0), &json!(0), &json!(200)]);
+    assert!(records.iter().all(|record| record["verdict"] == "DROPPED" && record["tenant"] == "busy"));
+    assert!(records.iter().all(|record| record["detail"] == "ceilings.in_flight: 1"), "{records:?}");
+    drop(two);
+    let (two, seen) = run("shadow: true, ceilings: { in_flight: 1 }");
+    assert_eq!(["plain", "posted", "grpc"].map(|name| seen[name]["status"].clone()), [200; 3].map(Value::from));
+    two.expect_shadowed(Reason::TenantInFlight, 3);
+}
+
 #[test]
 fn requests_that_would_only_wait_behind_each_other_are_refused() {
     let site = Site::new();
@@ -459,15 +546,15 @@ fn requests_that_would_only_wait_behind_each_other_are_refused() {
         let mut refused = 0;
         ask_from_many(&two, 100, &mut |answer| {
             if answer.status() != 200 {
-                expect_overload(answer, Reason::TenantCpu);
+                expect_overload(answer, Reason::TenantQueueDelay);
                 refused += 1;
             }
         });
         (refused > 0).then_some(())
     });
-    let record = two.proxy.expect_reason(Reason::TenantCpu);
+    let record = two.proxy.expect_reason(Reason::TenantQueueDelay);
     assert_eq!((&record["tenant"], &record["verdict"]), (&json!("busy"), &json!("DROPPED")));
-    assert!(two.counted("refusals_total", Reason::TenantCpu) > 0);
+    assert!(two.counted("refusals_total", Reason::TenantQueueDelay) > 0);
     two.neighbour_is_served();
     // Without a queue it is served again: nothing has to be paid back.
     let mut client = two.busy();
@@ -481,9 +568,9 @@ fn shadow_refuses_nobody_who_waits() {
     let two = Two::start(&site, &upstream, "shadow: true, ceilings: { queue_delay: 1ms }");
     until("what would be a refusal", || {
         ask_from_many(&two, 100, &mut |answer| assert_eq!(answer.status(), 200));
-        (two.counted("shadow_refusals_total", Reason::TenantCpu) > 0).then_some(())
+        (two.counted("shadow_refusals_total", Reason::TenantQueueDelay) > 0).then_some(())
     });
-    assert!(two.proxy.flows().iter().all(|flow| flow["reason"] != Reason::TenantCpu.code()));
+    assert!(two.proxy.flows().iter().all(|flow| flow["reason"] != Reason::TenantQueueDelay.code()));
     two.neighbour_is_served();
 }
 

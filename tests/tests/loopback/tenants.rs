@@ -41,7 +41,7 @@ pub(crate) fn policy(endpoint: u64, address: IpAddr) -> Value {
         "endpointIps": [address.to_string()],
         "endpointId": endpoint.to_string(),
         "egressPerPortPolicies": [
-            {"port": HTTP_PORT, "rules": [{"httpRules": {"httpRules": [http_rule("GET", "/allowed")]}}]},
+            {"port": HTTP_PORT, "rules": [{"httpRules": {"httpRules": [http_rule("GET|POST", "/allowed.*")]}}]},
             {"port": TCP_PORT},
         ],
     })

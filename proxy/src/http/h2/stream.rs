@@ -118,8 +118,13 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
     exchange.run(permit).await;
 }
 
-/// Sends an answer of our own and says so in the record, which leaves when the stream's task ends.
+/// Sends an answer of our own, or refuses the stream, and says so in the record, which leaves when the stream's task ends.
 fn reply(respond: &mut SendResponse<Piece>, reply: &LocalReply, flow: &mut OpenFlow, outcome: Outcome, reason: Reason) {
+    if reply.refuses_stream() {
+        respond.send_reset(h2::Reason::REFUSED_STREAM);
+        reply.log_refused_stream(flow);
+        return flow.if_dropped(outcome, Some(reason));
+    }
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     for (name, value) in reply.fields() {
@@ -207,6 +212,8 @@ pub(super) struct Progress {
     pub(super) interim: Cell<bool>,
     /// When the request was sent to its end.
     request_ended: Cell<Option<Instant>>,
+    /// There was a try before.
+    again: bool,
     pacing: Pacing,
 }
 
@@ -214,7 +221,7 @@ impl Progress {
     /// Of another try.
     fn again(before: &Self) -> Self {
         let (request_ended, pacing) = (before.request_ended.clone(), Pacing::again(&before.pacing));
-        Self { request_ended, pacing, ..Self::default() }
+        Self { request_ended, again: true, pacing, ..Self::default() }
     }
 
     /// Whether the client got anything of an answer.
@@ -399,6 +406,8 @@ impl Exchange<'_> {
     /// Ends a failed exchange the way its cause asks for; where no response was begun yet, the client is told why.
     fn finish(&mut self, broken: Broken, progress: &Progress) {
         let started = progress.status.get() != 0;
+        // The upstream has done nothing for it, as a proxy like this one says of a limit: so the client may be told as much.
+        let is_refused = matches!(broken, Broken::Upstream(h2::Reason::REFUSED_STREAM)) && !progress.again;
         if !started && matches!(broken, Broken::Downstream) {
             self.shared.budget.given_up(self.flow.age());
         }
@@ -416,7 +425,7 @@ impl Exchange<'_> {
             Broken::TimedOut(reason) => (Outcome::Failed, reason, h2::Reason::CANCEL),
             Broken::TryTimedOut => (Outcome::Failed, Reason::UpstreamTimeout, h2::Reason::CANCEL),
         };
-        if started || reason == Reason::DownstreamReset {
+        if started || reason == Reason::DownstreamReset || (is_refused && !self.head.is_grpc()) {
             self.respond.send_reset(code);
             return self.flow.if_dropped(outcome, Some(reason));
         }
