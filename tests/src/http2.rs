@@ -21,25 +21,24 @@ pub fn headers_of(stream: u32) -> Vec<u8> {
 /// A whole `GET` of `path` with a field `x` of `size` bytes, whose value no table keeps.
 pub fn big_get(stream: u32, path: &str, size: usize) -> Vec<u8> {
     // As for `get`; then a literal field without indexing.
-    let block = [
-        &b"\x82\x86\x01\x01a\x04"[..],
-        &length(path.len()),
-        path.as_bytes(),
-        b"\x00\x01x",
-        &length(size),
-        &vec![b'v'; size],
-    ]
-    .concat();
+    let block = [&b"\x82\x86\x01\x01a\x04"[..], &length(path.len()), path.as_bytes(), &literal("x", size)].concat();
+    headers(stream, true, &block)
+}
+
+/// A field whose value has `size` bytes and is kept by no table (RFC 7541 section 6.2.2).
+pub fn literal(name: &str, size: usize) -> Vec<u8> {
+    [&[0][..], &length(name.len()), name.as_bytes(), &length(size), &vec![b'v'; size]].concat()
+}
+
+/// HEADERS with this block, which may `end` the stream, and CONTINUATION frames as it needs them.
+pub fn headers(stream: u32, end: bool, block: &[u8]) -> Vec<u8> {
     let mut pieces = block.chunks(16 << 10).peekable();
-    // HEADERS with END_STREAM, then CONTINUATION; the last one has END_HEADERS.
-    let (mut kind, mut flags) = (1, 1);
+    let (mut kind, mut flags) = (1, u8::from(end));
     let mut frames = Vec::new();
     while let Some(piece) = pieces.next() {
+        // The last one has END_HEADERS.
         let last = if pieces.peek().is_none() { 4 } else { 0 };
-        frames.extend(&u32::try_from(piece.len()).unwrap().to_be_bytes()[1..]);
-        frames.extend([kind, flags | last]);
-        frames.extend(stream.to_be_bytes());
-        frames.extend(piece);
+        frames.extend(frame(kind, flags | last, stream, piece));
         (kind, flags) = (9, 0);
     }
     frames

@@ -52,7 +52,7 @@ pub(crate) use line::Lines;
 pub use memory::{MemoryStep, Room};
 pub(crate) use memory::{OutOfMemory, Part};
 pub(crate) use pace::{Pace, Pacing, Turn};
-pub(crate) use payer::{Charge, Payer, SentPlace};
+pub(crate) use payer::{Charge, Charged, Payer, SentPlace};
 pub use registry::{Registry, TenantConfig};
 pub use settings::{Ceilings, Guarantee, Isolation, MAX_WEIGHT, PolicyBudget, Rate, Settings};
 pub(crate) use share::equal_share;

@@ -288,6 +288,17 @@ pub(crate) struct Charged {
     bytes: usize,
 }
 
+impl Charged {
+    /// So many from now on.
+    pub(crate) fn set(&mut self, bytes: usize) {
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => self.payer.hold(more),
+            None => self.payer.let_go(self.bytes - bytes),
+        }
+        self.bytes = bytes;
+    }
+}
+
 impl Drop for Charged {
     fn drop(&mut self) {
         self.payer.let_go(self.bytes);

@@ -15,6 +15,7 @@ mod first_policy;
 mod forwarded_proto;
 mod h2_floods;
 mod h2_limits;
+mod h2_memory;
 mod header_matches;
 mod http1;
 mod http2;

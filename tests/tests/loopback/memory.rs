@@ -23,10 +23,10 @@ use super::tenants;
 const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
 /// Gets no answer.
 const HANG: &str = "GET /allowed/hang HTTP/1.1\r\nHost: a\r\n\r\n";
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 /// Endpoints, whose clients have the addresses that end so.
-const GREEDY: u8 = 7;
-const NEIGHBOUR: u8 = 8;
+pub(super) const GREEDY: u8 = 7;
+pub(super) const NEIGHBOUR: u8 = 8;
 /// Streams that a client may have open.
 const STREAMS: u32 = 100;
 /// Bytes of each answer that nobody reads. Five are more than the window of a connection.
@@ -51,14 +51,14 @@ fn policy(site: &Site, endpoint: u8) -> NetworkPolicy {
 }
 
 /// A proxy whose group `greedy` has this ceiling.
-fn start(site: &Site, upstream: SocketAddr, settings: &str) -> Proxy {
+pub(super) fn start(site: &Site, upstream: SocketAddr, settings: &str) -> Proxy {
     let group = format!("{{ name: greedy, members: {{ endpoint_ids: [{GREEDY}] }}, {settings} }}");
     let top = format!("tenants: {{ groups: [{group}] }}");
     let options = Options { direction: "egress", top, ..Options::default() };
     Proxy::with(site, upstream, &options, &[policy(site, GREEDY), policy(site, NEIGHBOUR)])
 }
 
-fn connect(site: &Site, proxy: &Proxy, endpoint: u8) -> Peer {
+pub(super) fn connect(site: &Site, proxy: &Proxy, endpoint: u8) -> Peer {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(client_address(site, endpoint), 0).into()).unwrap();
     socket.connect(&proxy.http().into()).unwrap();
@@ -95,20 +95,20 @@ fn ask(client: &mut Peer) -> u16 {
 }
 
 /// A value of the entry of `/tenants`.
-fn shown(proxy: &Proxy, tenant: &str, key: &str) -> Value {
+pub(super) fn shown(proxy: &Proxy, tenant: &str, key: &str) -> Value {
     let (_, body) = proxy.get("/tenants");
     let shown: Value = serde_json::from_str(&body).unwrap();
     let all = shown["tenants"].as_array().unwrap();
     all.iter().find(|entry| entry["name"] == tenant).unwrap_or_else(|| panic!("no {tenant} in {body}"))[key].clone()
 }
 
-fn held(proxy: &Proxy, tenant: &str) -> u64 {
+pub(super) fn held(proxy: &Proxy, tenant: &str) -> u64 {
     shown(proxy, tenant, "memory_bytes").as_u64().unwrap()
 }
 
 /// Waits until nothing moves any more, although a neighbour's requests make their way there and back. Returns the resident
 /// memory in bytes.
-fn settle(site: &Site, proxy: &mut Proxy) -> u64 {
+pub(super) fn settle(site: &Site, proxy: &mut Proxy) -> u64 {
     let mut other = connect(site, proxy, NEIGHBOUR);
     other.send(CLIENT_START);
     let mut seen = (0, 0);

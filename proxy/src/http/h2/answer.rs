@@ -9,7 +9,8 @@ use h2::server::SendResponse;
 use http::Response;
 
 use super::connection::Shared;
-use super::queue::Piece;
+use super::incoming::Incoming;
+use super::queue::{Ahead, Piece, Queue, charge_of};
 use super::retry::Retries;
 use super::stream::{Broken, Progress};
 use super::transfer::{Sink, TransferError, reset_code, transfer};
@@ -31,6 +32,7 @@ pub(super) async fn answer(
         Reset,
     }
     let mut interim = 0;
+    let mut ahead = Ahead::default();
     let response = loop {
         let step = poll_fn(|cx| {
             if let Poll::Ready(Some(Ok(head))) = response.poll_informational(cx) {
@@ -49,14 +51,18 @@ pub(super) async fn answer(
                     return Err(Broken::Upstream(h2::Reason::ENHANCE_YOUR_CALM));
                 }
                 progress.interim.set(true);
-                let _ = respond.send_informational(head);
+                let charge = charge_of(head.headers());
+                if respond.send_informational(head).is_ok() {
+                    shared.down.queue_head(charge, &mut ahead);
+                }
             }
             Step::Final(Ok(response)) => break response,
             Step::Final(Err(error)) => return Err(Broken::Upstream(reset_code(&error))),
             Step::Reset => return Err(Broken::Downstream),
         }
     };
-    let (parts, mut body) = response.into_parts();
+    let (parts, body) = response.into_parts();
+    let mut body = Incoming::new(body);
     let status = parts.status.as_u16();
     if retries.may_follow(Failure::Status(status), progress.told()) {
         return Err(Broken::ServerError(status));
@@ -67,11 +73,13 @@ pub(super) async fn answer(
         parts.headers.iter().for_each(|(name, value)| log.push(name.as_str().as_bytes(), value.as_bytes()));
     });
     let end = body.is_end_stream();
+    let charge = charge_of(&parts.headers);
     let mut stream = respond.send_response(Response::from_parts(parts, ()), end).map_err(|_| Broken::Downstream)?;
+    shared.down.queue_head(charge, &mut ahead);
     if end {
         return Ok(());
     }
-    let mut sink = Sink::new(&mut stream, &shared.down, &progress.down, progress.pace(shared));
+    let mut sink = Sink::new(&mut stream, Queue::new(&shared.down, ahead), &progress.down, progress.pace(shared));
     let moved = transfer(&mut body, &mut sink, |bytes| shared.budget.moved(bytes), |_| false, None).await;
     drop(sink);
     moved.map_err(|error| match error {

@@ -108,16 +108,20 @@ pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer
     let metrics = connection.worker.flows.metrics();
     let budget = Budget::new(&connection.worker.limits, metrics);
     let _held = connection.payer.hold_for_a_while(CONNECTION_MEMORY);
-    let handshake = builder.handshake(Prefixed::new(connection, stream, buffer, &budget));
+    let (down, up) = (Way::new(connection), Way::new(connection));
+    let handshake = builder.handshake(Prefixed::new(connection, stream, buffer, &budget, &down));
     let timeout = connection.listener.config.request_head_timeout;
     let Ok(Ok(server)) = tokio::time::timeout(timeout, handshake).await else { return };
     let (open, mut closed) = mpsc::channel(1);
-    let (down, up) = (Way::new(connection), Way::new(connection));
-    let upstream = UpstreamSlot::new(open, &down);
+    let upstream = UpstreamSlot::new(open, &down, &up);
     let pacing = Pacing::default();
     let shared =
         Shared { connection: Rc::clone(connection), upstream, budget, down, up, pacing, goaway: Notify::new() };
-    let abuse = accept_streams(Rc::new(shared), server).await;
+    let shared = Rc::new(shared);
+    let abuse = accept_streams(Rc::clone(&shared), server).await;
+    shared.down.flushed();
+    // Its end is that of the upstream connection.
+    drop(shared);
     if let Some(Abuse { reason, detail }) = abuse {
         let mut flow = connection.open_flow(Protocol::Http2, started);
         flow.record_mut().detail = Some(detail.into());
@@ -179,7 +183,7 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
         };
         tokio::select! {
             biased;
-            accepted = accept(&mut server) => match accepted {
+            accepted = accept(&mut server, &shared.down) => match accepted {
                 Some(Ok((request, respond))) => {
                     connection.count_request();
                     connection.spawn(stream::serve(Rc::clone(&shared), request, respond));
@@ -228,10 +232,13 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
 /// The next stream. Reading frames on the way to it, and writing those that wait, is what takes time.
 async fn accept(
     server: &mut h2::server::Connection<Prefixed, Piece>,
+    down: &Way,
 ) -> Option<Result<(http::Request<h2::RecvStream>, h2::server::SendResponse<Piece>), h2::Error>> {
     poll_fn(|cx| {
         let _work = mark(Work::Http);
-        server.poll_accept(cx)
+        let accepted = server.poll_accept(cx);
+        down.written();
+        accepted
     })
     .await
 }

@@ -88,6 +88,11 @@ impl Outbound {
             self.abandoned.set(0);
         }
     }
+
+    /// Whether the socket took no more at the last write.
+    fn is_blocked(&self) -> bool {
+        self.blocked.get()
+    }
 }
 
 /// The socket of an upstream connection; notes whether writes get through, and is not read from while what came waits for a
@@ -162,9 +167,11 @@ impl AsyncWrite for UpstreamSocket {
 }
 
 /// Drives the connection until it ends, is cut, or has been out of use for [`GRACE`]; `in_use` ends with its last user.
+/// What waits for it is `up`.
 pub(super) async fn drive(
     mut connection: client::Connection<UpstreamSocket, Piece>,
     outbound: Rc<Outbound>,
+    up: Rc<Way>,
     in_use: oneshot::Receiver<Infallible>,
 ) {
     let mut room = connection.max_concurrent_send_streams();
@@ -174,6 +181,9 @@ pub(super) async fn drive(
             Pin::new(&mut connection).poll(cx)
         };
         outbound.written();
+        if !outbound.is_blocked() {
+            up.flushed();
+        }
         if std::mem::replace(&mut room, connection.max_concurrent_send_streams()) != room {
             outbound.turns.notify_waiters();
         }
@@ -196,6 +206,7 @@ pub(super) async fn drive(
         () = out_of_use => {}
     }
     drop(connection);
+    up.flushed();
     outbound.turns.notify_waiters();
 }
 

@@ -12,6 +12,7 @@ use tollgate_schedule::{Work, mark, poll_slice};
 
 use super::budget::Budget;
 use super::frames::Frames;
+use super::queue::Way;
 use crate::http::Buffer;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
@@ -29,6 +30,8 @@ pub(super) struct Prefixed {
     frames: Frames,
     budget: Rc<Budget>,
     connection: Rc<Connection>,
+    /// What waits for the client.
+    down: Rc<Way>,
     last_words: LastWords,
 }
 
@@ -43,9 +46,32 @@ enum LastWords {
 }
 
 impl Prefixed {
-    pub(super) fn new(connection: &Rc<Connection>, stream: TcpStream, buffer: Buffer, budget: &Rc<Budget>) -> Self {
-        let (connection, budget) = (Rc::clone(connection), Rc::clone(budget));
-        Self { buffer, stream, frames: Frames::default(), budget, connection, last_words: LastWords::None }
+    pub(super) fn new(
+        connection: &Rc<Connection>,
+        stream: TcpStream,
+        buffer: Buffer,
+        budget: &Rc<Budget>,
+        down: &Rc<Way>,
+    ) -> Self {
+        let (connection, budget, down) = (Rc::clone(connection), Rc::clone(budget), Rc::clone(down));
+        Self { buffer, stream, frames: Frames::default(), budget, connection, down, last_words: LastWords::None }
+    }
+
+    /// Writes with `write`, unless the task's slice of time is spent: what waits for its next poll has not left either.
+    fn write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let written = match poll_slice(cx) {
+            Poll::Ready(()) => {
+                let _work = mark(Work::Io);
+                write(Pin::new(&mut self.stream), cx)
+            }
+            Poll::Pending => Poll::Pending,
+        };
+        self.down.wrote(&written);
+        written
     }
 
     fn poll_bytes(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -128,9 +154,7 @@ impl AsyncRead for Prefixed {
 
 impl AsyncWrite for Prefixed {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(poll_slice(cx));
-        let _work = mark(Work::Io);
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let written = self.write(cx, |stream, cx| stream.poll_write(cx, bytes));
         self.connection.idle.wrote(written)
     }
 
@@ -139,9 +163,7 @@ impl AsyncWrite for Prefixed {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(poll_slice(cx));
-        let _work = mark(Work::Io);
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let written = self.write(cx, |stream, cx| stream.poll_write_vectored(cx, slices));
         self.connection.idle.wrote(written)
     }
 

@@ -1,4 +1,4 @@
-//! What of the bodies of a connection is in `h2`: charged from when it is handed over until it is written, or dropped with
+//! What of the messages of a connection is in `h2`: charged from when it is handed over until it is written, or dropped with
 //! its stream.
 
 use std::cell::{Cell, RefCell};
@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
+use http::HeaderMap;
 
+use super::request::size_of_fields;
 use crate::listener::connection::Connection;
 use crate::tenant::{MemoryStep, Payer};
 use crate::worker::Worker;
@@ -19,6 +21,8 @@ const LEAST: usize = 4 * 1024;
 const EASY: usize = 16 * 1024;
 /// What `h2` needs for each piece. Measured.
 const PIECE: usize = 384;
+/// Bytes of heads and trailers that a connection may have queued for a peer that does not read.
+const HEADS: usize = 256 * 1024;
 
 /// One direction of a connection: all its streams together.
 #[derive(Debug)]
@@ -26,6 +30,13 @@ pub(super) struct Way {
     payer: Rc<Payer>,
     worker: Rc<Worker>,
     held: Cell<usize>,
+    /// Of that, heads and trailers. `h2` tells nobody when it has written them, so they count until the socket has taken all
+    /// there was.
+    heads: Cell<usize>,
+    /// How often it has.
+    flushes: Cell<u64>,
+    /// It took no more at the last write.
+    blocked: Cell<bool>,
     /// Whoever reads what is queued here, while it may not go on.
     reader: RefCell<Option<Waker>>,
     /// When it was last put on the list of those that wait for memory.
@@ -38,6 +49,9 @@ impl Way {
             payer: Rc::clone(&connection.payer),
             worker: Rc::clone(&connection.worker),
             held: Cell::default(),
+            heads: Cell::default(),
+            flushes: Cell::default(),
+            blocked: Cell::default(),
             reader: RefCell::default(),
             listed: Cell::default(),
         })
@@ -46,12 +60,17 @@ impl Way {
     /// Whether so much is queued that nothing more is read for it, as little memory as its tenant has left.
     pub(super) fn is_full(&self) -> bool {
         let held = self.held.get();
-        held > EASY
-            && match self.payer.memory_step() {
-                MemoryStep::Free => false,
-                MemoryStep::HoldBack => held > MOST,
-                MemoryStep::Shrink | MemoryStep::Refuse => true,
-            }
+        self.has_many_heads()
+            || held > EASY
+                && match self.payer.memory_step() {
+                    MemoryStep::Free => false,
+                    MemoryStep::HoldBack => held > MOST,
+                    MemoryStep::Shrink | MemoryStep::Refuse => true,
+                }
+    }
+
+    fn has_many_heads(&self) -> bool {
+        self.heads.get() > HEADS
     }
 
     /// Waits while it is full.
@@ -60,8 +79,52 @@ impl Way {
             return Poll::Ready(());
         }
         *self.reader.borrow_mut() = Some(cx.waker().clone());
-        self.wait(&self.listed, cx.waker());
+        // What others let go of makes no room for heads.
+        if !self.has_many_heads() {
+            self.wait(&self.listed, cx.waker());
+        }
         Poll::Pending
+    }
+
+    /// Notes that a head was queued that [counts](charge_of) so much, with those `ahead` of the same body.
+    pub(super) fn queue_head(&self, bytes: usize, ahead: &mut Ahead) {
+        if ahead.flushes != self.flushes.get() {
+            *ahead = Ahead { flushes: self.flushes.get(), bytes: 0 };
+        }
+        ahead.bytes += bytes;
+        self.heads.set(self.heads.get() + bytes);
+        self.take(bytes);
+    }
+
+    /// Notes how a write to the socket went.
+    pub(super) fn wrote<T>(&self, written: &Poll<T>) {
+        self.blocked.set(written.is_pending());
+    }
+
+    /// To be called when `h2` has written what it could.
+    pub(super) fn written(&self) {
+        if !self.blocked.get() {
+            self.flushed();
+        }
+    }
+
+    /// To be called when no head can be left in `h2`.
+    pub(super) fn flushed(&self) {
+        let heads = self.heads.get();
+        if heads > 0 {
+            self.flushes.set(self.flushes.get() + 1);
+            self.let_go_of_heads(heads);
+        }
+    }
+
+    fn let_go_of_heads(&self, bytes: usize) {
+        let were_many = self.has_many_heads();
+        self.heads.set(self.heads.get().saturating_sub(bytes));
+        self.give_back(bytes);
+        if were_many && !self.has_many_heads() {
+            // It looks itself whether there is room otherwise.
+            self.reader.take().into_iter().for_each(Waker::wake);
+        }
     }
 
     /// Has a task woken after the next look at memory, once.
@@ -88,20 +151,38 @@ impl Way {
     }
 }
 
+/// Bytes of heads that a stream has queued before its body, unless the socket has taken all there was since.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ahead {
+    flushes: u64,
+    bytes: usize,
+}
+
+/// Bytes that a head or trailers count as while they are queued.
+pub(super) fn charge_of(fields: &HeaderMap) -> usize {
+    size_of_fields(fields) + PIECE
+}
+
 /// What one stream has queued, one way.
 #[derive(Debug)]
 pub(super) struct Queue {
     way: Rc<Way>,
     held: Cell<usize>,
+    ahead: Cell<Ahead>,
+    /// Bytes of trailers behind all pieces.
+    trailers: Cell<usize>,
     writer: RefCell<Option<Waker>>,
     listed: Cell<Option<u64>>,
 }
 
 impl Queue {
-    pub(super) fn new(way: &Rc<Way>) -> Rc<Self> {
+    /// For a body behind the heads `ahead` of it.
+    pub(super) fn new(way: &Rc<Way>, ahead: Ahead) -> Rc<Self> {
         Rc::new(Self {
             way: Rc::clone(way),
             held: Cell::default(),
+            ahead: Cell::new(ahead),
+            trailers: Cell::default(),
             writer: RefCell::default(),
             listed: Cell::default(),
         })
@@ -113,6 +194,20 @@ impl Queue {
         self.held.set(self.held.get() + charged);
         self.way.take(charged);
         Piece { bytes, charge: Some((Rc::clone(self), charged)) }
+    }
+
+    /// Notes that trailers were queued behind all pieces that [count](charge_of) so much.
+    pub(super) fn queue_trailers(&self, bytes: usize) {
+        self.way.take(bytes);
+        self.trailers.set(bytes);
+        self.follow_pieces();
+    }
+
+    /// Trailers are a head like others when nothing is left before them that could wait for the peer's window.
+    fn follow_pieces(&self) {
+        if self.held.get() == 0 {
+            self.way.heads.set(self.way.heads.get() + self.trailers.take());
+        }
     }
 
     /// Whether there is room for more, so that its sender may be told to go on.
@@ -140,6 +235,12 @@ impl Queue {
 
     fn give_back(&self, bytes: usize) {
         self.held.set(self.held.get().saturating_sub(bytes));
+        // They left before it.
+        let ahead = self.ahead.take();
+        if ahead.bytes > 0 && ahead.flushes == self.way.flushes.get() {
+            self.way.let_go_of_heads(ahead.bytes);
+        }
+        self.follow_pieces();
         self.way.give_back(bytes);
         if self.has_room()
             && let Some(writer) = self.writer.take()

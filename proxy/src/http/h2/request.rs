@@ -153,8 +153,12 @@ fn settle_underscores(headers: &mut HeaderMap, treatment: Underscores) -> Result
 /// Bytes of a request's fields, as RFC 9113 section 6.5.2 counts them: with 32 for each. They are kept for as long as the request
 /// is under way.
 pub(super) fn size_of_head(parts: &request::Parts) -> usize {
-    let fields = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum::<usize>();
-    fields + parts.uri.path_and_query().map_or(0, |path| path.as_str().len())
+    size_of_fields(&parts.headers) + parts.uri.path_and_query().map_or(0, |path| path.as_str().len())
+}
+
+/// Bytes of fields, counted in the same way.
+pub(super) fn size_of_fields(fields: &HeaderMap) -> usize {
+    fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
 }
 
 /// Makes the edits of an admitted request.

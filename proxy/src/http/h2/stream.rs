@@ -14,7 +14,8 @@ use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
 use super::answer::answer;
 use super::connection::{EndIfPanicked, Shared};
-use super::queue::Piece;
+use super::incoming::Incoming;
+use super::queue::{Ahead, Piece, Queue};
 use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show, size_of_head};
 use super::retry::Retries;
 use super::transfer::{Sink, TransferError, transfer};
@@ -113,7 +114,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         retries,
         flow,
         respond,
-        body,
+        body: Incoming::new(body),
     };
     exchange.run(permit).await;
 }
@@ -167,7 +168,7 @@ struct Exchange<'a> {
     retries: Retries,
     flow: OpenFlow,
     respond: SendResponse<Piece>,
-    body: RecvStream,
+    body: Incoming,
 }
 
 /// How a try ended before its response did.
@@ -275,6 +276,7 @@ impl Exchange<'_> {
             biased;
             broken = revoked(self.shared, self.head, self.source, &self.changes) => Some(broken),
             () = reset(&mut self.respond) => Some(Broken::Downstream),
+            _ = self.body.gather(&connection.payer) => Some(Broken::Downstream),
             reason = self.limits.exceeded_as_a_whole(moved, || progress.request_ended.get()) => {
                 Some(Broken::TimedOut(reason))
             }
@@ -290,6 +292,7 @@ impl Exchange<'_> {
             opened = self.shared.upstream.turn(connection, permit, self.source) => opened,
             // Connecting and waiting for a turn take time; a request that nobody waits for must not wait here.
             () = reset(&mut self.respond) => return Some(Broken::Downstream),
+            _ = self.body.gather(&connection.payer) => return Some(Broken::Downstream),
             broken = revoked(self.shared, self.head, self.source, &self.changes) => return Some(broken),
             reason = self.limits.exceeded_as_a_whole(Moved::default, || progress.request_ended.get()) => {
                 return Some(Broken::TimedOut(reason));
@@ -358,7 +361,8 @@ impl Exchange<'_> {
                 return std::future::pending().await;
             }
             let dropped = |name: &HeaderName| connection.bars_trailer(name.as_str());
-            let mut sink = Sink::new(upstream_body, &self.shared.up, &progress.up, progress.pace(self.shared));
+            let queue = Queue::new(&self.shared.up, Ahead::default());
+            let mut sink = Sink::new(upstream_body, queue, &progress.up, progress.pace(self.shared));
             let sent = match retries.body() {
                 Some(body) => sink.send_whole(body).await,
                 None => transfer(from_client, &mut sink, |_| {}, dropped, Some(retries)).await,

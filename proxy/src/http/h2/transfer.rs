@@ -7,10 +7,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, SendStream};
 use http::HeaderName;
 
-use super::queue::{Piece, Queue, Way};
+use super::incoming::Incoming;
+use super::queue::{Piece, Queue, charge_of};
 use super::retry::Retries;
 use crate::http::h1::FORBIDDEN_TRAILERS;
 use crate::tenant::{Pace, Turn};
@@ -56,7 +57,7 @@ enum Step {
 /// What came is queued at once, and its sender may send as much again when there is room: so nothing waits where nobody
 /// sees it, and what is queued is no more than the windows that were given. Beyond its tenant's rate it is held here before.
 pub(super) async fn transfer(
-    from: &mut RecvStream,
+    from: &mut Incoming,
     to: &mut Sink<'_>,
     came: impl Fn(usize),
     dropped: impl Fn(&HeaderName) -> bool,
@@ -70,8 +71,7 @@ pub(super) async fn transfer(
         tollgate_schedule::rest().await;
         let step = poll_fn(|cx| {
             if owed > 0 && to.queue.poll_room(cx).is_ready() {
-                // Fails only if the stream has ended, which the next read reports.
-                let _ = from.flow_control().release_capacity(std::mem::take(&mut owed));
+                from.release(std::mem::take(&mut owed));
             }
             if to.poll_turn(cx).is_ready() {
                 return Poll::Ready(Ok(Step::Turn));
@@ -121,7 +121,8 @@ pub(super) async fn transfer(
             FORBIDDEN_TRAILERS.iter().for_each(|name| drop(trailers.remove(*name)));
             let names: Vec<HeaderName> = trailers.keys().filter(|name| dropped(name)).cloned().collect();
             names.into_iter().for_each(|name| drop(trailers.remove(name)));
-            to.stream.send_trailers(trailers)
+            let charge = charge_of(&trailers);
+            to.stream.send_trailers(trailers).map(|()| to.queue.queue_trailers(charge))
         }
         Ok(None) => {
             if let Some(kept) = kept {
@@ -143,8 +144,13 @@ impl Drop for Sink<'_> {
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(stream: &'a mut SendStream<Piece>, way: &Rc<Way>, count: &'a Cell<u64>, pace: Pace<'a>) -> Self {
-        Self { stream, queue: Queue::new(way), count, pace, turn: Turn::default(), held: VecDeque::new() }
+    pub(super) fn new(
+        stream: &'a mut SendStream<Piece>,
+        queue: Rc<Queue>,
+        count: &'a Cell<u64>,
+        pace: Pace<'a>,
+    ) -> Self {
+        Self { stream, queue, count, pace, turn: Turn::default(), held: VecDeque::new() }
     }
 
     /// Queues one chunk, the `last` one with the end of the stream.

@@ -35,6 +35,8 @@ pub(super) struct UpstreamSlot {
     open: mpsc::Sender<Infallible>,
     /// What waits for the client: while that is too much, nothing is read.
     down: Rc<Way>,
+    /// What waits for the upstream.
+    up: Rc<Way>,
 }
 
 /// An open upstream connection. With its last user it ends.
@@ -60,8 +62,9 @@ pub(super) struct Turn {
 
 impl UpstreamSlot {
     /// Each connection that is opened keeps a copy of `open` until its socket is closed.
-    pub(super) fn new(open: mpsc::Sender<Infallible>, down: &Rc<Way>) -> Self {
-        Self { current: Mutex::default(), attempts: Cell::default(), open, down: Rc::clone(down) }
+    pub(super) fn new(open: mpsc::Sender<Infallible>, down: &Rc<Way>, up: &Rc<Way>) -> Self {
+        let (down, up) = (Rc::clone(down), Rc::clone(up));
+        Self { current: Mutex::default(), attempts: Cell::default(), open, down, up }
     }
 
     /// Waits until a request can be sent, and `h2` has no reason to queue it: what waits here can be given up or revoked
@@ -153,7 +156,7 @@ impl UpstreamSlot {
             return Err(Reason::UpstreamConnect);
         };
         let (in_use, used) = oneshot::channel();
-        let driven = drive(driver, Rc::clone(&outbound), used);
+        let driven = drive(driver, Rc::clone(&outbound), Rc::clone(&self.up), used);
         let panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
         let held = connection.payer.hold_for_a_while(CONNECTION_MEMORY);
         let guards = (self.open.clone(), panics, place, held);

@@ -1,0 +1,227 @@
+//! Memory of HTTP/2 beside the bodies that are under way: heads and trailers that a client does not read, and what a client
+//! sends before it is asked for.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use tollgate_tests::http2::{CLIENT_START, big_get, cancel, end_of, frame, get, headers, literal};
+use tollgate_tests::peer::Peer;
+use tollgate_tests::proxy::Proxy;
+use tollgate_tests::site::Site;
+use tollgate_tests::upstream::Upstream;
+use tollgate_tests::wait::until;
+
+use super::memory::{GREEDY, MIB, NEIGHBOUR, connect, held, settle, shown, start};
+
+/// Clients of the greedy tenant.
+const CLIENTS: usize = 8;
+/// Requests that each has under way.
+const STREAMS: u32 = 10;
+/// Heads of each answer.
+const HEADS: u32 = 10;
+/// Bytes of a head's fields, in so many fields.
+const HEAD: (usize, usize) = (48_000, 24);
+/// Bytes that a request is to have so that the upstream does what the test is about.
+const SPECIAL: usize = 1000;
+
+/// Of a frame: type, flags, stream, payload. `None` when the connection has ended.
+fn next_frame(peer: &mut Peer) -> Option<(u8, u8, u32, Vec<u8>)> {
+    if !peer.wait_for_bytes() {
+        return None;
+    }
+    let header = peer.read_exact(9);
+    let [_, l0, l1, l2, kind, flags, s0, s1, s2, s3] = [&[0][..], &header].concat()[..] else { unreachable!() };
+    let payload = peer.read_exact(u32::from_be_bytes([0, l0, l1, l2]) as usize);
+    Some((kind, flags, u32::from_be_bytes([s0, s1, s2, s3]), payload))
+}
+
+/// An HTTP/2 upstream with these settings and all windows: it answers short requests, and asks `special` from the
+/// first long one on (stream, and whether it has ended).
+fn upstream(site: &Site, settings: &'static [u8], special: fn(&mut Peer, u32, bool)) -> Upstream {
+    Upstream::scripted(site, move |peer, _| {
+        drop(peer.read_exact(24));
+        peer.send(frame(4, 0, 0, &[&[0, 4, 0x7f, 0xff, 0xff, 0xff], settings].concat()));
+        peer.send(frame(8, 0, 0, &[0x7f, 0xff, 0, 0]));
+        // Tables make a field short that comes again.
+        let mut is_special = false;
+        while let Some((kind, flags, stream, payload)) = next_frame(peer) {
+            let ends = flags & 1 != 0;
+            is_special |= payload.len() > SPECIAL / 2;
+            match kind {
+                1 if !is_special => {
+                    peer.send([headers(stream, false, b"\x88"), frame(0, 1, stream, b"ok")].concat());
+                }
+                0 | 1 => special(peer, stream, ends),
+                4 if flags == 0 => peer.send(frame(4, 1, 0, b"")),
+                _ => {}
+            }
+        }
+    })
+}
+
+/// Fields of [`HEAD`], behind what the block begins with.
+fn block(begins: &[u8]) -> Vec<u8> {
+    let fields = (0..HEAD.1).map(|n| literal(&format!("x-{n}"), HEAD.0 / HEAD.1));
+    [begins].into_iter().map(<[u8]>::to_vec).chain(fields).collect::<Vec<_>>().concat()
+}
+
+/// A client that was served once.
+fn served(site: &Site, proxy: &Proxy, endpoint: u8, settings: &[u8]) -> Peer {
+    let mut client = connect(site, proxy, endpoint);
+    client.send(CLIENT_START);
+    client.send(get(1));
+    client.read_until(&end_of(1));
+    assert_eq!(client.read_exact(2), b"ok");
+    // Until the acknowledgement the proxy's windows are small.
+    client.send([frame(4, 1, 0, b""), frame(4, 0, 0, settings)].concat());
+    client
+}
+
+/// Clients that were served once and then sent `asked`, once each has `least` on the account; and what they hold: as counted
+/// before and after, and what the process grew by.
+fn hold(site: &Site, proxy: &mut Proxy, settings: &[u8], asked: &[u8], least: usize) -> (Vec<Peer>, u64, u64, u64) {
+    let mut clients: Vec<Peer> = (0..CLIENTS).map(|_| served(site, proxy, GREEDY, settings)).collect();
+    let (before, counted) = (settle(site, proxy), held(proxy, "greedy"));
+    clients.iter_mut().for_each(|client| client.send(asked));
+    until("what they hold", || (held(proxy, "greedy") > counted + (CLIENTS * least) as u64).then_some(()));
+    let grown = settle(site, proxy).saturating_sub(before);
+    (clients, counted, held(proxy, "greedy"), grown)
+}
+
+fn print_and_ratio(what: &str, before: u64, after: u64, grown: u64) -> f64 {
+    let ratio = (after - before) as f64 / grown as f64;
+    println!("{what}: {before}, then {after} bytes are on the account, the process grew by {grown}: {ratio:.3}");
+    ratio
+}
+
+/// Reads frames until `ended` streams have ended, and returns how many of a type came.
+fn count(client: &mut Peer, kind: u8, ended: u32) -> u32 {
+    let (mut seen, mut left) = (0, ended);
+    while left > 0 {
+        let frame = next_frame(client).expect("the connection goes on");
+        seen += u32::from(frame.0 == kind);
+        left -= u32::from(matches!(frame.0, 0 | 1) && frame.1 & 1 != 0);
+    }
+    seen
+}
+
+fn asked() -> Vec<u8> {
+    (0..STREAMS).flat_map(|n| big_get(2 * n + 3, "/allowed", SPECIAL)).collect()
+}
+
+/// Interim heads and a final one.
+fn heads(peer: &mut Peer, stream: u32, _: bool) {
+    let (interim, last) = (headers(stream, false, &block(b"\x08\x03103")), headers(stream, true, &block(b"\x88")));
+    // Fails when the proxy has ended, which the next read tells.
+    let _ = peer.try_send([interim.repeat(HEADS as usize - 1), last].concat());
+}
+
+#[test]
+fn heads_that_a_client_does_not_read_are_on_the_account_and_few() {
+    let site = Site::new();
+    let upstream = upstream(&site, b"", heads);
+    let mut proxy = start(&site, upstream.address(), "weight: 1");
+    let (mut clients, before, after, grown) = hold(&site, &mut proxy, b"", &asked(), 256 << 10);
+    let ratio = print_and_ratio("heads", before, after, grown);
+    // `h2` has one more of them on each side, in pieces.
+    assert!((0.6..1.25).contains(&ratio), "{before} {after} {grown}");
+    let each = (after - before) / CLIENTS as u64;
+    assert!((256 << 10..MIB).contains(&each), "{each}");
+    // All of them come when they are asked for, and are gone then.
+    for client in &mut clients {
+        assert_eq!(count(client, 1, STREAMS), STREAMS * HEADS);
+    }
+    until("as much as before", || (held(&proxy, "greedy") <= before).then_some(()));
+    drop(clients);
+    until("nothing to be held", || (held(&proxy, "greedy") == 0).then_some(()));
+}
+
+#[test]
+fn heads_that_a_client_does_not_read_keep_to_the_ceiling() {
+    let site = Site::new();
+    let upstream = upstream(&site, b"", heads);
+    let mut proxy = start(&site, upstream.address(), "ceilings: { memory: 3MiB }");
+    let (mut clients, _, after, _) = hold(&site, &mut proxy, b"", &asked(), 100 << 10);
+    assert!(after < 3 * MIB, "{after}");
+    let mut neighbour = served(&site, &proxy, NEIGHBOUR, b"");
+    neighbour.send(big_get(3, "/allowed", SPECIAL));
+    assert_eq!(count(&mut neighbour, 1, 1), HEADS);
+    assert_eq!(shown(&proxy, "endpoint-8", "refusals"), json!({}));
+    assert_eq!(shown(&proxy, "greedy", "refusals"), json!({}));
+    assert_eq!(count(clients.last_mut().unwrap(), 1, STREAMS), STREAMS * HEADS);
+}
+
+#[test]
+fn trailers_that_wait_for_a_window_are_on_the_account() {
+    let site = Site::new();
+    let upstream = upstream(&site, b"", |peer, stream, _| {
+        let _ = peer.try_send([headers(stream, false, b"\x88"), frame(0, 0, stream, b"body")].concat());
+        let _ = peer.try_send(headers(stream, true, &block(b"")));
+    });
+    let mut proxy = start(&site, upstream.address(), "weight: 1");
+    // No window for streams, and all for the connection.
+    let settings: &[u8] = &[0, 4, 0, 0, 0, 0];
+    let (mut clients, before, after, grown) = hold(&site, &mut proxy, settings, &asked(), STREAMS as usize * HEAD.0);
+    let ratio = print_and_ratio("trailers", before, after, grown);
+    assert!((0.6..1.25).contains(&ratio), "{before} {after} {grown}");
+    for client in &mut clients {
+        client.send(frame(4, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]));
+        assert_eq!(count(client, 1, STREAMS), 2 * STREAMS);
+    }
+    until("as much as before", || (held(&proxy, "greedy") <= before).then_some(()));
+}
+
+/// Bytes of a request's body, as it comes and as it has to arrive.
+fn body(stream: u32) -> Vec<u8> {
+    (0..200_000_u32).map(|n| (n / 7 + stream) as u8).collect()
+}
+
+#[test]
+fn bodies_that_wait_for_a_turn_are_on_the_account() {
+    const BODIES: u32 = 5;
+    let site = Site::new();
+    // One stream at a time, and no answer before the end of a body.
+    let upstream = upstream(&site, &[0, 3, 0, 0, 0, 1], |peer, stream, ends| {
+        if ends && stream > 3 {
+            peer.send([headers(stream, false, b"\x88"), frame(0, 1, stream, b"ok")].concat());
+        }
+    });
+    let mut proxy = start(&site, upstream.address(), "weight: 1");
+    // The first one has the turn, and is never answered.
+    let mut asked = big_get(3, "/allowed", SPECIAL);
+    let streams = || (0..BODIES).map(|n| 2 * n + 5);
+    for stream in streams() {
+        // :method POST; the policy allows no other way.
+        asked.extend(headers(stream, false, b"\x82\x86\x01\x01a\x04\x08/allowed"));
+        body(stream).chunks(16 << 10).for_each(|chunk| asked.extend(frame(0, 0, stream, chunk)));
+        asked.extend(headers(stream, true, &block(b"")));
+    }
+    let (mut clients, before, after, grown) =
+        hold(&site, &mut proxy, b"", &asked, BODIES as usize * (200_000 + HEAD.0));
+    let ratio = print_and_ratio("bodies", before, after, grown);
+    assert!((0.8..1.25).contains(&ratio), "{before} {after} {grown}");
+    for client in &mut clients {
+        client.send(cancel(3));
+        assert_eq!(count(client, 0, BODIES), BODIES);
+    }
+    until("as much as before", || (held(&proxy, "greedy") <= before).then_some(()));
+    let received = upstream.received();
+    let whole = received.iter().filter(|bytes| are_whole(bytes, streams())).count();
+    assert_eq!(whole, CLIENTS);
+}
+
+/// Whether these bytes hold the bodies of these requests, on streams of whatever number.
+fn are_whole(bytes: &[u8], mut requests: impl Iterator<Item = u32>) -> bool {
+    let mut bodies: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    let mut rest = bytes.get(24..).unwrap_or_default();
+    while let [l0, l1, l2, kind, _, s0, s1, s2, s3, tail @ ..] = rest {
+        let Some((payload, tail)) = tail.split_at_checked(u32::from_be_bytes([0, *l0, *l1, *l2]) as usize) else {
+            break;
+        };
+        if *kind == 0 {
+            bodies.entry(u32::from_be_bytes([*s0, *s1, *s2, *s3])).or_default().extend(payload);
+        }
+        rest = tail;
+    }
+    requests.all(|request| bodies.values().any(|got| *got == body(request)))
+}
