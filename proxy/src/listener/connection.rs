@@ -269,7 +269,9 @@ impl Connection {
             Direction::Ingress => identities.source,
             Direction::Egress => identities.destination,
         });
-        self.group.set_key(self.worker.groups.key(self.tenant_in(world), remote.0));
+        let key = self.worker.groups.key(self.tenant_in(world), remote.0);
+        self.group.set_key(key);
+        self.payer.set_flow(key.flow);
         identities
     }
 

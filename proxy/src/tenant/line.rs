@@ -1,9 +1,9 @@
-//! Who waits on one thread for the rate of bytes of its tenant: in the order of asking. Only the first of a line has reserved anything, so
-//! all who wait have one piece for each thread between them, and the threads take turns. Whoever gives up leaves nothing behind
-//! but what others have reserved after it, and the next in line has that.
+//! Who waits on one thread for the rate of bytes of its tenant: remote identities take turns, and those of one go in the order of
+//! asking. Only the first of a line has reserved anything, so all who wait have one piece for each thread between them, and the
+//! threads take turns. Whoever gives up leaves nothing behind but what others have reserved after it, and the next in line has that.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +25,7 @@ impl Lines {
             return Rc::clone(line);
         }
         // Tenants come and go.
-        lines.retain(|_, line| !line.waiting.borrow().is_empty());
+        lines.retain(|_, line| line.first().is_some());
         let line = Rc::new(Line::new(Arc::clone(commons), tenant, bandwidth));
         lines.insert(tenant, Rc::clone(&line));
         line
@@ -38,12 +38,50 @@ pub(super) struct Line {
     commons: Arc<Commons>,
     tenant: TenantId,
     bandwidth: Bandwidth,
-    /// By their numbers, in the order of asking.
-    waiting: RefCell<BTreeMap<u64, Waker>>,
+    waiting: RefCell<Waiting>,
     /// Of the next to ask.
     next: Cell<u64>,
     /// What is reserved, and by whom: the first, or who was it and gave up.
     turn: Cell<Option<(u64, Turn)>>,
+}
+
+/// Those who wait.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// By flow, which is the remote identity, and by their numbers, in the order of asking.
+    flows: HashMap<u32, BTreeMap<u64, Waker>>,
+    /// Flows in which somebody waits, in the order in which each has a turn.
+    order: VecDeque<u32>,
+}
+
+impl Waiting {
+    fn first(&self) -> Option<(u64, &Waker)> {
+        let (number, waker) = self.flows.get(self.order.front()?)?.first_key_value()?;
+        Some((*number, waker))
+    }
+
+    fn add(&mut self, flow: u32, number: u64, waker: Waker) {
+        let of_flow = self.flows.entry(flow).or_default();
+        if of_flow.is_empty() {
+            self.order.push_back(flow);
+        }
+        of_flow.insert(number, waker);
+    }
+
+    /// Somebody leaves, who was the first if it `went`.
+    fn remove(&mut self, flow: u32, number: u64, went: bool) {
+        let Some(of_flow) = self.flows.get_mut(&flow) else { return };
+        of_flow.remove(&number);
+        if of_flow.is_empty() {
+            self.flows.remove(&flow);
+            // Mostly it is in front.
+            if let Some(at) = self.order.iter().position(|other| *other == flow) {
+                self.order.remove(at);
+            }
+        } else if went {
+            self.order.rotate_left(1);
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,20 +97,20 @@ impl Line {
     }
 
     /// Lets so many bytes go now, if nobody waits and they may. Else whoever asks gets a place.
-    pub(super) fn enter(self: &Rc<Self>, now: Instant, bytes: usize, waker: &Waker) -> Option<Place> {
-        self.enter_at(self.commons.since(now), bytes, waker)
+    pub(super) fn enter(self: &Rc<Self>, flow: u32, now: Instant, bytes: usize, waker: &Waker) -> Option<Place> {
+        self.enter_at(flow, self.commons.since(now), bytes, waker)
     }
 
-    fn enter_at(self: &Rc<Self>, since: Duration, bytes: usize, waker: &Waker) -> Option<Place> {
+    fn enter_at(self: &Rc<Self>, flow: u32, since: Duration, bytes: usize, waker: &Waker) -> Option<Place> {
         let number = self.next.get();
-        if self.waiting.borrow().is_empty() && self.until_turn(number, since, bytes).is_zero() {
+        if self.first().is_none() && self.until_turn(number, since, bytes).is_zero() {
             self.turn.set(None);
             return None;
         }
         self.next.set(number + 1);
-        self.waiting.borrow_mut().insert(number, waker.clone());
+        self.waiting.borrow_mut().add(flow, number, waker.clone());
         self.commons.standing(self.tenant).waiting.fetch_add(1, Ordering::Relaxed);
-        Some(Place { line: Rc::clone(self), number })
+        Some(Place { line: Rc::clone(self), flow, number, went: false })
     }
 
     /// How long the first, which has this number, still waits for so many bytes.
@@ -93,7 +131,7 @@ impl Line {
     }
 
     fn first(&self) -> Option<u64> {
-        self.waiting.borrow().first_key_value().map(|(number, _)| *number)
+        self.waiting.borrow().first().map(|(number, _)| number)
     }
 }
 
@@ -101,7 +139,9 @@ impl Line {
 #[derive(Debug)]
 pub(super) struct Place {
     line: Rc<Line>,
+    flow: u32,
     number: u64,
+    went: bool,
 }
 
 impl Place {
@@ -115,15 +155,17 @@ impl Place {
         if self.line.first() == Some(self.number) {
             return Some(self.line.until_turn(self.number, since, bytes));
         }
-        if let Some(known) = self.line.waiting.borrow_mut().get_mut(&self.number) {
+        let mut waiting = self.line.waiting.borrow_mut();
+        if let Some(known) = waiting.flows.get_mut(&self.flow).and_then(|of_flow| of_flow.get_mut(&self.number)) {
             known.clone_from(waker);
         }
         None
     }
 
     /// It is its turn, and its bytes go.
-    pub(super) fn go(self) {
+    pub(super) fn go(mut self) {
         self.line.turn.set(None);
+        self.went = true;
     }
 }
 
@@ -131,7 +173,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let line = &self.line;
         let was_first = line.first() == Some(self.number);
-        line.waiting.borrow_mut().remove(&self.number);
+        line.waiting.borrow_mut().remove(self.flow, self.number, self.went);
         line.commons.standing(line.tenant).waiting.fetch_sub(1, Ordering::Relaxed);
         if let Some((_, turn)) = line.turn.get().filter(|(of, _)| *of == self.number)
             && line.reserved().take_back(turn.reservation)
@@ -140,7 +182,7 @@ impl Drop for Place {
         }
         if was_first {
             // Whatever waking does, it finds the line free.
-            let next = line.waiting.borrow().first_key_value().map(|(_, waker)| waker.clone());
+            let next = line.waiting.borrow().first().map(|(_, waker)| waker.clone());
             next.into_iter().for_each(Waker::wake);
         }
     }

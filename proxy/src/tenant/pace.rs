@@ -128,7 +128,8 @@ impl<'a> Pace<'a> {
             }
             return None;
         }
-        let place = self.payer.line(ceiling.bandwidth).enter(Instant::now(), bytes, cx.waker())?;
+        let line = self.payer.line(ceiling.bandwidth);
+        let place = line.enter(self.payer.flow(), Instant::now(), bytes, cx.waker())?;
         if !self.pacing.counted.replace(true) {
             self.payer.paces();
         }

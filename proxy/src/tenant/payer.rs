@@ -32,6 +32,8 @@ pub(crate) struct Payer {
     flows: Rc<FlowSender>,
     lines: Rc<Lines>,
     tenant: Cell<TenantId>,
+    /// Its part of what the tenant has: the remote identity.
+    flow: Cell<u32>,
     /// Whether anything is set for it that limits ask about.
     has_settings: Cell<bool>,
     /// How many bytes it may move, and a number that is another whenever that is or who pays.
@@ -61,9 +63,9 @@ impl Payer {
         let (tenant, has_settings) = (Cell::new(tenant), Cell::new(settings.concern_limits()));
         let (bandwidth, agreed) = (Cell::new(ByteCeiling::of_moving(settings)), Cell::default());
         let (flows, log) = (Rc::clone(flows), Cell::new(ByteCeiling::of_log(settings)));
-        let (placed, memory, leaving) = (Cell::new(false), Cell::new(0), Cell::new(0));
+        let (flow, placed, memory, leaving) = (Cell::new(0), Cell::new(false), Cell::new(0), Cell::new(0));
         let payer =
-            Rc::new(Self { flows, lines, tenant, has_settings, bandwidth, log, agreed, placed, memory, leaving });
+            Rc::new(Self { flows, lines, tenant, flow, has_settings, bandwidth, log, agreed, placed, memory, leaving });
         let at = payer.moment();
         payer.with(payer.tenant(), |account| account.enter(at));
         payer.hold(CONNECTION);
@@ -112,6 +114,15 @@ impl Payer {
     /// Who pays now.
     pub(crate) fn tenant(&self) -> TenantId {
         self.tenant.get()
+    }
+
+    /// It is of this flow of its tenant.
+    pub(crate) fn set_flow(&self, flow: u32) {
+        self.flow.set(flow);
+    }
+
+    pub(super) fn flow(&self) -> u32 {
+        self.flow.get()
     }
 
     /// Takes a place for the connection, which has it for as long as it is open. To be asked once.

@@ -265,13 +265,14 @@ fn a_drain_ends_what_waits() {
 /// Each goes a piece, and then another.
 #[test]
 fn large_transfers_of_a_tenant_leave_room_for_its_small_ones() {
+    // Eight times what is moved in eight seconds: none ends before.
     const LARGE: u64 = 8;
     let site = Site::new();
     let upstream = serving(&site);
     let two = Two::start(&site, &upstream, CEILING, "");
     let moved = Arc::new(AtomicU64::new(0));
     for _ in 0..LARGE {
-        let (client, moved) = (begin(two.busy, &two.proxy, get(&format!("/allowed/{}", 64 << 20))), Arc::clone(&moved));
+        let (client, moved) = (begin(two.busy, &two.proxy, get(&format!("/allowed/{}", 2 << 20))), Arc::clone(&moved));
         let mut stream = client.stream().try_clone().unwrap();
         thread::spawn(move || {
             let _client = client;
@@ -293,4 +294,24 @@ fn large_transfers_of_a_tenant_leave_room_for_its_small_ones() {
     let most = 5 * 2 * (LARGE + 1) * PIECE + BURST;
     assert!(moved <= most, "{moved} of {most}");
     assert_eq!(two.records("busy", 5)[0]["paced_by"], Reason::TenantBandwidth.code());
+}
+
+/// Nobody is behind all of somebody else's transfers.
+#[test]
+fn remote_identities_of_a_tenant_take_turns() {
+    let site = Site::new();
+    let upstream = serving(&site);
+    let (many, calm) = (client_address(&site, 1), client_address(&site, 2));
+    let identity = |identity: u32, address: IpAddr| format!("{{ identity: {identity}, addresses: [{address}] }}");
+    let identities = format!("[{}, {}]", identity(100, many), identity(200, calm));
+    let top = format!("tenants: {{ groups: [{{ name: busy, members: {{ endpoint_ids: [7] }}, {CRAWL} }}] }}\n");
+    let options = Options { top, identities, ..Options::default() };
+    let proxy = Proxy::with(&site, upstream.address(), &options, &[usual(&site)]);
+    let _waiting: Vec<Peer> = (0..100).map(|_| begin(many, &proxy, get("/allowed/100000"))).collect();
+    until_paced(&proxy, "busy", 100);
+    let mut client = connect(calm, proxy.http());
+    for _ in 0..3 {
+        download(&mut client, 1);
+    }
+    assert_eq!(waiting(&proxy, "busy"), 100);
 }

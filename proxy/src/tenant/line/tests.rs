@@ -38,6 +38,7 @@ fn lines(count: usize, bandwidth: Bandwidth) -> Vec<Rc<Line>> {
 /// Who wants to move something, on the thread of a line.
 struct Client {
     line: usize,
+    flow: u32,
     bytes: usize,
     place: Place,
     task: Arc<Task>,
@@ -50,8 +51,8 @@ struct World {
     lines: Vec<Rc<Line>>,
     now: Duration,
     clients: Vec<Client>,
-    /// When, which line, which number, how many bytes.
-    gone: Vec<(Duration, usize, u64, usize)>,
+    /// When, which line and flow, which number, how many bytes.
+    gone: Vec<(Duration, (usize, u32), u64, usize)>,
 }
 
 impl World {
@@ -61,14 +62,18 @@ impl World {
 
     /// Somebody wants to move something.
     fn come(&mut self, line: usize, bytes: usize) {
+        self.come_of(0, line, bytes);
+    }
+
+    fn come_of(&mut self, flow: u32, line: usize, bytes: usize) {
         let (task, number) = (Arc::new(Task::default()), self.lines[line].next.get());
-        match self.lines[line].enter_at(self.now, bytes, &task.waker()) {
+        match self.lines[line].enter_at(flow, self.now, bytes, &task.waker()) {
             Some(place) => {
                 // It asks at once, as if it had been woken.
                 task.waker().wake();
-                self.clients.push(Client { line, bytes, place, task, due: None });
+                self.clients.push(Client { line, flow, bytes, place, task, due: None });
             }
-            None => self.gone.push((self.now, line, number, bytes)),
+            None => self.gone.push((self.now, (line, flow), number, bytes)),
         }
         self.poll();
     }
@@ -90,8 +95,8 @@ impl World {
                 Some(now + wait)
             });
             if client.due.is_some_and(|due| due <= now) {
-                let Client { line, bytes, place, .. } = self.clients.swap_remove(index);
-                self.gone.push((now, line, place.number, bytes));
+                let Client { line, flow, bytes, place, .. } = self.clients.swap_remove(index);
+                self.gone.push((now, (line, flow), place.number, bytes));
                 place.go();
             }
         }
@@ -148,6 +153,30 @@ fn all_go_in_the_order_of_asking_and_are_woken_for_it() {
     assert!(world.gone.iter().is_sorted_by_key(|(_, _, number, _)| *number));
 }
 
+#[test]
+fn remote_identities_take_turns() {
+    let bandwidth = bandwidth(16_384, 16_384);
+    let mut world = World::new(1, bandwidth);
+    world.come(0, 16_384);
+    (0..1500).for_each(|_| world.come_of(1, 0, 1024));
+    let calm = |world: &World| world.gone.iter().filter(|gone| gone.1.1 == 2).count();
+    for _ in 0..10 {
+        world.come_of(2, 0, 1024);
+        let before = world.gone.len();
+        world.pass(Duration::from_millis(3 * 64));
+        assert!(world.gone.len() <= before + 4);
+    }
+    assert_eq!(calm(&world), 10, "behind one of the others each");
+    // Among themselves those of a flow go in order, also when some have left.
+    (0..30).for_each(|_| world.come_of(3, 0, 1024));
+    while let Some(index) = world.clients.iter().position(|client| client.flow == 3 && client.place.number % 2 == 0) {
+        world.give_up(index);
+    }
+    world.pass(Duration::from_secs(3));
+    assert_eq!(world.gone.iter().filter(|gone| gone.1.1 == 3).count(), 15);
+    assert!(world.gone.iter().filter(|gone| gone.1.1 == 3).is_sorted_by_key(|gone| gone.2));
+}
+
 /// Who waits elsewhere was told its moment, which stays; what was left has the next who comes, for as long as it is worth something.
 #[test]
 fn what_cannot_be_taken_back_is_for_the_next() {
@@ -184,7 +213,7 @@ fn a_rate_is_exact_and_nobody_stands_still_whoever_gives_up() {
             match chance.usize(..5) {
                 0 | 1 => {
                     let bytes = if chance.usize(..2) == 0 { piece } else { 1 + chance.usize(..piece) };
-                    world.come(chance.usize(..count), bytes);
+                    world.come_of(chance.u32(..3), chance.usize(..count), bytes);
                 }
                 2 | 3 if !world.clients.is_empty() => {
                     // Mostly the first of a line, who has reserved.
@@ -207,8 +236,8 @@ fn a_rate_is_exact_and_nobody_stands_still_whoever_gives_up() {
         let waiting: usize = world.clients.iter().map(|client| client.bytes).sum();
         world.pass(Duration::from_secs_f64(waiting as f64 / rate as f64) + 2 * of_piece * count as u32);
         assert!(world.clients.is_empty(), "{seed}: all who stayed have gone");
-        for line in 0..count {
-            assert!(world.gone.iter().filter(|gone| gone.1 == line).is_sorted_by_key(|gone| gone.2));
+        for (line, flow) in (0..count).flat_map(|line| [(line, 0), (line, 1), (line, 2)]) {
+            assert!(world.gone.iter().filter(|gone| gone.1 == (line, flow)).is_sorted_by_key(|gone| gone.2));
         }
         for (first, (from, ..)) in world.gone.iter().enumerate() {
             let mut sum = 0;
