@@ -477,7 +477,7 @@ fn streams_that_would_only_wait_are_refused_and_grpc_is_told() {
     let seen = thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                ask_from_many(&two, &mut |_| {});
+                ask_from_many(&two, 100, &mut |_| {});
             }
         });
         let (address, source) = (two.proxy.http().to_string(), two.busy.to_string());
