@@ -288,10 +288,14 @@ def memory():
             lambda proxy: [closed(group(proxy, 2, 64), fields=56, field_bytes=850, pipeline=16)], within(FEW_US), served,
             columns=(("peak_mib", "peak MiB"),),
         ),
-        Experiment(
-            "T13", "T1 in half a core (CFS quota 50 of 100 ms)", "p99 + 1 ms, no errors",
-            cheap(256), within(1000), served, setup=Setup(cpu_quota=0.5),
-            before=lambda proxy, _generators: proxy.group.throttled(), extra=limits, columns=(("throttled", "periods throttled"),),
+        *(
+            Experiment(
+                f"T13{name}", f"T1 in half a core (CFS quota 50 of 100 ms){more}", "p99 + 1 ms, no errors",
+                cheap(256), within(1000), served, setup=Setup(cpu_quota=0.5, paced=bool(name)), proxies=able,
+                before=lambda proxy, _generators: proxy.group.throttled(), extra=limits,
+                columns=(("throttled", "periods throttled"),),
+            )
+            for name, more, able in (("", "", ALL), ("-paced", ", with limits: { cpu_quota: cgroup }", ("tollgate",)))
         ),
     ]
 

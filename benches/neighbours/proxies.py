@@ -30,6 +30,8 @@ class Setup:
     weights: dict = dataclasses.field(default_factory=dict)
     memory_mib: int | None = None
     cpu_quota: float | None = None
+    # Tollgate keeps to that quota itself.
+    paced: bool = False
     stalled_log: bool = False
     # Policies come from an agent over xDS, not from a directory.
     agent: bool = False
@@ -176,6 +178,8 @@ def tollgate_config(name, setup, folder):
             {"name": f"tenant-{endpoint}", "members": {"endpoint_ids": [endpoint]}, "weight": weight}
             for endpoint, weight in setup.weights.items()
         ]}
+    if setup.paced:
+        config["limits"] = {"cpu_quota": "cgroup"}
     if setup.stalled_log:
         config["access_log"] = [{"unix": str(folder.parent / "stalled.sock")}]
     return config
