@@ -10,7 +10,6 @@
 //! and a number that counts that worker's records including the lost ones, so a gap in the numbers is exactly a loss.
 
 mod access_log;
-mod behind_workers;
 mod channel;
 pub mod json;
 mod log;

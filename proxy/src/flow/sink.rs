@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use super::{FlowError, behind_workers};
+use super::FlowError;
 
 /// Batches waiting for one sink, at most.
 const QUEUE: usize = 64;
@@ -90,7 +90,6 @@ impl Sink {
         thread::Builder::new()
             .name("flow-sink".to_owned())
             .spawn(move || {
-                behind_workers::stay();
                 run(target, &batches, &shared);
                 drop(alive);
             })
@@ -124,7 +123,6 @@ fn run(mut target: impl Write, batches: &Receiver<Lines>, counters: &SinkCounter
         write_all(&mut target, &lines.bytes, counters);
         counters.queued_bytes.fetch_sub(lines.bytes.len(), Ordering::Relaxed);
         counters.written.fetch_add(lines.records, Ordering::Relaxed);
-        behind_workers::let_them_pass();
     }
 }
 

@@ -10,15 +10,13 @@ use std::time::{Duration, Instant};
 use tollgate_net::{PacketError, PacketSender};
 
 use super::{Entry, message};
+use crate::flow::FlowError;
 use crate::flow::channel::Logged as _;
-use crate::flow::{FlowError, behind_workers};
 
 /// Entries waiting for one socket, at most.
 const QUEUE: usize = 8192;
 /// Of these places some are for denials only.
 const RESERVED: usize = QUEUE / 4;
-/// Entries sent in one go, at most: as many as take about 0.2 ms.
-const PORTION: usize = 64;
 /// Bytes waiting for one socket, at most.
 const QUEUE_BYTES: usize = 16 << 20;
 /// How long to wait at a time for a reader that takes nothing. Only this thread waits, and as long as it has to: what
@@ -120,7 +118,6 @@ impl Sink {
         thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || {
-                behind_workers::stay();
                 run(&batches, &shared);
                 drop(alive);
             })
@@ -165,10 +162,7 @@ fn run(batches: &Receiver<Vec<Entry>>, counters: &SocketCounters) {
     let mut warned = None;
     let mut leaves_at = None;
     let mut packet = Vec::with_capacity(message::MAX);
-    for (number, entry) in batches.iter().flatten().enumerate() {
-        if number % PORTION == 0 {
-            behind_workers::let_them_pass();
-        }
+    for entry in batches.iter().flatten() {
         packet.clear();
         message::encode(&entry, &mut packet);
         let sent = loop {
