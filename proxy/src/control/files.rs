@@ -272,12 +272,11 @@ impl PolicyFiles {
 
     async fn put_wanted(&mut self, received: Received, outcome: Outcome) {
         let put = match outcome {
-            Outcome::Beyond => {
-                self.late.waiting.push(received);
-                return;
-            }
             Outcome::Compiled(prepared) => self.control.put_policy(received, *prepared).await,
-            Outcome::Nothing => self.control.update_policies(vec![received], Vec::new(), ClaimOrder::Continues).await,
+            // How long that takes has no end on a busy node, and what was there may allow what is forbidden now: it denies meanwhile.
+            Outcome::Beyond | Outcome::Nothing => {
+                self.control.update_policies(vec![received], Vec::new(), ClaimOrder::Continues).await
+            }
         };
         if let Err(error) = put {
             tracing::error!(%error, "a policy of the directory was not taken over");
