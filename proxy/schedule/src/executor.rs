@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::current;
 use crate::fair::Fair;
 use crate::meter::{Ledger, Meter};
+use crate::plain::{POLLS, Plain, Unmeasured};
 use crate::quota::{Pace, Quota, Turns};
 use crate::remote::Remote;
 use crate::slice::SLICE;
@@ -50,6 +51,8 @@ pub(crate) struct Local {
     pub(crate) clock: Box<dyn Clock>,
     ledger: Box<dyn Ledger>,
     fair: RefCell<Fair<Queued>>,
+    /// What takes the place of all that shares and measures, in an executor that does neither.
+    pub(crate) plain: Option<Plain<Ready>>,
     meter: RefCell<Meter>,
     pub(crate) remote: Arc<Remote<Ready>>,
     /// Wakers of all tasks that have not ended.
@@ -100,7 +103,7 @@ impl fmt::Debug for Local {
 impl Executor {
     /// An executor for this thread. One per thread: of several, all but the newest pass their wakes the long way round.
     pub fn new(clock: impl Clock + 'static, ledger: impl Ledger + 'static) -> Self {
-        Self::make(clock, ledger, None)
+        Self::make(clock, ledger, None, None)
     }
 
     /// The same, and it keeps to the quota of the process.
@@ -110,19 +113,27 @@ impl Executor {
         quota: Arc<Quota>,
         alarm: impl Alarm + 'static,
     ) -> Self {
-        Self::make(clock, ledger, Some((quota, Box::new(alarm))))
+        Self::make(clock, ledger, Some((quota, Box::new(alarm))), None)
+    }
+
+    /// One that shares nothing: tasks run in the order of their wakes, whosever they are, so many between two turns of the event
+    /// loop. Nothing is measured: groups have keys, but no accounts.
+    pub fn plain() -> Self {
+        Self::make(Unmeasured, Unmeasured, None, Some(Plain::default()))
     }
 
     fn make(
         clock: impl Clock + 'static,
         ledger: impl Ledger + 'static,
         quota: Option<(Arc<Quota>, Box<dyn Alarm>)>,
+        plain: Option<Plain<Ready>>,
     ) -> Self {
         let (overhead, _) = ledger.open(TenantId::OVERHEAD);
         let local = Rc::new(Local {
             clock: Box::new(clock),
             ledger: Box::new(ledger),
             fair: RefCell::default(),
+            plain,
             meter: RefCell::new(Meter::new(overhead)),
             remote: Arc::new(Remote::new()),
             active: RefCell::default(),
@@ -188,6 +199,9 @@ impl Handle {
 impl Local {
     /// Adds a member to a group and returns where it queues.
     pub(crate) fn join(&self, key: GroupKey) -> usize {
+        if self.plain.is_some() {
+            return 0;
+        }
         let mut opened = None;
         let (slot, tenant) = self.fair.borrow_mut().join(key, || {
             let (account, share) = self.ledger.open(key.tenant);
@@ -201,11 +215,25 @@ impl Local {
     }
 
     pub(crate) fn leave(&self, slot: usize) {
-        self.fair.borrow_mut().leave(slot);
+        if self.plain.is_none() {
+            self.fair.borrow_mut().leave(slot);
+        }
     }
 
     /// Queues a task that was woken on this thread.
     pub(crate) fn push(&self, task: Ready) {
+        match &self.plain {
+            Some(plain) => plain.push(task),
+            None => self.push_by_share(task),
+        }
+        if self.asleep.replace(false)
+            && let Some(pump) = &*self.pump.borrow()
+        {
+            pump.wake_by_ref();
+        }
+    }
+
+    fn push_by_share(&self, task: Ready) {
         let since = self.now.get().unwrap_or_else(|| {
             // The first wake of many that the event loop found: they came together.
             let now = self.clock.now();
@@ -214,11 +242,6 @@ impl Local {
         });
         let slot = task.metadata().load(Ordering::Relaxed);
         self.fair.borrow_mut().push(slot, Queued { task, since });
-        if self.asleep.replace(false)
-            && let Some(pump) = &*self.pump.borrow()
-        {
-            pump.wake_by_ref();
-        }
     }
 
     /// Takes over what other threads have woken.
@@ -234,6 +257,9 @@ impl Local {
             self.pump.replace(Some(context.waker().clone()));
         }
         self.asleep.set(false);
+        if let Some(plain) = &self.plain {
+            return self.run_in_order(plain);
+        }
         let began = self.clock.now();
         let mut now = began;
         self.now.set(Some(now));
@@ -292,6 +318,28 @@ impl Local {
         Poll::Pending
     }
 
+    fn run_in_order(&self, plain: &Plain<Ready>) -> Poll<()> {
+        for _ in 0..POLLS {
+            let Some(task) = plain.next(&self.remote) else {
+                plain.pause();
+                self.asleep.set(true);
+                return Poll::Pending;
+            };
+            plain.begin();
+            task.run();
+        }
+        plain.pause();
+        Poll::Ready(())
+    }
+
+    /// Whether the present poll has gone on for long enough.
+    pub(crate) fn slice_spent(&self) -> bool {
+        match &self.plain {
+            Some(plain) => plain.slice_spent(),
+            None => self.clock.now() >= self.slice_end.get(),
+        }
+    }
+
     /// Whose turn may come as far as the quota of the process goes.
     fn pace(&self, now: u64) -> Pace {
         let Some((quota, _)) = &self.quota else { return Pace::FREE };
@@ -342,6 +390,11 @@ impl Drop for Executor {
         while !local.active.borrow().is_empty() && began.elapsed() < HANDOVER {
             let wakers: Vec<Waker> = local.active.borrow().iter().map(|(_, waker)| waker.clone()).collect();
             wakers.into_iter().for_each(Waker::wake);
+            if let Some(plain) = &local.plain {
+                while let Some(task) = plain.next(&local.remote) {
+                    drop(task);
+                }
+            }
             local.take_remote();
             local.fair.borrow_mut().release(u64::MAX);
             loop {

@@ -3,7 +3,8 @@
 //! A worker is one thread with one event loop. What it serves are tasks, each in a [`Group`]: the tenant that pays, and
 //! inside it the flow, so that one remote peer of a tenant does not starve another. [`Executor`] runs the group whose turn
 //! it is, one poll of one task at a time, and goes back to the event loop after [`QUANTUM`]. A poll that takes long holds
-//! up everybody, so loops ask [`slice_spent`] and go on in a later poll.
+//! up everybody, so loops ask [`slice_spent`] and go on in a later poll. [`Executor::plain`] does without all of that: it runs
+//! tasks in the order of their wakes.
 //!
 //! Nothing here knows what a tenant is, or uses tokio: any event loop that polls [`Executor::quantum`] will do.
 
@@ -13,6 +14,7 @@ mod current;
 mod executor;
 mod fair;
 mod meter;
+mod plain;
 mod quota;
 mod remote;
 mod reserve;

@@ -73,7 +73,7 @@ impl<T> Remote<T> {
 }
 
 #[cfg(all(test, loom))]
-mod tests {
+pub(crate) mod tests {
     use std::task::Wake;
 
     use loom::sync::{Arc, Condvar};
@@ -83,7 +83,7 @@ mod tests {
 
     /// A thread that sleeps until it is woken, or was since it last slept.
     #[derive(Default)]
-    struct Sleeper {
+    pub(crate) struct Sleeper {
         woken: Mutex<bool>,
         wake: Condvar,
     }
@@ -96,7 +96,7 @@ mod tests {
     }
 
     impl Sleeper {
-        fn sleep(&self) {
+        pub(crate) fn sleep(&self) {
             let mut woken = self.woken.lock().unwrap();
             while !*woken {
                 woken = self.wake.wait(woken).unwrap();

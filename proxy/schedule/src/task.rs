@@ -49,6 +49,11 @@ impl Group {
         }
     }
 
+    /// Whether what its tasks use is measured: not by [an executor that shares nothing](crate::Executor::plain).
+    pub fn is_measured(&self) -> bool {
+        self.0.local.plain.is_none()
+    }
+
     /// What its tasks have used so far, the present poll included.
     pub fn spent(&self) -> Spent {
         self.0.spent.now(&self.0.local)
@@ -130,7 +135,9 @@ impl<F: Future> Future for Running<F> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let membership = &self.enlisted.group.0;
-        membership.local.spent.set(Some(Rc::clone(&membership.spent)));
+        if membership.local.plain.is_none() {
+            membership.local.spent.set(Some(Rc::clone(&membership.spent)));
+        }
         let future = self.as_mut().project().future.as_pin_mut();
         match contain(|| future.map(|future| future.poll(context))) {
             Some(Some(polled)) => polled.map(Some),

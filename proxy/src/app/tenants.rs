@@ -92,12 +92,7 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "kind": tally.kind.as_str(),
         "gone": tally.gone,
         "weight": settings.weight,
-        "cpu_seconds": totals.cpu_ns as f64 / 1e9,
-        "cpu_seconds_by_kind": by_kind(totals.cpu_by_kind),
-        "queue_seconds": totals.waited_ns as f64 / 1e9,
-        "cpu_held_seconds": totals.held_ns as f64 / 1e9,
         "compile_seconds": totals.compile_ns as f64 / 1e9,
-        "polls": totals.polls,
         "connections": totals.connections,
         "connections_open": totals.open,
         "connection_seconds": totals.connection_us as f64 / 1e6,
@@ -118,6 +113,13 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "policy_rules": totals.policy_rules,
         "policy_changed": (totals.policy_changed_ms > 0).then_some(totals.policy_changed_ms as f64 / 1e3),
     });
+    if tenants.books().pools().fairness {
+        entry["cpu_seconds"] = json!(totals.cpu_ns as f64 / 1e9);
+        entry["cpu_seconds_by_kind"] = by_kind(totals.cpu_by_kind).into();
+        entry["queue_seconds"] = json!(totals.waited_ns as f64 / 1e9);
+        entry["cpu_held_seconds"] = json!(totals.held_ns as f64 / 1e9);
+        entry["polls"] = json!(totals.polls);
+    }
     entry["lane"] = match totals.lanes {
         0 => Value::Null,
         lanes => json!({ "workers": lanes, "seconds": totals.lane_us as f64 / 1e6 }),

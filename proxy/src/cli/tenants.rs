@@ -256,12 +256,16 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
 /// What the process used and nobody is charged for, and what came from outside.
 fn process(shown: &Value) -> String {
     let of = |name: &str| shown["process"][name].as_f64();
-    let Some((cpu, ratio)) = of("cpu_seconds").zip(of("unattributed_ratio")) else { return String::new() };
+    let Some(cpu) = of("cpu_seconds") else { return String::new() };
+    let part = match of("unattributed_ratio") {
+        Some(ratio) => format!("of which {:.1}% is no tenant's", ratio * 100.0),
+        None => "measured for no tenant (fairness: off)".to_owned(),
+    };
     let delay = of("run_delay_seconds").map_or_else(String::new, |delay| {
         format!("; threads of the process waited {delay:.2}s for what else the machine runs")
     });
     let kinds = kinds(shown);
-    format!("\n{cpu:.2}s of processor time, of which {:.1}% is no tenant's{delay}\n{kinds}", ratio * 100.0)
+    format!("\n{cpu:.2}s of processor time, {part}{delay}\n{kinds}")
 }
 
 /// What the time of all tenants went to, the largest part first.
@@ -349,12 +353,15 @@ small       1  10.0%        -         10         0        1      1         1    
     #[test]
     fn what_is_no_tenants_is_said() {
         assert_eq!(process(&shown(1, 1)), "", "an older proxy does not say");
-        let of = |delay: Value| {
+        let of_ratio = |ratio: Value, delay: Value| {
             process(&json!({ "process": {
-            "cpu_seconds": 2.5, "unattributed_ratio": 0.125, "run_delay_seconds": delay,
+            "cpu_seconds": 2.5, "unattributed_ratio": ratio, "run_delay_seconds": delay,
         } }))
         };
+        let of = |delay| of_ratio(json!(0.125), delay);
         assert_eq!(of(Value::Null), "\n2.50s of processor time, of which 12.5% is no tenant's\n");
+        let unmeasured = of_ratio(Value::Null, Value::Null);
+        assert_eq!(unmeasured, "\n2.50s of processor time, measured for no tenant (fairness: off)\n");
         let by_kind = |io: f64, http: f64| json!({ "cpu_seconds_by_kind": { "io": io, "http": http, "tls": 0.0 } });
         let shown = json!({ "tenants": [by_kind(0.5, 1.0), by_kind(0.5, 2.0)] });
         assert_eq!(kinds(&shown), "http 75.0%, io 25.0%\n");

@@ -82,8 +82,11 @@ fn write(out: &mut Vec<u8>, record: &FlowRecord, tenant: Option<&str>, place: (u
     field(out, b",\"bytes_up\":", record.bytes_up);
     field(out, b",\"bytes_down\":", record.bytes_down);
     field(out, b",\"duration_us\":", record.duration_us);
-    field(out, b",\"cpu_us\":", record.cpu_us);
-    field(out, b",\"queue_us\":", record.queue_us);
+    for (name, spent) in [(&b",\"cpu_us\":"[..], record.cpu_us), (b",\"queue_us\":", record.queue_us)] {
+        if let Some(spent) = spent {
+            field(out, name, spent);
+        }
+    }
     if record.paced_us > 0 {
         field(out, b",\"paced_us\":", record.paced_us);
         out.extend_from_slice(b",\"paced_by\":\"");

@@ -57,9 +57,9 @@ impl OpenFlow {
         self.charge.as_mut().map_or(Ok(()), |charge| charge.admit(tenants, head))
     }
 
-    /// Notes in the record what the tasks of its connection use until its end.
+    /// Notes in the record what the tasks of its connection use until its end, if anybody measures it.
     pub(crate) fn measure(&mut self, group: &Group) {
-        self.work = Some((group.clone(), group.spent_before()));
+        self.work = group.is_measured().then(|| (group.clone(), group.spent_before()));
     }
 
     /// Has the flow write entries to an access log, too.
@@ -169,7 +169,7 @@ impl Drop for OpenFlow {
         record.duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Some((group, before)) = self.work.take() {
             let spent = group.spent().since(before);
-            (record.cpu_us, record.queue_us) = (spent.cpu / 1000, spent.waited / 1000);
+            (record.cpu_us, record.queue_us) = (Some(spent.cpu / 1000), Some(spent.waited / 1000));
         }
         if let Some(charge) = &mut self.charge {
             charge.end(&mut record);

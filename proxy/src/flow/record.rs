@@ -136,9 +136,10 @@ pub struct FlowRecord {
     /// Who pays for it; set at its end.
     pub tenant: TenantId,
     /// Processor time of its connection while it was under way, in microseconds; set at its end. Other streams of the connection count.
-    pub cpu_us: u64,
-    /// Time for which tasks of its connection could have run meanwhile and did not, in microseconds.
-    pub queue_us: u64,
+    /// `None` where it is not measured.
+    pub cpu_us: Option<u64>,
+    /// Time for which tasks of its connection could have run meanwhile and did not, in microseconds. `None` as for `cpu_us`.
+    pub queue_us: Option<u64>,
     /// Time for which its tenant's rate of bytes held it back, in microseconds.
     pub paced_us: u64,
 }
@@ -228,8 +229,8 @@ impl FlowRecord {
             bytes_up: 0,
             bytes_down: 0,
             tenant: TenantId::UNKNOWN,
-            cpu_us: 0,
-            queue_us: 0,
+            cpu_us: None,
+            queue_us: None,
             paced_us: 0,
         }
     }

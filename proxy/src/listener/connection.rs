@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tollgate_policy::{Direction, EndpointKey, REDACTED, SecurityId};
-use tollgate_schedule::{Group, Work, mark};
+use tollgate_schedule::{Group, GroupKey, Work, mark};
 
 use super::handover::Leave;
 use super::identities::{AcceptedEnds, Barred, Ends, Identities, Remembered};
@@ -188,7 +188,7 @@ impl Connection {
             let tenant = tenant_of(world, &self.endpoint);
             self.payer.follow(tenant, world.tenants.settings(tenant));
             self.idle.follow(tenant);
-            self.group.set_key(self.worker.groups.key(tenant, self.group.key().flow));
+            self.group.set_key(GroupKey { tenant, ..self.group.key() });
         }
         self.payer.tenant()
     }
@@ -269,9 +269,8 @@ impl Connection {
             Direction::Ingress => identities.source,
             Direction::Egress => identities.destination,
         });
-        let key = self.worker.groups.key(self.tenant_in(world), remote.0);
-        self.group.set_key(key);
-        self.payer.set_flow(key.flow);
+        self.group.set_key(GroupKey { tenant: self.tenant_in(world), flow: remote.0 });
+        self.payer.set_flow(remote.0);
         identities
     }
 

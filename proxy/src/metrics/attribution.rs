@@ -17,8 +17,9 @@ use crate::tenant::TenantId;
 pub struct Attribution {
     /// User and system time of all threads, in seconds.
     pub cpu_seconds: f64,
-    /// The part of it that is no tenant's: the event loops, control, logs, and what is too short to be measured. From 0 to 1.
-    pub unattributed_ratio: f64,
+    /// The part of it that is no tenant's: the event loops, control, logs, and what is too short to be measured. From 0 to 1. `None`
+    /// where nobody measures what tenants use.
+    pub unattributed_ratio: Option<f64>,
     /// Time for which threads could run and the kernel ran others, in seconds. `None` where the kernel does not count it.
     pub run_delay_seconds: Option<f64>,
 }
@@ -31,17 +32,20 @@ impl Families {
         let attributed = (of_tenants.sum::<u64>() + retired.cpu_ns) as f64 / 1e9;
         let cpu_seconds = process::cpu_seconds();
         let rest = (cpu_seconds - attributed).max(0.0);
+        let ratio = if cpu_seconds > 0.0 { rest / cpu_seconds } else { 0.0 };
         Attribution {
             cpu_seconds,
-            unattributed_ratio: if cpu_seconds > 0.0 { rest / cpu_seconds } else { 0.0 },
+            unattributed_ratio: self.tenants.pools().fairness.then_some(ratio),
             run_delay_seconds: self.run_delay.look().map(|nanoseconds| nanoseconds as f64 / 1e9),
         }
     }
 
     pub(super) fn attribution_families(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
         let found = self.attribution();
-        let help = "Part of the process's processor time that stands on no tenant's account";
-        families.single("tollgate_cpu_unattributed_ratio", help, found.unattributed_ratio)?;
+        if let Some(ratio) = found.unattributed_ratio {
+            let help = "Part of the process's processor time that stands on no tenant's account";
+            families.single("tollgate_cpu_unattributed_ratio", help, ratio)?;
+        }
         if let Some(seconds) = found.run_delay_seconds {
             let help = "Time for which threads of the process could run and the kernel ran others";
             families

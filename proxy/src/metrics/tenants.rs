@@ -54,29 +54,9 @@ impl Families {
             let value = row.totals.connection_us as f64 / 1e6;
             seconds.encode_family(&[("tenant", &*row.tenant)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
         }
-        let help = "Processor time of tasks by tenant and kind of work; what belongs to nobody is _overhead";
-        let mut cpu = families.family("tollgate_tenant_cpu_seconds", help, MetricType::Counter)?;
-        for row in &rows {
-            for ((kind, name), spent) in Work::ALL.into_iter().zip(row.totals.cpu_by_kind) {
-                // Where nothing of a kind was done there is nothing to show.
-                if spent > 0 || kind == Work::Io {
-                    cpu.encode_family(&[("tenant", &*row.tenant), ("kind", name)])?
-                        .encode_counter::<NoLabelSet, _, u64>(&(spent as f64 / 1e9), None)?;
-                }
-            }
+        if self.tenants.pools().fairness {
+            measured(families, &rows)?;
         }
-        let help = "Time from when a task could run until it did, by tenant";
-        let mut queue = families.family("tollgate_tenant_queue_seconds", help, MetricType::Histogram)?;
-        for row in &rows {
-            let bounds = DELAY_BOUNDS.iter().map(|&bound| bound as f64 / 1e9).chain([f64::INFINITY]);
-            let buckets: Vec<(f64, u64)> = bounds.zip(row.totals.delays).collect();
-            let count = buckets.iter().map(|bucket| bucket.1).sum();
-            let sum = row.totals.waited_ns as f64 / 1e9;
-            queue
-                .encode_family(&[("tenant", &*row.tenant)])?
-                .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
-        }
-        cpu_held(families, &rows)?;
         let mut requests = families.counter("tollgate_tenant_requests", "Finished HTTP requests by tenant")?;
         for row in &rows {
             for (outcome, count) in ENDINGS.into_iter().zip(row.totals.requests) {
@@ -99,6 +79,31 @@ impl Families {
         }
         Ok(())
     }
+}
+
+/// Where nobody measures it, there is nothing to show.
+fn measured(families: &mut Encoder<'_, '_>, rows: &[Row]) -> Result<(), Error> {
+    let help = "Processor time of tasks by tenant and kind of work; what belongs to nobody is _overhead";
+    let mut cpu = families.family("tollgate_tenant_cpu_seconds", help, MetricType::Counter)?;
+    for row in rows {
+        for ((kind, name), spent) in Work::ALL.into_iter().zip(row.totals.cpu_by_kind) {
+            // Where nothing of a kind was done there is nothing to show.
+            if spent > 0 || kind == Work::Io {
+                cpu.encode_family(&[("tenant", &*row.tenant), ("kind", name)])?
+                    .encode_counter::<NoLabelSet, _, u64>(&(spent as f64 / 1e9), None)?;
+            }
+        }
+    }
+    let help = "Time from when a task could run until it did, by tenant";
+    let mut queue = families.family("tollgate_tenant_queue_seconds", help, MetricType::Histogram)?;
+    for row in rows {
+        let bounds = DELAY_BOUNDS.iter().map(|&bound| bound as f64 / 1e9).chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(row.totals.delays).collect();
+        let count = buckets.iter().map(|bucket| bucket.1).sum();
+        let sum = row.totals.waited_ns as f64 / 1e9;
+        queue.encode_family(&[("tenant", &*row.tenant)])?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+    }
+    cpu_held(families, rows)
 }
 
 /// Few tenants have the ceiling.

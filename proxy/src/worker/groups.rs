@@ -13,17 +13,12 @@ pub(crate) struct Groups {
     pub(crate) system: Group,
     /// Accept loops.
     pub(crate) accept: Group,
-    fairness: bool,
 }
 
 impl Groups {
-    /// Without `fairness` everything runs in one group, in the order of its wakes.
-    pub(super) fn new(handle: Handle, fairness: bool) -> Self {
-        let built_in = |tenant| {
-            let tenant = if fairness { tenant } else { TenantId::UNKNOWN };
-            handle.group(GroupKey { tenant, flow: 0 })
-        };
-        Self { system: built_in(TenantId::SYSTEM), accept: built_in(TenantId::ACCEPT), handle, fairness }
+    pub(super) fn new(handle: Handle) -> Self {
+        let built_in = |tenant| handle.group(GroupKey { tenant, flow: 0 });
+        Self { system: built_in(TenantId::SYSTEM), accept: built_in(TenantId::ACCEPT), handle }
     }
 
     /// Lets tenants have the shares of this table from now on, on each of so many workers.
@@ -40,11 +35,6 @@ impl Groups {
 
     /// The group of a new connection, whose remote identity is not known yet.
     pub(crate) fn of_connection(&self, tenant: TenantId) -> Group {
-        self.handle.group(self.key(tenant, 0))
-    }
-
-    /// Who is charged for a connection: its tenant, and for its part of that the remote identity, as the flow.
-    pub(crate) fn key(&self, tenant: TenantId, flow: u32) -> GroupKey {
-        if self.fairness { GroupKey { tenant, flow } } else { self.system.key() }
+        self.handle.group(GroupKey { tenant, flow: 0 })
     }
 }

@@ -12,7 +12,8 @@ use crate::metrics::Worker as Metrics;
 use crate::tenant;
 
 /// Runs the task that `main` makes until it ends, and meanwhile whatever it starts in the groups that it is given. What is left
-/// then is dropped. With `pacing` it keeps to the quota of the process. None when the task panicked.
+/// then is dropped. With `pacing` it keeps to the quota of the process. Without `fairness` tasks run in the order of their wakes, and
+/// nothing is measured. None when the task panicked.
 pub(crate) fn run_tasks<F>(
     runtime: &Runtime,
     fairness: bool,
@@ -24,10 +25,11 @@ where
     F: Future<Output: 'static> + 'static,
 {
     let executor = match pacing {
+        _ if !fairness => Executor::plain(),
         Some((quota, alarm)) => Executor::paced(SystemClock::default(), accounts, quota, alarm),
         None => Executor::new(SystemClock::default(), accounts),
     };
-    let groups = Groups::new(executor.handle(), fairness);
+    let groups = Groups::new(executor.handle());
     let main = groups.system.clone().spawn(main(groups));
     // The runtime's budget of operations would be one for all tenants of a quantum.
     runtime.block_on(tokio::task::unconstrained(async {
@@ -76,7 +78,7 @@ impl Ledger for Accounts {
         let share = share(self.world.load().tenants.settings(tenant), self.metrics.ledger().workers());
         match tenant {
             TenantId::SYSTEM | TenantId::ACCEPT => (account, Share { at_least: CHORES, has_end: false, ..share }),
-            // Without fairness that is everybody.
+            // Nothing is set for strangers.
             TenantId::UNKNOWN => (account, Share { has_end: false, ..share }),
             _ => (account, share),
         }

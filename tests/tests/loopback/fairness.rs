@@ -144,6 +144,35 @@ fn without_fairness_they_are() {
     assert!(jain < 0.7, "what the other test shows is not fairness: {jain}");
 }
 
+/// Everything else is counted, and nothing says 0 that nobody has measured.
+#[test]
+fn without_fairness_no_processor_time_is_told() {
+    let site = Site::new();
+    let options = Options { top: "fairness: off".to_owned(), ..Options::default() };
+    let proxy = Proxy::with(&site, site.at(9), &options, &[expensive(&site, 7)]);
+    let mut client = TcpStream::connect(proxy.http()).unwrap();
+    client.write_all(DENIED).unwrap();
+    let record = proxy.expect_flows(1).remove(0);
+    assert_eq!(record["tenant"], "endpoint-7");
+    assert_eq!((&record["cpu_us"], &record["queue_us"]), (&Value::Null, &Value::Null), "{record}");
+    let shown: Value = serde_json::from_str(&proxy.get("/tenants").1).unwrap();
+    let tenants = shown["tenants"].as_array().unwrap();
+    let mine = tenants.iter().find(|tenant| tenant["name"] == "endpoint-7").unwrap();
+    assert_eq!((&mine["requests"]["denied"], &mine["connections_open"]), (&json!(1), &json!(1)));
+    assert!(mine["memory_bytes"].as_u64() > Some(0), "{mine}");
+    for tenant in tenants {
+        for field in ["cpu_seconds", "cpu_seconds_by_kind", "queue_seconds", "cpu_held_seconds", "polls"] {
+            assert_eq!(tenant.get(field), None, "{tenant}");
+        }
+    }
+    assert!(shown["process"]["cpu_seconds"].is_f64() && shown["process"]["unattributed_ratio"].is_null(), "{shown}");
+    let (_, metrics) = proxy.get("/metrics");
+    assert!(metrics.contains("tollgate_tenant_connections_total{tenant=\"endpoint-7\"} 1"), "{metrics}");
+    for family in ["tenant_cpu_seconds", "tenant_queue_seconds", "tenant_cpu_held_seconds", "cpu_unattributed_ratio"] {
+        assert!(!metrics.contains(&format!("tollgate_{family}")), "{family}: {metrics}");
+    }
+}
+
 #[test]
 fn a_tenant_has_its_weight() {
     let group = "{ name: heavy, members: { endpoint_ids: [8] }, weight: 3 }";

@@ -13,10 +13,10 @@ const FLOWS: usize = 4;
 const PROMISED: [u32; TENANTS] = [300_000, 0, 150_000, 0, 0, 0];
 
 /// The same numbers in every run (xorshift64*).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -1,6 +1,7 @@
 mod accounts;
 mod ends;
 mod fairness;
+mod plain;
 mod quota;
 mod tasks;
 

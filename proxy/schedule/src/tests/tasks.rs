@@ -240,9 +240,13 @@ fn a_second_executor_takes_nothing_away_from_the_first() {
 
 #[test]
 fn other_threads_wake_tasks_on_a_runtime() {
+    other_threads_wake_tasks_of(Executor::new(SystemClock::default(), Books::default()));
+    other_threads_wake_tasks_of(Executor::plain());
+}
+
+fn other_threads_wake_tasks_of(executor: Executor) {
     const ROUNDS: usize = 2_000;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let executor = Executor::new(SystemClock::default(), Books::default());
     let group = executor.handle().group(key(20, 1));
     let tasks: Vec<_> = (0..4)
         .map(|_| {

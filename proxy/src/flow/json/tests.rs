@@ -16,7 +16,7 @@ fn denied(method: &[u8], authority: &[u8], path: &[u8]) -> Sequenced {
     let mut record = FlowRecord::for_test(Outcome::Denied);
     record.time = SystemTime::UNIX_EPOCH + Duration::new(951_782_400, 7);
     record.duration_us = 1500;
-    (record.cpu_us, record.queue_us, record.paced_us) = (70, 8, 9);
+    (record.cpu_us, record.queue_us, record.paced_us) = (Some(70), Some(8), 9);
     record.reason = Some(Reason::RequestNotAllowed);
     record.generation = 4;
     record.protocol = Protocol::Http11;
