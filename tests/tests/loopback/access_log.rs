@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
+use tollgate::reason::Reason;
 use tollgate_tests::access_log::AccessLogReader;
 use tollgate_tests::peer::Peer;
 use tollgate_tests::policy::{http_port, http_rule, ingress, usual};
@@ -506,4 +507,30 @@ fn the_reason_of_a_tenants_limit_is_told() {
     let told = std::iter::repeat_with(|| reader.entry()).find(|entry| entry["http"]["status"] == 429).unwrap();
     assert_eq!(told["entry_type"], "Response");
     assert_eq!(field(&told, "x-tollgate-reason"), Some("tenant_rate"), "{told}");
+}
+
+/// What a limit resets has no answer, and is no denial either.
+#[test]
+fn a_connection_that_a_limit_refuses_has_no_entry() {
+    let Some(python) = python() else { return };
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let mut options = options(&site);
+    options.top += "\ntenants: { default: { ceilings: { connections: 1 } } }";
+    let reader = AccessLogReader::start(python, &socket(&site));
+    let proxy = Proxy::with(&site, upstream.address(), &options, &[usual(&site)]);
+    let mut client = Peer::connect(proxy.http());
+    let mut ask = |path: &str| {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        client.read_message().status()
+    };
+    assert_eq!(ask("/allowed"), 200);
+    // One that waits for its client would make room.
+    Peer::expect_reset_at(proxy.http(), "");
+    proxy.expect_reason(Reason::TenantConnections);
+    assert_eq!(ask("/denied"), 403);
+    assert_eq!(
+        told(&reader, 4),
+        ["Request /allowed 0", "Response /allowed 200", "Denied /denied 0", "Response /denied 403"]
+    );
 }

@@ -9,7 +9,7 @@ use super::entry::{LoggedRequest, LoggedResponse};
 use super::message::MAX as MAX_ENTRY;
 use super::{Entry, EntryKind, Fields, SinkSet};
 use crate::flow::channel::Logged as _;
-use crate::flow::{FlowRecord, FlowSender, Outcome};
+use crate::flow::{FlowRecord, FlowSender};
 use crate::reason::Reason;
 use crate::tenant::{Charge, LogItem};
 
@@ -107,9 +107,8 @@ impl LoggedFlow {
 
     /// Sends what is missing when the flow ends: a connection that passes as bytes has no entry, unless it is refused.
     pub(in crate::flow) fn end(&self, way: LogWay<'_>, record: &FlowRecord) {
-        // A client that went away before it said anything was refused nothing.
-        let denied =
-            record.reason.filter(|reason| record.outcome == Outcome::Denied && *reason != Reason::DownstreamReset);
+        // A client that went away before it said anything was refused nothing, and of what a limit refuses no policy has spoken.
+        let denied = record.reason.filter(|reason| record.is_denial() && *reason != Reason::DownstreamReset);
         if denied.is_some() || record.http.is_some() {
             self.request(way, record, denied, None);
         }
