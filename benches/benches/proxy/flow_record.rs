@@ -37,7 +37,7 @@ fn finish(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("flow");
     group.bench_function("record_and_take", |bencher| {
         bencher.iter(|| {
-            let mut flow = OpenFlow::new(Rc::clone(&sender), record(&listener));
+            let flow = OpenFlow::new(Rc::clone(&sender), record(&listener));
             flow.add_down(64);
             flow.finish(Outcome::Forwarded, None);
             // Taken at once, so that no record meets a full ring.

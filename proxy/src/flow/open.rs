@@ -1,5 +1,6 @@
 //! A flow that is under way. Whatever ends it, exactly one record leaves.
 
+use std::cell::Cell;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -21,6 +22,9 @@ use crate::tenant::{Charge, Head, Limited, LogItem, Payer, Table};
 pub struct OpenFlow {
     /// `None` only while the value is being dropped.
     record: Option<Box<FlowRecord>>,
+    /// Bytes that went so far; in the record at its end.
+    up: Cell<u64>,
+    down: Cell<u64>,
     sender: Rc<FlowSender>,
     started: Instant,
     if_dropped: (Outcome, Option<Reason>),
@@ -41,7 +45,8 @@ impl OpenFlow {
     /// Starts a flow whose first byte came at `started`.
     pub fn started_at(sender: Rc<FlowSender>, record: FlowRecord, started: Instant) -> Self {
         let if_dropped = (Outcome::Failed, Some(Reason::Dropped));
-        Self { record: Some(Box::new(record)), sender, started, if_dropped, log: None, charge: None, work: None }
+        let (record, up, down) = (Some(Box::new(record)), Cell::default(), Cell::default());
+        Self { record, up, down, sender, started, if_dropped, log: None, charge: None, work: None }
     }
 
     /// Puts the flow on the account that the connection is on, wherever that goes meanwhile.
@@ -104,36 +109,33 @@ impl OpenFlow {
         self.started.elapsed()
     }
 
-    /// Counts bytes passed from downstream to upstream.
-    pub fn add_up(&mut self, bytes: u64) {
-        let record = self.record_mut();
-        record.bytes_up += bytes;
-        let direction = record.direction;
-        self.sender.metrics().bytes_up(direction, bytes);
-        if let Some(charge) = &mut self.charge {
+    /// Counts bytes passed from downstream to upstream, when they have passed.
+    pub fn add_up(&self, bytes: u64) {
+        self.up.set(self.up.get() + bytes);
+        self.sender.metrics().bytes_up(self.direction, bytes);
+        if let Some(charge) = &self.charge {
             charge.add_up(bytes);
         }
     }
 
-    /// Counts bytes passed from upstream to downstream.
-    pub fn add_down(&mut self, bytes: u64) {
-        let record = self.record_mut();
-        record.bytes_down += bytes;
-        let direction = record.direction;
-        self.sender.metrics().bytes_down(direction, bytes);
-        if let Some(charge) = &mut self.charge {
+    /// Counts bytes passed from upstream to downstream, when they have passed.
+    pub fn add_down(&self, bytes: u64) {
+        self.down.set(self.down.get() + bytes);
+        self.sender.metrics().bytes_down(self.direction, bytes);
+        if let Some(charge) = &self.charge {
             charge.add_down(bytes);
         }
     }
 
-    /// Counts for how long its tenant's rate of bytes held it back.
-    pub(crate) fn add_paced(&mut self, time: Duration) {
-        if time.is_zero() {
-            return;
-        }
-        self.record_mut().paced_us += u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
-        if let Some(charge) = &mut self.charge {
-            charge.add_paced(time);
+    /// Bytes passed so far, both ways.
+    pub(crate) fn moved(&self) -> u64 {
+        self.up.get().wrapping_add(self.down.get())
+    }
+
+    /// Notes for how long in all a rate of bytes held it back. Who pays for that is told by [`crate::tenant::Pacing`].
+    pub(crate) fn note_paced(&mut self, time: Duration) {
+        if !time.is_zero() {
+            self.record_mut().paced_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
         }
     }
 
@@ -166,6 +168,7 @@ impl Drop for OpenFlow {
         // Whatever was to be said: it ends by a defect of ours.
         let panicked = std::thread::panicking().then_some((Outcome::Failed, Some(Reason::Internal)));
         (record.outcome, record.reason) = panicked.unwrap_or(self.if_dropped);
+        (record.bytes_up, record.bytes_down) = (self.up.get(), self.down.get());
         record.duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Some((group, before)) = self.work.take() {
             let spent = group.spent().since(before);

@@ -5,7 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::RouteLimits;
+use crate::flow::OpenFlow;
 use crate::reason::Reason;
+use crate::tenant::Pacing;
 
 /// The limits of one exchange.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,6 +29,28 @@ pub(crate) struct Moved {
     pub(crate) bytes: u64,
     /// For how long we have held it back, which is nobody's fault: more at each look while we do.
     pub(crate) held_back: Duration,
+}
+
+impl Moved {
+    /// What is known of an exchange that is held back by nobody else.
+    pub(crate) fn of(flow: &OpenFlow, pacing: &Pacing) -> Self {
+        Self { bytes: flow.moved(), held_back: pacing.held_back() }
+    }
+}
+
+/// When a request was sent to its end, for the first time if there are several tries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RequestEnd {
+    at: Instant,
+    /// For how long the exchange had been held back by then; see [`Moved`].
+    held_back: Duration,
+}
+
+impl RequestEnd {
+    /// It was sent now, after being held back for so long.
+    pub(crate) fn now(held_back: Duration) -> Self {
+        Self { at: Instant::now(), held_back }
+    }
 }
 
 /// A limit that was exceeded.
@@ -58,14 +82,14 @@ impl TimeLimits {
 
     /// Waits until a limit is exceeded. `moved` is how far it has come, `request_ended` is when the request was complete, and
     /// once `answered` a try is over. Idleness is noticed within a quarter of its limit. The time for which we hold an answer
-    /// back is not the upstream's.
+    /// back is not the upstream's, nor is that for which we hold back a request that is sent again.
     ///
     /// To be called for each try, when its upstream is there: as in Envoy, a try's time is counted from then, or from the end of
     /// the request where that comes later.
     pub(crate) async fn exceeded(
         self,
         moved: impl Fn() -> Moved,
-        request_ended: impl Fn() -> Option<Instant>,
+        request_ended: impl Fn() -> Option<RequestEnd>,
         answered: impl Fn() -> bool,
     ) -> Exceeded {
         let Self { idle, response, per_try, deadline } = self;
@@ -74,8 +98,7 @@ impl TimeLimits {
         }
         let began = Instant::now();
         let (mut seen, mut since) = (moved(), began);
-        // Of the request, which does not count for the answer.
-        let mut held_back = seen.held_back;
+        let held_back_before = seen.held_back;
         loop {
             let now = Instant::now();
             let moves = moved();
@@ -83,19 +106,18 @@ impl TimeLimits {
                 (seen, since) = (moves, now);
             }
             let ended = request_ended();
-            if ended.is_none() {
-                held_back = seen.held_back;
-            }
-            let response = response.map(|limit| limit.saturating_add(seen.held_back.saturating_sub(held_back)));
-            let answer_by = response.and_then(|limit| ended?.checked_add(limit));
+            let since_request = ended.map_or(Duration::ZERO, |ended| seen.held_back.saturating_sub(ended.held_back));
+            let response = response.map(|limit| limit.saturating_add(since_request));
+            let answer_by = response.and_then(|limit| ended?.at.checked_add(limit));
             let idle_from = idle.and_then(|limit| since.checked_add(limit));
             if [deadline, answer_by, idle_from].into_iter().flatten().any(|limit| limit <= now) {
                 // Envoy answers 504 to a complete request and 408 to one whose rest did not come.
                 let reason = if ended.is_some() { Reason::UpstreamTimeout } else { Reason::DownstreamTimeout };
                 return Exceeded::Exchange(reason);
             }
-            let per_try = per_try.filter(|_| !answered());
-            let try_by = per_try.and_then(|limit| ended?.max(began).checked_add(limit));
+            let since_try = since_request.min(seen.held_back.saturating_sub(held_back_before));
+            let per_try = per_try.filter(|_| !answered()).map(|limit| limit.saturating_add(since_try));
+            let try_by = per_try.and_then(|limit| ended?.at.max(began).checked_add(limit));
             if try_by.is_some_and(|limit| limit <= now) {
                 return Exceeded::Try;
             }
@@ -114,7 +136,7 @@ impl TimeLimits {
     pub(crate) async fn exceeded_as_a_whole(
         self,
         moved: impl Fn() -> Moved,
-        request_ended: impl Fn() -> Option<Instant>,
+        request_ended: impl Fn() -> Option<RequestEnd>,
     ) -> Reason {
         match self.exceeded(moved, request_ended, || true).await {
             Exceeded::Exchange(reason) => reason,
@@ -163,6 +185,36 @@ mod tests {
         ] {
             assert_eq!(parse_grpc_timeout(value.as_bytes()), expected, "{value}");
         }
+    }
+
+    /// Held back all the time until then, and not after that.
+    fn held_until(began: Instant, until: Duration) -> impl Fn() -> Moved {
+        move || Moved { bytes: 0, held_back: (Instant::now() - began).min(until) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_limit_but_a_deadline_runs_while_we_hold_back() {
+        const LIMIT: Duration = Duration::from_secs(2);
+        const HELD: Duration = Duration::from_secs(60);
+        let none = TimeLimits::default();
+        for (limits, expected) in [
+            (TimeLimits { response: Some(LIMIT), ..none }, Exceeded::Exchange(Reason::UpstreamTimeout)),
+            (TimeLimits { per_try: Some(LIMIT), ..none }, Exceeded::Try),
+        ] {
+            // A try of a request that had ended before, after being held back for as long.
+            let ended = RequestEnd::now(Duration::ZERO);
+            tokio::time::advance(HELD).await;
+            let began = Instant::now();
+            let moved = || Moved { bytes: 0, held_back: HELD + held_until(began, HELD)().held_back };
+            assert_eq!(limits.exceeded(moved, || Some(ended), || false).await, expected);
+            // Another look may come a little later than the moment.
+            let took = Instant::now() - began;
+            assert!((HELD + LIMIT..HELD + LIMIT + Duration::from_millis(10)).contains(&took), "{took:?}");
+        }
+        let began = Instant::now();
+        let limits = TimeLimits { deadline: Some(began + LIMIT), ..none };
+        limits.exceeded_as_a_whole(held_until(began, HELD), || None).await;
+        assert!(Instant::now() - began < HELD, "the client's own");
     }
 
     #[test]

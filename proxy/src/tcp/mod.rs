@@ -4,21 +4,22 @@ mod pump;
 mod sender;
 mod watched;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tollgate_policy::SecurityId;
 
-pub(crate) use pump::{Counts, Ended, fill, pump_both};
+pub(crate) use pump::{Ended, fill, pump_both};
 pub(crate) use sender::{Sender, Unwritten, wait_for_turn, write_from};
 pub(crate) use watched::Watched;
 
 use crate::flow::{OpenFlow, Outcome, Protocol};
 use crate::http::Buffer;
-use crate::http::limits::TimeLimits;
+use crate::http::limits::{Moved, RequestEnd, TimeLimits};
 use crate::listener::connection::Connection;
 use crate::listener::judge::{Admitted, Basis};
 use crate::reason::Reason;
+use crate::tenant::{Pace, Pacing};
 use crate::upstream::{self, Opened};
 
 /// Relays an admitted connection to its end. `buffer` holds what was read from it already.
@@ -42,22 +43,21 @@ pub(crate) async fn relay(
             }
         };
     path.note(flow.record_mut());
-    let counts = Counts::default();
     let limits = TimeLimits::of_bytes(connection.listener.config.tcp_idle_timeout);
-    let began = tokio::time::Instant::now();
+    let (began, pacing) = (RequestEnd::now(Duration::ZERO), Pacing::default());
+    let pace = Pace { payer: &connection.payer, pacing: &pacing, of_all: None };
     let ended = {
-        let payer = &connection.payer;
-        let pumps = pump_both(payer, &mut downstream, buffer, &mut stream, connection.buffer(), &counts);
+        let pumps = pump_both(pace, &flow, &mut downstream, buffer, &mut stream, connection.buffer());
         tokio::select! {
             biased;
             // First, because connecting took time: not a byte may pass under a policy that is gone.
             ended = withdrawn(connection, admitted.source) => ended,
             ended = pumps => ended,
-            reason = limits.exceeded_as_a_whole(|| counts.moved(), || Some(began)) => Ended::TimedOut(reason),
+            reason = limits.exceeded_as_a_whole(|| Moved::of(&flow, &pacing), || Some(began)) => Ended::TimedOut(reason),
             reason = connection.idle.told_at_work() => Ended::Revoked(reason),
         }
     };
-    finish(flow, ended, &counts, &downstream, &stream);
+    finish(flow, pace, ended, &downstream, &stream);
 }
 
 /// Waits until the connection may no longer pass as bytes, or the process ends.
@@ -73,10 +73,8 @@ async fn withdrawn(connection: &Connection, source: SecurityId) -> Ended {
 }
 
 /// Ends both sides the way the relay ended, and the record with them.
-pub(crate) fn finish(mut flow: OpenFlow, ended: Ended, counts: &Counts, downstream: &TcpStream, upstream: &TcpStream) {
-    flow.add_up(counts.up.get());
-    flow.add_down(counts.down.get());
-    flow.add_paced(counts.pacing.held_back());
+pub(crate) fn finish(mut flow: OpenFlow, pace: Pace<'_>, ended: Ended, downstream: &TcpStream, upstream: &TcpStream) {
+    flow.note_paced(pace.rest());
     let (outcome, reason) = match ended {
         Ended::Both => (Outcome::Forwarded, None),
         Ended::Revoked(reason) => (Outcome::Denied, Some(reason)),

@@ -11,29 +11,13 @@ use tokio::net::TcpStream;
 use tollgate_schedule::poll_slice;
 
 use super::sender::{Sender, Unwritten, wait_for_turn, write_from};
+use crate::flow::{Meter, OpenFlow};
 use crate::http::Buffer;
-use crate::http::limits::Moved;
 use crate::reason::Reason;
-use crate::tenant::{Pace, Pacing, Payer, Turn};
+use crate::tenant::{Pace, Turn};
 
 /// Most bytes held per direction: one read, written before the next.
 const WINDOW: usize = 16 * 1024;
-
-/// Bytes moved so far.
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) up: Cell<u64>,
-    pub(crate) down: Cell<u64>,
-    pub(crate) pacing: Pacing,
-}
-
-impl Counts {
-    /// For time limits.
-    pub(crate) fn moved(&self) -> Moved {
-        let bytes = self.up.get().wrapping_add(self.down.get());
-        Moved { bytes, held_back: self.pacing.held_back() }
-    }
-}
 
 /// How a relay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,21 +66,21 @@ pub(crate) async fn fill(
     .await
 }
 
-/// Relays both directions until both have ended or one has failed, at the pace of who pays. The buffers hold what was read
-/// already.
+/// Relays both directions until both have ended or one has failed, at this pace. What moves is counted for `flow` when it does. The
+/// buffers hold what was read already.
 pub(crate) async fn pump_both(
-    payer: &Payer,
+    pace: Pace<'_>,
+    flow: &OpenFlow,
     downstream: &mut TcpStream,
     from_downstream: Buffer,
     upstream: &mut TcpStream,
     from_upstream: Buffer,
-    counts: &Counts,
 ) -> Ended {
     let (mut downstream_reader, downstream_writer) = downstream.split();
     let (mut upstream_reader, upstream_writer) = upstream.split();
-    let (up_ended, pace) = (Cell::new(false), Pace { payer, pacing: &counts.pacing, of_all: None });
+    let up_ended = Cell::new(false);
     let up = async {
-        match pump(&mut downstream_reader, from_downstream, upstream_writer, &counts.up, pace).await {
+        match pump(&mut downstream_reader, from_downstream, upstream_writer, Meter::Up(flow), pace).await {
             Ok(()) => {
                 up_ended.set(true);
                 // A client that has ended its side may still reset, and the upstream may have nothing to say.
@@ -108,11 +92,10 @@ pub(crate) async fn pump_both(
         }
     };
     let down = async {
-        pump(&mut upstream_reader, from_upstream, downstream_writer, &counts.down, pace).await.map_err(|failed| {
-            match failed {
-                Unwritten::Sender(_) => Ended::UpstreamReset,
-                Unwritten::Receiver(_) => Ended::DownstreamReset,
-            }
+        let moved = pump(&mut upstream_reader, from_upstream, downstream_writer, Meter::Down(flow), pace).await;
+        moved.map_err(|failed| match failed {
+            Unwritten::Sender(_) => Ended::UpstreamReset,
+            Unwritten::Receiver(_) => Ended::DownstreamReset,
         })
     };
     tokio::pin!(up);
@@ -136,7 +119,7 @@ async fn pump(
     reader: &mut impl Sender,
     mut buffer: Buffer,
     mut writer: impl AsyncWrite + Unpin,
-    count: &Cell<u64>,
+    meter: Meter<'_>,
     pace: Pace<'_>,
 ) -> Result<(), Unwritten> {
     let mut turn = Turn::default();
@@ -145,7 +128,7 @@ async fn pump(
             let piece = buffer.len().min(pace.piece());
             wait_for_turn(pace, &mut turn, piece, reader).await?;
             write_from(reader, &mut writer, &buffer.filled()[..piece]).await?;
-            count.set(count.get() + piece as u64);
+            meter.add(piece);
             buffer.consume(piece);
         }
         if fill(reader, &mut buffer, WINDOW).await.map_err(Unwritten::Sender)? == 0 {

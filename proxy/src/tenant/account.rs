@@ -333,7 +333,7 @@ pub struct Totals {
     pub bytes_down: u64,
     /// Exchanges that the rate of bytes held back.
     pub paced: u64,
-    /// For how long those that have ended were, in microseconds.
+    /// For how long they waited for pieces that have gone or were given up, in microseconds.
     pub paced_us: u64,
     /// Directions of exchanges that it holds back now.
     pub paced_now: u64,

@@ -9,43 +9,59 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
-use super::Payer;
 use super::line::Place;
+use super::{Payer, TenantId};
 
-/// How long an exchange was held back, both ways together, while it is under way; or all of a connection.
+/// How long an exchange was held back, all its tries and both ways together, while it is under way; or all of a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Pacing {
-    /// Directions that wait now, and since when at least one does.
+    /// Directions that wait now, and since when time is not counted yet while at least one does, and for whom.
     waiting: Cell<u32>,
-    since: Cell<Option<Instant>>,
+    since: Cell<Option<(Instant, TenantId)>>,
     before: Cell<Duration>,
-    /// It is among the paced ones, or among those that would be.
-    counted: Cell<bool>,
+    /// Among whose paced ones it is, or among whose that would be.
+    counted: Cell<Option<TenantId>>,
 }
 
-impl Pacing {
-    /// Of another try of the same exchange.
-    pub(crate) fn again(before: &Self) -> Self {
-        Self { counted: before.counted.clone(), ..Self::default() }
-    }
+/// Time that an exchange was held back for, in microseconds, and by whose rate.
+type Lap = (TenantId, u64);
 
+impl Pacing {
     /// For how long, so far. While it waits this is more at each look, so that nobody takes it for idle.
     pub(crate) fn held_back(&self) -> Duration {
-        self.before.get() + self.since.get().map_or(Duration::ZERO, |since| since.elapsed())
+        self.before.get() + self.since.get().map_or(Duration::ZERO, |(since, _)| since.elapsed())
     }
 
-    fn begin(&self) {
-        if self.waiting.replace(self.waiting.get() + 1) == 0 {
-            self.since.set(Some(Instant::now()));
-        }
+    /// Counts what has passed until `now`.
+    fn pass(&self, now: Instant) -> Option<Lap> {
+        let (since, tenant) = self.since.get()?;
+        let (before, after) = (self.before.get(), self.before.get() + now.saturating_duration_since(since));
+        self.before.set(after);
+        self.since.set(Some((now, tenant)));
+        // Of the sums, so that nothing is lost by rounding.
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        Some((tenant, micros(after) - micros(before)))
     }
 
-    fn end(&self) {
+    fn begin(&self, now: Instant, tenant: TenantId) -> Option<Lap> {
+        let lap = self.pass(now);
+        self.waiting.set(self.waiting.get() + 1);
+        self.since.set(Some((now, tenant)));
+        lap
+    }
+
+    fn end(&self, now: Instant) -> Option<Lap> {
+        let lap = self.pass(now);
         self.waiting.set(self.waiting.get().saturating_sub(1));
         if self.waiting.get() == 0 {
-            self.before.set(self.held_back());
             self.since.set(None);
         }
+        lap
+    }
+
+    /// Whether `tenant` has not been counted for it before.
+    fn is_new_to(&self, tenant: TenantId) -> bool {
+        self.counted.replace(Some(tenant)) != Some(tenant)
     }
 }
 
@@ -75,7 +91,7 @@ struct Waiting {
     is_timed: bool,
 }
 
-impl<'a> Pace<'a> {
+impl Pace<'_> {
     /// Most bytes that may be written at once. Without a ceiling there is no end to it, and nothing to wait for.
     pub(crate) fn piece(self) -> usize {
         self.payer.bandwidth().map_or(usize::MAX, |ceiling| match ceiling.shadow {
@@ -114,7 +130,7 @@ impl<'a> Pace<'a> {
         }
         if let Some(waiting) = turn.waiting.take() {
             waiting.place.go();
-            self.all().for_each(Pacing::end);
+            self.end();
         }
         Poll::Ready(())
     }
@@ -123,17 +139,17 @@ impl<'a> Pace<'a> {
     fn enter(self, bytes: usize, cx: &Context<'_>) -> Option<Waiting> {
         let ceiling = self.payer.bandwidth()?;
         if ceiling.shadow {
-            if !self.payer.may_move(bytes) && !self.pacing.counted.replace(true) {
+            if !self.payer.may_move(bytes) && self.pacing.is_new_to(self.payer.tenant()) {
                 self.payer.would_pace();
             }
             return None;
         }
         let line = self.payer.line(ceiling.bandwidth);
         let place = line.enter(self.payer.flow(), Instant::now(), bytes, cx.waker())?;
-        if !self.pacing.counted.replace(true) {
+        if self.pacing.is_new_to(self.payer.tenant()) {
             self.payer.paces();
         }
-        self.all().for_each(Pacing::begin);
+        self.begin();
         Some(Waiting { place, agreed: self.payer.agreed(), is_timed: false })
     }
 
@@ -147,12 +163,40 @@ impl<'a> Pace<'a> {
     /// Waits for this turn no longer.
     pub(crate) fn give_up(self, turn: &mut Turn) {
         if turn.waiting.take().is_some() {
-            self.all().for_each(Pacing::end);
+            self.end();
         }
     }
 
-    fn all(self) -> impl Iterator<Item = &'a Pacing> {
-        [self.pacing].into_iter().chain(self.of_all)
+    /// Takes it that nothing waits any more, and returns for how long the exchange was held back so far: to be asked when a try has
+    /// ended, whose turns may be gone without a word.
+    pub(crate) fn rest(self) -> Duration {
+        self.book(self.pacing.pass(Instant::now()));
+        self.pacing.waiting.set(0);
+        self.pacing.since.set(None);
+        self.pacing.held_back()
+    }
+
+    fn begin(self) {
+        let (now, tenant) = (Instant::now(), self.payer.tenant());
+        self.book(self.pacing.begin(now, tenant));
+        if let Some(of_all) = self.of_all {
+            of_all.begin(now, tenant);
+        }
+    }
+
+    fn end(self) {
+        let now = Instant::now();
+        self.book(self.pacing.end(now));
+        if let Some(of_all) = self.of_all {
+            of_all.end(now);
+        }
+    }
+
+    /// Time is on the account of whose rate it was, whoever pays by now.
+    fn book(self, lap: Option<Lap>) {
+        if let Some((tenant, time)) = lap {
+            self.payer.held_back(tenant, time);
+        }
     }
 }
 

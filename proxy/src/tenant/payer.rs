@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::account::{LogItem, LogLoss};
 use super::bandwidth::Bandwidth;
@@ -162,7 +162,8 @@ impl Payer {
         Gate::new(self.tenant(), self.has_settings.get(), table, self.metrics().ledger())
     }
 
-    /// From now on `tenant` pays, with these settings. Exchanges under way follow with their next byte, or their end.
+    /// From now on `tenant` pays, with these settings. Exchanges under way follow with their next byte, or their end: what they moved
+    /// before stays on the account that it went to.
     pub(crate) fn follow(&self, tenant: TenantId, settings: &Settings) {
         self.has_settings.set(settings.concern_limits());
         let (before, bandwidth) = (self.tenant.replace(tenant), ByteCeiling::of_moving(settings));
@@ -213,6 +214,11 @@ impl Payer {
         self.with(self.tenant(), |account| account.paced.increment());
     }
 
+    /// Counts, for who paid at the time, for how long one was held back, in microseconds.
+    pub(super) fn held_back(&self, tenant: TenantId, time: u64) {
+        self.with(tenant, |account| account.paced_us.add(time));
+    }
+
     /// Counts one that would be, were it not for the shadow.
     pub(super) fn would_pace(&self) {
         self.with(self.tenant(), |account| account.shadowed[Reason::TenantBandwidth as usize].increment());
@@ -235,7 +241,7 @@ impl Payer {
     /// A new exchange on the connection.
     pub(crate) fn charge(self: &Rc<Self>, protocol: Protocol) -> Charge {
         let (tenant, is_request) = (self.tenant(), protocol != Protocol::Tcp);
-        let charge = Charge { payer: Rc::clone(self), tenant, is_request, held: Held::default() };
+        let charge = Charge { payer: Rc::clone(self), tenant: Cell::new(tenant), is_request, held: Held::default() };
         charge.account(|account| charge.begin(account));
         charge
     }
@@ -337,7 +343,7 @@ impl Drop for SentPlace {
 pub(crate) struct Charge {
     payer: Rc<Payer>,
     /// Whose account it stands on.
-    tenant: TenantId,
+    tenant: Cell<TenantId>,
     is_request: bool,
     held: Held,
 }
@@ -354,27 +360,21 @@ impl Charge {
     }
 
     /// Counts bytes towards the upstream.
-    pub(crate) fn add_up(&mut self, bytes: u64) {
+    pub(crate) fn add_up(&self, bytes: u64) {
         self.follow();
         self.account(|account| account.bytes_up.add(bytes));
     }
 
     /// Counts bytes towards the client.
-    pub(crate) fn add_down(&mut self, bytes: u64) {
+    pub(crate) fn add_down(&self, bytes: u64) {
         self.follow();
         self.account(|account| account.bytes_down.add(bytes));
-    }
-
-    /// Counts for how long it was held back.
-    pub(crate) fn add_paced(&mut self, time: Duration) {
-        self.follow();
-        self.account(|account| account.paced_us.add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)));
     }
 
     /// Counts how it ended, and names who pays in the record.
     pub(crate) fn end(&mut self, record: &mut FlowRecord) {
         self.follow();
-        record.tenant = self.tenant;
+        record.tenant = self.tenant.get();
         self.account(|account| {
             if record.http.is_some() {
                 account.requests[record.ending()].increment();
@@ -393,7 +393,7 @@ impl Charge {
         let Some(ceiling) = self.payer.log.get() else { return true };
         let commons = self.payer.commons();
         let (since, bytes) = (commons.since(Instant::now()), bytes().min(MAX_LOGGED));
-        let may = commons.standing(self.tenant).log_bytes.take(ceiling.bandwidth, since, bytes, item.denied);
+        let may = commons.standing(self.tenant.get()).log_bytes.take(ceiling.bandwidth, since, bytes, item.denied);
         if !may {
             self.account(|account| match ceiling.shadow {
                 true => account.log_shadowed.increment(),
@@ -409,18 +409,18 @@ impl Charge {
     }
 
     fn let_go(&mut self) {
-        self.payer.commons().give_back(self.tenant, std::mem::take(&mut self.held));
+        self.payer.commons().give_back(self.tenant.get(), std::mem::take(&mut self.held));
         self.account(|account| self.finish(account));
         self.is_request = false;
     }
 
     /// Goes where the connection has gone.
-    fn follow(&mut self) {
-        let tenant = self.payer.tenant();
-        if tenant != self.tenant {
+    fn follow(&self) {
+        let (tenant, before) = (self.payer.tenant(), self.tenant.get());
+        if tenant != before {
             self.account(|account| self.finish(account));
-            self.payer.commons().hand_over_request(self.held, self.tenant, tenant);
-            self.tenant = tenant;
+            self.payer.commons().hand_over_request(self.held, before, tenant);
+            self.tenant.set(tenant);
             self.account(|account| self.begin(account));
         }
     }
@@ -438,7 +438,7 @@ impl Charge {
     }
 
     fn account(&self, count: impl FnOnce(&Account)) {
-        self.payer.with(self.tenant, count);
+        self.payer.with(self.tenant.get(), count);
     }
 }
 

@@ -57,7 +57,7 @@ fn ask(client: &mut Peer, request: &str) -> u16 {
 }
 
 /// The entry of `/tenants`.
-fn tenant(proxy: &Proxy, name: &str) -> Value {
+pub(crate) fn tenant(proxy: &Proxy, name: &str) -> Value {
     let (status, body) = proxy.get("/tenants");
     assert_eq!(status, 200, "{body}");
     let shown: Value = serde_json::from_str(&body).unwrap();

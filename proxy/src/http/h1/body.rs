@@ -1,6 +1,5 @@
 //! Moves one HTTP/1 body from a reader to a writer: bytes as they came, every one of them accounted for by the framing.
 
-use std::cell::Cell;
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -9,6 +8,7 @@ use super::buffer::Buffer;
 use super::chunked::{ChunkError, ChunkScanner};
 use super::head::{HeadEnd, HeadScanner};
 use super::trailers::{self, MAX_TRAILERS, TrailerError};
+use crate::flow::Meter;
 use crate::tcp::{Sender, Unwritten, fill, wait_for_turn, write_from};
 use crate::tenant::{Pace, Turn};
 
@@ -92,13 +92,13 @@ impl Cursor {
     }
 }
 
-/// A body under way: where it stands, which trailer fields may pass, and the count of bytes moved (framing included).
+/// A body under way: where it stands, which trailer fields may pass, and where bytes that moved are counted (framing included).
 #[derive(Debug)]
 pub(crate) struct Relay<'a> {
     pub(crate) cursor: Cursor,
     /// Trailer fields that pass; `None`: all harmless ones.
     pub(crate) trailers: Option<&'a [Vec<u8>]>,
-    pub(crate) count: &'a Cell<u64>,
+    pub(crate) meter: Meter<'a>,
     /// Whether a sender that resets ends it while the receiver does not read. Nobody waits for what a client has given up;
     /// what an upstream has sent before it went still arrives.
     pub(crate) needs_sender: bool,
@@ -122,7 +122,7 @@ impl Relay<'_> {
                 let piece = self.turn(left, reader).await?;
                 self.write(reader, writer, &buffer.filled()[..piece]).await?;
                 buffer.consume(piece);
-                self.count.set(self.count.get() + piece as u64);
+                self.meter.add(piece);
                 left -= piece;
             }
             if self.cursor.is_done() {
@@ -176,6 +176,15 @@ impl Relay<'_> {
     }
 }
 
+impl Drop for Relay<'_> {
+    fn drop(&mut self) {
+        // What is given up does not wait.
+        if let Some(pace) = self.pace {
+            pace.give_up(&mut self.turn);
+        }
+    }
+}
+
 /// Reads until `buffer` begins with a complete trailer section, and returns its length.
 async fn read_trailers(reader: &mut (impl AsyncRead + Unpin), buffer: &mut Buffer) -> Result<usize, BodyError> {
     let mut scanner = HeadScanner::default();
@@ -199,9 +208,8 @@ mod tests {
     use crate::http::h1::buffer::BufferPool;
 
     async fn relay(cursor: Cursor, input: &[u8], announced: &[Vec<u8>]) -> (Result<(), BodyError>, Vec<u8>, Vec<u8>) {
-        let count = Cell::new(0);
         let (trailers, turn) = (Some(announced), Turn::default());
-        let mut relay = Relay { cursor, trailers, count: &count, needs_sender: true, pace: None, turn };
+        let mut relay = Relay { cursor, trailers, meter: Meter::Off, needs_sender: true, pace: None, turn };
         let mut buffer = Buffer::for_test(&Rc::new(BufferPool::default()));
         let (mut reader, mut out) = (input, Vec::new());
         let result = relay.run(&mut reader, &mut buffer, &mut out).await;

@@ -17,7 +17,7 @@ use super::request::{RequestBody, Version};
 use super::retry::Retries;
 use super::tunnel::{self, Tunnel};
 use super::waiting::NextHead;
-use crate::flow::{OpenFlow, Outcome};
+use crate::flow::{Meter, OpenFlow, Outcome};
 use crate::http::respond::LocalReply;
 use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
@@ -167,9 +167,8 @@ impl<'c> Session<'c> {
             Some(RequestBody::Length(length)) => Cursor::Length(length),
             Some(RequestBody::Chunked) => Cursor::Chunked(ChunkScanner::request()),
         };
-        let count = std::cell::Cell::new(0);
-        let turn = Turn::default();
-        let mut relay = Relay { cursor, trailers: None, count: &count, needs_sender: false, pace: None, turn };
+        let (meter, turn) = (Meter::Off, Turn::default());
+        let mut relay = Relay { cursor, trailers: None, meter, needs_sender: false, pace: None, turn };
         let mut limited = reader.take(DISCARD_LIMIT);
         let mut nowhere = tokio::io::sink();
         let discard = relay.run(&mut limited, &mut self.buffer, &mut nowhere);
@@ -212,14 +211,14 @@ impl<'c> Session<'c> {
             let downstream = Downstream { reader, writer, buffer: &mut self.buffer };
             let result =
                 exchange::run(self.connection, &forward, head.filled(), downstream, &mut paired, &progress).await;
-            note_progress(&mut forward.flow, &progress);
+            note_progress(self.connection, &mut forward.flow, &progress);
             match &result {
                 Err(error) if may_retry(&forward, error, &progress) => {
                     tracing::debug!(downstream = %self.connection.downstream, %error, "asking the upstream again");
                     // Of this try it need not do any more, and the client's port is free for the next.
                     tollgate_net::reset(paired.stream);
                     forward.retries.pause(self.connection).await;
-                    progress = Progress::again(&progress);
+                    progress = progress.again();
                 }
                 _ => break (paired, result),
             }
@@ -228,7 +227,7 @@ impl<'c> Session<'c> {
         match result {
             Ok(Completed::Tunnel) => {
                 self.paired = Some(paired);
-                Next::Tunnel(Box::new(Tunnel { flow: forward.flow, head }))
+                Next::Tunnel(Box::new(Tunnel { flow: forward.flow, head, pacing: progress.pacing }))
             }
             Ok(completed) => {
                 forward.flow.finish(Outcome::Forwarded, None);
@@ -355,10 +354,8 @@ fn may_retry(forward: &Forward, error: &ExchangeError, progress: &Progress) -> b
     error.failure().is_some_and(|failure| forward.retries.may_follow(failure, progress.told()))
 }
 
-fn note_progress(flow: &mut OpenFlow, progress: &Progress) {
-    flow.add_up(progress.up.get());
-    flow.add_down(progress.down.get());
-    flow.add_paced(progress.pacing.held_back());
+fn note_progress(connection: &Connection, flow: &mut OpenFlow, progress: &Progress) {
+    flow.note_paced(progress.pace(connection).rest());
     if let Some(http) = &mut flow.record_mut().http {
         http.status = progress.status.get();
     }

@@ -10,7 +10,6 @@ use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::time::Instant;
 use tollgate_policy::SecurityId;
 
 use super::body::{BodyError, Cursor, Relay};
@@ -21,7 +20,8 @@ use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
 use super::request::{RequestBody, Version};
 use super::response::{MAX_INTERIM, ResponseBody, ResponseError, ResponseHead, each_field, with_close};
 use super::websocket::WebSocketKey;
-use crate::http::limits::{Exceeded, Moved};
+use crate::flow::{Meter, OpenFlow};
+use crate::http::limits::{Exceeded, Moved, RequestEnd};
 use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
@@ -103,8 +103,6 @@ pub(crate) enum ExchangeError {
 pub(crate) struct Progress {
     /// Status of the final response, once any byte of it may have gone out; 0 before.
     pub(crate) status: Cell<u16>,
-    pub(crate) up: Cell<u64>,
-    pub(crate) down: Cell<u64>,
     /// The upstream has asked for the body with `100 Continue`.
     continued: Cell<bool>,
     /// The client was sent an interim response.
@@ -112,15 +110,20 @@ pub(crate) struct Progress {
     /// The client has ended its side, and the upstream was told.
     pub(crate) half_closed: Cell<bool>,
     /// When the request was sent to its end.
-    request_ended: Cell<Option<Instant>>,
+    request_ended: Cell<Option<RequestEnd>>,
     pub(crate) pacing: Pacing,
 }
 
 impl Progress {
     /// Of another attempt at the request.
-    pub(crate) fn again(before: &Self) -> Self {
-        let (request_ended, pacing) = (before.request_ended.clone(), Pacing::again(&before.pacing));
+    pub(crate) fn again(self) -> Self {
+        let Self { request_ended, pacing, .. } = self;
         Self { request_ended, pacing, ..Self::default() }
+    }
+
+    /// At which its bodies go.
+    pub(crate) fn pace<'a>(&'a self, connection: &'a Connection) -> Pace<'a> {
+        Pace { payer: &connection.payer, pacing: &self.pacing, of_all: None }
     }
 
     /// Whether another attempt would come too late: the client was told something, or the upstream that the client is gone.
@@ -129,10 +132,17 @@ impl Progress {
     }
 
     /// For time limits.
-    fn moved(&self) -> Moved {
+    fn moved(&self, flow: &OpenFlow) -> Moved {
+        let Moved { bytes, held_back } = Moved::of(flow, &self.pacing);
         let interim = u64::from(self.continued.get()) + u64::from(self.status.get());
-        let bytes = self.up.get().wrapping_add(self.down.get()).wrapping_add(interim);
-        Moved { bytes, held_back: self.pacing.held_back() }
+        Moved { bytes: bytes.wrapping_add(interim), held_back }
+    }
+
+    /// The request was sent to its end.
+    fn request_ends(&self) {
+        if self.request_ended.get().is_none() {
+            self.request_ended.set(Some(RequestEnd::now(self.pacing.held_back())));
+        }
     }
 }
 
@@ -156,13 +166,12 @@ pub(crate) async fn run(
     let Downstream { reader, writer, buffer } = downstream;
     let Paired { stream, buffer: response_buffer, .. } = paired;
     let (mut upstream_reader, mut upstream_writer) = stream.split();
-    let pace = Pace { payer: &connection.payer, pacing: &progress.pacing, of_all: None };
     let mut relay = Relay {
         cursor: if forward.retries.body().is_some() { Cursor::Done } else { cursor_of(forward.body) },
         trailers: Some(&forward.trailers),
-        count: &progress.up,
+        meter: Meter::Up(&forward.flow),
         needs_sender: true,
-        pace: Some(pace),
+        pace: Some(progress.pace(connection)),
         turn: Turn::default(),
     };
     let wire = forward.rewritten.as_deref().unwrap_or(head);
@@ -176,7 +185,7 @@ pub(crate) async fn run(
             relay.run(reader, buffer, &mut upstream_writer).await?;
         }
         body_sent.set(true);
-        progress.request_ended.set(progress.request_ended.get().or_else(|| Some(Instant::now())));
+        progress.request_ends();
         watch(reader, buffer, &mut upstream_writer, progress).await
     };
     let withdrawn = cut_short(connection, forward, head, progress);
@@ -232,27 +241,29 @@ pub(crate) async fn run(
 
 /// Waits for a reason to end the exchange before it ends itself.
 async fn cut_short(connection: &Connection, forward: &Forward, head: &[u8], progress: &Progress) -> ExchangeError {
-    let withdrawn = async {
-        loop {
-            if connection.changed().await.stopping {
-                return ExchangeError::Stopped;
-            }
-            if let Err(reason) = still_admitted(connection, head, forward.source) {
-                return ExchangeError::Revoked(reason);
-            }
-        }
-    };
     tokio::select! {
         biased;
-        error = withdrawn => error,
+        error = withdrawn(connection, forward, head) => error,
         exceeded = limits_exceeded(forward, progress) => exceeded,
         reason = connection.idle.told_at_work() => ExchangeError::TimedOut(reason),
     }
 }
 
+/// Waits until the request may no longer go on, or the process ends.
+async fn withdrawn(connection: &Connection, forward: &Forward, head: &[u8]) -> ExchangeError {
+    loop {
+        if connection.changed().await.stopping {
+            return ExchangeError::Stopped;
+        }
+        if let Err(reason) = still_admitted(connection, head, forward.source) {
+            return ExchangeError::Revoked(reason);
+        }
+    }
+}
+
 async fn limits_exceeded(forward: &Forward, progress: &Progress) -> ExchangeError {
     let answered = || progress.status.get() != 0;
-    match forward.limits.exceeded(|| progress.moved(), || progress.request_ended.get(), answered).await {
+    match forward.limits.exceeded(|| progress.moved(&forward.flow), || progress.request_ended.get(), answered).await {
         Exceeded::Exchange(reason) => ExchangeError::TimedOut(reason),
         Exceeded::Try => ExchangeError::TryTimedOut,
     }
@@ -302,7 +313,7 @@ async fn send_head(
     let body = if relay.is_paced() { 0 } else { relay.cursor.advance(buffer.filled())? };
     write_from(reader, writer, wire.chain(&buffer.filled()[..body])).await?;
     buffer.consume(body);
-    relay.count.set(body as u64);
+    relay.meter.add(body);
     Ok(())
 }
 
@@ -319,7 +330,7 @@ async fn send_whole(
         left -= relay.turn(left, reader).await?;
     }
     write_from(reader, writer, wire.chain(body)).await?;
-    relay.count.set(body.len() as u64);
+    relay.meter.add(body.len());
     Ok(())
 }
 
@@ -416,9 +427,9 @@ impl ResponseReceiver<'_> {
             ResponseBody::Chunked => Cursor::Chunked(ChunkScanner::response()),
             ResponseBody::UntilClose => Cursor::UntilClose,
         };
-        let pace = Some(Pace { payer: &self.connection.payer, pacing: &self.progress.pacing, of_all: None });
-        let (count, turn) = (&self.progress.down, Turn::default());
-        let mut relay = Relay { cursor, trailers: None, count, needs_sender: false, pace, turn };
+        let pace = Some(self.progress.pace(self.connection));
+        let (meter, turn) = (Meter::Down(&self.forward.flow), Turn::default());
+        let mut relay = Relay { cursor, trailers: None, meter, needs_sender: false, pace, turn };
         let ending = self.connection.is_ending() || self.connection.is_short_of_memory();
         // What came with the head goes out with it, unless it may have to wait.
         let came = if relay.is_paced() { &[] } else { &buffer.filled()[length..] };
@@ -433,7 +444,7 @@ impl ResponseReceiver<'_> {
             writer.write_all(&buffer.filled()[..length + body]).await.map_err(ExchangeError::Downstream)?;
         }
         buffer.consume(length + body);
-        self.progress.down.set(self.progress.down.get() + body as u64);
+        relay.meter.add(body);
         if !relay.cursor.is_done() {
             relay.run(reader, buffer, writer).await.map_err(|error| match error {
                 BodyError::Write(error) => ExchangeError::Downstream(error),

@@ -1,20 +1,25 @@
 //! An accepted WebSocket: bytes both ways for as long as policy admits its handshake.
 
+use std::time::Duration;
+
 use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
 use super::decide::still_admitted;
 use super::exchange::Paired;
 use crate::flow::OpenFlow;
-use crate::http::limits::TimeLimits;
+use crate::http::limits::{Moved, RequestEnd, TimeLimits};
 use crate::listener::connection::Connection;
-use crate::tcp::{self, Counts, Ended, pump_both};
+use crate::tcp::{self, Ended, pump_both};
+use crate::tenant::{Pace, Pacing};
 
 /// An accepted WebSocket, and the head of its handshake.
 #[derive(Debug)]
 pub(super) struct Tunnel {
     pub(super) flow: OpenFlow,
     pub(super) head: Buffer,
+    /// For how long it was held back so far.
+    pub(super) pacing: Pacing,
 }
 
 /// Relays an accepted WebSocket until it ends or policy no longer allows its handshake.
@@ -25,10 +30,10 @@ pub(super) async fn serve(
     buffer: Buffer,
     paired: Paired,
 ) {
-    let Tunnel { flow, head } = tunnel;
+    let Tunnel { flow, head, pacing } = tunnel;
     let _work = connection.idle.work();
     let mut upstream = paired.stream;
-    let counts = Counts::default();
+    let pace = Pace { payer: &connection.payer, pacing: &pacing, of_all: None };
     let withdrawn = async {
         loop {
             if connection.changed().await.stopping {
@@ -40,14 +45,14 @@ pub(super) async fn serve(
         }
     };
     let limits = TimeLimits::of_bytes(connection.listener.config.http.limits.stream_idle_timeout);
-    let (began, payer) = (tokio::time::Instant::now(), &connection.payer);
+    let began = RequestEnd::now(Duration::ZERO);
     let ended = tokio::select! {
         biased;
         // First, so that what is ready to be moved waits for the judgement.
         ended = withdrawn => ended,
-        ended = pump_both(payer, &mut downstream, buffer, &mut upstream, paired.buffer, &counts) => ended,
-        reason = limits.exceeded_as_a_whole(|| counts.moved(), || Some(began)) => Ended::TimedOut(reason),
+        ended = pump_both(pace, &flow, &mut downstream, buffer, &mut upstream, paired.buffer) => ended,
+        reason = limits.exceeded_as_a_whole(|| Moved::of(&flow, &pacing), || Some(began)) => Ended::TimedOut(reason),
         reason = connection.idle.told_at_work() => Ended::Revoked(reason),
     };
-    tcp::finish(flow, ended, &counts, &downstream, &upstream);
+    tcp::finish(flow, pace, ended, &downstream, &upstream);
 }

@@ -14,7 +14,7 @@ use super::queue::{Ahead, Piece, Queue, charge_of};
 use super::retry::Retries;
 use super::stream::{Broken, Progress};
 use super::transfer::{Sink, TransferError, reset_code, transfer};
-use crate::flow::OpenFlow;
+use crate::flow::{Meter, OpenFlow};
 use crate::http::retry::Failure;
 
 /// Passes interim responses, the response, its body and its trailers on, unless another try follows.
@@ -67,7 +67,7 @@ pub(super) async fn answer(
     if retries.may_follow(Failure::Status(status), progress.told()) {
         return Err(Broken::ServerError(status));
     }
-    progress.status.set(status);
+    progress.answers(status, shared);
     shared.budget.answered();
     flow.log_response(status, |log| {
         parts.headers.iter().for_each(|(name, value)| log.push(name.as_str().as_bytes(), value.as_bytes()));
@@ -79,7 +79,7 @@ pub(super) async fn answer(
     if end {
         return Ok(());
     }
-    let mut sink = Sink::new(&mut stream, Queue::new(&shared.down, ahead), &progress.down, progress.pace(shared));
+    let mut sink = Sink::new(&mut stream, Queue::new(&shared.down, ahead), Meter::Down(flow), progress.pace(shared));
     let moved = transfer(&mut body, &mut sink, |bytes| shared.budget.moved(bytes), |_| false, None).await;
     drop(sink);
     moved.map_err(|error| match error {

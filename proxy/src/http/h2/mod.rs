@@ -8,6 +8,7 @@ mod budget;
 mod connection;
 mod driver;
 mod frames;
+mod held;
 mod incoming;
 mod prefixed;
 mod queue;

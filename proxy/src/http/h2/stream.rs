@@ -3,25 +3,26 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use tokio::time::Instant;
 use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
 use super::answer::answer;
 use super::connection::{EndIfPanicked, Shared};
+use super::held::HeldBack;
 use super::incoming::Incoming;
 use super::queue::{Ahead, Piece, Queue};
 use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show, size_of_head};
 use super::retry::Retries;
 use super::transfer::{Sink, TransferError, transfer};
-use crate::flow::{Fields, HttpRecord, OpenFlow, Outcome, Protocol};
+use crate::flow::{Fields, HttpRecord, Meter, OpenFlow, Outcome, Protocol};
 use crate::http::h1::FORWARDED_PROTO;
-use crate::http::limits::{Exceeded, Moved, TimeLimits};
+use crate::http::limits::{Exceeded, Moved, RequestEnd, TimeLimits};
 use crate::http::request_id::{self, RequestId};
 use crate::http::respond::LocalReply;
 use crate::http::retry::Failure;
@@ -205,24 +206,37 @@ impl Broken {
 /// What is known about a try while it runs.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    up: Cell<u64>,
-    pub(super) down: Cell<u64>,
     /// Of the response that goes out; 0 before.
-    pub(super) status: Cell<u16>,
+    status: Cell<u16>,
     /// The client was sent an interim response.
     pub(super) interim: Cell<bool>,
     /// When the request was sent to its end.
-    request_ended: Cell<Option<Instant>>,
+    request_ended: Cell<Option<RequestEnd>>,
     /// There was a try before.
     again: bool,
     pacing: Pacing,
+    held_back: HeldBack,
 }
 
 impl Progress {
     /// Of another try.
-    fn again(before: &Self) -> Self {
-        let (request_ended, pacing) = (before.request_ended.clone(), Pacing::again(&before.pacing));
-        Self { request_ended, again: true, pacing, ..Self::default() }
+    fn again(self) -> Self {
+        let Self { request_ended, pacing, held_back, .. } = self;
+        Self { request_ended, again: true, pacing, held_back, ..Self::default() }
+    }
+
+    /// The response goes out, with this status.
+    pub(super) fn answers(&self, status: u16, shared: &Shared) {
+        self.status.set(status);
+        self.held_back.begin(&shared.pacing);
+    }
+
+    /// The request was sent to its end.
+    fn request_ends(&self, shared: &Shared) {
+        self.held_back.end(&shared.pacing);
+        if self.request_ended.get().is_none() {
+            self.request_ended.set(Some(RequestEnd::now(self.held_back.time(&shared.pacing))));
+        }
     }
 
     /// Whether the client got anything of an answer.
@@ -230,12 +244,10 @@ impl Progress {
         self.status.get() != 0 || self.interim.get()
     }
 
-    /// For time limits. The head of an answer needs no window; a body may wait for one that others of the connection have.
-    fn moved(&self, shared: &Shared) -> Moved {
-        let bytes = self.up.get().wrapping_add(self.down.get()).wrapping_add(self.status.get().into());
-        let is_body = self.status.get() != 0 || self.request_ended.get().is_none();
-        let pacing = if is_body { &shared.pacing } else { &self.pacing };
-        Moved { bytes, held_back: pacing.held_back() }
+    /// For time limits.
+    fn moved(&self, flow: &OpenFlow, shared: &Shared) -> Moved {
+        let bytes = flow.moved().wrapping_add(self.status.get().into());
+        Moved { bytes, held_back: self.held_back.time(&shared.pacing) }
     }
 
     /// At which its bodies go.
@@ -249,7 +261,8 @@ impl Exchange<'_> {
     async fn run(&mut self, permit: Permit) {
         self.flow.if_dropped(Outcome::Failed, Some(Reason::DownstreamReset));
         let bodiless = self.body.is_end_stream();
-        let mut progress = Progress { request_ended: Cell::new(bodiless.then(Instant::now)), ..Progress::default() };
+        let request_ended = Cell::new(bodiless.then(|| RequestEnd::now(Duration::ZERO)));
+        let mut progress = Progress { request_ended, ..Progress::default() };
         loop {
             let Some(broken) = self.attempt(&permit, bodiless, &progress).await else {
                 return self.flow.if_dropped(Outcome::Forwarded, None);
@@ -262,7 +275,7 @@ impl Exchange<'_> {
             if let Some(broken) = Box::pin(self.pause(&progress)).await {
                 return self.finish(broken, &progress);
             }
-            progress = Progress::again(&progress);
+            progress = progress.again();
         }
     }
 
@@ -271,7 +284,7 @@ impl Exchange<'_> {
         let connection = &self.shared.connection;
         tracing::debug!(downstream = %connection.downstream, "asking the upstream again");
         connection.worker.flows.metrics().upstream_retry();
-        let moved = || progress.moved(self.shared);
+        let moved = || progress.moved(&self.flow, self.shared);
         tokio::select! {
             biased;
             broken = revoked(self.shared, self.head, self.source, &self.changes) => Some(broken),
@@ -287,6 +300,7 @@ impl Exchange<'_> {
     /// One try. Returns what ended it before its response did, if anything.
     async fn attempt(&mut self, permit: &Permit, bodiless: bool, progress: &Progress) -> Option<Broken> {
         let connection = &self.shared.connection;
+        let moved = || progress.moved(&self.flow, self.shared);
         let opened = tokio::select! {
             biased;
             opened = self.shared.upstream.turn(connection, permit, self.source) => opened,
@@ -294,7 +308,7 @@ impl Exchange<'_> {
             () = reset(&mut self.respond) => return Some(Broken::Downstream),
             _ = self.body.gather(&connection.payer) => return Some(Broken::Downstream),
             broken = revoked(self.shared, self.head, self.source, &self.changes) => return Some(broken),
-            reason = self.limits.exceeded_as_a_whole(Moved::default, || progress.request_ended.get()) => {
+            reason = self.limits.exceeded_as_a_whole(moved, || progress.request_ended.get()) => {
                 return Some(Broken::TimedOut(reason));
             }
         };
@@ -355,14 +369,15 @@ impl Exchange<'_> {
         let connection = &self.shared.connection;
         let retries = &self.retries;
         let respond = &mut self.respond;
-        let from_client = &mut self.body;
+        let (from_client, flow) = (&mut self.body, &self.flow);
         let request = async {
             if bodiless {
                 return std::future::pending().await;
             }
+            progress.held_back.begin(&self.shared.pacing);
             let dropped = |name: &HeaderName| connection.bars_trailer(name.as_str());
             let queue = Queue::new(&self.shared.up, Ahead::default());
-            let mut sink = Sink::new(upstream_body, queue, &progress.up, progress.pace(self.shared));
+            let mut sink = Sink::new(upstream_body, queue, Meter::Up(flow), progress.pace(self.shared));
             let sent = match retries.body() {
                 Some(body) => sink.send_whole(body).await,
                 None => transfer(from_client, &mut sink, |_| {}, dropped, Some(retries)).await,
@@ -371,7 +386,7 @@ impl Exchange<'_> {
             match sent {
                 // The response decides from here on.
                 Ok(()) | Err(TransferError::Sink) => {
-                    progress.request_ended.set(progress.request_ended.get().or_else(|| Some(Instant::now())));
+                    progress.request_ends(self.shared);
                     std::future::pending().await
                 }
                 Err(TransferError::Source(code)) => {
@@ -380,10 +395,9 @@ impl Exchange<'_> {
                 }
             }
         };
-        let flow = &self.flow;
         let answered = answer(response, respond, flow, progress, self.shared, retries);
         let exceeded = self.limits.exceeded(
-            || progress.moved(self.shared),
+            || progress.moved(flow, self.shared),
             || progress.request_ended.get(),
             || progress.status.get() != 0,
         );
@@ -398,9 +412,8 @@ impl Exchange<'_> {
                 Exceeded::Try => Broken::TryTimedOut,
             }),
         };
-        self.flow.add_up(progress.up.get());
-        self.flow.add_down(progress.down.get());
-        self.flow.add_paced(progress.pacing.held_back());
+        progress.held_back.end_all(&self.shared.pacing);
+        self.flow.note_paced(progress.pace(self.shared).rest());
         if let Some(http) = &mut self.flow.record_mut().http {
             http.status = progress.status.get();
         }

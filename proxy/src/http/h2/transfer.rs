@@ -1,6 +1,5 @@
 //! Moves the body and trailers of one stream from one connection to the other, at the pace of the slower one.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -13,6 +12,7 @@ use http::HeaderName;
 use super::incoming::Incoming;
 use super::queue::{Piece, Queue, charge_of};
 use super::retry::Retries;
+use crate::flow::Meter;
 use crate::http::h1::FORBIDDEN_TRAILERS;
 use crate::tenant::{Pace, Turn};
 
@@ -35,8 +35,8 @@ pub(super) fn reset_code(error: &h2::Error) -> Reason {
 pub(super) struct Sink<'a> {
     stream: &'a mut SendStream<Piece>,
     queue: Rc<Queue>,
-    /// Bytes that went there.
-    count: &'a Cell<u64>,
+    /// Where bytes are counted that went there.
+    meter: Meter<'a>,
     pace: Pace<'a>,
     turn: Turn,
     /// What came and has to wait for its turn; its sender may send as much again when it has gone.
@@ -144,13 +144,8 @@ impl Drop for Sink<'_> {
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(
-        stream: &'a mut SendStream<Piece>,
-        queue: Rc<Queue>,
-        count: &'a Cell<u64>,
-        pace: Pace<'a>,
-    ) -> Self {
-        Self { stream, queue, count, pace, turn: Turn::default(), held: VecDeque::new() }
+    pub(super) fn new(stream: &'a mut SendStream<Piece>, queue: Rc<Queue>, meter: Meter<'a>, pace: Pace<'a>) -> Self {
+        Self { stream, queue, meter, pace, turn: Turn::default(), held: VecDeque::new() }
     }
 
     /// Queues one chunk, the `last` one with the end of the stream.
@@ -160,7 +155,7 @@ impl<'a> Sink<'a> {
     }
 
     fn put(&mut self, piece: Piece, last: bool) -> Result<(), TransferError> {
-        self.count.set(self.count.get() + piece.len() as u64);
+        self.meter.add(piece.len());
         self.stream.send_data(piece, last).map_err(|_| TransferError::Sink)
     }
 
