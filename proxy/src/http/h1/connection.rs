@@ -43,8 +43,8 @@ enum Next<'c> {
     Linger,
     /// End it so that nobody takes what was sent for complete.
     Reset,
-    /// A WebSocket was accepted.
-    Tunnel(Box<Tunnel>),
+    /// The upstream accepted a WebSocket.
+    Tunnel(Box<Tunnel>, Box<Paired>),
     /// It goes on, on another thread.
     Elsewhere(Leave<'c>),
 }
@@ -71,21 +71,27 @@ async fn go_on(connection: &Connection, mut stream: TcpStream, buffer: Buffer, p
     let mut answering = Answering { writer, owed: &connection.owed };
     let next = session.run(&mut reader, &mut answering.writer).await;
     let Session { buffer, paired, .. } = session;
-    if matches!(next, Next::Linger) {
-        drop(paired);
-        return linger(&mut reader, &mut answering.writer).await;
-    }
-    drop(answering);
-    match (next, paired) {
-        (Next::Tunnel(tunnel), Some(paired)) => tunnel::serve(connection, *tunnel, stream, buffer, paired).await,
-        (Next::Reset | Next::Tunnel(_), paired) => {
+    match next {
+        Next::Linger => {
+            drop(paired);
+            linger(&mut reader, &mut answering.writer).await;
+        }
+        Next::Tunnel(tunnel, paired) => {
+            drop(answering);
+            tunnel::serve(connection, *tunnel, stream, buffer, *paired).await;
+        }
+        Next::Reset => {
+            drop(answering);
             if let Some(paired) = paired {
                 tollgate_net::reset(paired.stream);
             }
             tollgate_net::reset(stream);
         }
-        (Next::Elsewhere(leave), paired) => handover::leave(connection, leave, stream, &buffer, paired),
-        (Next::Close | Next::Continue | Next::Linger, _) => {}
+        Next::Elsewhere(leave) => {
+            drop(answering);
+            handover::leave(connection, leave, stream, &buffer, paired);
+        }
+        Next::Close | Next::Continue => {}
     }
 }
 
@@ -226,8 +232,8 @@ impl<'c> Session<'c> {
         let reused = std::mem::replace(&mut paired.reused, true);
         match result {
             Ok(Completed::Tunnel) => {
-                self.paired = Some(paired);
-                Next::Tunnel(Box::new(Tunnel { flow: forward.flow, head, pacing: progress.pacing }))
+                let tunnel = Tunnel { flow: forward.flow, head, pacing: progress.pacing };
+                Next::Tunnel(Box::new(tunnel), Box::new(paired))
             }
             Ok(completed) => {
                 forward.flow.finish(Outcome::Forwarded, None);
