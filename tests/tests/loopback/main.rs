@@ -11,6 +11,7 @@ mod bandwidth_retries;
 mod big;
 mod bytes_moved;
 mod conformance;
+mod connecting;
 mod descriptors;
 mod fairness;
 mod first_policy;

@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tollgate_policy::Permit;
 
 use super::body::{Cursor, Relay};
 use super::buffer::Buffer;
@@ -194,40 +193,26 @@ impl<'c> Session<'c> {
         forward.flow.if_dropped(Outcome::Failed, Some(Reason::Draining));
         let mut progress = Progress::default();
         let (mut paired, result) = loop {
-            // A client whose address now carries another identity gets an upstream marked with that one.
-            let mut paired = match self.paired.take().filter(|paired| paired.source == forward.source) {
-                Some(paired) => paired,
-                None => match open_upstream(self.connection, &forward.permit, &forward, head.filled()).await {
-                    Ok(paired) => paired,
-                    // Another try of a tenant that has too many would be one too many.
-                    Err(NotOpened::Failed(Reason::UpstreamConnect))
-                        if forward.retries.may_follow(Failure::Unsent, progress.told()) =>
-                    {
-                        forward.retries.pause(self.connection).await;
-                        continue;
-                    }
-                    Err(NotOpened::Revoked(reason)) => {
-                        let error = ExchangeError::Revoked(reason);
-                        return self.exchange_failed(forward, &error, false, reader, writer).await;
-                    }
-                    Err(NotOpened::Failed(reason)) => return self.fail(forward, reason, reader, writer).await,
-                },
-            };
-            paired.path.note(forward.flow.record_mut());
-            let downstream = Downstream { reader, writer, buffer: &mut self.buffer };
-            let result =
-                exchange::run(self.connection, &forward, head.filled(), downstream, &mut paired, &progress).await;
-            note_progress(self.connection, &mut forward.flow, &progress);
-            match &result {
-                Err(error) if may_retry(&forward, error, &progress) => {
+            let tried = self.attempt(&mut forward, head.filled(), reader, writer, &progress).await;
+            let may_follow = |failure| forward.retries.may_follow(failure, progress.told());
+            match tried {
+                Ok((paired, Err(error))) if error.failure().is_some_and(may_follow) => {
                     tracing::debug!(downstream = %self.connection.downstream, %error, "asking the upstream again");
                     // Of this try it need not do any more, and the client's port is free for the next.
                     tollgate_net::reset(paired.stream);
-                    forward.retries.pause(self.connection).await;
-                    progress = progress.again();
                 }
-                _ => break (paired, result),
+                // Another try of a tenant that has too many would be one too many.
+                Err(NotOpened::Failed(Reason::UpstreamConnect)) if may_follow(Failure::Unsent) => {}
+                Ok(tried) => break tried,
+                Err(NotOpened::Failed(reason)) => return self.fail(forward, reason, reader, writer).await,
+                Err(NotOpened::Over(error)) => {
+                    return self.exchange_failed(forward, &error, false, reader, writer).await;
+                }
             }
+            if let Err(error) = pause(self.connection, &mut forward, head.filled(), reader, &progress).await {
+                return self.exchange_failed(forward, &error, false, reader, writer).await;
+            }
+            progress = progress.again();
         };
         let reused = std::mem::replace(&mut paired.reused, true);
         match result {
@@ -260,6 +245,27 @@ impl<'c> Session<'c> {
                 self.exchange_failed(forward, &error, reused, reader, writer).await
             }
         }
+    }
+
+    /// One try: how it ended, with the upstream that it had.
+    async fn attempt(
+        &mut self,
+        forward: &mut Forward,
+        head: &[u8],
+        reader: &mut ReadHalf<'_>,
+        writer: &mut WriteHalf<'_>,
+        progress: &Progress,
+    ) -> Result<(Paired, Result<Completed, ExchangeError>), NotOpened> {
+        // A client whose address now carries another identity gets an upstream marked with that one.
+        let mut paired = match self.paired.take().filter(|paired| paired.source == forward.source) {
+            Some(paired) => paired,
+            None => open_upstream(self.connection, forward, head, reader, progress).await?,
+        };
+        paired.path.note(forward.flow.record_mut());
+        let downstream = Downstream { reader, writer, buffer: &mut self.buffer };
+        let result = exchange::run(self.connection, forward, head, downstream, &mut paired, progress).await;
+        note_progress(self.connection, &mut forward.flow, progress);
+        Ok((paired, result))
     }
 
     /// Ends a failed exchange the way its cause asks for; where nothing was sent yet, the client is told why.
@@ -334,30 +340,50 @@ impl<'c> Session<'c> {
 enum NotOpened {
     /// It could not be reached.
     Failed(Reason),
-    /// The request may no longer go on.
-    Revoked(Reason),
+    /// The request does not need one any more.
+    Over(ExchangeError),
 }
 
-/// Connects the upstream of this connection's first request, or of the first after its last upstream ended. Policy or
-/// identities may have changed by then, and nothing was sent yet: the request of `head` is judged again in that case.
+/// Connects the upstream of this connection's first request, or of the first after its last upstream ended, or of another try.
+/// Policy or identities may change meanwhile, and nothing was sent yet: the request of `head` is judged again in that case.
 async fn open_upstream(
     connection: &Connection,
-    permit: &Permit,
     forward: &Forward,
     head: &[u8],
+    reader: &ReadHalf<'_>,
+    progress: &Progress,
 ) -> Result<Paired, NotOpened> {
-    let opened = upstream::open(connection, permit, forward.source).await;
-    let Opened { stream, path, place } = opened.map_err(NotOpened::Failed)?;
+    let opened = tokio::select! {
+        biased;
+        opened = upstream::open(connection, &forward.permit, forward.source) => opened.map_err(NotOpened::Failed)?,
+        // A request that nobody waits for, or that is denied by now, must not wait here.
+        error = exchange::cut_short_between(connection, forward, head, reader, progress) => {
+            return Err(NotOpened::Over(error));
+        }
+    };
     if connection.moment() != forward.moment {
-        still_admitted(connection, head, forward.source).map_err(NotOpened::Revoked)?;
+        let revoked = |reason| NotOpened::Over(ExchangeError::Revoked(reason));
+        still_admitted(connection, head, forward.source).map_err(revoked)?;
     }
+    let Opened { stream, path, place } = opened;
     let (source, buffer) = (forward.source, connection.buffer());
     Ok(Paired { stream, path, place, source, buffer, reused: false })
 }
 
-/// Whether the request is sent again after a try that ended so.
-fn may_retry(forward: &Forward, error: &ExchangeError, progress: &Progress) -> bool {
-    error.failure().is_some_and(|failure| forward.retries.may_follow(failure, progress.told()))
+/// Waits before the next try, unless something ends the exchange meanwhile.
+async fn pause(
+    connection: &Connection,
+    forward: &mut Forward,
+    head: &[u8],
+    reader: &ReadHalf<'_>,
+    progress: &Progress,
+) -> Result<(), ExchangeError> {
+    let pause = forward.retries.take(connection);
+    tokio::select! {
+        biased;
+        error = exchange::cut_short_between(connection, forward, head, reader, progress) => Err(error),
+        () = tokio::time::sleep(pause) => Ok(()),
+    }
 }
 
 fn note_progress(connection: &Connection, flow: &mut OpenFlow, progress: &Progress) {

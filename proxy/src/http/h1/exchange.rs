@@ -249,6 +249,30 @@ async fn cut_short(connection: &Connection, forward: &Forward, head: &[u8], prog
     }
 }
 
+/// The same while there is no upstream. Nobody reads from the client then, so only its reset is seen; and a try's time begins with its
+/// upstream, that of the exchange with the end of its first request.
+pub(crate) async fn cut_short_between(
+    connection: &Connection,
+    forward: &Forward,
+    head: &[u8],
+    reader: &ReadHalf<'_>,
+    progress: &Progress,
+) -> ExchangeError {
+    let timed_out = async {
+        if progress.request_ended.get().is_none() {
+            return std::future::pending().await;
+        }
+        forward.limits.exceeded_as_a_whole(|| progress.moved(&forward.flow), || progress.request_ended.get()).await
+    };
+    tokio::select! {
+        biased;
+        error = withdrawn(connection, forward, head) => error,
+        reason = timed_out => ExchangeError::TimedOut(reason),
+        reason = connection.idle.told_at_work() => ExchangeError::TimedOut(reason),
+        error = reader.failed() => ExchangeError::Downstream(error),
+    }
+}
+
 /// Waits until the request may no longer go on, or the process ends.
 async fn withdrawn(connection: &Connection, forward: &Forward, head: &[u8]) -> ExchangeError {
     loop {

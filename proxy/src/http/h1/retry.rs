@@ -1,6 +1,8 @@
 //! What it takes to send an HTTP/1 request again: one without a body, or with one that came along with its head. Others
 //! stream, and a stream cannot be sent twice.
 
+use std::time::Duration;
+
 use super::buffer::Buffer;
 use super::decide::Forward;
 use super::request::RequestBody;
@@ -46,9 +48,9 @@ impl Retries {
         self.tries.may_follow(failure, told)
     }
 
-    /// Waits before the next try.
-    pub(super) async fn pause(&mut self, connection: &Connection) {
+    /// Takes the next try. Returns how long to wait before it.
+    pub(super) fn take(&mut self, connection: &Connection) -> Duration {
         connection.worker.flows.metrics().upstream_retry();
-        tokio::time::sleep(self.tries.take()).await;
+        self.tries.take()
     }
 }
