@@ -189,6 +189,11 @@ impl FlowConsumer {
         drain(&mut self.entries, batch, limit)
     }
 
+    /// Whether a ring fills up.
+    pub(super) fn is_pressed(&self) -> bool {
+        self.rings.iter().any(RingReceiver::is_pressed) || self.entries.iter().any(RingReceiver::is_pressed)
+    }
+
     /// The sockets of the access log.
     pub(crate) fn access_logs(&self) -> AccessLogs {
         self.access_logs.clone()

@@ -111,6 +111,11 @@ impl<T: Logged> RingReceiver<T> {
         there <= limit
     }
 
+    /// Whether it is full by a quarter, in items or in bytes: the flow thread should hurry then.
+    pub(super) fn is_pressed(&self) -> bool {
+        self.ring.slots() > self.ring.buffer().capacity() / 4 || self.load().bytes() > BYTES / 4
+    }
+
     pub(super) fn load(&self) -> RingLoad {
         RingLoad(Arc::clone(&self.passed))
     }

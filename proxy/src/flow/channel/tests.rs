@@ -159,6 +159,20 @@ fn the_wall_clock_is_extended_for_a_second() {
     assert_eq!(sender.wall_clock(later + CLOCK_AGE / 2), fresh + CLOCK_AGE / 2);
 }
 
+#[test]
+fn a_ring_is_pressed_when_a_quarter_of_it_is_taken() {
+    let (_metrics, workers) = Metrics::new(2);
+    let (senders, mut consumer) = channel(workers, 32);
+    for _ in 0..8 {
+        senders[1].send(boxed(Outcome::Forwarded));
+    }
+    assert!(!consumer.is_pressed());
+    senders[1].send(boxed(Outcome::Forwarded));
+    assert!(consumer.is_pressed());
+    assert_eq!(drain(&mut consumer).len(), 9);
+    assert!(!consumer.is_pressed());
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// A record that ends so, which a limit may have done.
