@@ -109,6 +109,12 @@ class Proxy:
                 seconds[tenant.group(1)] = seconds.get(tenant.group(1), 0) + value
         return seconds
 
+    def records_lost(self):
+        """Flow records so far that the log had no room for; 0 for a proxy that has none."""
+        if self.name == "envoy":
+            return 0
+        return sum(value for (name, _), value in self.metrics().items() if name == "tollgate_flow_records_lost_total")
+
     def stop(self):
         world.stop(self.process)
         if self.sender:

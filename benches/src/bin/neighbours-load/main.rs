@@ -19,6 +19,7 @@ mod connect;
 mod flood;
 mod frames;
 mod http1;
+mod punctual;
 mod streams;
 mod victim;
 
@@ -46,6 +47,8 @@ enum Role {
     Flood(flood::Options),
     /// New connections at a fixed rate, closed at once or kept.
     Connect(connect::Options),
+    /// Nothing but looking when it could not run though it should have.
+    Watch(punctual::Options),
     /// Downloads as fast as they go, or that are never read.
     Bulk(bulk::Options),
 }
@@ -90,6 +93,7 @@ fn main() -> anyhow::Result<()> {
             Role::Flood(options) => flood::run(options).await,
             Role::Connect(options) => connect::run(options).await,
             Role::Bulk(options) => bulk::run(options).await,
+            Role::Watch(options) => punctual::run(options).await,
         }
     })?;
     // By the clock that every process of the machine reads.

@@ -9,15 +9,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe::Receiver;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 
 use crate::http1::{Connection, Shape, connect, word};
+use crate::punctual::Timer;
 
 /// Requests under way at most; further ones wait, and their wait counts.
 const MAX_OPEN: usize = 512;
@@ -55,12 +53,14 @@ struct Victim {
     samples: RefCell<Vec<Value>>,
 }
 
-/// Prints `{"samples": [[due_us, latency_us, outcome], …]}`; `outcome` is a status or a word for why there is none.
+/// Prints `{"samples": [[due_us, latency_us, outcome], …], "first_due": …, "held_up": [[from, until], …]}`; `outcome` is a status
+/// or a word for why there is none, times are since the first was due, and that and the rest in seconds of the clock that all
+/// processes read.
 pub(crate) async fn run(options: Options) -> anyhow::Result<Value> {
     let interval = Duration::from_secs_f64(1.0 / options.rate);
     let count = (options.seconds.as_secs_f64() * options.rate) as u32;
-    let mut timer = ticker(interval)?;
-    let start = Instant::now() + interval;
+    let mut timer = Timer::every(interval)?;
+    let start = timer.due(0);
     let places = Semaphore::new(MAX_OPEN);
     let victim = Rc::new(Victim {
         options,
@@ -71,26 +71,19 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Value> {
     });
     let (mut tasks, mut sent) = (JoinSet::new(), 0);
     while sent < count {
-        timer.read_u64_le().await?;
-        while sent < count && start + interval * sent <= Instant::now() {
-            let (victim, due) = (Rc::clone(&victim), start + interval * sent);
+        timer.tick().await?;
+        while sent < count && timer.due(sent) <= Instant::now() {
+            let (victim, due) = (Rc::clone(&victim), timer.due(sent));
             tasks.spawn_local(async move { victim.one(start, due).await });
             sent += 1;
         }
     }
     while tasks.join_next().await.is_some() {}
-    Ok(json!({ "samples": victim.samples.take() }))
-}
-
-/// A timer that is exact to microseconds; the runtime's own is to a millisecond.
-///
-/// To the runtime it is a pipe: something to read from when it is ready.
-fn ticker(interval: Duration) -> anyhow::Result<Receiver> {
-    let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)?;
-    let every = Timespec { tv_sec: interval.as_secs() as i64, tv_nsec: interval.subsec_nanos().into() };
-    let setting = Itimerspec { it_interval: every, it_value: every };
-    rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &setting)?;
-    Ok(Receiver::from_owned_fd_unchecked(timer)?)
+    Ok(json!({
+        "samples": victim.samples.take(),
+        "first_due": timer.first_by_all(),
+        "held_up": timer.held_up(),
+    }))
 }
 
 impl Victim {
