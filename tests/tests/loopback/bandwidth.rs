@@ -303,7 +303,7 @@ fn no_stream_is_cut_off_for_another_that_is_held_back() {
     let (_upstream, address) = script::serve(python, &site, "h2_upstream.py", &[&site.ip().to_string()]);
     let ceiling = "ceilings: { bytes: { per_second: 16KiB, burst: 16KiB } }";
     let top = format!("tenants: {{ groups: [{{ name: busy, members: {{ endpoint_ids: [7] }}, {ceiling} }}] }}\n");
-    let options = Options { top, listener: "http: { stream_idle_timeout: 200ms }".into(), ..Options::default() };
+    let options = Options { top, listener: "http: { stream_idle_timeout: 1s }".into(), ..Options::default() };
     let proxy = Proxy::with(&site, address.parse().unwrap(), &options, &[usual(&site)]);
     let mut client = Peer::connect(proxy.http());
     client.send(CLIENT_START);
