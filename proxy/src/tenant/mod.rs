@@ -67,7 +67,12 @@ const REASONS: usize = Reason::ALL.len();
 /// What tests of other rooms need.
 #[cfg(test)]
 pub(crate) mod for_test {
-    use std::time::Instant;
+    use std::future::poll_fn;
+    use std::sync::Arc;
+    use std::task::Poll;
+    use std::time::{Duration, Instant};
+
+    use tollgate_schedule::{Account as Scheduled, Executor, GroupKey, Ledger, Share, SystemClock, Weight};
 
     use super::TenantId;
     use crate::lane::Cause;
@@ -85,6 +90,37 @@ pub(crate) mod for_test {
         for _ in 0..3 {
             commons.standing(TenantId::UNKNOWN).panics.note(TenantId::UNKNOWN, commons.since(Instant::now()));
         }
+        hold(account.scheduled());
+    }
+
+    /// Of a tenant that has no turn for a while after each poll, as beyond a ceiling of processor time.
+    struct Beyond(Arc<Scheduled>);
+
+    impl Ledger for Beyond {
+        fn open(&self, _: TenantId) -> (Arc<Scheduled>, Share) {
+            (Arc::clone(&self.0), Share { has_end: true, ..Share::of(Weight::new(1)) })
+        }
+
+        fn pay(&self, _: TenantId, _: u64) -> u64 {
+            1000
+        }
+    }
+
+    fn hold(account: Arc<Scheduled>) {
+        let executor = Executor::new(SystemClock::default(), Beyond(Arc::clone(&account)));
+        let group = executor.handle().group(GroupKey { tenant: TenantId::UNKNOWN, flow: 0 });
+        let busy = group.spawn(poll_fn(|context| {
+            context.waker().wake_by_ref();
+            Poll::<()>::Pending
+        }));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let mut turns = 0..1000;
+            while account.usage().held == 0 && turns.next().is_some() {
+                let _ = tokio::time::timeout(Duration::from_millis(1), executor.quantum()).await;
+            }
+        });
+        drop(busy);
     }
 }
 
