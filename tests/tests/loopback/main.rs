@@ -16,6 +16,7 @@ mod descriptors;
 mod fairness;
 mod first_policy;
 mod forwarded_proto;
+mod h1_memory;
 mod h2_floods;
 mod h2_limits;
 mod h2_memory;

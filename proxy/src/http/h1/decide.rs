@@ -19,7 +19,7 @@ use crate::http::respond::LocalReply;
 use crate::listener::connection::Connection;
 use crate::listener::judge::Admitted;
 use crate::reason::Reason;
-use crate::tenant::Head;
+use crate::tenant::{Charged, Head};
 
 /// What is to be done with a request.
 #[derive(Debug)]
@@ -39,6 +39,8 @@ pub(crate) struct Forward {
     pub(crate) rewritten: Option<Rewritten>,
     pub(crate) body: RequestBody,
     pub(crate) trailers: Vec<Vec<u8>>,
+    /// What these two take of memory.
+    pub(crate) _beside_head: Option<Charged>,
     pub(crate) version: Version,
     /// The method is HEAD, so that no response has a body.
     pub(crate) to_head: bool,
@@ -173,12 +175,16 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
             let Admitted { permit, edits, source, .. } = admitted;
             let request_id = request.new_request_id(config.http.request_id, &edits);
             write_log(&flow, None, &edits, request_id.as_ref());
+            let rewritten = request.rewritten(head, &edits, request_id.as_ref());
+            let trailers =
+                if request.body == RequestBody::Chunked { trailers(connection, request) } else { Vec::new() };
             Decision::Forward(Box::new(Forward {
                 permit,
                 flow,
-                rewritten: request.rewritten(head, &edits, request_id.as_ref()),
+                _beside_head: charge_beside_head(connection, rewritten.as_ref(), &trailers),
+                rewritten,
                 body: request.body,
-                trailers: if request.body == RequestBody::Chunked { trailers(connection, request) } else { Vec::new() },
+                trailers,
                 version: request.version,
                 to_head,
                 websocket: request.websocket,
@@ -200,6 +206,13 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
             reply(flow, local, reason)
         }
     }
+}
+
+/// Puts what is made of a head and kept beside it on the account.
+fn charge_beside_head(connection: &Connection, rewritten: Option<&Rewritten>, trailers: &[Vec<u8>]) -> Option<Charged> {
+    let names = trailers.iter().map(|name| size_of::<Vec<u8>>() + name.capacity());
+    let bytes = rewritten.map_or(0, Rewritten::memory) + names.sum::<usize>();
+    (bytes > 0).then(|| connection.payer.hold_for_a_while(bytes))
 }
 
 /// Trailer fields that may pass: those that were announced, are called as the listener allows, and that no rule looks for among the header fields, where a

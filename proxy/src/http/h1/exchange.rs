@@ -462,6 +462,7 @@ impl ResponseReceiver<'_> {
         self.log(head.status, &buffer.filled()[..length]);
         if ending && !head.close {
             let edited = with_close(&buffer.filled()[..length]);
+            let _held = self.connection.payer.hold_for_a_while(edited.capacity()); // until the client takes it
             writer.write_all(&edited).await.map_err(ExchangeError::Downstream)?;
             writer.write_all(&buffer.filled()[length..length + body]).await.map_err(ExchangeError::Downstream)?;
         } else {

@@ -13,6 +13,13 @@ use crate::http::request_id::{self, RequestId};
 /// A head to send. May hold secrets, so printing it shows nothing of it.
 pub(crate) struct Rewritten(Vec<u8>);
 
+impl Rewritten {
+    /// Bytes of memory that it takes.
+    pub(crate) fn memory(&self) -> usize {
+        self.0.capacity()
+    }
+}
+
 impl Deref for Rewritten {
     type Target = [u8];
 
