@@ -11,7 +11,7 @@ use tollgate_tests::site::Site;
 use tollgate_tests::upstream::Upstream;
 use tollgate_tests::wait::until;
 
-use super::memory::{GREEDY, MIB, NEIGHBOUR, connect, held, settle, shown, start};
+use super::memory::{GREEDY, MIB, NEIGHBOUR, connect, held, settle, shown, start, start_with};
 
 /// Clients of the greedy tenant.
 const CLIENTS: usize = 8;
@@ -170,6 +170,127 @@ fn trailers_that_wait_for_a_window_are_on_the_account() {
         assert_eq!(count(client, 1, STREAMS), 2 * STREAMS);
     }
     until("as much as before", || (held(&proxy, "greedy") <= before).then_some(()));
+}
+
+/// A body of 10,000 bytes and trailers behind it.
+fn body_and_trailers(peer: &mut Peer, stream: u32, _: bool) {
+    let _ = peer.try_send([headers(stream, false, b"\x88"), frame(0, 0, stream, &[b'b'; 10_000])].concat());
+    let _ = peer.try_send(headers(stream, true, &block(b"")));
+}
+
+#[test]
+fn trailers_behind_a_body_that_is_paced_are_on_the_account() {
+    let site = Site::new();
+    let upstream = upstream(&site, b"", body_and_trailers);
+    // One body of all goes at once, and the others wait for longer than any test does.
+    let ceiling = "ceilings: { bytes: { per_second: 1KiB, burst: 16KiB } }";
+    let mut proxy = start(&site, upstream.address(), ceiling);
+    let least = STREAMS as usize * (HEAD.0 + 5000);
+    let (clients, before, after, grown) = hold(&site, &mut proxy, b"", &asked(), least);
+    assert_counted(before, after, grown);
+    drop(clients);
+    until("nothing to be held", || (held(&proxy, "greedy") == 0).then_some(()));
+}
+
+#[test]
+fn trailers_come_behind_a_body_that_is_paced() {
+    let site = Site::new();
+    let upstream = upstream(&site, b"", body_and_trailers);
+    let ceiling = "ceilings: { bytes: { per_second: 256KiB, burst: 16KiB } }";
+    let proxy = start(&site, upstream.address(), ceiling);
+    let mut client = served(&site, &proxy, GREEDY, b"");
+    client.send(frame(8, 0, 0, &[0x7f, 0xff, 0, 0]));
+    client.send(asked());
+    let (mut body, mut trailers, mut left) = (0, 0, STREAMS);
+    while left > 0 {
+        let (kind, flags, _, payload) = next_frame(&mut client).expect("the connection goes on");
+        body += if kind == 0 { payload.len() } else { 0 };
+        if kind == 1 && flags & 1 != 0 {
+            left -= 1;
+            trailers += payload.len();
+        }
+        trailers += if kind == 9 { payload.len() } else { 0 };
+    }
+    // The last CONTINUATION frames may be on their way.
+    assert_eq!(body, STREAMS as usize * 10_000);
+    assert!(trailers > (STREAMS - 1) as usize * HEAD.0 * 3 / 4, "{trailers}");
+    assert!(shown(&proxy, "greedy", "paced").as_u64().unwrap() > 0);
+}
+
+#[test]
+fn bodies_that_are_kept_for_another_try_are_on_the_account() {
+    const BODY: usize = 12_000;
+    let site = Site::new();
+    // Takes all, and answers when it is asked for something else.
+    let upstream = upstream(&site, b"", |_, _, _| {});
+    let listener = "reason_header: true, http: { retries: 3 }";
+    let mut proxy = start_with(&site, upstream.address(), "weight: 1", listener);
+    let asked: Vec<u8> = (0..STREAMS).flat_map(|n| post(2 * n + 3, &[&[b'b'; BODY]], true)).collect();
+    let (clients, before, after, grown) = hold(&site, &mut proxy, b"", &asked, STREAMS as usize * BODY);
+    assert_counted(before, after, grown);
+    drop(clients);
+    until("nothing to be held", || (held(&proxy, "greedy") == 0).then_some(()));
+}
+
+/// A request with a body, in so many frames. The policy allows no method but GET.
+fn post(stream: u32, body: &[&[u8]], ends: bool) -> Vec<u8> {
+    let field = literal("x", 3 * SPECIAL);
+    let head = headers(stream, false, &[&b"\x82\x86\x01\x01a\x04\x08/allowed"[..], &field].concat());
+    let frames =
+        body.iter().enumerate().map(|(n, piece)| frame(0, u8::from(ends && n + 1 == body.len()), stream, piece));
+    [head].into_iter().chain(frames).collect::<Vec<_>>().concat()
+}
+
+/// What a client may still send: RFC 9113 section 5.2.
+struct Windows {
+    connection: usize,
+    stream: usize,
+}
+
+impl Windows {
+    /// Sends on a stream, in so large a frame, once the windows allow it.
+    fn send(&mut self, client: &mut Peer, stream: u32, bytes: &[u8]) {
+        while self.connection.min(self.stream) < bytes.len() {
+            let (kind, _, of, payload) = next_frame(client).expect("the connection goes on");
+            if kind == 8 {
+                let more = u32::from_be_bytes(payload.try_into().unwrap()) as usize;
+                *(if of == 0 { &mut self.connection } else { &mut self.stream }) += more;
+            }
+        }
+        self.connection -= bytes.len();
+        self.stream -= bytes.len();
+        client.send(frame(0, 0, stream, bytes));
+    }
+}
+
+/// Each would keep what was read together with it.
+#[test]
+fn small_pieces_that_wait_take_no_more_than_they_count() {
+    const PIECES: usize = 2000;
+    let site = Site::new();
+    // No window for streams but the first of those, which takes all.
+    let upstream = upstream(&site, &[0, 4, 0, 0, 0, 0], |peer, stream, _| {
+        if stream == 3 {
+            peer.send(frame(8, 0, stream, &[0, 0, 0xff, 0xff]));
+        }
+    });
+    let mut proxy = start(&site, upstream.address(), "weight: 1");
+    let mut client = served(&site, &proxy, GREEDY, b"");
+    let mut windows = Windows { connection: 1 << 20, stream: 256 << 10 };
+    client.send(post(3, &[], false));
+    client.send(post(5, &[], false));
+    windows.send(&mut client, 3, b"begins");
+    let (before, counted) = (settle(&site, &mut proxy), held(&proxy, "greedy"));
+    for _ in 0..PIECES {
+        client.send(frame(0, 0, 5, b"x"));
+        windows.connection -= 1;
+        windows.send(&mut client, 3, &[b'y'; 8000]);
+    }
+    until("what waits", || (held(&proxy, "greedy") > counted + PIECES as u64 * 300).then_some(()));
+    let grown = settle(&site, &mut proxy).saturating_sub(before);
+    let counted = held(&proxy, "greedy") - counted;
+    println!("{counted} bytes are on the account, the process grew by {grown}");
+    assert!(grown < counted + MIB, "{counted} of {grown}");
 }
 
 /// Bytes of a request's body, as it comes and as it has to arrive.

@@ -52,9 +52,14 @@ fn policy(site: &Site, endpoint: u8) -> NetworkPolicy {
 
 /// A proxy whose group `greedy` has this ceiling.
 pub(super) fn start(site: &Site, upstream: SocketAddr, settings: &str) -> Proxy {
+    start_with(site, upstream, settings, &Options::default().listener)
+}
+
+/// The same with more keys of the listener.
+pub(super) fn start_with(site: &Site, upstream: SocketAddr, settings: &str, listener: &str) -> Proxy {
     let group = format!("{{ name: greedy, members: {{ endpoint_ids: [{GREEDY}] }}, {settings} }}");
     let top = format!("tenants: {{ groups: [{group}] }}");
-    let options = Options { direction: "egress", top, ..Options::default() };
+    let options = Options { direction: "egress", top, listener: listener.to_owned(), ..Options::default() };
     Proxy::with(site, upstream, &options, &[policy(site, GREEDY), policy(site, NEIGHBOUR)])
 }
 

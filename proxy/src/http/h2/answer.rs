@@ -68,6 +68,8 @@ pub(super) async fn answer(
         return Err(Broken::ServerError(status));
     }
     progress.answers(status, shared);
+    // The client is about to be told; what was kept for another try goes before a long answer comes.
+    retries.give_up();
     shared.budget.answered();
     flow.log_response(status, |log| {
         parts.headers.iter().for_each(|(name, value)| log.push(name.as_str().as_bytes(), value.as_bytes()));

@@ -6,6 +6,7 @@
 mod answer;
 mod budget;
 mod connection;
+mod detach;
 mod driver;
 mod frames;
 mod held;

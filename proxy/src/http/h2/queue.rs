@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
+use h2::SendStream;
 use http::HeaderMap;
 
 use super::request::size_of_fields;
@@ -21,6 +22,9 @@ const LEAST: usize = 4 * 1024;
 const EASY: usize = 16 * 1024;
 /// What `h2` needs for each piece. Measured.
 const PIECE: usize = 384;
+/// Bytes from which a piece keeps what `h2` has read it into, which takes 8 KiB, or as much as the largest frame that it was
+/// made for.
+const SMALL: usize = 8 * 1024;
 /// Bytes of heads and trailers that a connection may have queued for a peer that does not read.
 const HEADS: usize = 256 * 1024;
 
@@ -188,16 +192,27 @@ impl Queue {
         })
     }
 
-    /// A piece of a body that is about to be queued.
-    pub(super) fn piece(self: &Rc<Self>, bytes: Bytes) -> Piece {
+    /// A piece of a body that is about to be queued. A small one is copied: else it would keep what the socket was read into,
+    /// many times its size.
+    pub(super) fn piece(self: &Rc<Self>, mut bytes: Bytes) -> Piece {
+        if bytes.len() < SMALL {
+            bytes = Bytes::copy_from_slice(&bytes);
+        }
         let charged = bytes.len() + PIECE;
         self.held.set(self.held.get() + charged);
         self.way.take(charged);
         Piece { bytes, charge: Some((Rc::clone(self), charged)) }
     }
 
-    /// Notes that trailers were queued behind all pieces that [count](charge_of) so much.
-    pub(super) fn queue_trailers(&self, bytes: usize) {
+    /// Trailers that are to be queued behind all pieces.
+    pub(super) fn trailers(self: &Rc<Self>, fields: HeaderMap) -> Trailers {
+        let charge = charge_of(&fields);
+        self.way.take(charge);
+        Trailers { fields, charge, queue: Rc::clone(self) }
+    }
+
+    /// Notes that trailers were queued that [count](charge_of) so much.
+    fn queue_trailers(&self, bytes: usize) {
         self.way.take(bytes);
         self.trailers.set(bytes);
         self.follow_pieces();
@@ -247,6 +262,32 @@ impl Queue {
         {
             writer.wake();
         }
+    }
+}
+
+/// Trailers that wait until all pieces before them are queued. They count until they are, or are dropped.
+#[derive(Debug)]
+pub(super) struct Trailers {
+    fields: HeaderMap,
+    charge: usize,
+    queue: Rc<Queue>,
+}
+
+impl Trailers {
+    /// Queues them.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    pub(super) fn send(mut self, stream: &mut SendStream<Piece>) -> Result<(), h2::Error> {
+        stream.send_trailers(std::mem::take(&mut self.fields))?;
+        self.queue.queue_trailers(self.charge);
+        Ok(())
+    }
+}
+
+impl Drop for Trailers {
+    fn drop(&mut self) {
+        self.queue.way.give_back(self.charge);
     }
 }
 

@@ -2,12 +2,14 @@
 //! for, nothing is kept.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::config::RouteLimits;
 use crate::http::retry::{Failure, Tries};
+use crate::tenant::{Charged, Payer};
 
 /// Longest body that is kept, in bytes: as much as HTTP/1 reads at once.
 const MAX_BODY: usize = 16 * 1024;
@@ -16,8 +18,24 @@ const MAX_BODY: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Retries {
     tries: Cell<Tries>,
-    body: RefCell<Vec<u8>>,
+    body: RefCell<Kept>,
     known: Cell<Known>,
+}
+
+/// What is kept of a body.
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    /// On whose account it is.
+    charge: Option<Charged>,
+}
+
+impl Kept {
+    fn count(&mut self) {
+        if let Some(charge) = &mut self.charge {
+            charge.set(self.bytes.capacity());
+        }
+    }
 }
 
 /// How much of the body is known.
@@ -40,15 +58,24 @@ impl Retries {
         Self { tries: Cell::new(Tries::of(limits)), body: RefCell::default(), known: Cell::new(known) }
     }
 
+    /// Keeps what it keeps on the account of `payer`.
+    pub(super) fn on_account(self, payer: &Rc<Payer>) -> Self {
+        if self.tries.get().are_left() {
+            self.body.borrow_mut().charge = Some(payer.hold_for_a_while(0));
+        }
+        self
+    }
+
     /// Keeps a piece of the body that is about to be sent, or lets go of all when that is too much.
     pub(super) fn keep(&self, piece: &[u8], last: bool) {
         if self.tries.get().are_left() {
             let mut body = self.body.borrow_mut();
-            if body.len() + piece.len() > MAX_BODY {
+            if body.bytes.len() + piece.len() > MAX_BODY {
                 drop(body);
                 return self.give_up();
             }
-            body.extend_from_slice(piece);
+            body.bytes.extend_from_slice(piece);
+            body.count();
             self.known.set(if last { Known::Whole } else { Known::Part });
         }
     }
@@ -56,12 +83,13 @@ impl Retries {
     /// Sends nothing again.
     pub(super) fn give_up(&self) {
         self.tries.set(Tries::default());
-        self.body.take();
+        self.known.set(Known::Part);
+        drop(self.body.take());
     }
 
     /// The whole body, where it was sent before.
     pub(super) fn body(&self) -> Option<Bytes> {
-        (self.known.get() == Known::Whole).then(|| Bytes::copy_from_slice(&self.body.borrow()))
+        (self.known.get() == Known::Whole).then(|| Bytes::copy_from_slice(&self.body.borrow().bytes))
     }
 
     /// Whether a try that failed so is followed by another; see [`Tries::may_follow`].
@@ -111,10 +139,10 @@ mod tests {
         let retries = retries(false);
         retries.keep(&[0; MAX_BODY], false);
         retries.keep(b"", false);
-        assert_eq!(retries.body.borrow().len(), MAX_BODY);
+        assert_eq!(retries.body.borrow().bytes.len(), MAX_BODY);
         retries.keep(b"x", true);
         assert_eq!((may_follow(&retries), retries.body()), ((false, false), None));
-        assert_eq!(retries.body.borrow().capacity(), 0);
+        assert_eq!(retries.body.borrow().bytes.capacity(), 0);
     }
 
     #[test]
@@ -122,6 +150,6 @@ mod tests {
         let retries = Retries::of(&RouteLimits::default(), false);
         retries.keep(b"one", true);
         assert_eq!((may_follow(&retries), retries.body()), ((false, false), None));
-        assert_eq!(retries.body.borrow().capacity(), 0);
+        assert_eq!(retries.body.borrow().bytes.capacity(), 0);
     }
 }

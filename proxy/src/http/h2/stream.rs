@@ -14,10 +14,11 @@ use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
 use super::answer::answer;
 use super::connection::{EndIfPanicked, Shared};
+use super::detach::detach;
 use super::held::HeldBack;
 use super::incoming::Incoming;
 use super::queue::{Ahead, Piece, Queue};
-use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show, size_of_head};
+use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show};
 use super::retry::Retries;
 use super::transfer::{Sink, TransferError, transfer};
 use crate::flow::{Fields, HttpRecord, Meter, OpenFlow, Outcome, Protocol};
@@ -41,8 +42,8 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
     let _panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
     let _work = connection.idle.work();
     let config = &connection.listener.config;
-    let (parts, body) = request.into_parts();
-    let _held = connection.payer.hold_for_a_while(STREAM + size_of_head(&parts));
+    let (mut parts, body) = request.into_parts();
+    let _held = connection.payer.hold_for_a_while(STREAM + detach(&mut parts));
     let present = connection.present();
     let mut flow = present.open_flow(Protocol::Http2, std::time::Instant::now());
     let reply_to = |reason: Reason, grpc| LocalReply::refusal(reason, grpc, &config.denied_body, config.reason_header);
@@ -101,7 +102,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
     let request_id = new_request_id(&head.parts.headers, &edits, config.http.request_id);
     write_log(&flow, None, &edits, request_id.as_ref());
     let limits = config.http.limits_of(head.is_grpc());
-    let retries = Retries::of(limits, body.is_end_stream());
+    let retries = Retries::of(limits, body.is_end_stream()).on_account(&connection.payer);
     let limits = TimeLimits::of(limits, head.parts.headers.get("grpc-timeout").map(HeaderValue::as_bytes));
     let mut exchange = Exchange {
         shared: &shared,

@@ -10,7 +10,7 @@ use h2::{Reason, SendStream};
 use http::HeaderName;
 
 use super::incoming::Incoming;
-use super::queue::{Piece, Queue, charge_of};
+use super::queue::{Piece, Queue, Trailers};
 use super::retry::Retries;
 use crate::flow::Meter;
 use crate::http::h1::FORBIDDEN_TRAILERS;
@@ -43,6 +43,16 @@ pub(super) struct Sink<'a> {
     held: VecDeque<Piece>,
 }
 
+/// How a body ends.
+enum End {
+    /// With its last bytes.
+    WithBytes,
+    /// With these fields behind them.
+    Trailers(Trailers),
+    /// With nothing behind them.
+    Alone,
+}
+
 /// What happened to a body.
 enum Step {
     /// More of it came, or its end.
@@ -65,9 +75,9 @@ pub(super) async fn transfer(
 ) -> Result<(), TransferError> {
     // Bytes that were queued and not yet given back to the sender's window.
     let mut owed = 0;
-    // Nothing more will come, and whether its end was with the last bytes.
-    let mut ended = None;
-    let ends_with_bytes = loop {
+    // Once nothing more will come.
+    let mut end = None;
+    let end = loop {
         tollgate_schedule::rest().await;
         let step = poll_fn(|cx| {
             if owed > 0 && to.queue.poll_room(cx).is_ready() {
@@ -76,7 +86,7 @@ pub(super) async fn transfer(
             if to.poll_turn(cx).is_ready() {
                 return Poll::Ready(Ok(Step::Turn));
             }
-            if ended.is_none()
+            if end.is_none()
                 && let Poll::Ready(chunk) = from.poll_data(cx)
             {
                 return Poll::Ready(Ok(Step::Came(chunk)));
@@ -93,7 +103,7 @@ pub(super) async fn transfer(
                 if let Some(kept) = kept {
                     kept.keep(&chunk, last);
                 }
-                ended = last.then_some(true);
+                end = last.then_some(End::WithBytes);
                 if to.holds(&chunk) {
                     to.hold(chunk);
                     continue;
@@ -102,16 +112,32 @@ pub(super) async fn transfer(
                 to.send(chunk, last)?;
             }
             Step::Came(Some(Err(error))) => return Err(TransferError::Source(reset_code(&error))),
-            Step::Came(None) => ended = Some(false),
-            Step::Turn => owed += to.pass_on(ended == Some(true))?,
+            Step::Came(None) => end = Some(behind_bytes(from, &to.queue, &dropped, kept).await?),
+            Step::Turn => owed += to.pass_on(matches!(end, Some(End::WithBytes)))?,
         }
-        if let Some(ends_with_bytes) = ended.filter(|_| to.held.is_empty()) {
-            break ends_with_bytes;
+        if to.held.is_empty()
+            && let Some(end) = end.take()
+        {
+            break end;
         }
     };
-    if ends_with_bytes {
-        return to.until_taken().await;
+    match end {
+        End::WithBytes => Ok(()),
+        End::Trailers(trailers) => trailers.send(to.stream),
+        End::Alone => to.stream.send_data(Piece::uncharged(Bytes::new()), true),
     }
+    .map_err(|_| TransferError::Sink)?;
+    to.until_taken().await
+}
+
+/// What ends a body that has no more bytes. It is there already, and taken out of `h2`, where nobody would count it while bytes
+/// wait for their turn.
+async fn behind_bytes(
+    from: &mut Incoming,
+    queue: &Rc<Queue>,
+    dropped: impl Fn(&HeaderName) -> bool,
+    kept: Option<&Retries>,
+) -> Result<End, TransferError> {
     match from.trailers().await {
         Ok(Some(mut trailers)) => {
             if let Some(kept) = kept {
@@ -121,19 +147,16 @@ pub(super) async fn transfer(
             FORBIDDEN_TRAILERS.iter().for_each(|name| drop(trailers.remove(*name)));
             let names: Vec<HeaderName> = trailers.keys().filter(|name| dropped(name)).cloned().collect();
             names.into_iter().for_each(|name| drop(trailers.remove(name)));
-            let charge = charge_of(&trailers);
-            to.stream.send_trailers(trailers).map(|()| to.queue.queue_trailers(charge))
+            Ok(End::Trailers(queue.trailers(trailers)))
         }
         Ok(None) => {
             if let Some(kept) = kept {
                 kept.keep(b"", true);
             }
-            to.stream.send_data(Piece::uncharged(Bytes::new()), true)
+            Ok(End::Alone)
         }
-        Err(error) => return Err(TransferError::Source(reset_code(&error))),
+        Err(error) => Err(TransferError::Source(reset_code(&error))),
     }
-    .map_err(|_| TransferError::Sink)?;
-    to.until_taken().await
 }
 
 impl Drop for Sink<'_> {
