@@ -75,17 +75,11 @@ pub(crate) struct Local {
     /// When the present poll has used up its slice.
     pub(crate) slice_end: Cell<u64>,
     /// The processor time that the process may use, if anybody looks.
-    quota: Option<(Arc<Quota>, Box<dyn Alarm>)>,
+    quota: Option<Arc<Quota>>,
     /// Since when tasks wait for it.
     waits_since: Cell<Option<u64>>,
     /// Somebody is held whose release nobody waits for yet.
     held_anew: Cell<bool>,
-}
-
-/// Wakes an executor that waits for the quota of the process.
-pub trait Alarm {
-    /// Wakes the task of this context after so many nanoseconds, unless it is asked again before. Must not block.
-    fn wake_after(&self, context: &mut Context<'_>, nanoseconds: u64);
 }
 
 #[derive(Debug)]
@@ -106,14 +100,10 @@ impl Executor {
         Self::make(clock, ledger, None, None)
     }
 
-    /// The same, and it keeps to the quota of the process.
-    pub fn paced(
-        clock: impl Clock + 'static,
-        ledger: impl Ledger + 'static,
-        quota: Arc<Quota>,
-        alarm: impl Alarm + 'static,
-    ) -> Self {
-        Self::make(clock, ledger, Some((quota, Box::new(alarm))), None)
+    /// The same, and it keeps to the quota of the process: while that is used up, its thread sleeps now and then, for milliseconds
+    /// at most, and looks at nothing.
+    pub fn paced(clock: impl Clock + 'static, ledger: impl Ledger + 'static, quota: Arc<Quota>) -> Self {
+        Self::make(clock, ledger, Some(quota), None)
     }
 
     /// One that shares nothing: tasks run in the order of their wakes, whosever they are, so many between two turns of the event
@@ -125,7 +115,7 @@ impl Executor {
     fn make(
         clock: impl Clock + 'static,
         ledger: impl Ledger + 'static,
-        quota: Option<(Arc<Quota>, Box<dyn Alarm>)>,
+        quota: Option<Arc<Quota>>,
         plain: Option<Plain<Ready>>,
     ) -> Self {
         let (overhead, _) = ledger.open(TenantId::OVERHEAD);
@@ -304,11 +294,13 @@ impl Local {
         let booked = self.meter.borrow_mut().pause(now, &*self.clock);
         self.fair.borrow_mut().pass(booked.beside);
         let idle = self.fair.borrow().is_idle();
-        if let Some((quota, alarm)) = &self.quota {
+        if let Some(quota) = &self.quota {
             quota.work(booked.all);
             if over && !idle {
                 self.waits_since.set(self.waits_since.get().or(Some(now)));
-                alarm.wake_after(context, pace.wait);
+                // Nothing that comes meanwhile could run much sooner, and to be woken for each of it costs what is short.
+                quota.nap(pace);
+                return Poll::Ready(());
             }
         }
         if self.held_anew.take() || (!over && !idle) {
@@ -342,7 +334,7 @@ impl Local {
 
     /// Whose turn may come as far as the quota of the process goes.
     fn pace(&self, now: u64) -> Pace {
-        let Some((quota, _)) = &self.quota else { return Pace::FREE };
+        let Some(quota) = &self.quota else { return Pace::FREE };
         let is_set = quota.is_set();
         self.fair.borrow_mut().set_sparing(is_set);
         self.meter.borrow_mut().settle_often(is_set);

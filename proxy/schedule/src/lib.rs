@@ -30,7 +30,7 @@ use std::num::NonZeroU32;
 
 pub use account::{Account, DELAY_BOUNDS, SLOW_POLL, Usage};
 pub use clock::{Clock, SystemClock};
-pub use executor::{Alarm, Executor, Handle, QUANTUM};
+pub use executor::{Executor, Handle, QUANTUM};
 pub use meter::Ledger;
 pub use quota::{Allowance, ProcessClock, Quota, SystemProcessClock};
 pub use reserve::Part;

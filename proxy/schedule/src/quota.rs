@@ -2,20 +2,33 @@
 //!
 //! A control group that has used up its quota is stopped by the kernel until the next period begins, all threads of it: whoever
 //! keeps a worker busy for half of each period has everybody wait for the other half. So the workers keep below the quota by
-//! themselves, a slice at a time: a bucket that time fills and every thread of the process empties. While it is empty nobody's
+//! themselves, some hundred microseconds at a time: a bucket that time fills and every thread of the process empties. While it is empty nobody's
 //! turn comes, but for those who have rested (`fair.rs`), who may empty it a little further.
+//!
+//! A worker of which nobody's turn may come sleeps, and what happens to its sockets meanwhile it sees afterwards, all at once. If each
+//! event woke it, that would be most of what it does with a small quota: to be woken costs some microseconds, a quarter of a request.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-use crate::slice::SLICE;
-
 /// What a quota may be full of, and how far those who have rested may go beyond: thousandths of what it gives in a period. Added to
 /// what is aimed at, that must be less than all of it.
-const BURST: u64 = 25;
-const DEPTH: u64 = 25;
+const BURST: u64 = 20;
+const DEPTH: u64 = 10;
+/// Nor may more be aimed at.
+const MOST_AIM: u32 = 1000 - (BURST + DEPTH) as u32;
+/// A worker that waits does so until what the quota gives in so many nanoseconds has come together: whoever has a request meanwhile
+/// waits for half of that, on average, with half a processor.
+const ROUND: u64 = 600_000;
+/// Or at least so many nanoseconds of processor time: with less, a small quota would go into falling asleep and into being cold
+/// afterwards, which costs some 30 us where it was measured (a virtual machine whose processor had nothing else to do).
+const LEAST_PORTION: u64 = 180_000;
+/// For so long it sleeps at most: the quota can be changed meanwhile, or the process be told to end.
+const LONGEST_NAP: u64 = 5_000_000;
 /// The bucket is not looked at more often, in nanoseconds of time: a look is a system call.
 const LOOK: u64 = 50_000;
 /// It is looked at as often at least, in nanoseconds of time.
@@ -32,6 +45,9 @@ pub trait ProcessClock: Send + Sync {
 
     /// Processor time of all threads of the process, in nanoseconds. A system call.
     fn process_cpu(&self) -> u64;
+
+    /// The calling thread does nothing for so many nanoseconds, or a little longer.
+    fn sleep(&self, nanoseconds: u64);
 }
 
 /// The system's.
@@ -46,6 +62,10 @@ impl ProcessClock for SystemProcessClock {
     fn process_cpu(&self) -> u64 {
         nanoseconds(clock_gettime(ClockId::ProcessCPUTime))
     }
+
+    fn sleep(&self, nanoseconds: u64) {
+        thread::sleep(Duration::from_nanos(nanoseconds));
+    }
 }
 
 pub(crate) fn nanoseconds(time: Timespec) -> u64 {
@@ -59,7 +79,7 @@ pub struct Allowance {
     pub cpu: u64,
     /// In nanoseconds; at least 1.
     pub period: u64,
-    /// Thousandths of it that are aimed at: up to 950.
+    /// Thousandths of it that are aimed at: up to 970.
     pub aim: u32,
 }
 
@@ -69,10 +89,10 @@ pub struct Quota {
     /// Time in which a nanosecond of processor time is paid, in parts of [`ONE`]. 0 without a quota.
     price: AtomicU64,
     /// All of these are time, in nanoseconds: how long the bucket takes to be full, to fill as far as it may be overdrawn, to
-    /// gather a slice, and the period.
+    /// gather what a worker waits for, and the period.
     burst: AtomicU64,
     depth: AtomicU64,
-    slice: AtomicU64,
+    portion: AtomicU64,
     period: AtomicU64,
     /// When what was used so far is paid. Before, the bucket is overdrawn.
     paid_at: AtomicU64,
@@ -110,12 +130,12 @@ pub(crate) enum Turns {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pace {
     pub(crate) turns: Turns,
-    /// When others may have theirs, in nanoseconds from now. 0 for everybody.
-    pub(crate) wait: u64,
+    /// For how long to sleep if none of those can run, in nanoseconds. 0 for everybody.
+    pub(crate) nap: u64,
 }
 
 impl Pace {
-    pub(crate) const FREE: Self = Self { turns: Turns::Everybody, wait: 0 };
+    pub(crate) const FREE: Self = Self { turns: Turns::Everybody, nap: 0 };
 }
 
 impl Quota {
@@ -126,7 +146,7 @@ impl Quota {
             price: AtomicU64::default(),
             burst: AtomicU64::default(),
             depth: AtomicU64::default(),
-            slice: AtomicU64::default(),
+            portion: AtomicU64::default(),
             period: AtomicU64::default(),
             paid_at: AtomicU64::default(),
             looked_at: AtomicU64::default(),
@@ -144,13 +164,14 @@ impl Quota {
             self.price.store(0, Ordering::Relaxed);
             return;
         };
-        let aimed = u128::from(cpu) * u128::from(aim.clamp(1, 950)) / 1000;
+        let aimed = u128::from(cpu) * u128::from(aim.clamp(1, MOST_AIM)) / 1000;
         let price = narrow(u128::from(period) * u128::from(ONE) / aimed.max(1)).max(1);
         let part = |thousandths: u64| narrow(u128::from(cpu) * u128::from(thousandths) / 1000);
         let store = |cell: &AtomicU64, used: u64| cell.store(time_of(used, price), Ordering::Relaxed);
         store(&self.burst, part(BURST));
         store(&self.depth, part(DEPTH));
-        store(&self.slice, SLICE.min(part(BURST) / 2));
+        let of_a_round = narrow(aimed * u128::from(ROUND) / u128::from(period.max(1)));
+        store(&self.portion, of_a_round.max(LEAST_PORTION).min(part(BURST)));
         self.period.store(period, Ordering::Relaxed);
         if self.price.swap(price, Ordering::Relaxed) == 0 {
             // What was used before is not owed.
@@ -179,12 +200,17 @@ impl Quota {
         }
     }
 
+    /// The thread sleeps.
+    pub(crate) fn nap(&self, pace: Pace) {
+        self.clock.sleep(pace.nap);
+    }
+
     /// Tasks had to wait for so long.
     pub(crate) fn wait(&self, nanoseconds: u64) {
         self.waited.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
-    /// Whose turn may come on a thread. One that is `waiting` waits until a slice has come together.
+    /// Whose turn may come on a thread. One that is `waiting` waits until enough has come together.
     pub(crate) fn look(&self, waiting: bool) -> Pace {
         let price = self.price.load(Ordering::Relaxed);
         if price == 0 {
@@ -199,18 +225,15 @@ impl Quota {
             self.count(now, price);
         }
         let paid_at = self.paid_at.load(Ordering::Relaxed);
-        let wanted = if waiting { self.slice.load(Ordering::Relaxed) } else { 0 };
-        if paid_at.saturating_add(wanted) <= now {
+        let portion = self.portion.load(Ordering::Relaxed);
+        // Half of it will do, when it has slept: what it used beyond the last one, and others meanwhile, is in there, too.
+        let enough = portion / 2;
+        if paid_at.saturating_add(if waiting { enough } else { 0 }) <= now {
             return Pace::FREE;
         }
         let overdrawn = paid_at.saturating_sub(now);
-        let slice = self.slice.load(Ordering::Relaxed);
-        match overdrawn.checked_sub(self.depth.load(Ordering::Relaxed)) {
-            None | Some(0) => {
-                Pace { turns: Turns::Spared, wait: (paid_at.saturating_add(slice).saturating_sub(now)).max(1) }
-            }
-            Some(beyond) => Pace { turns: Turns::Nobody, wait: beyond + slice / 2 + 1 },
-        }
+        let turns = if overdrawn < self.depth.load(Ordering::Relaxed) { Turns::Spared } else { Turns::Nobody };
+        Pace { turns, nap: portion.max(overdrawn.saturating_add(enough)).clamp(1, LONGEST_NAP) }
     }
 
     /// Takes out of the bucket what was used since the last look.

@@ -23,9 +23,7 @@ use crate::listener::serving::{CUT, Command, Serving};
 use crate::metrics::Chore;
 use crate::readiness::Pending;
 use crate::tenant::Names;
-use crate::worker::{
-    Accounts, Alarm, ConnectionSlots, Groups, HeldBack, State, Waiting, Worker, keep_doing, run_tasks,
-};
+use crate::worker::{Accounts, ConnectionSlots, Groups, HeldBack, State, Waiting, Worker, keep_doing, run_tasks};
 
 /// How long a worker's turns on the processor are to be: the shortest that the kernel gives, and what one poll may take.
 const TURN: Duration = Duration::from_micros(100);
@@ -126,15 +124,11 @@ fn run(seed: Seed) -> io::Result<()> {
     let runtime = runtime.inspect_err(|error| {
         tracing::error!(%error, "a worker cannot start; raise the limit of open files");
     })?;
-    let pacing = seed.quota.clone().map(|quota| Ok((quota, Alarm::new(&runtime)?))).transpose();
-    let pacing = pacing.inspect_err(|error: &io::Error| {
-        tracing::error!(%error, "a worker has no timer; raise the limit of open files");
-    })?;
-    let fairness = seed.fairness;
+    let (fairness, quota) = (seed.fairness, seed.quota.clone());
     let accounts = Accounts { metrics: seed.flows.metrics().clone(), world: Arc::clone(&seed.world) };
     // Every task that is left is dropped then: their sockets close and their records are sent.
     let metrics = seed.flows.metrics().clone();
-    run_tasks(&runtime, fairness, accounts, pacing, |groups| serve(seed, groups)).ok_or_else(|| {
+    run_tasks(&runtime, fairness, accounts, quota, |groups| serve(seed, groups)).ok_or_else(|| {
         metrics.chore_panicked(Chore::Own);
         io::Error::other("its own task has panicked, which is a defect of this program")
     })

@@ -1,7 +1,6 @@
 //! A worker: one thread, one current-thread runtime, its own connections, buffers and counters. Nothing in here is shared
 //! with another worker but the world (read by one atomic load) and the process-wide connection count.
 
-mod alarm;
 mod chore;
 mod groups;
 mod held_back;
@@ -18,7 +17,6 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-pub(crate) use alarm::Alarm;
 pub(crate) use chore::keep_doing;
 pub(crate) use groups::Groups;
 pub(crate) use held_back::HeldBack;

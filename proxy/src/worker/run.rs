@@ -6,27 +6,27 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tollgate_schedule::{Account, Executor, Ledger, Part, Quota, Share, SystemClock, TenantId, Weight};
 
-use super::{Alarm, Groups};
+use super::Groups;
 use crate::control::WorldStore;
 use crate::metrics::Worker as Metrics;
 use crate::tenant;
 
 /// Runs the task that `main` makes until it ends, and meanwhile whatever it starts in the groups that it is given. What is left
-/// then is dropped. With `pacing` it keeps to the quota of the process. Without `fairness` tasks run in the order of their wakes, and
+/// then is dropped. With a `quota` of the process it keeps to it. Without `fairness` tasks run in the order of their wakes, and
 /// nothing is measured. None when the task panicked.
 pub(crate) fn run_tasks<F>(
     runtime: &Runtime,
     fairness: bool,
     accounts: Accounts,
-    pacing: Option<(Arc<Quota>, Alarm)>,
+    quota: Option<Arc<Quota>>,
     main: impl FnOnce(Groups) -> F,
 ) -> Option<F::Output>
 where
     F: Future<Output: 'static> + 'static,
 {
-    let executor = match pacing {
+    let executor = match quota {
         _ if !fairness => Executor::plain(),
-        Some((quota, alarm)) => Executor::paced(SystemClock::default(), accounts, quota, alarm),
+        Some(quota) => Executor::paced(SystemClock::default(), accounts, quota),
         None => Executor::new(SystemClock::default(), accounts),
     };
     let groups = Groups::new(executor.handle());
