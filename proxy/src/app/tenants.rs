@@ -59,7 +59,7 @@ pub(super) fn policy_memory(control: &Control) -> Value {
 }
 
 /// All of `/tenants`.
-pub(super) fn all(tenants: &Registry, process: Attribution) -> Value {
+pub(super) fn all(tenants: &Registry, process: Attribution, cpu_quota: Value) -> Value {
     let groups: HashMap<TenantId, &Group> = tenants.groups().map(|(id, group)| (id, &**group)).collect();
     let tallies = tenants.books().tallies();
     let rows = tallies.iter().map(|tally| tenant(tally, tenants, groups.get(&tally.id).copied()));
@@ -72,6 +72,7 @@ pub(super) fn all(tenants: &Registry, process: Attribution) -> Value {
             "cpu_seconds": process.cpu_seconds,
             "unattributed_ratio": process.unattributed_ratio,
             "run_delay_seconds": process.run_delay_seconds,
+            "cpu_quota": cpu_quota,
         },
     })
 }

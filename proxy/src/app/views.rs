@@ -176,7 +176,7 @@ impl Views for ProcessViews {
     }
 
     fn tenants(&self) -> Value {
-        tenants::all(&self.control.store().tenants(), self.metrics.attribution())
+        tenants::all(&self.control.store().tenants(), self.metrics.attribution(), self.quota.to_json())
     }
 
     fn listeners(&self) -> Vec<BoundListener> {

@@ -264,8 +264,27 @@ fn process(shown: &Value) -> String {
     let delay = of("run_delay_seconds").map_or_else(String::new, |delay| {
         format!("; threads of the process waited {delay:.2}s for what else the machine runs")
     });
-    let kinds = kinds(shown);
-    format!("\n{cpu:.2}s of processor time, {part}{delay}\n{kinds}")
+    let (kinds, quota) = (kinds(shown), quota(&shown["process"]["cpu_quota"]));
+    format!("\n{cpu:.2}s of processor time, {part}{delay}\n{quota}{kinds}")
+}
+
+/// What the control group gives, if that has an end, and who waits for it.
+fn quota(shown: &Value) -> String {
+    let of = |name: &str| shown[name].as_f64();
+    let (Some(processors), Some(stopped)) = (of("processors"), of("throttled_periods")) else { return String::new() };
+    let waited = match of("aimed_at") {
+        Some(aim) => format!(
+            "workers keep to {:.1}% of that, for which tasks waited {:.2}s",
+            aim * 100.0,
+            of("waited_seconds").unwrap_or(0.0)
+        ),
+        None => "workers do not keep below that".to_owned(),
+    };
+    let (processors, period) = (hundredths(processors), of("period_seconds").unwrap_or(0.0) * 1e3);
+    format!(
+        "the control group gives {processors} processors in periods of {period:.0}ms; {waited}; the kernel stopped the process in \
+         {stopped:.0} periods\n"
+    )
 }
 
 /// What the time of all tenants went to, the largest part first.
@@ -280,6 +299,10 @@ fn kinds(shown: &Value) -> String {
     parts.sort_by(|a, b| b.1.total_cmp(&a.1));
     let parts: Vec<_> = parts.iter().map(|(kind, part)| format!("{kind} {:.1}%", part / whole * 100.0)).collect();
     if parts.is_empty() { String::new() } else { format!("{}\n", parts.join(", ")) }
+}
+
+fn hundredths(value: f64) -> String {
+    format!("{}", (value * 100.0).round() / 100.0)
 }
 
 fn number(value: f64) -> String {
@@ -365,6 +388,17 @@ small       1  10.0%        -         10         0        1      1         1    
         let by_kind = |io: f64, http: f64| json!({ "cpu_seconds_by_kind": { "io": io, "http": http, "tls": 0.0 } });
         let shown = json!({ "tenants": [by_kind(0.5, 1.0), by_kind(0.5, 2.0)] });
         assert_eq!(kinds(&shown), "http 75.0%, io 25.0%\n");
+        assert_eq!(quota(&json!({ "processors": null, "throttled_periods": 0, "waited_seconds": 0.0 })), "");
+        let mut shown = json!({
+            "processors": 0.25, "period_seconds": 0.1, "aimed_at": 0.935, "waited_seconds": 1.5, "throttled_periods": 3,
+        });
+        assert_eq!(
+            quota(&shown),
+            "the control group gives 0.25 processors in periods of 100ms; workers keep to 93.5% of that, for which tasks waited \
+             1.50s; the kernel stopped the process in 3 periods\n"
+        );
+        shown["aimed_at"] = Value::Null;
+        assert!(quota(&shown).contains("; workers do not keep below that; "));
         assert!(of(json!(0.5)).ends_with("; threads of the process waited 0.50s for what else the machine runs\n"));
     }
 

@@ -1,13 +1,11 @@
 //! Looks at memory: what the process has, what it may have, and what its tenants hold. What follows is decided in `tenant`.
 
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::cgroup::{self, Folder};
+use super::cgroup::{Place, Version};
 use crate::config::MemoryLimit;
 use crate::metrics::resident_bytes;
 use crate::tenant::Books;
@@ -37,7 +35,7 @@ impl MemoryEnd {
             MemoryLimit::Bytes(bytes) => Self { bytes: Some(bytes), source: "configuration" },
             MemoryLimit::Off => Self { bytes: None, source: "none" },
             MemoryLimit::OfControlGroup => {
-                let bytes = end_of_control_group(&cgroup::of_this_process(), Path::new(cgroup::MOUNTED));
+                let bytes = end_of_control_group(&Place::of_this_process());
                 Self { bytes, source: if bytes.is_some() { "cgroup" } else { "none" } }
             }
         }
@@ -74,44 +72,36 @@ fn keeps_much(end: MemoryEnd, resident: u64, used: u64) -> bool {
     end.bytes.is_some_and(|most| resident.saturating_sub(used) > most / 5)
 }
 
-/// The least that the groups may have that a process of these lines of `/proc/self/cgroup` is in.
-fn end_of_control_group(groups: &str, mounted: &Path) -> Option<u64> {
-    let read = |folder: &Path, file: &str| -> Option<u64> {
-        fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok().filter(|bytes| *bytes < NONE)
-    };
-    let ends = cgroup::folders(groups, mounted, "memory").into_iter().flat_map(|folder| match folder {
-        Folder::Version1(folder) => [read(&folder, "memory.limit_in_bytes"), None],
-        Folder::Version2(folder) => [read(&folder, "memory.max"), read(&folder, "memory.high")],
+/// The least that the groups may have that a process is in.
+fn end_of_control_group(place: &Place) -> Option<u64> {
+    let ends = place.groups("memory").into_iter().flat_map(|group| match group.version {
+        Version::One => [group.number("memory.limit_in_bytes"), None],
+        Version::Two => [group.number("memory.max"), group.number("memory.high")],
     });
-    ends.flatten().min()
+    ends.flatten().filter(|bytes| *bytes < NONE).min()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn write(root: &Path, file: &str, text: &str) {
-        let path = root.join(file);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
+    use crate::control::cgroup::tests::Machine;
 
     #[test]
     fn the_least_of_all_groups_counts() {
-        let root = tempfile::tempdir().unwrap();
-        let end = |groups: &str| end_of_control_group(groups, root.path());
+        let machine = Machine::new();
+        let end = |lines: &str| end_of_control_group(&machine.place(lines));
         assert_eq!(end("0::/a/b\n"), None);
-        write(root.path(), "a/memory.max", "max\n");
-        write(root.path(), "a/b/memory.max", "2000\n");
+        machine.write("a/memory.max", "max\n");
+        machine.write("a/b/memory.max", "2000\n");
         assert_eq!(end("0::/a/b\n"), Some(2000));
-        write(root.path(), "a/memory.high", "1000\n");
+        machine.write("a/memory.high", "1000\n");
         assert_eq!(end("0::/a/b\n"), Some(1000), "of a group above");
-        write(root.path(), "memory/memory.limit_in_bytes", "9223372036854771712\n");
-        write(root.path(), "memory/x/memory.limit_in_bytes", "500\n");
+        machine.write("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        machine.write("memory/x/memory.limit_in_bytes", "500\n");
         assert_eq!(end("4:cpu:/a\n3:memory:/x\n0::/\n"), Some(500));
         assert_eq!(end("3:memory:/\n"), None);
         // In a container the path may be that of the host.
-        write(root.path(), "memory/memory.limit_in_bytes", "700\n");
+        machine.write("memory/memory.limit_in_bytes", "700\n");
         assert_eq!(end("3:memory:/docker/123\n"), Some(700));
     }
 }

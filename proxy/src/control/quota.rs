@@ -3,19 +3,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tollgate_schedule::{Allowance, Quota};
 
-use super::cgroup::{self, Folder};
+use super::cgroup::{Group, Place, Version};
 
 /// Between two looks: quotas can be changed, and the aim follows what it leads to.
 const EVERY: Duration = Duration::from_secs(1);
 /// Thousandths of the quota that workers aim at: the rest is for bursts, and for those who have used little.
-const AIM: u32 = 930;
+const AIM: u32 = 965;
 /// The least that they aim at, however often the kernel stops them: others in the control group may be what uses it up.
 const LEAST_AIM: u32 = 700;
 /// How much lower they aim when they were stopped, and how much higher after a calm time, of so many looks.
@@ -34,14 +34,20 @@ struct Given {
     counts: PathBuf,
 }
 
+impl Given {
+    fn processors(&self) -> f64 {
+        self.quota as f64 / self.period as f64
+    }
+}
+
 /// The quota of the process, as the control side sees it.
 #[derive(Debug, Default)]
 pub struct CpuQuota {
     workers: Arc<Quota>,
     /// Nobody keeps to it.
     ignored: bool,
-    /// Thousandths of a processor; 0 without an end.
-    millis: AtomicU64,
+    /// `None` without an end.
+    given: Mutex<Option<Given>>,
     aim: AtomicU64,
     throttled: AtomicU64,
 }
@@ -52,6 +58,13 @@ impl CpuQuota {
         Self { ignored, ..Self::default() }
     }
 
+    /// One of half a processor, which nobody looks for.
+    #[cfg(test)]
+    pub(crate) fn for_test() -> Self {
+        let given = Given { quota: 50_000, period: 100_000, counts: PathBuf::new() };
+        Self { given: Mutex::new(Some(given)), ..Self::default() }
+    }
+
     /// What workers keep to, if they do.
     pub fn of_workers(&self) -> Option<Arc<Quota>> {
         (!self.ignored).then(|| Arc::clone(&self.workers))
@@ -59,8 +72,11 @@ impl CpuQuota {
 
     /// How many processors' time there is; `None` without an end.
     pub fn processors(&self) -> Option<f64> {
-        let millis = self.millis.load(Ordering::Relaxed);
-        (millis > 0).then_some(millis as f64 / 1e3)
+        self.given().map(|given| given.processors())
+    }
+
+    fn given(&self) -> Option<Given> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Periods in which the kernel stopped the process, or others in its control group, since the process has looked first.
@@ -73,11 +89,14 @@ impl CpuQuota {
         self.workers.waited() as f64 / 1e9
     }
 
-    /// The part of `/status`.
+    /// The part of `/status` and of `/tenants`.
     pub fn to_json(&self) -> Value {
-        let aim = self.processors().filter(|_| !self.ignored).map(|_| self.aim.load(Ordering::Relaxed) as f64 / 1e3);
+        let given = self.given();
+        let aim = given.as_ref().filter(|_| !self.ignored).map(|_| self.aim.load(Ordering::Relaxed) as f64 / 1e3);
         json!({
-            "processors": self.processors(),
+            "processors": given.as_ref().map(Given::processors),
+            "quota_seconds": given.as_ref().map(|given| given.quota as f64 / 1e6),
+            "period_seconds": given.as_ref().map(|given| given.period as f64 / 1e6),
             "aimed_at": aim,
             "throttled_periods": self.throttled(),
             "waited_seconds": self.waited(),
@@ -86,13 +105,16 @@ impl CpuQuota {
 
     /// What is in force is what was found: says so in the log if it is another than before.
     fn found(&self, given: Option<&Given>) {
-        let millis = given.map_or(0, |given| (given.quota.saturating_mul(1000) / given.period).max(1));
-        if self.millis.swap(millis, Ordering::Relaxed) == millis {
+        let before = {
+            let mut known = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *known, given.cloned())
+        };
+        let processors = given.map(Given::processors);
+        if before.as_ref().map(Given::processors) == processors {
             return;
         }
-        let processors = self.processors().map_or_else(|| "no end".to_owned(), |processors| processors.to_string());
         match self.ignored {
-            _ if millis == 0 => tracing::info!("the control group gives processor time without an end"),
+            _ if processors.is_none() => tracing::info!("the control group gives processor time without an end"),
             false => tracing::info!(
                 processors,
                 "the control group limits processor time: workers keep below it, a slice at a time, so that the kernel does not \
@@ -134,7 +156,7 @@ impl Following {
 
     fn look(&mut self) {
         let processors = rustix::thread::sched_getaffinity(None).map_or(0, |set| set.count());
-        let given = least(&cgroup::of_this_process(), Path::new(cgroup::MOUNTED));
+        let given = least(&Place::of_this_process());
         // More than the processors have is no end.
         let given = given.filter(|given| given.quota < given.period.saturating_mul(processors.into()));
         self.quota.found(given.as_ref());
@@ -185,9 +207,9 @@ impl Aim {
     }
 }
 
-/// The least of what the groups give that a process of these lines of `/proc/self/cgroup` is in.
-fn least(groups: &str, mounted: &Path) -> Option<Given> {
-    let given = cgroup::folders(groups, mounted, "cpu").into_iter().filter_map(|folder| given(&folder));
+/// The least of what the groups give that a process is in.
+fn least(place: &Place) -> Option<Given> {
+    let given = place.groups("cpu").into_iter().filter_map(|group| given(&group));
     // Of quotas over periods, without rounding.
     given.min_by(|a, b| {
         let ratio = |one: &Given, other: &Given| u128::from(one.quota) * u128::from(other.period);
@@ -195,19 +217,16 @@ fn least(groups: &str, mounted: &Path) -> Option<Given> {
     })
 }
 
-fn given(folder: &Folder) -> Option<Given> {
-    let read = |folder: &Path, file: &str| fs::read_to_string(folder.join(file)).ok();
-    let (folder, quota, period) = match folder {
-        Folder::Version1(folder) => (folder, read(folder, "cpu.cfs_quota_us")?, read(folder, "cpu.cfs_period_us")?),
-        Folder::Version2(folder) => {
-            let text = read(folder, "cpu.max")?;
-            let (quota, period) = text.trim().split_once(' ')?;
-            (folder, quota.to_owned(), period.to_owned())
+fn given(group: &Group) -> Option<Given> {
+    let (quota, period) = match group.version {
+        Version::One => (group.number("cpu.cfs_quota_us")?, group.number("cpu.cfs_period_us")?),
+        Version::Two => {
+            let text = group.text("cpu.max")?;
+            let (quota, period) = text.split_once(' ')?;
+            (quota.parse().ok()?, period.parse().ok()?)
         }
     };
-    // Without an end it is `max`, or -1.
-    let number = |text: String| text.trim().parse::<u64>().ok().filter(|number| *number > 0);
-    Some(Given { quota: number(quota)?, period: number(period)?, counts: folder.join("cpu.stat") })
+    (quota > 0 && period > 0).then(|| Given { quota, period, counts: group.path("cpu.stat") })
 }
 
 /// How often the group was stopped, so far.
@@ -220,47 +239,42 @@ fn throttled(counts: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn write(root: &Path, file: &str, text: &str) {
-        let path = root.join(file);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
+    use crate::control::cgroup::tests::Machine;
 
     #[test]
     fn the_least_of_all_groups_counts() {
-        let root = tempfile::tempdir().unwrap();
-        let least = |groups: &str| {
-            least(groups, root.path()).map(|given| {
-                let counts = given.counts.strip_prefix(root.path()).unwrap().to_string_lossy().into_owned();
+        let machine = Machine::new();
+        let least = |lines: &str| {
+            least(&machine.place(lines)).map(|given| {
+                let counts = given.counts.strip_prefix(machine.root()).unwrap().to_string_lossy().into_owned();
                 (given.quota, given.period, counts)
             })
         };
         assert_eq!(least("0::/a/b\n"), None);
-        write(root.path(), "a/b/cpu.max", "max 100000\n");
+        machine.write("a/b/cpu.max", "max 100000\n");
         assert_eq!(least("0::/a/b\n"), None);
-        write(root.path(), "a/b/cpu.max", "50000 100000\n");
+        machine.write("a/b/cpu.max", "50000 100000\n");
         assert_eq!(least("0::/a/b\n"), Some((50_000, 100_000, "a/b/cpu.stat".into())));
-        write(root.path(), "a/cpu.max", "10000 50000\n");
+        machine.write("a/cpu.max", "10000 50000\n");
         assert_eq!(least("0::/a/b\n"), Some((10_000, 50_000, "a/cpu.stat".into())), "less, of a group above");
-        write(root.path(), "cpu/x/cpu.cfs_quota_us", "-1\n");
-        write(root.path(), "cpu/x/cpu.cfs_period_us", "100000\n");
+        machine.write("cpu/x/cpu.cfs_quota_us", "-1\n");
+        machine.write("cpu/x/cpu.cfs_period_us", "100000\n");
         assert_eq!(least("4:cpu,cpuacct:/x\n3:memory:/a\n"), None);
-        write(root.path(), "cpu/x/cpu.cfs_quota_us", "150000\n");
+        machine.write("cpu/x/cpu.cfs_quota_us", "150000\n");
         assert_eq!(least("4:cpu,cpuacct:/x\n3:memory:/a\n"), Some((150_000, 100_000, "cpu/x/cpu.stat".into())));
         // In a container the path may be that of the host.
-        write(root.path(), "cpu.max", "7000 10000\n");
+        machine.write("cpu.max", "7000 10000\n");
         assert_eq!(least("0::/kubepods/pod7\n"), Some((7000, 10_000, "cpu.stat".into())));
-        write(root.path(), "cpu.max", "nonsense\n");
+        machine.write("cpu.max", "nonsense\n");
         assert_eq!(least("0::/kubepods/pod7\n"), None);
     }
 
     #[test]
     fn counts_are_read_from_either_version() {
-        let root = tempfile::tempdir().unwrap();
-        write(root.path(), "cpu.stat", "usage_usec 7\nnr_periods 10\nnr_throttled 3\nthrottled_usec 9\n");
-        assert_eq!(throttled(&root.path().join("cpu.stat")), 3);
-        assert_eq!(throttled(&root.path().join("none")), 0);
+        let machine = Machine::new();
+        machine.write("cpu.stat", "usage_usec 7\nnr_periods 10\nnr_throttled 3\nthrottled_usec 9\n");
+        assert_eq!(throttled(&machine.root().join("cpu.stat")), 3);
+        assert_eq!(throttled(&machine.root().join("none")), 0);
     }
 
     #[test]

@@ -250,6 +250,7 @@ fn dashboards_name_only_metrics_and_labels_that_there_are() {
     crate::tenant::for_test::use_everything(workers.into_iter().next().unwrap());
     let (_, consumer) = crate::flow::channel(Vec::new(), 8);
     metrics.watch_log_memory(consumer.spawn(&crate::flow::FlowSettings::default()).unwrap().memory());
+    metrics.watch_cpu_quota(Arc::new(CpuQuota::for_test()));
     let scrape = metrics.encode(Format::Prometheus).unwrap();
     let families: BTreeMap<&str, &str> = scrape
         .lines()

@@ -1,6 +1,6 @@
 //! A control group that gives less processor time than a tenant asks for: the kernel stops everybody, or Tollgate paces who asks.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tollgate_tests::cgroup::ControlGroup;
 use tollgate_tests::peer::Peer;
 use tollgate_tests::policy::usual;
@@ -58,6 +58,8 @@ fn look(name: &str, top: &str) -> Option<Seen> {
         (periods >= COMPARED).then_some((periods, throttled))
     });
     assert!(crowd.answers() > answers, "the busy tenant is not served");
+    let tenants: Value = serde_json::from_str(&proxy.get("/tenants").1).unwrap();
+    assert_eq!(tenants["process"]["cpu_quota"]["quota_seconds"], 0.01, "{tenants}");
     let seen = Seen {
         periods: periods as f64,
         throttled: throttled as f64,
@@ -86,7 +88,8 @@ fn the_kernel_hardly_ever_stops_a_proxy_that_is_kept_busy() {
     assert!(seen.throttled <= seen.periods / 4.0, "stopped in {} of {} periods", seen.throttled, seen.periods);
     assert!(seen.status["waited_seconds"].as_f64().unwrap() > 0.0, "{}", seen.status);
     let aim = seen.status["aimed_at"].as_f64().unwrap();
-    assert!((0.7..=0.93).contains(&aim), "{aim}");
+    assert!((0.7..=0.965).contains(&aim), "{aim}");
+    assert_eq!((&seen.status["quota_seconds"], &seen.status["period_seconds"]), (&json!(0.01), &json!(0.1)));
     assert_eq!(metric(&seen, "tollgate_cpu_quota_processors"), 0.1);
     assert!(metric(&seen, "tollgate_cpu_quota_wait_seconds_total") > 0.0);
     assert!(metric(&seen, "tollgate_cpu_quota_throttled_periods_total") <= seen.periods);
