@@ -1,26 +1,30 @@
 //! Policies of a watched directory: each is in force as soon as it can be, whatever others take.
 //!
 //! Nobody is told when a file is in force, unlike a control plane, to which an acknowledgement is a promise. So a large policy is
-//! compiled beside updates. What its endpoint had before goes on until then; one that had nothing goes on being refused.
+//! compiled beside updates. What its endpoint had before goes on until then, but not for long: it may allow what is forbidden now.
+//! One that had nothing goes on being refused.
 
-use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::future::pending;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use prost::Message as _;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
 use tollgate_policy::{EndpointKey, NetworkPolicy};
 use tollgate_proto::cilium;
 
-use super::compile::{Failed, Haste, LATE, Prepared, SOON, Terms, run};
+use super::compile::{Failed, Prepared, run_soon};
 use super::directory::{Directory, PolicySet};
 use super::policies::{ClaimOrder, CompilingFailed, Control, Received, RefusedResource, Warned};
 use crate::policy_file::FilePlace;
 
 /// Bytes of a policy's message beyond which an update of others does not wait for it: a hundred rules, or about a millisecond.
 const LARGE: usize = 16 << 10;
+
+/// How long what an endpoint had before goes on while its large policy is compiled. On a node that is not busy none waits as long.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Control {
     /// Enforces what the files of `directory` hold, now and whenever they change. Never returns.
@@ -31,8 +35,8 @@ impl Control {
         loop {
             let reading = tokio::select! {
                 reading = directory.next() => reading,
-                done = files.done() => {
-                    files.put(done).await;
+                event = files.next() => {
+                    files.follow(event).await;
                     continue;
                 }
             };
@@ -74,28 +78,33 @@ pub(super) struct PolicyFiles {
     control: Arc<Control>,
     /// What was read last, by resource name.
     known: HashMap<String, Arc<cilium::NetworkPolicy>>,
-    soon: Beside,
-    late: Beside,
+    waiting: Vec<Waiting>,
+    under_way: Option<UnderWay>,
     tasks: JoinSet<Done>,
+    patience: Duration,
 }
 
-/// Policies that are compiled beside updates, one after the other.
-#[derive(Debug, Default)]
-struct Beside {
-    waiting: Vec<Received>,
-    /// The resource that is compiled now, and whether that is still wanted.
-    under_way: Option<(String, bool)>,
+/// A policy that is to be compiled beside updates.
+#[derive(Debug)]
+struct Waiting {
+    received: Received,
+    since: Instant,
+}
+
+/// The policy that is compiled now.
+#[derive(Debug)]
+struct UnderWay {
+    received: Received,
+    since: Instant,
+    /// There is nothing newer.
+    is_wanted: bool,
 }
 
 /// What became of a policy that was compiled beside updates.
-#[derive(Debug)]
-pub(super) struct Done {
-    haste: Haste,
-    outcome: Result<(Received, Outcome), Failed>,
-}
+type Done = Result<Outcome, Failed>;
 
 #[derive(Debug)]
-enum Outcome {
+pub(super) enum Outcome {
     Compiled(Box<Prepared>),
     /// It takes more than its tenant may use at once.
     Beyond,
@@ -103,10 +112,24 @@ enum Outcome {
     Nothing,
 }
 
+/// What happens beside updates.
+#[derive(Debug)]
+pub(super) enum Event {
+    Compiled(Result<Done, JoinError>),
+    /// What was there before has been in force for long enough.
+    Overdue,
+}
+
 impl PolicyFiles {
     pub(super) fn new(control: Arc<Control>) -> Self {
-        let (soon, late) = (Beside::default(), Beside::default());
-        Self { control, known: HashMap::new(), soon, late, tasks: JoinSet::new() }
+        Self {
+            control,
+            known: HashMap::new(),
+            waiting: Vec::new(),
+            under_way: None,
+            tasks: JoinSet::new(),
+            patience: PATIENCE,
+        }
     }
 
     /// Enforces exactly these policies from now on, which are named by their endpoint ids, and the large ones of them as soon as they
@@ -159,7 +182,7 @@ impl PolicyFiles {
                 bytes,
                 "a large policy is compiled; what its endpoint has now stays until then"
             );
-            self.soon.waiting.push(received);
+            self.waiting.push(Waiting { received, since: Instant::now() });
         }
         self.go_on();
         Ok(())
@@ -169,117 +192,113 @@ impl PolicyFiles {
     /// of those.
     fn give_up(&mut self, is_over: impl Fn(&Received) -> Option<bool>) -> HashSet<String> {
         let mut hurried = HashSet::new();
-        for beside in [&mut self.soon, &mut self.late] {
-            beside.waiting.retain(|received| match is_over(received) {
-                Some(is_there) => {
-                    if is_there {
-                        hurried.insert(received.name.clone());
-                    }
-                    false
-                }
-                None => true,
-            });
-            if let Some((name, is_wanted)) = &mut beside.under_way
-                && *is_wanted
-                && let Some(policy) = self.known.get(name)
-            {
-                let received =
-                    Received { name: name.clone(), policy: Arc::clone(policy), partly_read: None, place: None };
-                if let Some(is_there) = is_over(&received) {
-                    *is_wanted = false;
-                    if is_there {
-                        hurried.insert(received.name);
-                    }
-                }
+        let mut stays = |received: &Received| {
+            let over = is_over(received);
+            if over == Some(true) {
+                hurried.insert(received.name.clone());
             }
+            over.is_none()
+        };
+        self.waiting.retain(|waiting| stays(&waiting.received));
+        if let Some(under_way) = self.under_way.as_mut().filter(|under_way| under_way.is_wanted) {
+            under_way.is_wanted = stays(&under_way.received);
         }
         hurried
     }
 
-    /// Begins whatever is next.
+    /// Begins with the smallest of what waits, unless one is under way.
     fn go_on(&mut self) {
-        for haste in [Haste::Soon, Haste::Late] {
-            let beside = self.beside(haste);
-            if beside.under_way.is_some() || beside.waiting.is_empty() {
-                continue;
-            }
-            let next = self.next(haste);
-            let received = self.beside(haste).waiting.swap_remove(next);
-            self.beside(haste).under_way = Some((received.name.clone(), true));
-            let control = Arc::clone(&self.control);
-            self.tasks.spawn(async move {
-                let nice = if haste == Haste::Soon { SOON } else { LATE };
-                let outcome = run(nice, move || {
-                    let outcome = match NetworkPolicy::try_from(&*received.policy) {
-                        Ok(model) => control
-                            .prepare_policy(&received.name, model, haste)
-                            .map_or(Outcome::Beyond, |prepared| Outcome::Compiled(Box::new(prepared))),
-                        Err(_) => Outcome::Nothing,
-                    };
-                    (received, outcome)
-                });
-                Done { haste, outcome: outcome.await }
-            });
+        if self.under_way.is_some() {
+            return;
         }
+        let sizes = self.waiting.iter().map(|waiting| waiting.received.policy.encoded_len());
+        let Some((smallest, _)) = sizes.enumerate().min_by_key(|(_, size)| *size) else { return };
+        let Waiting { received, since } = self.waiting.swap_remove(smallest);
+        let (control, name, policy) = (Arc::clone(&self.control), received.name.clone(), Arc::clone(&received.policy));
+        self.under_way = Some(UnderWay { received, since, is_wanted: true });
+        self.tasks.spawn(run_soon(move || match NetworkPolicy::try_from(&*policy) {
+            Ok(model) => {
+                let prepared = control.prepare_policy(&name, model);
+                prepared.map_or(Outcome::Beyond, |prepared| Outcome::Compiled(Box::new(prepared)))
+            }
+            Err(_) => Outcome::Nothing,
+        }));
     }
 
-    /// Where the next one waits: the smallest, of what is beyond its tenant's budget whose tenant owes least.
-    fn next(&mut self, haste: Haste) -> usize {
-        let control = Arc::clone(&self.control);
-        let world = control.store().load().clone();
-        let mut budgets = control.budgets();
-        let order = |received: &Received| {
-            let size = Reverse(received.policy.encoded_len());
-            if haste == Haste::Soon {
-                return (0, size);
-            }
-            let keys: Vec<EndpointKey> = keys(&received.policy).collect();
-            let terms = Terms::of_endpoint(received.policy.endpoint_id, keys.iter(), &world.tenants);
-            (budgets.balance(terms.owner, terms.allowance, Instant::now()), size)
+    /// What happens next. May be dropped and called again.
+    pub(super) async fn next(&mut self) -> Event {
+        let under_way = self.under_way.iter().filter(|under_way| under_way.is_wanted).map(|under_way| under_way.since);
+        let Some(oldest) = self.waiting.iter().map(|waiting| waiting.since).chain(under_way).min() else {
+            return match self.tasks.join_next().await {
+                Some(done) => Event::Compiled(done),
+                None => pending().await,
+            };
         };
-        let first = self.beside(haste).waiting.iter().map(order).enumerate().max_by_key(|(_, order)| *order);
-        first.map_or(0, |(index, _)| index)
-    }
-
-    fn beside(&mut self, haste: Haste) -> &mut Beside {
-        match haste {
-            Haste::Soon => &mut self.soon,
-            Haste::Late => &mut self.late,
+        tokio::select! {
+            biased;
+            Some(done) = self.tasks.join_next() => Event::Compiled(done),
+            () = sleep_until(oldest + self.patience) => Event::Overdue,
         }
     }
 
-    /// The next that has been compiled. May be dropped and called again.
-    pub(super) async fn done(&mut self) -> Result<Done, JoinError> {
-        match self.tasks.join_next().await {
-            Some(done) => done,
-            None => pending().await,
+    pub(super) async fn follow(&mut self, event: Event) {
+        match event {
+            Event::Compiled(done) => self.put(done).await,
+            Event::Overdue => self.deny_overdue().await,
         }
     }
 
-    /// Puts it in force, unless there is something newer.
-    pub(super) async fn put(&mut self, done: Result<Done, JoinError>) {
-        let Ok(Done { haste, outcome }) = done else { return };
-        let wanted = self.beside(haste).under_way.take();
-        match (wanted, outcome) {
-            (Some((_, true)), Ok((received, outcome))) => self.put_wanted(received, outcome).await,
-            (Some((name, true)), Err(error)) => {
-                tracing::error!(%error, policy = name, "what its endpoint had before stays in force");
+    /// Puts in force what was compiled, unless there is something newer.
+    async fn put(&mut self, done: Result<Done, JoinError>) {
+        let Some(UnderWay { received, is_wanted, .. }) = self.under_way.take() else { return };
+        let put = match done {
+            _ if !is_wanted => Ok(()),
+            Ok(Ok(Outcome::Compiled(prepared))) => self.control.put_policy(received, *prepared).await,
+            // How long that takes has no end on a busy node, and what was there may allow what is forbidden now: it denies meanwhile.
+            Ok(Ok(Outcome::Beyond | Outcome::Nothing)) => {
+                self.control.update_policies(vec![received], Vec::new(), ClaimOrder::Continues).await
             }
-            _ => {}
+            Ok(Err(error)) => {
+                tracing::error!(%error, policy = received.name, "a large policy was not compiled");
+                self.deny(received).await
+            }
+            Err(_) => Ok(()), // the process ends
+        };
+        if let Err(error) = put {
+            tracing::error!(%error, "a policy of the directory was not taken over");
         }
         self.go_on();
     }
 
-    async fn put_wanted(&mut self, received: Received, outcome: Outcome) {
-        let put = match outcome {
-            Outcome::Compiled(prepared) => self.control.put_policy(received, *prepared).await,
-            // How long that takes has no end on a busy node, and what was there may allow what is forbidden now: it denies meanwhile.
-            Outcome::Beyond | Outcome::Nothing => {
-                self.control.update_policies(vec![received], Vec::new(), ClaimOrder::Continues).await
+    /// Has whoever waits for too long deny until it is compiled.
+    async fn deny_overdue(&mut self) {
+        let now = Instant::now();
+        let is_overdue = |since: Instant| since + self.patience <= now;
+        let mut overdue: Vec<Received> =
+            self.waiting.extract_if(.., |waiting| is_overdue(waiting.since)).map(|waiting| waiting.received).collect();
+        if let Some(under_way) =
+            self.under_way.as_mut().filter(|under_way| under_way.is_wanted && is_overdue(under_way.since))
+        {
+            under_way.is_wanted = false;
+            overdue.push(under_way.received.clone());
+        }
+        for received in overdue {
+            let endpoint_id = received.policy.endpoint_id;
+            tracing::warn!(endpoint_id, "compiling a large policy takes long: its endpoint denies until that is done");
+            if let Err(error) = self.deny(received).await {
+                tracing::error!(%error, "a policy of the directory was not taken over");
             }
-        };
-        if let Err(error) = put {
-            tracing::error!(%error, "a policy of the directory was not taken over");
+        }
+    }
+
+    /// Has its endpoint deny until the background has compiled it.
+    async fn deny(&self, received: Received) -> Result<(), CompilingFailed> {
+        match NetworkPolicy::try_from(&*received.policy) {
+            Ok(model) => {
+                let denying = self.control.denying_for_now(&received.name, model);
+                self.control.put_policy(received, denying).await
+            }
+            Err(_) => self.control.update_policies(vec![received], Vec::new(), ClaimOrder::Continues).await,
         }
     }
 }

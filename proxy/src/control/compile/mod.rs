@@ -16,14 +16,15 @@ use std::time::{Instant, SystemTime};
 
 use tollgate_policy::{Effort, EndpointKey, EndpointPolicy, NetworkPolicy, Snapshot, SnapshotBuilder};
 
-pub(super) use self::background::{Background, Haste};
+pub(super) use self::background::Background;
+use self::background::Haste;
 pub(super) use self::budget::Budgets;
 use self::budget::Wait;
 pub(super) use self::holdings::Holdings;
 pub(super) use self::reservation::{Prepared, Reservation};
 pub(super) use self::terms::Terms;
 use self::thread::processor_time;
-pub(super) use self::thread::{Failed, LATE, SOON, begun, run, run_soon};
+pub(super) use self::thread::{Failed, SOON, begun, run_soon};
 use super::Control;
 use super::world::after_publishing;
 use crate::tenant::{LocalEnd, Table, TenantId};
@@ -61,7 +62,7 @@ impl Update {
         }
         self.builder.insert(resource, draft);
         self.reserved.push(reserved);
-        Some(Compiled { terms, took, haste: Haste::Late })
+        Some(Compiled { terms, took, haste: Haste::Soon })
     }
 
     /// What is to come into force, and the room that is taken for it until then.

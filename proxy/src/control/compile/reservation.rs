@@ -32,19 +32,28 @@ pub(in crate::control) struct Prepared {
 }
 
 impl Control {
-    /// Compiles the policy beside updates: within the budget that its tenant has left, or however long it takes. `None` where
-    /// that does not suffice.
+    /// Compiles the policy beside updates, within the budget that its tenant has left. `None` where that does not suffice.
     pub(in crate::control) fn prepare_policy(
         self: &Arc<Self>,
         resource: &str,
         policy: NetworkPolicy,
-        haste: Haste,
     ) -> Option<Prepared> {
         let world = self.store().load().clone();
         let terms = Terms::of(&policy, &world.tenants);
-        self.prepare_draft(resource, terms, haste, || world.policy.draft(policy, &terms.limits))
+        self.prepare_draft(resource, terms, Haste::Soon, || world.policy.draft(policy, &terms.limits))
     }
 
+    /// What stands for the policy until it is compiled: it denies, unless it is known already.
+    pub(in crate::control) fn denying_for_now(self: &Arc<Self>, resource: &str, policy: NetworkPolicy) -> Prepared {
+        let world = self.store().load().clone();
+        let terms = Terms::of(&policy, &world.tenants);
+        let mut draft = world.policy.draft(policy, &terms.limits);
+        draft.compile(&mut Effort::new(0));
+        let reserved = self.admit(resource, &terms, &mut draft);
+        Prepared { draft, terms, reserved, took: 0 }
+    }
+
+    /// Compiles it within the budget that its tenant has left, or however long it takes.
     pub(super) fn prepare_draft(
         self: &Arc<Self>,
         resource: &str,

@@ -39,18 +39,7 @@ pub(super) fn begin(nice: i32, work: impl FnOnce() + Send + 'static) -> io::Resu
 pub(in crate::control) async fn run_soon<R: Send + 'static>(
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, Failed> {
-    run(SOON, work).await
-}
-
-/// The same with another niceness.
-///
-/// # Errors
-/// As [`run_soon`].
-pub(in crate::control) async fn run<R: Send + 'static>(
-    nice: i32,
-    work: impl FnOnce() -> R + Send + 'static,
-) -> Result<R, Failed> {
-    begun(nice, work)?.await.map_err(|_| Failed::Panicked)
+    begun(SOON, work)?.await.map_err(|_| Failed::Panicked)
 }
 
 /// Begins `work`, whose outcome comes later, or nothing if it panics.

@@ -64,8 +64,8 @@ fn in_force(files: &PolicyFiles) -> Vec<(u64, usize)> {
 }
 
 async fn put(files: &mut PolicyFiles) {
-    let done = files.done().await;
-    files.put(done).await;
+    let event = files.next().await;
+    files.follow(event).await;
 }
 
 const LARGE_ONE: usize = MANY as usize;
@@ -150,8 +150,32 @@ async fn what_is_beyond_its_tenants_budget_denies_and_holds_up_nobody() {
             break;
         }
         assert_eq!(in_force(&files)[0], (1, 1), "others go on");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(in_force(&files), [(1, 1), (POOR, LARGE_ONE)], "and it is not the old one");
     assert!(files.tasks.is_empty());
+}
+
+/// What was there may allow what is forbidden now.
+#[tokio::test]
+async fn what_takes_too_long_denies_until_it_is_compiled() {
+    let mut files = files();
+    replace(&mut files, &[small(1, 1), small(2, 1), small(3, 1)]).await;
+    replace(&mut files, &[small(1, 1), large(2, 0), large(3, 0)]).await;
+    assert_eq!(in_force(&files), [(1, 1), (2, 1), (3, 1)]);
+    files.patience = Duration::ZERO;
+    files.follow(Event::Overdue).await;
+    assert!(files.waiting.is_empty());
+    let finished = |files: &PolicyFiles| in_force(files).len();
+    assert!(!in_force(&files).iter().any(|&(id, rules)| id > 1 && rules == 1), "neither has what it had");
+    for _ in 0..6000 {
+        if finished(&files) == 3 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(in_force(&files), [(1, 1), (2, LARGE_ONE), (3, LARGE_ONE)]);
+    put(&mut files).await;
+    assert!(files.tasks.is_empty() && files.under_way.is_none());
+    assert_eq!(in_force(&files).len(), 3, "what was compiled for nothing changes nothing");
 }
