@@ -7,6 +7,7 @@
 
 pub(crate) mod claims;
 pub(crate) mod lines;
+pub mod mentioned;
 pub(crate) mod place;
 mod quoted;
 #[cfg(test)]

@@ -99,21 +99,34 @@ impl Proxy {
     /// # Panics
     /// When it does not listen in time.
     pub fn attached(site: &Site, upstream: SocketAddr, options: &Options, control: &Path) -> Self {
+        let source = format!("xds: {{ address: \"unix:{}\", mode: {} }}", control.display(), options.mode);
+        Self::with_source(site, upstream, options, &source, control)
+    }
+
+    /// Starts a proxy that watches `directory`, and waits until it listens.
+    ///
+    /// # Panics
+    /// When it does not listen in time.
+    pub fn watching(site: &Site, upstream: SocketAddr, options: &Options, directory: &Path) -> Self {
+        let source = format!("policies: {{ directory: \"{}\" }}", directory.display());
+        Self::with_source(site, upstream, options, &source, directory)
+    }
+
+    fn with_source(site: &Site, upstream: SocketAddr, options: &Options, source: &str, control: &Path) -> Self {
         let admin = site.path("admin.sock");
         let (http, tcp) = (site.at(HTTP_PORT), site.at(TCP_PORT));
-        let Options { listener, top, direction, identities, workers, mode } = options;
+        let Options { listener, top, direction, identities, workers, .. } = options;
         let common = format!("direction: {direction}, transparent: false, upstream: \"{upstream}\", {listener}");
         let configuration = format!(
             "workers: {workers}\n\
              admin: {{ address: \"unix:{admin}\" }}\n\
-             xds: {{ address: \"unix:{control}\", mode: {mode} }}\n\
+             {source}\n\
              identities: {identities}\n\
              listeners:\n\
              - {{ name: http, address: \"{http}\", {common} }}\n\
              - {{ name: tcp, address: \"{tcp}\", {common} }}\n\
              {top}\n",
             admin = admin.display(),
-            control = control.display(),
         );
         Self::launch(site, &configuration, control)
     }

@@ -1,6 +1,7 @@
 //! The control side: turns what control planes send into the one immutable value that workers decide by.
 
 mod cgroup;
+mod claims;
 mod compile;
 pub mod directory;
 mod files;
@@ -13,6 +14,7 @@ mod sds;
 mod secret_sources;
 pub mod secrets;
 pub mod tenants;
+mod warned;
 mod watch;
 mod world;
 pub mod xds;

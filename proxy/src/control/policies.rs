@@ -4,6 +4,7 @@
 //! every worker decides by the new state, so an acknowledgement may go out.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -14,14 +15,16 @@ use tollgate_policy::{EndpointPolicy, NetworkPolicy, PortRule, Snapshot};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
-use super::compile::{Background, Budgets, Compiled, Failed, Holdings, Prepared, Terms, Update, run_soon};
+use super::compile::{Background, Budgets, Compiled, Failed, First, Holdings, Prepared, Update, run_soon};
 use super::secret_sources::SecretSources;
+use super::warned::Warned;
 use super::world::after_publishing;
 use crate::identity::IdentityTable;
 use crate::metrics::{Control as Metrics, PolicyGauges, UpdateResult};
 use crate::policy_file::FilePlace;
 use crate::policy_file::claims::Contested;
 use crate::readiness::Pending;
+use crate::tenant::Table;
 
 /// Where accepted states become worlds. Used on the control thread; shared with the views of the admin endpoint.
 #[derive(Debug)]
@@ -90,23 +93,16 @@ pub enum ClaimOrder {
     BeginsAnew,
 }
 
-/// What was said already, so that an update that repeats a problem does not repeat the warning.
-#[derive(Debug, Default)]
-pub(super) struct Warned(HashMap<String, Vec<String>>);
-
-impl Warned {
-    /// Keeps these problems of `subject` and forgets its others, which may come again as news. Returns those that were not
-    /// known.
-    pub(super) fn keep(&mut self, subject: &str, mut problems: Vec<String>) -> Vec<String> {
-        problems.sort();
-        problems.dedup();
-        let before = self.0.remove(subject).unwrap_or_default();
-        let news = problems.iter().filter(|problem| before.binary_search(problem).is_err()).cloned().collect();
-        if !problems.is_empty() {
-            self.0.insert(subject.to_owned(), problems);
-        }
-        news
-    }
+/// What a source says.
+#[derive(Debug)]
+struct Change {
+    changed: Vec<Received>,
+    removed: Vec<String>,
+    order: ClaimOrder,
+    /// The form of what has changed, which is then a single policy.
+    prepared: Option<Prepared>,
+    /// Addresses that others of the first policies may claim, which are still to come; `None` when these are all.
+    rest: Option<HashSet<IpAddr>>,
 }
 
 /// A defect of ours: the last good state stays in force.
@@ -224,7 +220,20 @@ impl Control {
         removed: Vec<String>,
         order: ClaimOrder,
     ) -> Result<(), CompilingFailed> {
-        self.update(changed, removed, order, None).await
+        self.update(Change { changed, removed, order, prepared: None, rest: None }).await
+    }
+
+    /// Enforces some of the first policies. `rest` are addresses that those may claim which are still to come.
+    ///
+    /// # Errors
+    /// As [`update_policies`](Self::update_policies).
+    pub(super) async fn begin_policies(
+        self: &Arc<Self>,
+        changed: Vec<Received>,
+        removed: Vec<String>,
+        rest: HashSet<IpAddr>,
+    ) -> Result<(), CompilingFailed> {
+        self.update(Change { changed, removed, order: ClaimOrder::BeginsAnew, prepared: None, rest: Some(rest) }).await
     }
 
     /// Enforces a policy that was compiled beside updates; see [`update_policies`](Self::update_policies).
@@ -236,31 +245,46 @@ impl Control {
         received: Received,
         prepared: Prepared,
     ) -> Result<(), CompilingFailed> {
-        self.update(vec![received], Vec::new(), ClaimOrder::Continues, Some(prepared)).await
+        let (changed, prepared) = (vec![received], Some(prepared));
+        let order = ClaimOrder::Continues;
+        self.update(Change { changed, removed: Vec::new(), order, prepared, rest: None }).await
     }
 
-    async fn update(
-        self: &Arc<Self>,
-        changed: Vec<Received>,
-        removed: Vec<String>,
-        order: ClaimOrder,
-        prepared: Option<Prepared>,
-    ) -> Result<(), CompilingFailed> {
+    async fn update(self: &Arc<Self>, change: Change) -> Result<(), CompilingFailed> {
         let _turn = self.updating.lock().await;
-        if changed.is_empty() && removed.is_empty() && self.stays_the_same(order) {
+        if change.changed.is_empty() && change.removed.is_empty() && self.stays_the_same(change.order) {
             // A control plane that comes back with what it said before; long flows need not be judged again for that.
             self.metrics.policy_update(UpdateResult::Accepted);
             return Ok(());
         }
+        let is_whole = change.rest.is_none();
+        let is_first = !self.store.load().has_policy;
+        let names: Vec<String> = match is_first {
+            true => change.changed.iter().map(|received| received.name.clone()).collect(),
+            false => Vec::new(),
+        };
         let control = Arc::clone(self);
-        let compiled = run_soon(move || control.compile_and_publish(changed, removed, order, prepared)).await;
+        let compiled = run_soon(move || control.compile_and_publish(change)).await;
         if let Err(error) = compiled {
+            self.take_back(&names);
             self.metrics.policy_update(UpdateResult::Rejected);
             return Err(CompilingFailed(error));
         }
         self.metrics.policy_update(UpdateResult::Accepted);
-        self.lock().first_policy = None;
+        if is_whole {
+            self.lock().first_policy = None;
+        }
         Ok(())
+    }
+
+    /// Nothing of first policies that are called refused stays in force.
+    fn take_back(self: &Arc<Self>, names: &[String]) {
+        let world = self.store.load().clone();
+        let mut builder = world.policy.update();
+        let is_there = names.iter().fold(false, |is_there, name| builder.remove(name) | is_there);
+        if is_there && !world.has_policy {
+            self.publish_some(builder.build(), HashSet::clone(&world.coming));
+        }
     }
 
     /// Whether an update without changes makes none.
@@ -269,58 +293,62 @@ impl Control {
         world.has_policy && !(order == ClaimOrder::BeginsAnew && world.policy.remembers_order())
     }
 
-    /// Panics only before the publication: nothing has changed then, here or in the world.
-    /// `prepared` is the form of what has changed, which is then a single policy.
-    fn compile_and_publish(
-        self: &Arc<Self>,
-        mut changed: Vec<Received>,
-        removed: Vec<String>,
-        order: ClaimOrder,
-        mut prepared: Option<Prepared>,
-    ) {
-        // What a large one takes is not missing for others.
-        changed.sort_by_cached_key(|received| received.policy.encoded_len());
+    /// Panics only before the publication: nothing has changed then, here or in the world, but for some of the first policies.
+    fn compile_and_publish(self: &Arc<Self>, change: Change) {
+        let Change { changed, removed, order, prepared, rest } = change;
         let world = self.store.load().clone();
-        let mut update = Update::of(&world.policy, !world.has_policy);
-        if order == ClaimOrder::BeginsAnew {
-            update.builder.forget_order();
-        }
+        let is_whole = rest.is_none();
+        let first = (!world.has_policy).then(|| First::of(&changed, rest.unwrap_or_default()));
+        let mut update = Update::of(&world.policy, order, first);
         for name in &removed {
             update.builder.remove(name);
         }
-        let mut received = Vec::with_capacity(changed.len());
-        for Received { name, policy, partly_read, place } in changed {
-            let mut compiled = prepared.take().and_then(|prepared| update.insert(&name, prepared, &world.tenants));
-            if compiled.is_some() {
-                received.push(Judged { name, policy, place, refused: None, compiled });
-                continue;
-            }
-            let refused = match NetworkPolicy::try_from(&*policy) {
-                Ok(mut model) => {
-                    if let Some(bytes) = &partly_read {
-                        set_unknown_fields_aside(&mut model, bytes);
-                    }
-                    let terms = Terms::of(&model, &world.tenants);
-                    compiled = Some(self.compile_now(&mut update, &name, model, terms));
-                    None
-                }
-                Err(error) => {
-                    update.builder.set_aside(&name);
-                    let reason = place.as_ref().map_or_else(|| error.to_string(), |place| format!("{place}: {error}"));
-                    Some(RefusedResource { name: policy.endpoint_id.to_string(), reason })
-                }
-            };
-            received.push(Judged { name, policy, place, refused, compiled });
-        }
-        let (snapshot, reserved) = update.finish();
-        let gauges = self.publish(snapshot);
+        let judged = self.judge_all(&mut update, changed, prepared, &world.tenants);
+        let (snapshot, reserved, first) = update.finish();
+        let gauges = match first.filter(|_| !is_whole) {
+            Some(first) => self.publish_some(snapshot, first.into_coming()),
+            None => self.publish(snapshot),
+        };
         drop(reserved);
-        after_publishing(|| self.note_in_force(received, &removed, gauges));
+        after_publishing(|| self.note_in_force(judged, &removed, gauges));
         after_publishing(|| self.use_room());
+    }
+
+    /// Makes policies a part of `update`, the one that was prepared as it is.
+    fn judge_all(
+        self: &Arc<Self>,
+        update: &mut Update,
+        mut changed: Vec<Received>,
+        prepared: Option<Prepared>,
+        tenants: &Table,
+    ) -> Vec<Judged> {
+        if let Some(prepared) = prepared
+            && let Some(received) = changed.pop()
+        {
+            if let Some(compiled) = update.insert(&received.name, prepared, tenants) {
+                let Received { name, policy, place, .. } = received;
+                return vec![Judged { name, policy, place, refused: None, compiled: Some(compiled) }];
+            }
+            changed.push(received);
+        }
+        self.compile_all(update, changed, tenants)
     }
 
     /// Puts the policies in force.
     pub(super) fn publish(self: &Arc<Self>, snapshot: Snapshot) -> PolicyGauges {
+        self.publish_by(snapshot, |snapshot| self.store.publish_policy(snapshot))
+    }
+
+    /// Puts some of the first policies in force; `coming` are addresses of the others.
+    pub(super) fn publish_some(self: &Arc<Self>, snapshot: Snapshot, coming: HashSet<IpAddr>) -> PolicyGauges {
+        let addresses_without = coming.len();
+        let gauges = self.publish_by(snapshot, |snapshot| self.store.publish_some_policies(snapshot, coming));
+        self.metrics.policy_in_force(gauges, SystemTime::now());
+        tracing::info!(endpoints = gauges.endpoints, addresses_without, "some of the first policies are in force");
+        gauges
+    }
+
+    fn publish_by(self: &Arc<Self>, snapshot: Snapshot, publish: impl FnOnce(Snapshot) -> u64) -> PolicyGauges {
         let before = Arc::clone(&self.store.load().policy);
         let mut gauges = PolicyGauges {
             generation: snapshot.generation(),
@@ -331,7 +359,7 @@ impl Control {
             without_room: snapshot.without_room_count() as u64,
             bytes: 0,
         };
-        self.store.publish_policy(snapshot);
+        publish(snapshot);
         after_publishing(|| self.answer_for_memory(Some(&before)));
         gauges.bytes = self.holdings().bytes() as u64;
         gauges
@@ -428,12 +456,12 @@ impl Control {
 
 /// What became of one resource of an update.
 #[derive(Debug)]
-struct Judged {
-    name: String,
-    policy: Arc<cilium::NetworkPolicy>,
-    place: Option<FilePlace>,
-    refused: Option<RefusedResource>,
-    compiled: Option<Compiled>,
+pub(super) struct Judged {
+    pub(super) name: String,
+    pub(super) policy: Arc<cilium::NetworkPolicy>,
+    pub(super) place: Option<FilePlace>,
+    pub(super) refused: Option<RefusedResource>,
+    pub(super) compiled: Option<Compiled>,
 }
 
 impl State {

@@ -1,5 +1,6 @@
 //! What workers decide by: one immutable value, replaced as a whole and visible to every worker at once.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,8 +21,10 @@ pub struct World {
     pub generation: u64,
     /// When this generation was published; for status only.
     pub published: Option<SystemTime>,
-    /// Whether any policy set was ever accepted. Until then nothing is known about any endpoint.
+    /// Whether the first policy set is in force as a whole. Until then nothing is known of an endpoint without a policy.
     pub has_policy: bool,
+    /// Addresses of endpoints whose first policy is on its way.
+    pub coming: Arc<HashSet<IpAddr>>,
     /// Compiled policies.
     pub policy: Arc<Snapshot>,
     /// Where the identities of peers come from.
@@ -33,9 +36,9 @@ pub struct World {
 }
 
 impl World {
-    /// Whether the endpoint at `address` has a policy.
+    /// Whether the endpoint at `address` has a policy, or is about to have its first.
     pub fn knows(&self, address: IpAddr) -> bool {
-        self.policy.endpoint(&EndpointKey::Address(address)).next().is_some()
+        self.policy.endpoint(&EndpointKey::Address(address)).next().is_some() || self.coming.contains(&address)
     }
 
     /// Names of secrets that policies in force name and that nothing can be compared with, and why.
@@ -96,6 +99,7 @@ impl WorldStore {
             generation: 0,
             published: None,
             has_policy: false,
+            coming: Arc::default(),
             policy: Arc::new(Snapshot::empty()),
             identities: Arc::new(identities),
             secrets: Arc::default(),
@@ -118,7 +122,17 @@ impl WorldStore {
     pub fn publish_policy(&self, policy: Snapshot) -> u64 {
         self.publish(|world, tenants| {
             tenants.follow(&world.policy, &policy);
-            World { has_policy: true, policy: Arc::new(policy), tenants: tenants.table().clone(), ..world }
+            let (policy, tenants) = (Arc::new(policy), tenants.table().clone());
+            World { has_policy: true, coming: Arc::default(), policy, tenants, ..world }
+        })
+    }
+
+    /// Replaces the policies by some of the first ones. `coming` are addresses of the others.
+    pub fn publish_some_policies(&self, policy: Snapshot, coming: HashSet<IpAddr>) -> u64 {
+        self.publish(|world, tenants| {
+            tenants.follow(&world.policy, &policy);
+            let (policy, tenants) = (Arc::new(policy), tenants.table().clone());
+            World { coming: Arc::new(coming), policy, tenants, ..world }
         })
     }
 
@@ -161,6 +175,7 @@ impl WorldStore {
             generation,
             published: Some(SystemTime::now()),
             has_policy: old.has_policy,
+            coming: Arc::clone(&old.coming),
             policy: Arc::clone(&old.policy),
             identities: Arc::clone(&old.identities),
             secrets: Arc::clone(&old.secrets),

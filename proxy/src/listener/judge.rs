@@ -94,8 +94,11 @@ pub(crate) struct Denied {
 
 impl Denied {
     fn by_policy(reason: DenyReason, nearest: Option<Box<NearestMiss>>, world: &World) -> Self {
-        // Without any policy nothing is known about anybody.
-        let reason = if world.has_policy { reason.into() } else { Reason::PolicyPending };
+        let reason = match reason.into() {
+            // It may be on its way.
+            Reason::NoPolicy if !world.has_policy => Reason::PolicyPending,
+            reason => reason,
+        };
         Self { reason, nearest, log: None, detail: None }
     }
 

@@ -1,13 +1,14 @@
 //! Who waits for the first policy of an endpoint: places for that are shared, and given back when the client goes.
 
-use std::env;
 use std::net::{IpAddr, SocketAddr};
+use std::{env, fs, thread};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use tollgate::reason::Reason;
 use tollgate_proto::cilium::NetworkPolicy;
+use tollgate_proto::json::network_policy_to_json;
 use tollgate_tests::peer::Peer;
 use tollgate_tests::policy::{http_port, http_rule, ingress, of_another_endpoint, tcp_port, usual};
 use tollgate_tests::proxy::{Options, Proxy};
@@ -66,12 +67,7 @@ fn a_flood_to_an_endpoint_without_a_policy_takes_nobody_elses_waiting() {
     let (site, other) = (Site::new(), Site::new());
     let upstream = Upstream::ok(&site);
     let address = other.at(HTTP_PORT);
-    let listener = waits_long().listener;
-    let third = format!(
-        "- {{ name: other, address: \"{address}\", direction: ingress, transparent: false, upstream: \"{}\", {listener} }}",
-        upstream.address()
-    );
-    let options = Options { top: third, ..waits_long() };
+    let options = options_for(&other, &upstream);
     let proxy = Proxy::with(&site, upstream.address(), &options, &[of_another_endpoint()]);
     let (flooder, calm) = (client_address(&site, 1), client_address(&site, 2));
 
@@ -144,4 +140,77 @@ fn a_client_that_goes_gives_its_place_back() {
     assert_eq!(patient.read_to_end(), b"first words, and more");
     assert_eq!(ended.read_to_end(), b"last words");
     assert_eq!(upstream.connections(), 2);
+}
+
+/// Two sites behind one proxy: the second one has a listener of its own.
+fn options_for(other: &Site, upstream: &Upstream) -> Options {
+    let listener = waits_long().listener;
+    let (address, upstream) = (other.at(HTTP_PORT), upstream.address());
+    let top = format!(
+        "- {{ name: other, address: \"{address}\", direction: ingress, transparent: false, upstream: \"{upstream}\", {listener} }}",
+    );
+    Options { top, ..waits_long() }
+}
+
+/// The usual policy of the one site, large ones of nobody, and for the other site the largest, which take a while to compile.
+fn one_small_and_many_large(small: &Site, largest: &Site) -> Vec<NetworkPolicy> {
+    let port = |endpoint: usize, rules: usize| {
+        let mut rules: Vec<_> =
+            (0..rules).map(|i| http_rule("GET", &format!("/{endpoint}/thing-{i}/[a-z]+"))).collect();
+        rules.push(http_rule("GET", "/allowed"));
+        json!([http_port(HTTP_PORT, &rules)])
+    };
+    let of_nobody = |endpoint: usize| NetworkPolicy {
+        endpoint_id: endpoint as u64,
+        endpoint_ips: vec![format!("192.0.2.{endpoint}")],
+        ..ingress(small, port(endpoint, 1200))
+    };
+    let mut policies: Vec<NetworkPolicy> = (10..14).map(of_nobody).collect();
+    policies.push(usual(small));
+    policies.push(NetworkPolicy { endpoint_id: 8, ..ingress(largest, port(8, 1500)) });
+    policies
+}
+
+/// What is small is in force while the rest is not, which is waited for, and the proxy is not ready.
+fn expect_the_small_one_first(proxy: &Proxy, mut small: Peer, mut largest: Peer) {
+    small.send(GET);
+    assert_eq!(small.read_message().status(), 200);
+    let (status, waits_for) = proxy.get("/ready");
+    assert_eq!((status, proxy.metric("tollgate_held_connections")), (503, 1.0), "{waits_for}");
+    assert!(waits_for.contains("first policy"), "{waits_for}");
+    small.send("GET /denied HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(small.read_message().field("x-tollgate-reason"), Some(Reason::RequestNotAllowed.code()));
+    until("readiness", || (proxy.get("/ready").0 == 200).then_some(()));
+    largest.send(GET);
+    assert_eq!(largest.read_message().status(), 200);
+    until_held(proxy, 0);
+}
+
+#[test]
+fn of_the_first_response_what_is_small_is_in_force_first() {
+    let (site, other) = (Site::new(), Site::new());
+    let upstream = Upstream::ok(&site);
+    let proxy = Proxy::without_policy(&site, upstream.address(), &options_for(&other, &upstream));
+    let (small, largest) = (Peer::connect(proxy.http()), Peer::connect(other.at(HTTP_PORT)));
+    until_held(&proxy, 2);
+    let policies = one_small_and_many_large(&site, &other);
+    thread::scope(|scope| {
+        scope.spawn(|| proxy.push(&policies)); // returns when all is in force
+        expect_the_small_one_first(&proxy, small, largest);
+    });
+}
+
+#[test]
+fn of_a_directory_what_is_small_is_in_force_first() {
+    let (site, other) = (Site::new(), Site::new());
+    let upstream = Upstream::ok(&site);
+    let directory = site.path("policies");
+    fs::create_dir(&directory).unwrap();
+    for policy in one_small_and_many_large(&site, &other) {
+        let text = network_policy_to_json(&policy).unwrap().to_string();
+        fs::write(directory.join(format!("{}.json", policy.endpoint_id)), text).unwrap();
+    }
+    let proxy = Proxy::watching(&site, upstream.address(), &options_for(&other, &upstream), &directory);
+    let (small, largest) = (Peer::connect(proxy.http()), Peer::connect(other.at(HTTP_PORT)));
+    expect_the_small_one_first(&proxy, small, largest);
 }

@@ -109,6 +109,15 @@ impl Draft {
         self.endpoints.iter()
     }
 
+    /// The policy that it is made of.
+    pub fn source(&self) -> NetworkPolicy {
+        let [ingress, egress] = self.parts.each_ref().map(|part| match part {
+            Part::Known(side) | Part::New(side) => side.source.clone(),
+            Part::Source(_, source) => source.clone(),
+        });
+        NetworkPolicy { endpoint_id: self.endpoint_id, endpoints: self.endpoints.clone(), ingress, egress }
+    }
+
     /// The forms that there are: before it is compiled, those that are known already; then both.
     pub fn forms(&self) -> [Option<Form>; 2] {
         self.parts.each_ref().map(|part| part.side().map(|side| side.form()))

@@ -18,7 +18,7 @@ use crate::control::world::after_publishing;
 use crate::tenant::Table;
 
 /// Nanoseconds of compiling from which on it is put in force, before there is more: a publication is work for every connection.
-const TOGETHER: u64 = 50_000_000;
+pub(super) const TOGETHER: u64 = 50_000_000;
 
 /// How soon a policy is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

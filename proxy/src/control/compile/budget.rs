@@ -26,7 +26,10 @@ const UPDATE: u64 = 250_000_000;
 const FIRST_UPDATE: u64 = 1_000_000_000;
 
 /// What is compiled at once of each policy in any case, such as five rules: less than to read it.
-const OF_EACH: u64 = 50_000;
+pub(super) const OF_EACH: u64 = 50_000;
+
+/// Of what an update waits for the part of one by so much is shared equally, before the rest goes to whoever is next.
+const SHARED: u64 = 4;
 
 /// Accounts from which on it is worth looking for those that have saved everything up.
 const MANY: usize = 2048;
@@ -72,6 +75,14 @@ impl Wait {
     /// Nanoseconds.
     pub(super) fn left(&self) -> u64 {
         self.0.max(OF_EACH)
+    }
+
+    /// What each of so many tenants may use before anybody uses more.
+    pub(super) fn share(&self, tenants: usize) -> u64 {
+        match u64::try_from(tenants).unwrap_or(u64::MAX) {
+            0 | 1 => self.0,
+            tenants => self.0 / SHARED / tenants,
+        }
     }
 
     /// So many nanoseconds were used.

@@ -8,26 +8,32 @@ mod background;
 mod budget;
 mod holdings;
 mod reservation;
+mod rounds;
 mod terms;
 mod thread;
+mod turns;
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use tollgate_policy::{Effort, EndpointKey, EndpointPolicy, NetworkPolicy, Snapshot, SnapshotBuilder};
+use tollgate_policy::{Draft, Effort, EndpointKey, EndpointPolicy, NetworkPolicy, Snapshot, SnapshotBuilder};
 
 pub(super) use self::background::Background;
-use self::background::Haste;
+use self::background::{Haste, TOGETHER};
 pub(super) use self::budget::Budgets;
 use self::budget::Wait;
 pub(super) use self::holdings::Holdings;
 pub(super) use self::reservation::{Prepared, Reservation};
+pub(super) use self::rounds::First;
 pub(super) use self::terms::Terms;
 use self::thread::processor_time;
 pub(super) use self::thread::{Failed, SOON, begun, run_soon};
-use super::Control;
 use super::world::after_publishing;
+use super::{ClaimOrder, Control};
 use crate::tenant::{LocalEnd, Table, TenantId};
+
+/// Bytes of a policy's message beyond which others do not wait for it: a hundred rules, or about a millisecond.
+pub(super) const LARGE: usize = 16 << 10;
 
 /// What became of one policy of an update.
 #[derive(Clone, Copy, Debug)]
@@ -46,12 +52,30 @@ pub(super) struct Update {
     wait: Wait,
     /// Kept until it is in force.
     reserved: Vec<Reservation>,
+    /// Until the first policies are in force as a whole.
+    first: Option<First>,
+    order: ClaimOrder,
+}
+
+/// A policy of an update that has been compiled, or was too much.
+#[derive(Debug)]
+struct Attempt {
+    draft: Draft,
+    terms: Terms,
+    /// Nanoseconds of effort.
+    used: u64,
+    /// Nanoseconds.
+    took: u64,
+    /// Tenant and update have more left than it was given.
+    had_less: bool,
+    haste: Haste,
 }
 
 impl Update {
-    /// Changes `base`; before the first update nothing was in force.
-    pub(super) fn of(base: &Snapshot, is_first: bool) -> Self {
-        Self { builder: base.update(), wait: Wait::new(is_first), reserved: Vec::new() }
+    /// Changes `base`; `first` until that is the first policies as a whole.
+    pub(super) fn of(base: &Snapshot, order: ClaimOrder, first: Option<First>) -> Self {
+        let wait = Wait::new(first.is_some());
+        Self { builder: builder(base, order), wait, reserved: Vec::new(), first, order }
     }
 
     /// Adds a policy that was compiled before; `None`, and nothing is added, if the terms are others by now.
@@ -66,9 +90,17 @@ impl Update {
     }
 
     /// What is to come into force, and the room that is taken for it until then.
-    pub(super) fn finish(self) -> (Snapshot, Vec<Reservation>) {
-        (self.builder.build(), self.reserved)
+    pub(super) fn finish(self) -> (Snapshot, Vec<Reservation>, Option<First>) {
+        (self.builder.build(), self.reserved, self.first)
     }
+}
+
+fn builder(base: &Snapshot, order: ClaimOrder) -> SnapshotBuilder {
+    let mut builder = base.update();
+    if order == ClaimOrder::BeginsAnew {
+        builder.forget_order();
+    }
+    builder
 }
 
 impl Control {
@@ -81,14 +113,38 @@ impl Control {
         policy: NetworkPolicy,
         terms: Terms,
     ) -> Compiled {
+        let attempt = self.attempt(update, resource, policy, terms, u64::MAX);
+        self.conclude(update, resource, attempt)
+    }
+
+    /// Compiles a policy for `update`, within `most` nanoseconds of effort.
+    fn attempt(
+        self: &Arc<Self>,
+        update: &mut Update,
+        resource: &str,
+        policy: NetworkPolicy,
+        terms: Terms,
+        most: u64,
+    ) -> Attempt {
         let Terms { owner, allowance, limits, memory } = terms;
         let began = processor_time();
         let mut draft = update.builder.draft(resource, policy, &limits);
         let room = self.holdings().room(resource, owner, memory, draft.forms());
         let own = self.budgets().left(owner, allowance, Instant::now());
         let left = own.min(update.wait.left());
-        let mut effort = Effort::new(left).within(room);
+        let given = left.min(most);
+        let mut effort = Effort::new(given).within(room);
         draft.compile(&mut effort);
+        let used = given - effort.left();
+        update.wait.spend(used);
+        self.budgets().charge(owner, allowance, used, Instant::now());
+        let haste = if left < own { Haste::Soon } else { Haste::Late };
+        Attempt { draft, terms, used, took: processor_time() - began, had_less: given < left, haste }
+    }
+
+    /// Makes it a part of `update`.
+    fn conclude(self: &Arc<Self>, update: &mut Update, resource: &str, attempt: Attempt) -> Compiled {
+        let Attempt { mut draft, terms, took, haste, .. } = attempt;
         let mut reserved = self.admit(resource, &terms, &mut draft);
         if !draft.is_complete()
             && let Some(kept) = update.builder.kept(resource, &draft)
@@ -99,11 +155,7 @@ impl Control {
         }
         update.reserved.push(reserved);
         update.builder.insert(resource, draft);
-        let used = left - effort.left();
-        update.wait.spend(used);
-        self.budgets().charge(owner, allowance, used, Instant::now());
-        let haste = if left < own { Haste::Soon } else { Haste::Late };
-        Compiled { terms, took: processor_time() - began, haste }
+        Compiled { terms, took, haste }
     }
 
     /// Has the tenants pay for what compiling these resources took, in nanoseconds.
@@ -158,7 +210,7 @@ impl Control {
         let control = Arc::clone(self);
         run_soon(move || {
             let world = control.store().load().clone();
-            let mut update = Update::of(&world.policy, false);
+            let mut update = Update::of(&world.policy, ClaimOrder::Continues, None);
             let mut compiled = Vec::new();
             for policy in world.policy.endpoints() {
                 let (resource, source) = (policy.resource(), policy.source());
@@ -174,7 +226,7 @@ impl Control {
                 });
                 return;
             }
-            let (snapshot, reserved) = update.finish();
+            let (snapshot, reserved, _) = update.finish();
             let gauges = control.publish(snapshot);
             drop(reserved);
             after_publishing(|| {

@@ -1,6 +1,9 @@
 use std::num::{NonZeroU32, NonZeroU64};
+use std::pin::pin;
+use std::task::{Context, Wake};
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::time::sleep;
 use tollgate_policy::{EndpointPolicy, Limits};
 use tollgate_proto::cilium;
@@ -9,7 +12,7 @@ use tollgate_proto::json::network_policy_from_json;
 use super::budget::{Allowance, Owner};
 use super::terms::MEMORY;
 use super::*;
-use crate::control::{ClaimOrder, Received, WorldStore};
+use crate::control::{Received, WorldStore};
 use crate::identity::{IdentityTable, Sources};
 use crate::readiness::Readiness;
 use crate::tenant::{Books, Delivered, Group, Member, PolicyBudget, Registry, Settings, TenantConfig};
@@ -437,4 +440,77 @@ async fn what_is_not_wanted_any_more_makes_room() {
     });
     assert!(ended.join().is_err());
     assert!(taken < before && room() == before, "{before}, {taken}, {}", room());
+}
+
+/// Endpoint ids of what is in force.
+fn in_force(control: &Control) -> Vec<u64> {
+    control.store().load().policy.endpoints().map(|policy| policy.endpoint_id()).collect()
+}
+
+/// Remembers what is in force when it is told for the first time.
+struct AtFirst {
+    control: Arc<Control>,
+    seen: std::sync::Mutex<Option<(Vec<u64>, bool, usize)>>,
+}
+
+impl Wake for AtFirst {
+    fn wake(self: Arc<Self>) {
+        let world = self.control.store().load().clone();
+        *self.seen.lock().unwrap() = Some((in_force(&self.control), world.has_policy, world.coming.len()));
+    }
+}
+
+/// Who has a small policy does not wait for a large one, and who waits for his own is not refused.
+#[tokio::test]
+async fn what_is_small_of_the_first_policies_is_in_force_first() {
+    let control = control();
+    hold_the_background(&control);
+    let mut worlds = control.store().subscribe();
+    let mut told = pin!(worlds.changed());
+    let at_first = Arc::new(AtFirst { control: Arc::clone(&control), seen: std::sync::Mutex::default() });
+    let waker = Arc::clone(&at_first).into();
+    assert!(told.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    // Two claim an address, of which one is large.
+    let mut shared = light(3);
+    Arc::make_mut(&mut shared.policy).endpoint_ips.push("10.0.0.20".to_owned());
+    update(&control, vec![large(20, 1000), large(21, 1100), shared, light(1), light(2)]).await;
+    let seen = at_first.seen.lock().unwrap().take();
+    assert_eq!(seen, Some((vec![1, 2], false, 3)));
+    let world = control.store().load().clone();
+    assert_eq!((in_force(&control), world.has_policy), (vec![1, 2, 20, 21, 3], true));
+    assert!(world.coming.is_empty() && world.policy.unfinished_count() == 0);
+    assert_eq!(world.policy.conflicts().map(|conflict| conflict.enforced.len()).collect::<Vec<_>>(), [2]);
+    let generation = world.policy.generation();
+    update(&control, vec![light(5), large(22, 1000)]).await;
+    assert_eq!(control.store().load().policy.generation(), generation + 1, "an update is one world");
+}
+
+/// However small it is, and whoever has less to compile.
+#[tokio::test]
+async fn much_work_of_one_tenant_pushes_no_other_out_of_an_update() {
+    let control = control();
+    hold_the_background(&control);
+    update(&control, vec![light(1)]).await;
+    // More than an update waits for, in policies that are smaller than those of the others.
+    let many = || (2..60).map(|endpoint| heavy(endpoint, &format!("/{endpoint}")));
+    let others = [150, 151, 152, 153];
+    let plain = |endpoint| with_paths(endpoint, (0..200).map(|i| format!("/{endpoint}/of-these/{i}")));
+    assert!(plain(150).policy.encoded_len() > many().map(|heavy| heavy.policy.encoded_len()).max().unwrap());
+    update(&control, many().chain(others.map(plain)).collect()).await;
+    let unfinished = |ids: &[u64]| ids.iter().filter(|id| is_unfinished(&control, **id)).count();
+    assert_eq!(unfinished(&others), 0, "each of the many is a tenant, too");
+    assert!(unfinished(&(2..60).collect::<Vec<_>>()) > 10);
+    // And one who has them all.
+    let group = Group {
+        name: "one".into(),
+        members: (2..60).map(Member::Endpoint).collect(),
+        ..group(PolicyBudget { compile_millis_per_second: NonZeroU32::new(1000), ..PolicyBudget::default() })
+    };
+    let delivered = Delivered { origin: "resource one".into(), group: Ok(group), left_out: Vec::new() };
+    control.store().publish_tenants(vec![delivered], ClaimOrder::Continues);
+    let again = (2..60).map(|endpoint| heavy(endpoint, &format!("/again{endpoint}")));
+    let others = [154, 155, 156];
+    update(&control, again.chain(others.map(|endpoint| heavy(endpoint, &format!("/other{endpoint}")))).collect()).await;
+    assert_eq!(unfinished(&others), 0, "heavy ones of others have their turn");
+    assert!(unfinished(&(2..60).collect::<Vec<_>>()) > 10);
 }

@@ -55,8 +55,24 @@ async fn what_is_in_force_is_never_refused() {
     assert!(control.received().len() == 2 && readiness.waiting_for().is_empty());
     let place = FilePlace { file: std::path::Path::new("1.yaml").into(), line: None };
     let mut files = PolicyFiles::new(Arc::clone(&control));
-    files.replace(vec![(received(1).policy, place)]).await.unwrap();
+    files.replace(vec![(received(1).policy, place)], None).await.unwrap();
     assert_eq!(in_force(), [1], "and what was in force goes");
+}
+
+/// What cannot be finished is told as refused, so none of it stays.
+#[tokio::test]
+async fn of_first_policies_that_fail_nothing_stays_in_force() {
+    let (store, control, readiness) = control();
+    let rest = [IpAddr::from([10, 0, 0, 9])];
+    control.begin_policies(vec![received(1), received(2)], Vec::new(), rest.into()).await.unwrap();
+    assert_eq!((store.load().policy.endpoint_count(), readiness.is_ready()), (2, false));
+    control.take_back(&["1".to_owned(), "3".to_owned()]);
+    let ids: Vec<u64> = store.load().policy.endpoints().map(EndpointPolicy::endpoint_id).collect();
+    assert_eq!((ids, store.load().has_policy), (vec![2], false));
+    control.update_policies(vec![received(1)], Vec::new(), ClaimOrder::BeginsAnew).await.unwrap();
+    assert!(readiness.is_ready() && store.load().coming.is_empty());
+    control.take_back(&["1".to_owned()]);
+    assert_eq!(store.load().policy.endpoint_count(), 2, "of what is whole the last good state stays");
 }
 
 #[tokio::test]
