@@ -1,7 +1,8 @@
 //! What it costs to run a task once, beside what the task does, with shares and accounts (`fairness: on`) and without, in proportion to
 //! tokio's `LocalSet`. Turns of the event loop are not in it, nor what caches have forgotten meanwhile.
 //!
-//! `cargo bench -p tollgate-benches --bench poll` (seconds; rounds take turns, so that a busy machine is busy for all)
+//! `cargo bench -p tollgate-benches --bench poll` (seconds; processor time of the thread, in rounds that take turns, so that others on the
+//! machine change little)
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -10,8 +11,8 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::task::LocalSet;
 use tollgate_schedule::{Account, Executor, GroupKey, Ledger, Share, SystemClock, TenantId, Weight, slice_spent};
 
@@ -107,9 +108,15 @@ fn time(polls: &Cell<u64>, mut turn: impl FnMut(&mut Context<'_>) -> Poll<()>) -
     };
     // Whatever the first ones cost more.
     until(POLLS / 10);
-    let (before, began) = (polls.get(), Instant::now());
+    let (before, began) = (polls.get(), processor_time());
     until(before + POLLS);
-    began.elapsed().as_nanos() as f64 / (polls.get() - before) as f64
+    (processor_time() - began) / (polls.get() - before) as f64
+}
+
+/// Of this thread, in nanoseconds.
+fn processor_time() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }
 
 struct Accounts;
