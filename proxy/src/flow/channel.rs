@@ -15,6 +15,7 @@ use self::ring::{RingReceiver, RingSender, ring};
 use super::access_log::{AccessLogs, Entry};
 use super::{EntryKind, FlowRecord, json};
 use crate::metrics;
+use crate::tenant::TenantId;
 
 /// How long a reading of the wall clock is extended by the monotonic one.
 const CLOCK_AGE: Duration = Duration::from_secs(1);
@@ -38,12 +39,16 @@ impl Logged for Sequenced {
     fn is_denial(&self) -> bool {
         self.record.is_denial()
     }
+
+    fn tenant(&self) -> TenantId {
+        self.record.tenant
+    }
 }
 
 /// Connects workers to the one consumer of their flow records.
 ///
-/// Each worker's ring holds `capacity` records (raised to 8), of which a quarter is reserved for denials, and so many bytes; so
-/// does another ring for entries of the access log. The senders come in the order of `workers`; each belongs to one worker thread.
+/// Each worker's ring holds `capacity` records (raised to 8), of which a quarter is reserved for denials and shared by tenants, and
+/// so many bytes; so does another ring for entries of the access log. The senders come in the order of `workers`; each belongs to one worker thread.
 pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSender>, FlowConsumer) {
     let capacity = capacity.max(8);
     let doorbell = Arc::new(Doorbell::default());

@@ -6,8 +6,9 @@
 //!         └──────────── entries ─ring─▶ flow thread ─▶ one thread per socket of the access log
 //! ```
 //! A worker never locks, blocks, waits or writes because of a record. What it cannot hand over at once is lost and
-//! counted: denials last (a share of the ring is theirs alone; what limits refuse is no denial). Every record carries its worker
-//! and a number that counts that worker's records including the lost ones, so a gap in the numbers is exactly a loss.
+//! counted: denials last (a share of the ring is theirs alone; what limits refuse is no denial), those of a flood first
+//! (`room.rs`). Every record carries its worker and a number that counts that worker's records including the lost ones, so a gap
+//! in the numbers is exactly a loss.
 
 mod access_log;
 mod channel;
@@ -17,6 +18,7 @@ mod memory;
 mod meter;
 mod open;
 mod record;
+mod room;
 mod sink;
 mod thread;
 

@@ -359,6 +359,11 @@ impl Charge {
         Ok(())
     }
 
+    /// Whose account it stands on.
+    pub(crate) fn tenant(&self) -> TenantId {
+        self.tenant.get()
+    }
+
     /// Counts bytes towards the upstream.
     pub(crate) fn add_up(&self, bytes: u64) {
         self.follow();

@@ -11,6 +11,7 @@ use crate::flow::Protocol;
 use crate::flow::channel::Logged;
 use crate::http::request_id;
 use crate::reason::Reason;
+use crate::tenant::TenantId;
 
 /// What an entry tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub(crate) struct Entry {
     /// Where it goes.
     pub(super) sinks: SinkSet,
     pub(crate) kind: EntryKind,
+    /// Whose it is.
+    pub(super) tenant: TenantId,
     /// When the request began or the answer went out.
     pub(super) time: SystemTime,
     pub(super) request: Arc<LoggedRequest>,
@@ -53,6 +56,10 @@ impl Logged for Entry {
     /// A limit's refusal of a connection is none: see [`crate::flow::FlowRecord`].
     fn is_denial(&self) -> bool {
         self.kind == EntryKind::Denied && !self.request.reason.is_some_and(Reason::is_limit)
+    }
+
+    fn tenant(&self) -> TenantId {
+        self.tenant
     }
 }
 

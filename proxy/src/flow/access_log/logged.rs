@@ -11,7 +11,7 @@ use super::{Entry, EntryKind, Fields, SinkSet};
 use crate::flow::channel::Logged as _;
 use crate::flow::{FlowRecord, FlowSender};
 use crate::reason::Reason;
-use crate::tenant::{Charge, LogItem};
+use crate::tenant::{Charge, LogItem, TenantId};
 
 /// Where the entries of a flow go, and what they say beside its record.
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +122,7 @@ impl LoggedFlow {
         request: Arc<LoggedRequest>,
         response: Option<Arc<LoggedResponse>>,
     ) {
-        way.log(Entry { sinks: self.target.sinks, kind, time, request, response });
+        let tenant = way.charge.map_or(TenantId::UNKNOWN, Charge::tenant);
+        way.log(Entry { sinks: self.target.sinks, kind, tenant, time, request, response });
     }
 }

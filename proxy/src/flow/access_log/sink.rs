@@ -1,5 +1,6 @@
 //! The thread of one socket: makes messages of entries and sends them, one after the other.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,11 +13,10 @@ use tollgate_net::{PacketError, PacketSender};
 use super::{Entry, message};
 use crate::flow::FlowError;
 use crate::flow::channel::Logged as _;
+use crate::flow::room::Room;
 
-/// Entries waiting for one socket, at most.
+/// Entries waiting for one socket, at most. Tenants share these places, of which some are for denials only.
 const QUEUE: usize = 8192;
-/// Of these places some are for denials only.
-const RESERVED: usize = QUEUE / 4;
 /// Bytes waiting for one socket, at most.
 const QUEUE_BYTES: usize = 16 << 20;
 /// How long to wait at a time for a reader that takes nothing. Only this thread waits, and as long as it has to: what
@@ -76,12 +76,14 @@ impl SocketCounters {
         self.lost[cause as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes a place in the queue, if there is one for such an entry.
-    fn enter(&self, entry: &Entry) -> bool {
-        let limit = if entry.is_denial() { QUEUE } else { QUEUE - RESERVED };
-        let free = self.queued.load(Ordering::Relaxed) < limit
-            && self.queued_bytes.load(Ordering::Relaxed) + entry.size() <= QUEUE_BYTES;
+    /// Takes a place in the queue, if there is one for such an entry of such a tenant.
+    fn enter(&self, [places, bytes]: &mut [Room; 2], entry: &Entry) -> bool {
+        let (tenant, denied, size) = (entry.tenant, entry.is_denial(), entry.size() as u64);
+        let (queued, held) = (self.queued.load(Ordering::Relaxed) as u64, self.queued_bytes());
+        let free = places.admits(queued, 1, tenant, denied) && bytes.admits(held, size, tenant, denied);
         if free {
+            places.take(1, tenant);
+            bytes.take(size, tenant);
             self.queued.fetch_add(1, Ordering::Relaxed);
             self.queued_bytes.fetch_add(entry.size(), Ordering::Relaxed);
         }
@@ -99,6 +101,8 @@ impl SocketCounters {
 pub(super) struct Sink {
     /// Each batch holds an entry, so there is a place for it whenever there is one for the entry.
     queue: SyncSender<Vec<Entry>>,
+    /// Of places in it, and of bytes.
+    rooms: RefCell<[Room; 2]>,
     counters: Arc<SocketCounters>,
 }
 
@@ -122,7 +126,8 @@ impl Sink {
                 drop(alive);
             })
             .map_err(FlowError::Thread)?;
-        Ok(Self { queue, counters })
+        let rooms = RefCell::new([Room::new(QUEUE as u64), Room::new(QUEUE_BYTES as u64)]);
+        Ok(Self { queue, rooms, counters })
     }
 
     pub(super) fn counters(&self) -> Arc<SocketCounters> {
@@ -136,7 +141,7 @@ impl Sink {
 
     /// Takes a place for the entry in the queue; without one it is lost, and counted.
     pub(super) fn admits(&self, entry: &Entry) -> bool {
-        let admitted = self.counters.enter(entry);
+        let admitted = self.counters.enter(&mut self.rooms.borrow_mut(), entry);
         if !admitted {
             self.counters.count_loss(LossCause::SlowReader);
         }

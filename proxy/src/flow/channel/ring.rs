@@ -1,9 +1,12 @@
 //! A ring from one worker to the flow thread. It has room for so many items and for so many bytes, since long requests make long
-//! records; a quarter of either is for denials alone.
+//! records; a quarter of either is for denials alone, which tenants share.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::flow::room::Room;
+use crate::tenant::TenantId;
 
 /// Bytes that a ring holds, at most (one item may exceed it alone): what the places of a ring take if records are as long as
 /// most are.
@@ -15,6 +18,8 @@ pub(in crate::flow) trait Logged {
     fn memory(&self) -> usize;
     /// Whether it tells of a denial.
     fn is_denial(&self) -> bool;
+    /// Whose it is.
+    fn tenant(&self) -> TenantId;
 }
 
 /// Bytes that went in and out of a ring since it was made. One writer each.
@@ -30,8 +35,9 @@ pub(super) fn ring<T: Logged>(capacity: usize) -> (RingSender<T>, RingReceiver<T
     let passed = Arc::new(Passed::default());
     let sender = RingSender {
         ring: RefCell::new(producer),
+        rooms: RefCell::new([Room::new(capacity as u64), Room::new(BYTES)]),
+        capacity,
         free: Cell::new(capacity),
-        reserve: capacity / 4,
         taken_out: Cell::new(0),
         passed: Arc::clone(&passed),
     };
@@ -41,10 +47,11 @@ pub(super) fn ring<T: Logged>(capacity: usize) -> (RingSender<T>, RingReceiver<T
 /// The producing end.
 pub(super) struct RingSender<T> {
     ring: RefCell<rtrb::Producer<T>>,
+    /// Of places, and of bytes.
+    rooms: RefCell<[Room; 2]>,
+    capacity: usize,
     /// Free places at least; refreshed from the consumer's cache line only when it runs low.
     free: Cell<usize>,
-    /// Places for denials only.
-    reserve: usize,
     /// Bytes taken out at least; refreshed as `free` is.
     taken_out: Cell<u64>,
     passed: Arc<Passed>,
@@ -53,31 +60,27 @@ pub(super) struct RingSender<T> {
 impl<T: Logged> RingSender<T> {
     /// Returns whether there was room.
     pub(super) fn push(&self, item: T) -> bool {
-        let Ok(mut ring) = self.ring.try_borrow_mut() else {
+        let (Ok(mut ring), Ok(mut rooms)) = (self.ring.try_borrow_mut(), self.rooms.try_borrow_mut()) else {
             return false;
         };
-        let (denied, bytes) = (item.is_denial(), item.memory() as u64);
-        let needed = if denied { 0 } else { self.reserve };
-        if self.free.get() <= needed {
+        let [places, bytes] = &mut *rooms;
+        let (tenant, denied, size) = (item.tenant(), item.is_denial(), item.memory() as u64);
+        let taken = || (self.capacity - self.free.get()) as u64;
+        if places.is_crowded(taken() + 1) {
             self.free.set(ring.slots());
-            if self.free.get() <= needed {
-                return false;
-            }
         }
         let put_in = self.passed.put_in.load(Ordering::Relaxed);
-        let most = if denied { BYTES } else { BYTES - BYTES / 4 };
-        let is_full = || {
-            let held = put_in.wrapping_sub(self.taken_out.get());
-            held > 0 && held.saturating_add(bytes) > most
-        };
-        if is_full() {
+        let held = || put_in.wrapping_sub(self.taken_out.get());
+        if bytes.is_crowded(held() + size) {
             self.taken_out.set(self.passed.taken_out.load(Ordering::Relaxed));
-            if is_full() {
-                return false;
-            }
         }
+        if !places.admits(taken(), 1, tenant, denied) || !bytes.admits(held(), size, tenant, denied) {
+            return false;
+        }
+        places.take(1, tenant);
+        bytes.take(size, tenant);
         // Before it can be taken out, so that whoever asks never finds less than nothing.
-        self.passed.put_in.store(put_in.wrapping_add(bytes), Ordering::Relaxed);
+        self.passed.put_in.store(put_in.wrapping_add(size), Ordering::Relaxed);
         let pushed = ring.push(item).is_ok();
         if !pushed {
             self.passed.put_in.store(put_in, Ordering::Relaxed);

@@ -7,9 +7,19 @@ use super::*;
 use crate::flow::{ENDINGS, HttpRecord, OpenFlow, Outcome};
 use crate::metrics::{Metrics, Worker};
 use crate::reason::Reason;
+use crate::tenant::TenantId;
 
 fn boxed(outcome: Outcome) -> Box<FlowRecord> {
     Box::new(FlowRecord::for_test(outcome))
+}
+
+/// The same of another tenant each time.
+fn by_another(outcome: Outcome) -> Box<FlowRecord> {
+    thread_local!(static LAST: Cell<u32> = const { Cell::new(100) });
+    let mut record = boxed(outcome);
+    record.tenant = TenantId::from_raw(LAST.get());
+    LAST.set(LAST.get() + 1);
+    record
 }
 
 fn one_worker(capacity: usize) -> (FlowSender, FlowConsumer) {
@@ -27,10 +37,10 @@ fn drain(consumer: &mut FlowConsumer) -> Vec<Sequenced> {
 fn a_quarter_of_the_ring_is_kept_for_denials() {
     let (sender, mut consumer) = one_worker(8);
     for outcome in [Outcome::Forwarded, Outcome::Failed].into_iter().cycle().take(10) {
-        sender.send(boxed(outcome));
+        sender.send(by_another(outcome));
     }
     for _ in 0..3 {
-        sender.send(boxed(Outcome::Denied));
+        sender.send(by_another(Outcome::Denied));
     }
     let seqs: Vec<u64> = drain(&mut consumer).iter().map(|item| item.seq).collect();
     assert_eq!(seqs, [0, 1, 2, 3, 4, 5, 10, 11]);
@@ -42,12 +52,12 @@ fn a_quarter_of_the_ring_is_kept_for_denials() {
 fn what_a_limit_refuses_is_no_denial() {
     let (sender, mut consumer) = one_worker(8);
     for _ in 0..10 {
-        let mut record = boxed(Outcome::Denied);
+        let mut record = by_another(Outcome::Denied);
         record.reason = Some(Reason::TenantRate);
         sender.send(record);
     }
     for _ in 0..2 {
-        assert!(sender.send(boxed(Outcome::Denied)));
+        assert!(sender.send(by_another(Outcome::Denied)));
     }
     let denials: Vec<bool> = drain(&mut consumer).iter().map(|item| item.record.is_denial()).collect();
     assert_eq!(denials, [false, false, false, false, false, false, true, true]);
@@ -57,7 +67,7 @@ fn what_a_limit_refuses_is_no_denial() {
 fn a_ring_holds_so_many_bytes() {
     let (sender, mut consumer) = one_worker(8192);
     let long = |outcome| {
-        let mut record = boxed(outcome);
+        let mut record = by_another(outcome);
         record.http = Some(HttpRecord::new(b"GET", &[b'a'; 60 << 10], b"/"));
         record
     };
@@ -71,6 +81,38 @@ fn a_ring_holds_so_many_bytes() {
     assert_eq!(drain(&mut consumer).len() as u64, others + denials);
     assert_eq!(load.bytes(), 0);
     assert!(sender.send(long(Outcome::Forwarded)), "there is room again");
+}
+
+/// One tenant sends denials without end, and nobody takes them: what others are denied is recorded all the same. By the number
+/// of records, and by their bytes.
+#[test]
+fn a_flood_of_denials_takes_no_room_from_others() {
+    for path in [1, 60 << 10] {
+        let (sender, mut consumer) = one_worker(1024);
+        let of = |tenant: u32, outcome| {
+            let mut record = boxed(outcome);
+            record.tenant = TenantId::from_raw(tenant);
+            record.http = Some(HttpRecord::new(b"GET", &vec![b'a'; path], b"/"));
+            record
+        };
+        let flood = (0..5_000).filter(|_| sender.send(of(80, Outcome::Denied))).count();
+        assert!(flood > 40, "{flood}");
+        let room = if path == 1 { 30 } else { 2 };
+        for tenant in [90, 1000] {
+            assert!((0..room).all(|_| sender.send(of(tenant, Outcome::Denied))), "{tenant} with {path}");
+        }
+        let mut sent = [0_usize; 2];
+        for item in drain(&mut consumer) {
+            match item.record.tenant.raw() {
+                80 => sent[0] += 1,
+                _ => sent[1] += 1,
+            }
+        }
+        assert_eq!(sent, [flood, 2 * room]);
+        // Nor do allowed flows.
+        assert!((0..5_000).any(|_| !sender.send(of(80, Outcome::Forwarded))));
+        assert!((0..room).all(|_| sender.send(of(1000, Outcome::Denied))), "with {path}");
+    }
 }
 
 #[test]
@@ -207,7 +249,7 @@ proptest! {
             match step {
                 Step::Send(outcome, reason) => {
                     let lost_before = metrics.flow_records_lost();
-                    let mut record = boxed(outcome);
+                    let mut record = by_another(outcome);
                     record.reason = reason;
                     sent[record.ending()] += 1;
                     senders[0].send(record);

@@ -8,6 +8,7 @@ use super::*;
 use crate::flow::access_log::SinkSet;
 use crate::flow::access_log::entry::LoggedResponse;
 use crate::reason::Reason;
+use crate::tenant::TenantId;
 
 fn fields(list: &[(&str, &[u8])]) -> Fields {
     let mut fields = Fields::default();
@@ -44,6 +45,7 @@ fn entry(kind: EntryKind, request: LoggedRequest, response: Option<(u16, Fields)
     Entry {
         sinks: SinkSet::default(),
         kind,
+        tenant: TenantId::UNKNOWN,
         time: SystemTime::UNIX_EPOCH + Duration::new(1, 23),
         request: Arc::new(request),
         response: response.map(|(status, fields)| Arc::new(LoggedResponse { status, fields })),

@@ -8,6 +8,7 @@ use super::*;
 use crate::flow::access_log::entry::LoggedRequest;
 use crate::flow::{EntryKind, FlowConsumer, FlowSender, LossCause, Protocol, channel};
 use crate::metrics::Worker;
+use crate::tenant::TenantId;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -38,7 +39,8 @@ fn entry(sinks: SinkSet) -> Entry {
         head: None,
         header_log: None,
     };
-    Entry { sinks, kind: EntryKind::Denied, time: SystemTime::now(), request: Arc::new(request), response: None }
+    let (time, tenant) = (SystemTime::now(), TenantId::UNKNOWN);
+    Entry { sinks, kind: EntryKind::Denied, tenant, time, request: Arc::new(request), response: None }
 }
 
 /// As the flow thread does.
