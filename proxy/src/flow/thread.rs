@@ -175,7 +175,7 @@ fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink], names: &Names)
     doorbell.attach();
     let access_logs = consumer.access_logs();
     let (mut batch, mut entries) = (Vec::new(), Vec::new());
-    let mut last_size = 0;
+    let (mut last_size, mut hurries) = (0, false);
     loop {
         // Read before draining: what was sent before the stop is then still found below.
         let stopping = doorbell.is_stopping();
@@ -200,18 +200,22 @@ fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink], names: &Names)
             last_size = offer(&batch, sinks, last_size, names);
         }
         log.append(&mut batch);
-        if let Some(pause) = pause(taken.max(logged), consumer.is_pressed()).filter(|_| !stopping) {
-            thread::park_timeout(pause);
+        hurries = stopping || hurry(hurries, taken.max(logged), consumer.is_pressed());
+        if !hurries {
+            thread::park_timeout(pause(taken.max(logged)));
         }
     }
 }
 
-/// How long to leave the core alone after a portion of so many; not at all when a ring fills up.
-fn pause(portion: usize, pressed: bool) -> Option<Duration> {
-    if pressed {
-        return None;
-    }
-    Some(if portion < PORTION / 2 { GATHER } else { REST })
+/// Whether to go on without a rest: from when a ring fills up until all rings are nearly empty, so that there is all of their room
+/// again should the thread itself be kept waiting.
+fn hurry(hurries: bool, portion: usize, pressed: bool) -> bool {
+    pressed || hurries && portion >= PORTION / 2
+}
+
+/// How long to leave the core alone after a portion of so many.
+fn pause(portion: usize) -> Duration {
+    if portion < PORTION / 2 { GATHER } else { REST }
 }
 
 /// Says in records of what a limit refused which limit it was. Not done where it is refused: whoever floods is refused fast.
@@ -249,9 +253,10 @@ mod tests {
 
     #[test]
     fn it_rests_after_each_portion_unless_a_ring_fills_up() {
-        assert_eq!(pause(1, false), Some(GATHER));
-        assert_eq!(pause(PORTION, false), Some(REST));
-        assert_eq!(pause(PORTION, true), None);
-        assert_eq!(pause(1, true), None);
+        assert_eq!((pause(1), pause(PORTION)), (GATHER, REST));
+        assert!(!hurry(false, PORTION, false));
+        assert!(hurry(false, 1, true), "a ring fills up");
+        assert!(hurry(true, PORTION, false), "there is more");
+        assert!(!hurry(true, 1, false), "all are nearly empty");
     }
 }
