@@ -186,10 +186,15 @@ pub struct FlowConsumer {
 impl FlowConsumer {
     /// Moves what is there, at most `limit` records, to `batch`; every ring gets its turn. Returns how many came.
     pub fn drain(&mut self, batch: &mut Vec<Sequenced>, limit: usize) -> usize {
-        drain(&mut self.rings, batch, limit).0
+        self.drain_records(batch, limit).0
     }
 
-    /// As [`FlowConsumer::drain`], for entries of the access log; also whether those were all that had come by then.
+    /// As [`FlowConsumer::drain`]; also whether those were all that had come by then.
+    pub(super) fn drain_records(&mut self, batch: &mut Vec<Sequenced>, limit: usize) -> (usize, bool) {
+        drain(&mut self.rings, batch, limit)
+    }
+
+    /// As [`FlowConsumer::drain_records`], for entries of the access log.
     pub(super) fn drain_entries(&mut self, batch: &mut Vec<Entry>, limit: usize) -> (usize, bool) {
         drain(&mut self.entries, batch, limit)
     }

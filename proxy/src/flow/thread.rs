@@ -180,14 +180,14 @@ fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink], names: &Names)
         // Read before draining: what was sent before the stop is then still found below.
         let stopping = doorbell.is_stopping();
         let unheld = access_logs.unheld();
-        let (logged, all) = consumer.drain_entries(&mut entries, PORTION);
+        let (logged, all_entries) = consumer.drain_entries(&mut entries, PORTION);
         if logged > 0 {
             access_logs.offer(&mut entries);
         }
-        if all {
+        if all_entries {
             access_logs.give_back(unheld);
         }
-        let taken = consumer.drain(&mut batch, PORTION);
+        let (taken, all_records) = consumer.drain_records(&mut batch, PORTION);
         if taken == 0 && logged == 0 {
             if stopping {
                 return;
@@ -200,22 +200,18 @@ fn run(mut consumer: FlowConsumer, log: &FlowLog, sinks: &[Sink], names: &Names)
             last_size = offer(&batch, sinks, last_size, names);
         }
         log.append(&mut batch);
-        hurries = stopping || hurry(hurries, taken.max(logged), consumer.is_pressed());
+        let all = all_entries && all_records;
+        hurries = stopping || hurry(hurries, all, consumer.is_pressed());
         if !hurries {
-            thread::park_timeout(pause(taken.max(logged)));
+            thread::park_timeout(if all { GATHER } else { REST });
         }
     }
 }
 
-/// Whether to go on without a rest: from when a ring fills up until all rings are nearly empty, so that there is all of their room
+/// Whether to go on without a rest: from when a ring fills up until `all` rings were found empty, so that there is all of their room
 /// again should the thread itself be kept waiting.
-fn hurry(hurries: bool, portion: usize, pressed: bool) -> bool {
-    pressed || hurries && portion >= PORTION / 2
-}
-
-/// How long to leave the core alone after a portion of so many.
-fn pause(portion: usize) -> Duration {
-    if portion < PORTION / 2 { GATHER } else { REST }
+fn hurry(hurries: bool, all: bool, pressed: bool) -> bool {
+    pressed || hurries && !all
 }
 
 /// Says in records of what a limit refused which limit it was. Not done where it is refused: whoever floods is refused fast.
@@ -252,11 +248,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_rests_after_each_portion_unless_a_ring_fills_up() {
-        assert_eq!((pause(1), pause(PORTION)), (GATHER, REST));
-        assert!(!hurry(false, PORTION, false));
-        assert!(hurry(false, 1, true), "a ring fills up");
-        assert!(hurry(true, PORTION, false), "there is more");
-        assert!(!hurry(true, 1, false), "all are nearly empty");
+    fn it_does_not_rest_from_when_a_ring_fills_up_until_all_are_empty() {
+        assert!(!hurry(false, false, false));
+        assert!(hurry(false, true, true), "a ring fills up");
+        assert!(hurry(true, false, false), "there is more");
+        assert!(!hurry(true, true, false), "all were taken");
     }
 }
