@@ -7,7 +7,6 @@
 
 pub(crate) mod claims;
 pub(crate) mod lines;
-pub mod mentioned;
 pub(crate) mod place;
 mod quoted;
 #[cfg(test)]

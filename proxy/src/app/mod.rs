@@ -324,7 +324,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
             tasks.spawn(client.run());
         }
         PolicySource::Directory(path) => {
-            let directory = Directory::open(path).context("policies")?.in_parts();
+            let directory = Directory::open(path).context("policies")?;
             tasks.spawn(Arc::clone(&control).follow_directory(directory));
         }
     }

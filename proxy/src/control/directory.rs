@@ -3,8 +3,7 @@
 //!
 //! Each file stands for itself: one that does not load keeps its last good content and is reported, one that is deleted
 //! takes its resources along. A file is read only when its writer is done with it, because the first half of a list of
-//! rules can be a valid list of rules. A large one is read aside, so that it holds up no other: for whom the first reading has to be
-//! whole, once there was that.
+//! rules can be a valid list of rules. A large one is read aside once there was a first reading, so that it holds up no other.
 
 mod aside;
 #[cfg(test)]
@@ -26,7 +25,6 @@ use tollgate_proto::tenant::Tenant;
 use self::aside::Aside;
 use super::watch::Watch;
 use crate::policy_file::claims::{Contested, contested};
-use crate::policy_file::mentioned::Mentioned;
 use crate::policy_file::{self, FilePlace, FileResource, PolicyFileError, PolicyFileErrors, PolicyResource};
 
 /// How long nothing may happen before the directory is read, and how old a file's last change must be.
@@ -67,8 +65,6 @@ pub struct Reading {
     pub changed: bool,
     /// What is wrong now and was not, or not in this way, at the reading before.
     pub errors: Vec<PolicyFileError>,
-    /// What files may be about that were there at the first reading and are still being read; `None` when none is.
-    pub unread: Option<Mentioned>,
 }
 
 /// Why a directory cannot be watched.
@@ -112,10 +108,6 @@ pub struct Directory {
     mended: bool,
     delivered: bool,
     aside: Aside,
-    /// The first reading may be without large files.
-    in_parts: bool,
-    /// Those that it was without, and are still being read.
-    unread: BTreeMap<PathBuf, (Stamp, Mentioned)>,
 }
 
 /// What is known of one file.
@@ -171,16 +163,7 @@ impl Directory {
             mended: false,
             delivered: false,
             aside: Aside::default(),
-            in_parts: false,
-            unread: BTreeMap::new(),
         })
-    }
-
-    /// For whom the first reading need not be whole: large files come when they have been read, and until then
-    /// [`Reading::unread`] says what they may be about.
-    #[must_use]
-    pub fn in_parts(self) -> Self {
-        Self { in_parts: true, ..self }
     }
 
     /// The first reading at once, each later one when something changed: in the content, or in what is wrong with it.
@@ -204,13 +187,9 @@ impl Directory {
             if self.changed || !self.errors.is_empty() || mended || !self.delivered {
                 self.delivered = true;
                 let (changed, errors) = (std::mem::take(&mut self.changed), std::mem::take(&mut self.errors));
-                return Reading { set: self.set(), changed, errors, unread: self.unread() };
+                return Reading { set: self.set(), changed, errors };
             }
         }
-    }
-
-    fn unread(&self) -> Option<Mentioned> {
-        self.unread.values().fold(None, |all: Option<Mentioned>, (_, one)| Some(all.unwrap_or_default().and(one)))
     }
 
     /// What is wrong with the directory and the files of the last reading, by name.
@@ -266,16 +245,11 @@ impl Directory {
 
     fn take_from_aside(&mut self, read: aside::Read) {
         let aside::Read { path, stamp, content } = read;
-        // Of what was changed or deleted meanwhile there is an event: then it is another file, which the first reading did not find.
-        self.is_read(&path);
+        // Of what was changed or deleted meanwhile there is an event.
         if Stamp::of(&path).is_ok_and(|now| now == stamp) && !self.being_written.contains(&path) {
             self.take(path, stamp, content);
         }
         self.aside.begin();
-    }
-
-    fn is_read(&mut self, path: &Path) {
-        self.mended |= self.unread.remove(path).is_some();
     }
 
     /// Waits until nothing has happened for [`QUIET`], but not for ever: somebody may write all the time.
@@ -338,24 +312,15 @@ impl Directory {
             self.being_written.remove(&path);
             self.aside.forget(&path);
         }
-        let lost: Vec<_> = self.unread.keys().filter(|path| !names.contains(*path)).cloned().collect();
-        lost.iter().for_each(|path| self.is_read(path));
-        let large_aside = self.delivered || self.in_parts;
         let mut unsettled = false;
         for path in names {
             if self.being_written.contains(&path) {
                 continue; // its closing is an event of its own
             }
             let known = self.files.get(&path);
-            match find(&path, known, large_aside).await {
+            match find(&path, known, self.delivered).await {
                 Found::Same => {}
-                Found::Large(stamp) => {
-                    let known = self.unread.get(&path);
-                    if known.map_or(!self.delivered, |(known, _)| *known != stamp) {
-                        self.unread.insert(path.clone(), (stamp, look_through(&path).await));
-                    }
-                    self.aside.add(path, stamp);
-                }
+                Found::Large(stamp) => self.aside.add(path, stamp),
                 Found::Unsettled => unsettled = true,
                 Found::Read(stamp, content) => self.take(path, stamp, content),
             }
@@ -441,13 +406,6 @@ async fn read(path: &Path) -> Result<Vec<FileResource>, PolicyFileErrors> {
     let file = path.to_owned();
     let read = tokio::task::spawn_blocking(move || policy_file::read(&file)).await;
     read.unwrap_or_else(|_| Err(reader_failed(path)))
-}
-
-/// What the file may be about.
-async fn look_through(path: &Path) -> Mentioned {
-    let file = path.to_owned();
-    let looked = tokio::task::spawn_blocking(move || Some(Mentioned::in_text(&policy_file::read_bytes(&file).ok()?)));
-    looked.await.ok().flatten().unwrap_or(Mentioned::Anything)
 }
 
 fn reader_failed(path: &Path) -> PolicyFileErrors {

@@ -21,7 +21,6 @@ use super::directory::{Directory, PolicySet};
 use super::policies::{ClaimOrder, CompilingFailed, Control, Received, RefusedResource};
 use super::warned::Warned;
 use crate::policy_file::FilePlace;
-use crate::policy_file::mentioned::Mentioned;
 
 /// How long what an endpoint had before goes on while its large policy is compiled. On a node that is not busy none waits as long.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,7 +29,7 @@ impl Control {
     /// Enforces what the files of `directory` hold, now and whenever they change. Never returns.
     pub async fn follow_directory(self: Arc<Self>, mut directory: Directory) {
         let mut files = PolicyFiles::new(Arc::clone(&self));
-        let (mut first, mut is_whole) = (true, false);
+        let mut first = true;
         let mut warned = Warned::default();
         loop {
             let reading = tokio::select! {
@@ -58,17 +57,16 @@ impl Control {
             if first && !reading.set.hosts.is_empty() {
                 tracing::warn!("NetworkPolicyHosts in a policy directory have no effect; list them under `identities`");
             }
-            let unread = reading.unread;
             let PolicySet { policies, places, tenants, .. } = reading.set;
             if !tenants.is_empty() || !self.store().tenants().delivers(&[]) {
                 self.replace_tenants_of_files(tenants.iter().map(|(tenant, place)| (tenant, place)));
             }
-            if (reading.changed || first || !is_whole)
-                && let Err(error) = files.replace(policies.into_iter().zip(places).collect(), unread.as_ref()).await
+            if (reading.changed || first)
+                && let Err(error) = files.replace(policies.into_iter().zip(places).collect()).await
             {
                 tracing::error!(%error, "the policy directory was not taken over");
             }
-            (first, is_whole) = (false, unread.is_none());
+            first = false;
         }
     }
 }
@@ -134,25 +132,15 @@ impl PolicyFiles {
     }
 
     /// Enforces exactly these policies from now on, which are named by their endpoint ids, and the large ones of them as soon as they
-    /// are compiled. The first ones it waits for, and as long as some of them are `unread`, whatever may be about the same endpoints waits for
-    /// those. See [`Control::update_policies`].
+    /// are compiled. It waits for the first ones. See [`Control::update_policies`].
     ///
     /// # Errors
     /// A defect of ours; nothing has changed.
     pub(super) async fn replace(
         &mut self,
         policies: Vec<(Arc<cilium::NetworkPolicy>, FilePlace)>,
-        unread: Option<&Mentioned>,
     ) -> Result<(), CompilingFailed> {
-        let mut all = named(policies);
-        let rest = match unread {
-            Some(Mentioned::Anything) => return Ok(()), // nothing that could be in force before it
-            Some(Mentioned::Addresses(rest)) => Some(rest),
-            None => None,
-        };
-        if let Some(unread) = unread {
-            all.retain(|received| !keys(&received.policy).any(|key| unread.may_be(&key)));
-        }
+        let all = named(policies);
         let names: HashSet<&str> = all.iter().map(|received| &*received.name).collect();
         let removed = self.control.all_but(&names);
         let is_known = |received: &&Received| {
@@ -183,13 +171,8 @@ impl PolicyFiles {
         let known = all.iter().map(|received| (received.name.clone(), Arc::clone(&received.policy))).collect();
         if !world.has_policy || !now.is_empty() || !removed.is_empty() {
             self.known.clear(); // all are news if this fails
-            match rest {
-                Some(rest) => self.control.begin_policies(now, removed, rest.clone()).await?,
-                None if world.has_policy => {
-                    self.control.update_policies(now, removed, ClaimOrder::Continues).await?;
-                }
-                None => self.control.update_policies(now, removed, ClaimOrder::BeginsAnew).await?,
-            }
+            let order = if world.has_policy { ClaimOrder::Continues } else { ClaimOrder::BeginsAnew };
+            self.control.update_policies(now, removed, order).await?;
         }
         self.known = known;
         for received in later {

@@ -15,7 +15,7 @@ use tollgate_policy::{EndpointPolicy, NetworkPolicy, PortRule, Snapshot};
 use tollgate_proto::cilium;
 
 use super::WorldStore;
-use super::compile::{Background, Budgets, Compiled, Failed, First, Holdings, Prepared, Update, run_soon};
+use super::compile::{Background, Budgets, Compiled, Failed, First, Holdings, Prepared, Update, run_here, run_soon};
 use super::secret_sources::SecretSources;
 use super::warned::Warned;
 use super::world::after_publishing;
@@ -101,8 +101,6 @@ struct Change {
     order: ClaimOrder,
     /// The form of what has changed, which is then a single policy.
     prepared: Option<Prepared>,
-    /// Addresses that others of the first policies may claim, which are still to come; `None` when these are all.
-    rest: Option<HashSet<IpAddr>>,
 }
 
 /// A defect of ours: the last good state stays in force.
@@ -220,20 +218,7 @@ impl Control {
         removed: Vec<String>,
         order: ClaimOrder,
     ) -> Result<(), CompilingFailed> {
-        self.update(Change { changed, removed, order, prepared: None, rest: None }).await
-    }
-
-    /// Enforces some of the first policies. `rest` are addresses that those may claim which are still to come.
-    ///
-    /// # Errors
-    /// As [`update_policies`](Self::update_policies).
-    pub(super) async fn begin_policies(
-        self: &Arc<Self>,
-        changed: Vec<Received>,
-        removed: Vec<String>,
-        rest: HashSet<IpAddr>,
-    ) -> Result<(), CompilingFailed> {
-        self.update(Change { changed, removed, order: ClaimOrder::BeginsAnew, prepared: None, rest: Some(rest) }).await
+        self.update(Change { changed, removed, order, prepared: None }).await
     }
 
     /// Enforces a policy that was compiled beside updates; see [`update_policies`](Self::update_policies).
@@ -247,7 +232,7 @@ impl Control {
     ) -> Result<(), CompilingFailed> {
         let (changed, prepared) = (vec![received], Some(prepared));
         let order = ClaimOrder::Continues;
-        self.update(Change { changed, removed: Vec::new(), order, prepared, rest: None }).await
+        self.update(Change { changed, removed: Vec::new(), order, prepared }).await
     }
 
     async fn update(self: &Arc<Self>, change: Change) -> Result<(), CompilingFailed> {
@@ -257,23 +242,24 @@ impl Control {
             self.metrics.policy_update(UpdateResult::Accepted);
             return Ok(());
         }
-        let is_whole = change.rest.is_none();
         let is_first = !self.store.load().has_policy;
         let names: Vec<String> = match is_first {
             true => change.changed.iter().map(|received| received.name.clone()).collect(),
             false => Vec::new(),
         };
         let control = Arc::clone(self);
-        let compiled = run_soon(move || control.compile_and_publish(change)).await;
+        let compiled = match change.prepared {
+            // There is next to nothing to do, and what denies must not depend on whether the kernel gives another thread.
+            Some(_) => run_here(|| control.compile_and_publish(change)),
+            None => run_soon(move || control.compile_and_publish(change)).await,
+        };
         if let Err(error) = compiled {
             self.take_back(&names);
             self.metrics.policy_update(UpdateResult::Rejected);
             return Err(CompilingFailed(error));
         }
         self.metrics.policy_update(UpdateResult::Accepted);
-        if is_whole {
-            self.lock().first_policy = None;
-        }
+        self.lock().first_policy = None;
         Ok(())
     }
 
@@ -295,20 +281,16 @@ impl Control {
 
     /// Panics only before the publication: nothing has changed then, here or in the world, but for some of the first policies.
     fn compile_and_publish(self: &Arc<Self>, change: Change) {
-        let Change { changed, removed, order, prepared, rest } = change;
+        let Change { changed, removed, order, prepared } = change;
         let world = self.store.load().clone();
-        let is_whole = rest.is_none();
-        let first = (!world.has_policy).then(|| First::of(&changed, rest.unwrap_or_default()));
+        let first = (!world.has_policy).then(|| First::of(&changed));
         let mut update = Update::of(&world.policy, order, first);
         for name in &removed {
             update.builder.remove(name);
         }
         let judged = self.judge_all(&mut update, changed, prepared, &world.tenants);
-        let (snapshot, reserved, first) = update.finish();
-        let gauges = match first.filter(|_| !is_whole) {
-            Some(first) => self.publish_some(snapshot, first.into_coming()),
-            None => self.publish(snapshot),
-        };
+        let (snapshot, reserved) = update.finish();
+        let gauges = self.publish(snapshot);
         drop(reserved);
         after_publishing(|| self.note_in_force(judged, &removed, gauges));
         after_publishing(|| self.use_room());

@@ -27,7 +27,7 @@ pub(super) use self::reservation::{Prepared, Reservation};
 pub(super) use self::rounds::First;
 pub(super) use self::terms::Terms;
 use self::thread::processor_time;
-pub(super) use self::thread::{Failed, SOON, begun, run_soon};
+pub(super) use self::thread::{Failed, SOON, begun, run_here, run_soon};
 use super::world::after_publishing;
 use super::{ClaimOrder, Control};
 use crate::tenant::{LocalEnd, Table, TenantId};
@@ -90,8 +90,8 @@ impl Update {
     }
 
     /// What is to come into force, and the room that is taken for it until then.
-    pub(super) fn finish(self) -> (Snapshot, Vec<Reservation>, Option<First>) {
-        (self.builder.build(), self.reserved, self.first)
+    pub(super) fn finish(self) -> (Snapshot, Vec<Reservation>) {
+        (self.builder.build(), self.reserved)
     }
 }
 
@@ -226,7 +226,7 @@ impl Control {
                 });
                 return;
             }
-            let (snapshot, reserved, _) = update.finish();
+            let (snapshot, reserved) = update.finish();
             let gauges = control.publish(snapshot);
             drop(reserved);
             after_publishing(|| {

@@ -47,15 +47,9 @@ enum Round {
 }
 
 impl First {
-    /// `rest` are addresses that the policies may claim which are not in the update.
-    pub(in crate::control) fn of(changed: &[Received], rest: HashSet<IpAddr>) -> Self {
-        let mut coming = rest;
-        coming.extend(changed.iter().flat_map(|received| addresses(&received.policy)));
+    pub(in crate::control) fn of(changed: &[Received]) -> Self {
+        let coming = changed.iter().flat_map(|received| addresses(&received.policy)).collect();
         Self { coming, compiled: 0, took: 0 }
-    }
-
-    pub(in crate::control) fn into_coming(self) -> HashSet<IpAddr> {
-        self.coming
     }
 }
 

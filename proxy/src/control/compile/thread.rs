@@ -1,5 +1,6 @@
 //! Threads that compile, or read what is compiled. They live for one piece of work, since there is mostly none; the kernel lets others go first.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::{io, thread};
 
 use tokio::sync::oneshot;
@@ -40,6 +41,14 @@ pub(in crate::control) async fn run_soon<R: Send + 'static>(
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, Failed> {
     begun(SOON, work)?.await.map_err(|_| Failed::Panicked)
+}
+
+/// Does `work` on this thread.
+///
+/// # Errors
+/// It has panicked, before it changed anything.
+pub(in crate::control) fn run_here<R>(work: impl FnOnce() -> R) -> Result<R, Failed> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| Failed::Panicked)
 }
 
 /// Begins `work`, whose outcome comes later, or nothing if it panics.

@@ -47,7 +47,7 @@ async fn the_first_reading_holds_every_policy_file_and_nothing_else() {
 async fn an_empty_directory_is_a_reading_too() {
     let directory = tempfile::tempdir().unwrap();
     let reading = open(&directory).next().await;
-    assert_eq!(reading, Reading { set: PolicySet::default(), changed: false, errors: vec![], unread: None });
+    assert_eq!(reading, Reading { set: PolicySet::default(), changed: false, errors: vec![] });
 }
 
 #[tokio::test]
@@ -252,52 +252,4 @@ async fn a_large_file_holds_up_no_other() {
         (vec![12, 5], false, 1),
         "one that does not load"
     );
-}
-
-fn may_be(reading: &Reading, address: &str) -> Option<bool> {
-    reading.unread.as_ref().map(|unread| unread.may_be(&tollgate_policy::EndpointKey::parse(address)))
-}
-
-#[tokio::test]
-async fn the_first_reading_in_parts_says_what_the_rest_may_be_about() {
-    let directory = tempfile::tempdir().unwrap();
-    replace(&directory, "a.json", &large(1));
-    replace(&directory, "b.json", &policy(2));
-    replace(&directory, "c.json", &large(3).replace("10.0.0.1\"", "10.0.0.123\""));
-    replace(&directory, "d.json", &format!("{}]", large(4)));
-    let mut watched = open(&directory).in_parts();
-    let first = watched.next().await;
-    assert_eq!((ids(&first), first.changed, first.errors.len()), (vec![2], true, 0));
-    let addresses = ["10.0.0.1", "10.0.0.123", "10.0.0.2"];
-    assert_eq!(addresses.map(|address| may_be(&first, address)), [Some(true), Some(true), Some(false)]);
-    fs::remove_file(directory.path().join("c.json")).unwrap();
-    let mut reading = first;
-    let mut readings = 0;
-    while reading.unread.is_some() {
-        (reading, readings) = (watched.next().await, readings + 1);
-    }
-    assert_eq!((ids(&reading), watched.failing().count()), (vec![1, 2], 1), "after {readings} readings");
-    // What comes later is not waited for.
-    replace(&directory, "a.json", &large(5));
-    replace(&directory, "b.json", &policy(6));
-    let reading = watched.next().await;
-    assert_eq!((ids(&reading), reading.unread), (vec![1, 6], None));
-    assert_eq!(ids(&watched.next().await), [5, 6]);
-}
-
-/// Somebody who takes it for gone must not be told of a part.
-#[tokio::test]
-async fn a_file_that_is_written_to_is_not_waited_for() {
-    let directory = tempfile::tempdir().unwrap();
-    replace(&directory, "a.json", &large(1));
-    replace(&directory, "b.json", &policy(2));
-    let mut watched = open(&directory).in_parts();
-    assert!(watched.next().await.unread.is_some());
-    let mut file = fs::OpenOptions::new().append(true).open(directory.path().join("a.json")).unwrap();
-    file.write_all(b" ").unwrap();
-    let mut reading = watched.next().await;
-    while reading.unread.is_some() {
-        reading = watched.next().await;
-    }
-    assert_eq!(ids(&reading).last(), Some(&2));
 }

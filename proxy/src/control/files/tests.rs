@@ -53,7 +53,7 @@ fn large(endpoint: u64, more: u32) -> File {
 }
 
 async fn replace(files: &mut PolicyFiles, all: &[File]) {
-    files.replace(all.to_vec(), None).await.unwrap();
+    files.replace(all.to_vec()).await.unwrap();
 }
 
 /// Endpoint ids and HTTP rules of what is in force, but for what denies until it is compiled.
@@ -178,30 +178,4 @@ async fn what_takes_too_long_denies_until_it_is_compiled() {
     put(&mut files).await;
     assert!(files.tasks.is_empty() && files.under_way.is_none());
     assert_eq!(in_force(&files).len(), 3, "what was compiled for nothing changes nothing");
-}
-
-/// Of several who claim an address each has to allow, so none counts before all have been read.
-#[tokio::test]
-async fn the_first_policies_come_as_they_are_read_but_for_what_the_rest_may_be_about() {
-    let mut files = files();
-    let world = |files: &PolicyFiles| files.control.store().load().clone();
-    let of = |text: &str| Mentioned::in_text(text.as_bytes());
-    let first = [small(1, 1), small(2, 2), file(3, "a name", 1)];
-    files.replace(first.to_vec(), Some(&of("10.0.0.2 10.0.0.4 10.0.0.5"))).await.unwrap();
-    assert_eq!(in_force(&files), [(1, 1)]);
-    let address = |last: u8| std::net::IpAddr::from([10, 0, 0, last]);
-    let known = |files: &PolicyFiles| [1, 2, 5, 9].map(|last| world(files).knows(address(last)));
-    assert_eq!((world(&files).has_policy, known(&files)), (false, [true, true, true, false]));
-    let mut all = first.to_vec();
-    all.push(small(4, 4));
-    files.replace(all.clone(), Some(&of("\\x31"))).await.unwrap();
-    assert_eq!(in_force(&files), [(1, 1)], "it may be about anything");
-    files.replace(all.clone(), Some(&of("10.0.0.5"))).await.unwrap();
-    assert_eq!(in_force(&files), [(1, 1), (2, 2), (4, 4)]);
-    assert!(!world(&files).has_policy);
-    all.push(file(5, "10.0.0.1", MANY));
-    files.replace(all.clone(), None).await.unwrap();
-    assert_eq!(in_force(&files), [(1, 1), (2, 2), (3, 1), (4, 4), (5, LARGE_ONE)]);
-    assert_eq!((world(&files).has_policy, known(&files)), (true, [true, true, false, false]));
-    assert_eq!(world(&files).policy.conflicts().map(|conflict| conflict.enforced.len()).collect::<Vec<_>>(), [2]);
 }

@@ -3,7 +3,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Wake};
 
 use prost::Message as _;
-use tollgate_policy::{ConnectionVerdict, Direction, EndpointKey, Flow, SecurityId, ServerName};
+use tollgate_policy::{ConnectionVerdict, Direction, EndpointKey, Flow, Limits, SecurityId, ServerName};
 
 use super::super::files::PolicyFiles;
 use super::*;
@@ -55,7 +55,7 @@ async fn what_is_in_force_is_never_refused() {
     assert!(control.received().len() == 2 && readiness.waiting_for().is_empty());
     let place = FilePlace { file: std::path::Path::new("1.yaml").into(), line: None };
     let mut files = PolicyFiles::new(Arc::clone(&control));
-    files.replace(vec![(received(1).policy, place)], None).await.unwrap();
+    files.replace(vec![(received(1).policy, place)]).await.unwrap();
     assert_eq!(in_force(), [1], "and what was in force goes");
 }
 
@@ -63,8 +63,12 @@ async fn what_is_in_force_is_never_refused() {
 #[tokio::test]
 async fn of_first_policies_that_fail_nothing_stays_in_force() {
     let (store, control, readiness) = control();
-    let rest = [IpAddr::from([10, 0, 0, 9])];
-    control.begin_policies(vec![received(1), received(2)], Vec::new(), rest.into()).await.unwrap();
+    let mut some = store.load().policy.update();
+    for received in [received(1), received(2)] {
+        let policy = NetworkPolicy::try_from(&*received.policy).unwrap();
+        some.insert(&received.name, store.load().policy.draft(policy, &Limits::default()));
+    }
+    control.publish_some(some.build(), [IpAddr::from([10, 0, 0, 9])].into());
     assert_eq!((store.load().policy.endpoint_count(), readiness.is_ready()), (2, false));
     control.take_back(&["1".to_owned(), "3".to_owned()]);
     let ids: Vec<u64> = store.load().policy.endpoints().map(EndpointPolicy::endpoint_id).collect();
