@@ -32,8 +32,8 @@ def markdown(result):
     )
     if machine["load"] > 0.5:
         lines.append(
-            f"\n**The machine was not quiet**: {machine['load']:.1f} processes wanted to run before this began. Take no latency from "
-            "this page; errors, shares and memory stand.\n"
+            f"\nIn the five minutes before it began, {machine['load']:.1f} processes wanted to run on average: the machine may do other "
+            "things, too. Batches are judged one by one, as above.\n"
         )
     if not result["first"]:
         lines.append("\nThe victim had no real-time priority here: its latencies contain the load generator's.\n")
