@@ -54,7 +54,8 @@ impl Admin {
     /// # Panics
     /// When they are no JSON.
     pub fn flows(&self) -> Vec<Value> {
-        let (_, lines) = self.get("/flows?limit=1000");
+        // As many as are kept.
+        let (_, lines) = self.get("/flows?limit=4096");
         lines.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
     }
 
