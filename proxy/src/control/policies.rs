@@ -318,19 +318,19 @@ impl Control {
 
     /// Puts the policies in force.
     pub(super) fn publish(self: &Arc<Self>, snapshot: Snapshot) -> PolicyGauges {
-        self.publish_by(snapshot, |snapshot| self.store.publish_policy(snapshot))
+        self.put_in_force(snapshot, None)
     }
 
     /// Puts some of the first policies in force; `coming` are addresses of the others.
     pub(super) fn publish_some(self: &Arc<Self>, snapshot: Snapshot, coming: HashSet<IpAddr>) -> PolicyGauges {
         let addresses_without = coming.len();
-        let gauges = self.publish_by(snapshot, |snapshot| self.store.publish_some_policies(snapshot, coming));
+        let gauges = self.put_in_force(snapshot, Some(coming));
         self.metrics.policy_in_force(gauges, SystemTime::now());
         tracing::info!(endpoints = gauges.endpoints, addresses_without, "some of the first policies are in force");
         gauges
     }
 
-    fn publish_by(self: &Arc<Self>, snapshot: Snapshot, publish: impl FnOnce(Snapshot) -> u64) -> PolicyGauges {
+    fn put_in_force(self: &Arc<Self>, snapshot: Snapshot, coming: Option<HashSet<IpAddr>>) -> PolicyGauges {
         let before = Arc::clone(&self.store.load().policy);
         let mut gauges = PolicyGauges {
             generation: snapshot.generation(),
@@ -341,7 +341,7 @@ impl Control {
             without_room: snapshot.without_room_count() as u64,
             bytes: 0,
         };
-        publish(snapshot);
+        self.store.publish_policy(snapshot, coming);
         after_publishing(|| self.answer_for_memory(Some(&before)));
         gauges.bytes = self.holdings().bytes() as u64;
         gauges

@@ -118,21 +118,13 @@ impl WorldStore {
     }
 
     /// Replaces the policies. When this returns, every decision taken by any worker from now on is taken by them: the
-    /// update may be acknowledged.
-    pub fn publish_policy(&self, policy: Snapshot) -> u64 {
+    /// update may be acknowledged. Of the first ones some may be `coming` yet: these are their addresses.
+    pub fn publish_policy(&self, policy: Snapshot, coming: Option<HashSet<IpAddr>>) -> u64 {
         self.publish(|world, tenants| {
             tenants.follow(&world.policy, &policy);
             let (policy, tenants) = (Arc::new(policy), tenants.table().clone());
-            World { has_policy: true, coming: Arc::default(), policy, tenants, ..world }
-        })
-    }
-
-    /// Replaces the policies by some of the first ones. `coming` are addresses of the others.
-    pub fn publish_some_policies(&self, policy: Snapshot, coming: HashSet<IpAddr>) -> u64 {
-        self.publish(|world, tenants| {
-            tenants.follow(&world.policy, &policy);
-            let (policy, tenants) = (Arc::new(policy), tenants.table().clone());
-            World { coming: Arc::new(coming), policy, tenants, ..world }
+            let has_policy = world.has_policy || coming.is_none();
+            World { has_policy, coming: Arc::new(coming.unwrap_or_default()), policy, tenants, ..world }
         })
     }
 

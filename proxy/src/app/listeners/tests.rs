@@ -52,7 +52,7 @@ fn world_with(drain_timeout: Duration, entry: cilium::PortNetworkPolicy) -> Worl
     };
     let mut builder = Snapshot::empty().update();
     builder.replace_all([NetworkPolicy::try_from(&policy).unwrap()]);
-    store.publish_policy(builder.build());
+    store.publish_policy(builder.build(), None);
     let (phase, readiness) = (watch::Sender::new(Phase::Serve), Readiness::default());
     let (ended, _) = mpsc::channel(1);
     let (commands, received): (Vec<_>, Vec<_>) = (0..WORKERS).map(|_| mpsc::channel(4)).unzip();
