@@ -1,4 +1,4 @@
-//! A control group with an end to its processor time, version 1 or 2, whichever the machine has.
+//! A control group with an end to something, version 1 or 2, whichever the machine has.
 
 use std::fs;
 use std::io;
@@ -22,10 +22,22 @@ impl ControlGroup {
     /// # Panics
     /// In CI, instead.
     pub fn with_processor_time(name: &str, quota: u64, period: u64) -> Option<Self> {
+        Self::create("cpu", name, |group| group.set(quota, period))
+    }
+
+    /// One that can be kept from having more threads; see [`with_processor_time`](Self::with_processor_time).
+    ///
+    /// # Panics
+    /// As there.
+    pub fn of_threads(name: &str) -> Option<Self> {
+        Self::create("pids", name, |group| group.may_have_threads(true))
+    }
+
+    fn create(controller: &str, name: &str, prepare: impl FnOnce(&Self) -> io::Result<()>) -> Option<Self> {
         let version_1 = !Path::new(ROOT).join("cgroup.controllers").exists();
-        let parent = Path::new(ROOT).join(if version_1 { "cpu" } else { "" });
+        let parent = Path::new(ROOT).join(if version_1 { controller } else { "" });
         let group = Self { folder: parent.join(format!("tollgate-{name}-{:08x}", fastrand::u32(..))), version_1 };
-        match fs::create_dir(&group.folder).and_then(|()| group.set(quota, period)) {
+        match fs::create_dir(&group.folder).and_then(|()| prepare(&group)) {
             Ok(()) => Some(group),
             Err(error) => {
                 assert!(std::env::var_os("CI").is_none(), "{name} cannot run: no control group: {error}");
@@ -33,6 +45,18 @@ impl ControlGroup {
                 None
             }
         }
+    }
+
+    /// Lets its processes begin threads, or no more of them than they have.
+    ///
+    /// # Errors
+    /// The kernel has no such groups, or not for this user.
+    pub fn may_have_threads(&self, more: bool) -> io::Result<()> {
+        let most = match more {
+            true => "max".to_owned(),
+            false => fs::read_to_string(self.folder.join("pids.current"))?.trim().to_owned(),
+        };
+        fs::write(self.folder.join("pids.max"), most)
     }
 
     /// Gives it so much of each period from now on.

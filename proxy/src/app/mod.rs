@@ -78,9 +78,12 @@ pub fn run(config: Config, set_log_level: SetLogLevel) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(2)
+        .thread_keep_alive(Duration::MAX)
         .build()
         .context("cannot start the control runtime")?;
     runtime.block_on(async {
+        // While there is one, work waits for it where the kernel gives no more threads; without one it would end the process.
+        drop(tokio::task::spawn_blocking(|| ()));
         let process = Process::start(config, set_log_level, started)?;
         process.until_ended().await
     })
@@ -294,6 +297,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         tasks.spawn(Arc::clone(&control).follow_secrets(files));
     }
     tasks.spawn(Arc::clone(&control).follow_identity_maps(side.readiness.clone()));
+    tasks.spawn(Arc::clone(&control).retry_background());
     let memory_end = side.memory_end;
     control.share_memory(memory_end.bytes.filter(|_| !config.limits.shadow));
     tasks.spawn(memory::follow(side.metrics.tenants(), memory_end, config.limits.shadow, side.memory));

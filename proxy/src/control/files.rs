@@ -25,6 +25,10 @@ use crate::policy_file::FilePlace;
 /// How long what an endpoint had before goes on while its large policy is compiled. On a node that is not busy none waits as long.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Before what was not taken over is taken over again: the first time, and at most.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
 impl Control {
     /// Enforces what the files of `directory` hold, now and whenever they change. Never returns.
     pub async fn follow_directory(self: Arc<Self>, mut directory: Directory) {
@@ -61,10 +65,8 @@ impl Control {
             if !tenants.is_empty() || !self.store().tenants().delivers(&[]) {
                 self.replace_tenants_of_files(tenants.iter().map(|(tenant, place)| (tenant, place)));
             }
-            if (reading.changed || first)
-                && let Err(error) = files.replace(policies.into_iter().zip(places).collect()).await
-            {
-                tracing::error!(%error, "the policy directory was not taken over");
+            if reading.changed || first {
+                files.replace(policies.into_iter().zip(places).collect()).await;
             }
             first = false;
         }
@@ -75,8 +77,14 @@ impl Control {
 #[derive(Debug)]
 pub(super) struct PolicyFiles {
     control: Arc<Control>,
-    /// What was read last, by resource name.
+    /// What was read last.
+    read: Vec<Received>,
+    /// What of it has been taken over, by resource name.
     known: HashMap<String, Arc<cilium::NetworkPolicy>>,
+    /// When what was read is taken over again, since something of it was not.
+    again: Option<Instant>,
+    /// For how long that waits the next time.
+    pause: Duration,
     waiting: Vec<Waiting>,
     under_way: Option<UnderWay>,
     tasks: JoinSet<Done>,
@@ -117,13 +125,18 @@ pub(super) enum Event {
     Compiled(Result<Done, JoinError>),
     /// What was there before has been in force for long enough.
     Overdue,
+    /// It is time for another attempt.
+    Again,
 }
 
 impl PolicyFiles {
     pub(super) fn new(control: Arc<Control>) -> Self {
         Self {
             control,
+            read: Vec::new(),
             known: HashMap::new(),
+            again: None,
+            pause: PAUSE,
             waiting: Vec::new(),
             under_way: None,
             tasks: JoinSet::new(),
@@ -132,15 +145,34 @@ impl PolicyFiles {
     }
 
     /// Enforces exactly these policies from now on, which are named by their endpoint ids, and the large ones of them as soon as they
-    /// are compiled. It waits for the first ones. See [`Control::update_policies`].
-    ///
-    /// # Errors
-    /// A defect of ours; nothing has changed.
-    pub(super) async fn replace(
-        &mut self,
-        policies: Vec<(Arc<cilium::NetworkPolicy>, FilePlace)>,
-    ) -> Result<(), CompilingFailed> {
-        let all = named(policies);
+    /// are compiled. It waits for the first ones. See [`Control::update_policies`]. Whatever fails is tried again: nobody else would,
+    /// before a file changes.
+    pub(super) async fn replace(&mut self, policies: Vec<(Arc<cilium::NetworkPolicy>, FilePlace)>) {
+        self.read = named(policies);
+        self.pause = PAUSE;
+        self.take_over().await;
+    }
+
+    /// Takes over what was read, or what has not been of it.
+    async fn take_over(&mut self) {
+        self.again = None;
+        let read = std::mem::take(&mut self.read);
+        let taken = self.attempt(&read).await;
+        self.read = read;
+        if let Err(error) = taken {
+            self.try_again(&error);
+        }
+    }
+
+    /// Has what was read taken over again, ever later while that fails.
+    fn try_again(&mut self, error: &CompilingFailed) {
+        let pause = self.pause;
+        tracing::error!(%error, ?pause, "the policy directory was not taken over, which is tried again");
+        self.again = Some(Instant::now() + pause);
+        self.pause = (2 * pause).min(LONGEST_PAUSE);
+    }
+
+    async fn attempt(&mut self, all: &[Received]) -> Result<(), CompilingFailed> {
         let names: HashSet<&str> = all.iter().map(|received| &*received.name).collect();
         let removed = self.control.all_but(&names);
         let is_known = |received: &&Received| {
@@ -149,7 +181,7 @@ impl PolicyFiles {
         };
         let (same, mut changed): (Vec<_>, Vec<_>) = all.iter().partition(is_known);
         self.control.note_places(same.into_iter().filter_map(|same| Some((&*same.name, same.place.as_ref()?))));
-        let shared = shared(&all);
+        let shared = shared(all);
         let is_shared = |received: &Received| keys(&received.policy).any(|key| shared.contains(&key));
         let changed_names: HashSet<&str> = changed.iter().map(|received| &*received.name).collect();
         // What is newer comes instead of what waits, and who claims an address first must not depend on who takes how long.
@@ -228,16 +260,12 @@ impl PolicyFiles {
     /// What happens next. May be dropped and called again.
     pub(super) async fn next(&mut self) -> Event {
         let under_way = self.under_way.iter().filter(|under_way| under_way.is_wanted).map(|under_way| under_way.since);
-        let Some(oldest) = self.waiting.iter().map(|waiting| waiting.since).chain(under_way).min() else {
-            return match self.tasks.join_next().await {
-                Some(done) => Event::Compiled(done),
-                None => pending().await,
-            };
-        };
+        let oldest = self.waiting.iter().map(|waiting| waiting.since).chain(under_way).min();
         tokio::select! {
             biased;
             Some(done) = self.tasks.join_next() => Event::Compiled(done),
-            () = sleep_until(oldest + self.patience) => Event::Overdue,
+            () = at(oldest.map(|since| since + self.patience)) => Event::Overdue,
+            () = at(self.again) => Event::Again,
         }
     }
 
@@ -245,12 +273,14 @@ impl PolicyFiles {
         match event {
             Event::Compiled(done) => self.put(done).await,
             Event::Overdue => self.deny_overdue().await,
+            Event::Again => self.take_over().await,
         }
     }
 
     /// Puts in force what was compiled, unless there is something newer.
     async fn put(&mut self, done: Result<Done, JoinError>) {
         let Some(UnderWay { received, is_wanted, .. }) = self.under_way.take() else { return };
+        let name = received.name.clone();
         let put = match done {
             _ if !is_wanted => Ok(()),
             Ok(Ok(Outcome::Compiled(prepared))) => self.control.put_policy(received, *prepared).await,
@@ -264,9 +294,7 @@ impl PolicyFiles {
             }
             Err(_) => Ok(()), // the process ends
         };
-        if let Err(error) = put {
-            tracing::error!(%error, "a policy of the directory was not taken over");
-        }
+        self.note(&name, put);
         self.go_on();
     }
 
@@ -283,11 +311,18 @@ impl PolicyFiles {
             overdue.push(under_way.received.clone());
         }
         for received in overdue {
-            let endpoint_id = received.policy.endpoint_id;
+            let (name, endpoint_id) = (received.name.clone(), received.policy.endpoint_id);
             tracing::warn!(endpoint_id, "compiling a large policy takes long: its endpoint denies until that is done");
-            if let Err(error) = self.deny(received).await {
-                tracing::error!(%error, "a policy of the directory was not taken over");
-            }
+            let denied = self.deny(received).await;
+            self.note(&name, denied);
+        }
+    }
+
+    /// Has a policy taken over again that was not.
+    fn note(&mut self, name: &str, put: Result<(), CompilingFailed>) {
+        if let Err(error) = put {
+            self.known.remove(name);
+            self.try_again(&error);
         }
     }
 
@@ -300,6 +335,14 @@ impl PolicyFiles {
             }
             Err(_) => self.control.update_policies(vec![received], Vec::new(), ClaimOrder::Continues).await,
         }
+    }
+}
+
+/// Waits until that moment; without one for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
     }
 }
 

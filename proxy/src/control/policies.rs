@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use prost::Message as _;
+use tokio::sync::Notify;
 use tollgate_policy::model::Unsupported;
 use tollgate_policy::{EndpointPolicy, NetworkPolicy, PortRule, Snapshot};
 use tollgate_proto::cilium;
@@ -38,6 +39,8 @@ pub struct Control {
     budgets: Mutex<Budgets>,
     background: Mutex<Background>,
     holdings: Mutex<Holdings>,
+    /// Told when the background has to begin and there was no thread for it.
+    pub(super) no_thread: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -149,7 +152,8 @@ impl Control {
         let state = State { first_policy: Some(first_policy), ..State::default() };
         let (state, secrets, updating) = (Mutex::new(state), SecretSources::default(), tokio::sync::Mutex::new(()));
         let (budgets, background, holdings) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { store, metrics, state, secrets, updating, budgets, background, holdings }
+        let no_thread = Notify::new();
+        Self { store, metrics, state, secrets, updating, budgets, background, holdings, no_thread }
     }
 
     /// The world in force.

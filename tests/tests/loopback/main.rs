@@ -42,5 +42,6 @@ mod retries;
 mod tcp;
 mod tenant_limits;
 mod tenants;
+mod threads;
 mod underscores;
 mod websocket;

@@ -7,8 +7,9 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use tokio::time::sleep;
 use tollgate_policy::EndpointPolicy;
 
 use super::thread;
@@ -19,6 +20,9 @@ use crate::tenant::Table;
 
 /// Nanoseconds of compiling from which on it is put in force, before there is more: a publication is work for every connection.
 pub(super) const TOGETHER: u64 = 50_000_000;
+
+/// Between attempts to begin, while there is no thread.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How soon a policy is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,13 @@ impl Background {
         let queue = self.queue(haste);
         queue.waiting.insert(resource.to_owned(), Waiting { terms, rules });
         !std::mem::replace(&mut queue.running, true)
+    }
+
+    /// Whether something waits and nobody does it. Whoever asks has to begin.
+    #[must_use]
+    fn is_left(&mut self, haste: Haste) -> bool {
+        let queue = self.queue(haste);
+        !queue.waiting.is_empty() && !std::mem::replace(&mut queue.running, true)
     }
 
     fn remove(&mut self, resource: &str) {
@@ -145,7 +156,24 @@ impl Control {
         };
         if let Err(error) = thread::begin(nice, self.clone().into_background(haste)) {
             self.background().queue(haste).running = false;
-            tracing::error!(%error, "no thread to compile on: endpoints whose policies are not compiled deny until the next update");
+            tracing::error!(
+                %error,
+                "no thread to compile on: endpoints whose policies are not compiled deny; raise the limit of tasks (pids.max)"
+            );
+            self.no_thread.notify_one();
+        }
+    }
+
+    /// Begins the background anew, some time after there was no thread for it. Never returns.
+    pub async fn retry_background(self: Arc<Self>) {
+        loop {
+            self.no_thread.notified().await;
+            sleep(RETRY).await;
+            for haste in [Haste::Soon, Haste::Late] {
+                if self.background().is_left(haste) {
+                    self.begin_background(haste);
+                }
+            }
         }
     }
 

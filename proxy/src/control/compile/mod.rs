@@ -27,6 +27,8 @@ pub(super) use self::reservation::{Prepared, Reservation};
 pub(super) use self::rounds::First;
 pub(super) use self::terms::Terms;
 use self::thread::processor_time;
+#[cfg(test)]
+pub(super) use self::thread::shortage::Shortage;
 pub(super) use self::thread::{Failed, SOON, begun, run_here, run_soon};
 use super::world::after_publishing;
 use super::{ClaimOrder, Control};

@@ -514,3 +514,16 @@ async fn much_work_of_one_tenant_pushes_no_other_out_of_an_update() {
     assert_eq!(unfinished(&others), 0, "heavy ones of others have their turn");
     assert!(unfinished(&(2..60).collect::<Vec<_>>()) > 10);
 }
+
+/// An update is acknowledged, and what it does not wait for is compiled as soon as there is a thread.
+#[tokio::test]
+async fn without_threads_an_update_is_in_force_and_the_background_begins_later() {
+    let control = control();
+    let shortage = Shortage::begin();
+    update(&control, vec![light(1), heavy(POOR, "a")]).await;
+    assert!(!is_unfinished(&control, 1) && is_unfinished(&control, POOR));
+    let retries = tokio::spawn(Arc::clone(&control).retry_background());
+    drop(shortage);
+    finished(&control, POOR).await;
+    retries.abort();
+}

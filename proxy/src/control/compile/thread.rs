@@ -1,6 +1,7 @@
 //! Threads that compile, or read what is compiled. They live for one piece of work, since there is mostly none; the kernel lets others go first.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::{io, thread};
 
 use tokio::sync::oneshot;
@@ -11,19 +12,18 @@ pub(in crate::control) const SOON: i32 = 10;
 /// Of the rest.
 pub(in crate::control) const LATE: i32 = 19;
 
-/// Why nothing was compiled.
+/// Nothing was compiled: a defect of ours; what it said is in the log.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::control) enum Failed {
-    /// The kernel gave no thread.
-    #[error("no thread to compile on: {0}")]
-    Thread(#[from] io::Error),
-    /// A defect of ours; what it said is in the log.
-    #[error("the thread that compiles has panicked; please report it")]
-    Panicked,
-}
+#[error("compiling has panicked; please report it")]
+pub(in crate::control) struct Failed;
 
 /// Begins `work` on a thread of this niceness, which is for Linux a property of a thread.
+///
+/// # Errors
+/// There is no thread.
 pub(super) fn begin(nice: i32, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    #[cfg(test)]
+    shortage::look()?;
     let named = thread::Builder::new().name("compile".to_owned());
     named.spawn(move || {
         // Being as important as a worker is no reason to give up.
@@ -33,14 +33,24 @@ pub(super) fn begin(nice: i32, work: impl FnOnce() + Send + 'static) -> io::Resu
     Ok(())
 }
 
-/// Does `work`, which somebody waits for.
+/// Does `work`, which somebody waits for: on this thread if there is no other, since what is not in force while nothing can be begun may
+/// be a denial. Probes and streams wait then.
 ///
 /// # Errors
-/// There was no thread, or it panicked.
+/// It has panicked.
 pub(in crate::control) async fn run_soon<R: Send + 'static>(
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, Failed> {
-    begun(SOON, work)?.await.map_err(|_| Failed::Panicked)
+    let work = Arc::new(Mutex::new(Some(work)));
+    let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let given = Arc::clone(&work);
+    match begun(SOON, move || take(&given).map(|work| work())) {
+        Ok(outcome) => outcome.await.ok().flatten().ok_or(Failed),
+        Err(error) => {
+            tracing::warn!(%error, "no thread to compile on: probes and streams wait; raise the limit of tasks (pids.max)");
+            take(&work).map_or(Err(Failed), run_here)
+        }
+    }
 }
 
 /// Does `work` on this thread.
@@ -48,7 +58,12 @@ pub(in crate::control) async fn run_soon<R: Send + 'static>(
 /// # Errors
 /// It has panicked, before it changed anything.
 pub(in crate::control) fn run_here<R>(work: impl FnOnce() -> R) -> Result<R, Failed> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|_| Failed::Panicked)
+    let work = || {
+        #[cfg(test)]
+        shortage::panic_if_asked();
+        work()
+    };
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| Failed)
 }
 
 /// Begins `work`, whose outcome comes later, or nothing if it panics.
@@ -68,4 +83,50 @@ pub(in crate::control) fn begun<R: Send + 'static>(
 pub(in crate::control) fn processor_time() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// For tests: the kernel gives this thread no others.
+#[cfg(test)]
+pub(in crate::control) mod shortage {
+    use std::cell::Cell;
+    use std::io;
+
+    thread_local! {
+        static LASTS: Cell<bool> = const { Cell::new(false) };
+        static DEFECTS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// Lasts until it is dropped.
+    #[derive(Debug)]
+    pub(in crate::control) struct Shortage(());
+
+    impl Shortage {
+        pub(in crate::control) fn begin() -> Self {
+            LASTS.set(true);
+            Self(())
+        }
+
+        /// The first so many works that are done here instead end in a panic.
+        pub(in crate::control) fn with_defects(count: u32) -> Self {
+            DEFECTS.set(count);
+            Self::begin()
+        }
+    }
+
+    impl Drop for Shortage {
+        fn drop(&mut self) {
+            LASTS.set(false);
+            DEFECTS.set(0);
+        }
+    }
+
+    pub(super) fn look() -> io::Result<()> {
+        if LASTS.get() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    }
+
+    pub(super) fn panic_if_asked() {
+        let left = DEFECTS.get();
+        DEFECTS.set(left.saturating_sub(1));
+        assert_eq!(left, 0, "meant to be");
+    }
 }

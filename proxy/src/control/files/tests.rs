@@ -5,6 +5,7 @@ use tollgate_proto::json::network_policy_from_json;
 
 use super::*;
 use crate::control::WorldStore;
+use crate::control::compile::Shortage;
 use crate::identity::{IdentityTable, Sources};
 use crate::readiness::Readiness;
 use crate::tenant::{Books, Group, Member, PolicyBudget, Registry, Settings, TenantConfig};
@@ -53,7 +54,8 @@ fn large(endpoint: u64, more: u32) -> File {
 }
 
 async fn replace(files: &mut PolicyFiles, all: &[File]) {
-    files.replace(all.to_vec()).await.unwrap();
+    files.replace(all.to_vec()).await;
+    assert_eq!(files.again, None);
 }
 
 /// Endpoint ids and HTTP rules of what is in force, but for what denies until it is compiled.
@@ -178,4 +180,49 @@ async fn what_takes_too_long_denies_until_it_is_compiled() {
     put(&mut files).await;
     assert!(files.tasks.is_empty() && files.under_way.is_none());
     assert_eq!(in_force(&files).len(), 3, "what was compiled for nothing changes nothing");
+}
+
+/// Until somebody touches a file there would be no policy at all, or the one from before.
+#[tokio::test]
+async fn what_is_not_taken_over_is_tried_again_ever_later() {
+    let mut files = files();
+    let shortage = Shortage::with_defects(2);
+    files.replace(vec![small(1, 1)]).await;
+    assert!(in_force(&files).is_empty() && files.again.is_some() && files.pause > PAUSE);
+    put(&mut files).await;
+    assert!(in_force(&files).is_empty() && files.again.is_some() && files.pause > 2 * PAUSE);
+    put(&mut files).await;
+    assert_eq!((in_force(&files), files.again), (vec![(1, 1)], None));
+    drop(shortage);
+    // The same of a change, and of what was compiled beside updates and is not put in force.
+    let shortage = Shortage::with_defects(1);
+    files.replace(vec![small(1, 2)]).await;
+    assert!(in_force(&files) == [(1, 1)] && files.pause == 2 * PAUSE);
+    put(&mut files).await;
+    assert_eq!((in_force(&files), files.again), (vec![(1, 2)], None));
+    replace(&mut files, &[large(1, 0)]).await;
+    let compiled = files.next().await;
+    drop(shortage);
+    let shortage = Shortage::with_defects(1);
+    files.follow(compiled).await;
+    assert!(in_force(&files) == [(1, 2)] && files.again.is_some());
+    put(&mut files).await;
+    assert!(files.under_way.is_some(), "it is compiled anew");
+    put(&mut files).await;
+    assert_eq!((in_force(&files), files.again), (vec![(1, LARGE_ONE)], None));
+    drop(shortage);
+}
+
+/// The kernel may give none, for a while, and a denial must not wait for that.
+#[tokio::test]
+async fn without_a_thread_it_is_done_on_this_one() {
+    let mut files = files();
+    let shortage = Shortage::begin();
+    replace(&mut files, &[small(1, 1), large(2, 0)]).await;
+    assert_eq!(in_force(&files), [(1, 1), (2, LARGE_ONE)]);
+    replace(&mut files, &[small(1, 2), large(2, 1)]).await;
+    assert_eq!(in_force(&files), [(1, 2), (2, LARGE_ONE)]);
+    put(&mut files).await;
+    assert_eq!(in_force(&files), [(1, 2), (2, LARGE_ONE + 1)]);
+    drop(shortage);
 }
