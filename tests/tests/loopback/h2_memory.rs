@@ -25,7 +25,7 @@ const HEAD: (usize, usize) = (48_000, 24);
 const SPECIAL: usize = 1000;
 
 /// Of a frame: type, flags, stream, payload. `None` when the connection has ended.
-fn next_frame(peer: &mut Peer) -> Option<(u8, u8, u32, Vec<u8>)> {
+pub(super) fn next_frame(peer: &mut Peer) -> Option<(u8, u8, u32, Vec<u8>)> {
     if !peer.wait_for_bytes() {
         return None;
     }

@@ -43,5 +43,6 @@ mod tcp;
 mod tenant_limits;
 mod tenants;
 mod threads;
+mod trailers;
 mod underscores;
 mod websocket;

@@ -38,6 +38,7 @@ pub(crate) struct Forward {
     /// Head to send, when it differs from the bytes received.
     pub(crate) rewritten: Option<Rewritten>,
     pub(crate) body: RequestBody,
+    /// Trailer fields that were announced, in lower case.
     pub(crate) trailers: Vec<Vec<u8>>,
     /// What these two take of memory.
     pub(crate) _beside_head: Option<Charged>,
@@ -176,8 +177,8 @@ fn judge(connection: &Connection, request: &RequestHead<'_, '_>, head: &[u8], st
             let request_id = request.new_request_id(config.http.request_id, &edits);
             write_log(&flow, None, &edits, request_id.as_ref());
             let rewritten = request.rewritten(head, &edits, request_id.as_ref());
-            let trailers =
-                if request.body == RequestBody::Chunked { trailers(connection, request) } else { Vec::new() };
+            let is_chunked = request.body == RequestBody::Chunked;
+            let trailers = if is_chunked { request.announced_trailers() } else { Vec::new() };
             Decision::Forward(Box::new(Forward {
                 permit,
                 flow,
@@ -215,12 +216,13 @@ fn charge_beside_head(connection: &Connection, rewritten: Option<&Rewritten>, tr
     (bytes > 0).then(|| connection.payer.hold_for_a_while(bytes))
 }
 
-/// Trailer fields that may pass: those that were announced, are called as the listener allows, and that no rule looks for among the header fields, where a
-/// back end that merges the two would find what policy did not see.
-fn trailers(connection: &Connection, request: &RequestHead<'_, '_>) -> Vec<Vec<u8>> {
-    let mut names = request.announced_trailers();
-    names.retain(|name| std::str::from_utf8(name).is_ok_and(|name| !connection.bars_trailer(name)));
-    names
+impl Forward {
+    /// Whether a trailer field may pass by now: it was announced, is called as the listener allows, and no rule looks for it among the
+    /// header fields, where a back end that merges the two would find what policy did not see.
+    pub(super) fn passes_trailer(&self, connection: &Connection, name: &[u8]) -> bool {
+        let announced = self.trailers.iter().find(|announced| announced.eq_ignore_ascii_case(name));
+        announced.is_some_and(|name| std::str::from_utf8(name).is_ok_and(|name| !connection.bars_trailer(name)))
+    }
 }
 
 /// Whether the request of `head`, as it was received and admitted for `source`, may go on, for exchanges that outlive what

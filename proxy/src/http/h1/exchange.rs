@@ -7,25 +7,24 @@ use std::io;
 use std::task::Poll;
 
 use bytes::Buf;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tollgate_policy::SecurityId;
 
+use super::answer::Answering;
 use super::body::{BodyError, Cursor, Relay};
 use super::buffer::Buffer;
 use super::chunked::ChunkScanner;
 use super::decide::{Forward, still_admitted};
-use super::head::{HeadEnd, HeadScanner, MAX_HEAD};
-use super::request::{RequestBody, Version};
-use super::response::{MAX_INTERIM, ResponseBody, ResponseError, ResponseHead, each_field, with_close};
-use super::websocket::WebSocketKey;
+use super::request::RequestBody;
+use super::response::ResponseError;
 use crate::flow::{Meter, OpenFlow};
 use crate::http::limits::{Exceeded, Moved, RequestEnd};
 use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
-use crate::tcp::{Sender, Watched, fill, write_from};
+use crate::tcp::{Sender as _, Watched, fill, write_from};
 use crate::tenant::{Pace, Pacing, Turn, UpstreamPlace};
 use crate::upstream::UpstreamPath;
 
@@ -104,9 +103,9 @@ pub(crate) struct Progress {
     /// Status of the final response, once any byte of it may have gone out; 0 before.
     pub(crate) status: Cell<u16>,
     /// The upstream has asked for the body with `100 Continue`.
-    continued: Cell<bool>,
+    pub(super) continued: Cell<bool>,
     /// The client was sent an interim response.
-    interim: Cell<bool>,
+    pub(super) interim: Cell<bool>,
     /// The client has ended its side, and the upstream was told.
     pub(crate) half_closed: Cell<bool>,
     /// When the request was sent to its end.
@@ -166,9 +165,10 @@ pub(crate) async fn run(
     let Downstream { reader, writer, buffer } = downstream;
     let Paired { stream, buffer: response_buffer, .. } = paired;
     let (mut upstream_reader, mut upstream_writer) = stream.split();
+    let passes = |name: &[u8]| forward.passes_trailer(connection, name);
     let mut relay = Relay {
         cursor: if forward.retries.body().is_some() { Cursor::Done } else { cursor_of(forward.body) },
-        trailers: Some(&forward.trailers),
+        trailers: Some(&passes),
         meter: Meter::Up(&forward.flow),
         needs_sender: true,
         pace: Some(progress.pace(connection)),
@@ -191,9 +191,9 @@ pub(crate) async fn run(
     let withdrawn = cut_short(connection, forward, head, progress);
     tokio::pin!(request, withdrawn);
     let completed = {
-        let receiving = ResponseReceiver { connection, forward, progress };
+        let answering = Answering { connection, forward, progress };
         let mut writer = Watched { writer, idle: &connection.idle, owed: &connection.owed };
-        let response = receiving.run(&mut upstream_reader, response_buffer, &mut writer);
+        let response = answering.run(&mut upstream_reader, response_buffer, &mut writer);
         tokio::pin!(response);
         tokio::select! {
             biased;
@@ -381,120 +381,4 @@ async fn watch(
     }
     // A reset is all that can still come, or all that matters of what comes.
     Err(BodyError::Read(reader.failed().await))
-}
-
-/// Reads the response and forwards it.
-struct ResponseReceiver<'a> {
-    connection: &'a Connection,
-    forward: &'a Forward,
-    progress: &'a Progress,
-}
-
-impl ResponseReceiver<'_> {
-    async fn run(
-        &self,
-        reader: &mut impl Sender,
-        buffer: &mut Buffer,
-        writer: &mut (impl AsyncWrite + Unpin),
-    ) -> Result<Completed, ExchangeError> {
-        let mut interim = 0;
-        let (head, length) = loop {
-            let length = read_head(reader, buffer).await?;
-            let head = ResponseHead::parse(&buffer.filled()[..length], self.forward.to_head)?;
-            if !head.is_interim() {
-                break (head, length);
-            }
-            self.progress.continued.set(self.progress.continued.get() || head.status == 100);
-            interim += 1;
-            if interim > MAX_INTERIM {
-                return Err(ResponseError::TooManyInterim.into());
-            }
-            // HTTP/1.0 knows no interim responses (RFC 9110 section 15.2).
-            if self.forward.version == Version::Http11 {
-                self.progress.interim.set(true);
-                writer.write_all(&buffer.filled()[..length]).await.map_err(ExchangeError::Downstream)?;
-            }
-            buffer.consume(length);
-        };
-        if self.forward.retries.may_follow(Failure::Status(head.status), self.progress.told()) {
-            return Err(ExchangeError::ServerError(head.status));
-        }
-        if head.status == 101 {
-            let accepts = |key: &WebSocketKey| key.is_accepted_by(&buffer.filled()[..length]);
-            if !self.forward.websocket.as_ref().is_some_and(accepts) {
-                return Err(ResponseError::UnexpectedUpgrade.into());
-            }
-            self.progress.status.set(101);
-            self.log(101, &buffer.filled()[..length]);
-            writer.write_all(&buffer.filled()[..length]).await.map_err(ExchangeError::Downstream)?;
-            buffer.consume(length);
-            return Ok(Completed::Tunnel);
-        }
-        self.forward_final(&head, length, reader, buffer, writer).await
-    }
-
-    fn log(&self, status: u16, head: &[u8]) {
-        self.forward.flow.log_response(status, |log| each_field(head, |name, value| log.push(name, value)));
-    }
-
-    async fn forward_final(
-        &self,
-        head: &ResponseHead,
-        length: usize,
-        reader: &mut impl Sender,
-        buffer: &mut Buffer,
-        writer: &mut (impl AsyncWrite + Unpin),
-    ) -> Result<Completed, ExchangeError> {
-        let cursor = match head.body {
-            ResponseBody::None => Cursor::Done,
-            ResponseBody::Length(length) => Cursor::Length(length),
-            ResponseBody::Chunked => Cursor::Chunked(ChunkScanner::response()),
-            ResponseBody::UntilClose => Cursor::UntilClose,
-        };
-        let pace = Some(self.progress.pace(self.connection));
-        let (meter, turn) = (Meter::Down(&self.forward.flow), Turn::default());
-        let mut relay = Relay { cursor, trailers: None, meter, needs_sender: false, pace, turn };
-        let ending = self.connection.is_ending() || self.connection.is_short_of_memory();
-        // What came with the head goes out with it, unless it may have to wait.
-        let came = if relay.is_paced() { &[] } else { &buffer.filled()[length..] };
-        let body = relay.cursor.advance(came).map_err(|error| ExchangeError::ResponseBody(error.into()))?;
-        self.progress.status.set(head.status);
-        self.log(head.status, &buffer.filled()[..length]);
-        if ending && !head.close {
-            let edited = with_close(&buffer.filled()[..length]);
-            let _held = self.connection.payer.hold_for_a_while(edited.capacity()); // until the client takes it
-            writer.write_all(&edited).await.map_err(ExchangeError::Downstream)?;
-            writer.write_all(&buffer.filled()[length..length + body]).await.map_err(ExchangeError::Downstream)?;
-        } else {
-            writer.write_all(&buffer.filled()[..length + body]).await.map_err(ExchangeError::Downstream)?;
-        }
-        buffer.consume(length + body);
-        relay.meter.add(body);
-        if !relay.cursor.is_done() {
-            relay.run(reader, buffer, writer).await.map_err(|error| match error {
-                BodyError::Write(error) => ExchangeError::Downstream(error),
-                error => ExchangeError::ResponseBody(error),
-            })?;
-        }
-        let persistent = self.forward.version == Version::Http11 || head.keep_alive;
-        let close = head.close || self.forward.close || ending || !persistent;
-        Ok(if close { Completed::Close } else { Completed::KeepAlive })
-    }
-}
-
-/// Reads until `buffer` begins with a complete response head, and returns its length.
-async fn read_head(reader: &mut (impl AsyncRead + Unpin), buffer: &mut Buffer) -> Result<usize, ExchangeError> {
-    let mut scanner = HeadScanner::default();
-    loop {
-        match scanner.scan(buffer.filled()) {
-            HeadEnd::At(length) => return Ok(length),
-            HeadEnd::Partial => {}
-            HeadEnd::BareLineFeed => return Err(ResponseError::BareLineFeed.into()),
-            HeadEnd::TooLong { .. } => return Err(ResponseError::TooLong.into()),
-        }
-        match fill(reader, buffer, MAX_HEAD).await {
-            Ok(0) | Err(_) => return Err(ExchangeError::NoResponse),
-            Ok(_) => {}
-        }
-    }
 }

@@ -1,5 +1,6 @@
 //! HTTP/1.0 and HTTP/1.1: pure readers of heads and bodies, and the connection that moves the bytes.
 
+mod answer;
 mod body;
 mod buffer;
 mod chunked;

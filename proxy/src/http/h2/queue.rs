@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
 use h2::SendStream;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use super::request::size_of_fields;
 use crate::listener::connection::Connection;
@@ -274,6 +274,13 @@ pub(super) struct Trailers {
 }
 
 impl Trailers {
+    /// All but those that are to be `dropped`.
+    pub(super) fn without(mut self, dropped: impl Fn(&HeaderName) -> bool) -> Self {
+        let names: Vec<HeaderName> = self.fields.keys().filter(|name| dropped(name)).cloned().collect();
+        names.into_iter().for_each(|name| drop(self.fields.remove(name)));
+        self
+    }
+
     /// Queues them.
     ///
     /// # Errors

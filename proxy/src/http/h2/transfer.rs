@@ -61,8 +61,8 @@ enum Step {
     Turn,
 }
 
-/// Moves everything that is left of `from`, its end included, without the trailer fields that are to be `dropped`. `came` is
-/// told the size of each piece as it was sent. What can be sent again is `kept`.
+/// Moves everything that is left of `from`, its end included, without the trailer fields that are to be `dropped` when they go. `came`
+/// is told the size of each piece as it was sent. What can be sent again is `kept`.
 ///
 /// What came is queued at once, and its sender may send as much again when there is room: so nothing waits where nobody
 /// sees it, and what is queued is no more than the windows that were given. Beyond its tenant's rate it is held here before.
@@ -112,7 +112,7 @@ pub(super) async fn transfer(
                 to.send(chunk, last)?;
             }
             Step::Came(Some(Err(error))) => return Err(TransferError::Source(reset_code(&error))),
-            Step::Came(None) => end = Some(behind_bytes(from, &to.queue, &dropped, kept).await?),
+            Step::Came(None) => end = Some(behind_bytes(from, &to.queue, kept).await?),
             Step::Turn => owed += to.pass_on(matches!(end, Some(End::WithBytes)))?,
         }
         if to.held.is_empty()
@@ -123,7 +123,7 @@ pub(super) async fn transfer(
     };
     match end {
         End::WithBytes => Ok(()),
-        End::Trailers(trailers) => trailers.send(to.stream),
+        End::Trailers(trailers) => trailers.without(dropped).send(to.stream),
         End::Alone => to.stream.send_data(Piece::uncharged(Bytes::new()), true),
     }
     .map_err(|_| TransferError::Sink)?;
@@ -132,12 +132,7 @@ pub(super) async fn transfer(
 
 /// What ends a body that has no more bytes. It is there already, and taken out of `h2`, where nobody would count it while bytes
 /// wait for their turn.
-async fn behind_bytes(
-    from: &mut Incoming,
-    queue: &Rc<Queue>,
-    dropped: impl Fn(&HeaderName) -> bool,
-    kept: Option<&Retries>,
-) -> Result<End, TransferError> {
+async fn behind_bytes(from: &mut Incoming, queue: &Rc<Queue>, kept: Option<&Retries>) -> Result<End, TransferError> {
     match from.trailers().await {
         Ok(Some(mut trailers)) => {
             if let Some(kept) = kept {
@@ -145,8 +140,6 @@ async fn behind_bytes(
             }
             // As for HTTP/1. Trailers are announced too rarely in HTTP/2 to pass only those that are.
             FORBIDDEN_TRAILERS.iter().for_each(|name| drop(trailers.remove(*name)));
-            let names: Vec<HeaderName> = trailers.keys().filter(|name| dropped(name)).cloned().collect();
-            names.into_iter().for_each(|name| drop(trailers.remove(name)));
             Ok(End::Trailers(queue.trailers(trailers)))
         }
         Ok(None) => {
