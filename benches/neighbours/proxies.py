@@ -14,8 +14,8 @@ import cgroup
 import world
 from world import FIRST_LISTENER, OTHERS_PORT, PROXY_CORE, VICTIM_PORT
 
-# Their place in the world.
-PLACES = {"tollgate": 1, "fairness-off": 2, "envoy": 3}
+# Their place in the world. The last ones are Tollgates that a tenant has for itself; the number is its endpoint.
+PLACES = {"tollgate": 1, "fairness-off": 2, "envoy": 3, "own-2": 4, "own-4": 5, "own-5": 6, "own-6": 7}
 EVERYTHING = [("GET", "/.*")]
 
 
@@ -47,6 +47,8 @@ class Proxy:
     name: str
     process: subprocess.Popen
     folder: pathlib.Path
+    setup: Setup
+    binaries: dict
     group: cgroup.Group | None
     sender: agent.Agent | None = None
 
@@ -59,6 +61,10 @@ class Proxy:
 
     def source(self, client):
         return f"127.0.{100 + self.place}.{client}"
+
+    def another(self, name, folder):
+        """One more on the same core, set up alike."""
+        return start(name, self.setup, self.folder / folder, self.binaries)
 
     def alive(self):
         return self.process.poll() is None
@@ -130,7 +136,7 @@ def start(name, setup, folder, binaries):
     if setup.agent:
         sender = agent.Agent(folder / "xds.sock")
         sender.send([policy(PLACES[name], endpoint, setup.rules_of(endpoint)) for endpoint in range(1, setup.endpoints + 1)])
-    command = {"tollgate": tollgate, "fairness-off": tollgate, "envoy": envoy}[name](name, setup, folder, binaries)
+    command = (envoy if name == "envoy" else tollgate)(name, setup, folder, binaries)
     group = cgroup.make(f"{name}-{os.getpid()}", setup.memory_mib, setup.cpu_quota)
 
     def prepare():
@@ -144,7 +150,7 @@ def start(name, setup, folder, binaries):
             [*world.pinned(PROXY_CORE), *map(str, command)], stdout=log, stderr=log, cwd=folder, preexec_fn=prepare
         )
     world.wait_for_port(FIRST_LISTENER + PLACES[name], process, f"{name} (see {folder / 'log'})")
-    return Proxy(name, process, folder, group, sender)
+    return Proxy(name, process, folder, setup, binaries, group, sender)
 
 
 def metrics_port(place):
@@ -157,7 +163,7 @@ def tollgate(name, setup, folder, binaries):
     for endpoint in range(1, 0 if setup.agent else setup.endpoints + 1):
         put_policy(folder, endpoint, policy(place, endpoint, setup.rules_of(endpoint)))
     write_json(folder / "tollgate.yaml", tollgate_config(name, setup, folder))  # JSON is YAML
-    return [binaries[name], "run", "-c", folder / "tollgate.yaml"]
+    return [binaries.get(name, binaries["tollgate"]), "run", "-c", folder / "tollgate.yaml"]
 
 
 def tollgate_config(name, setup, folder):

@@ -18,6 +18,7 @@ mod lane;
 mod listener;
 pub mod logging;
 pub mod metrics;
+mod overhead;
 pub mod policy_file;
 mod prefixes;
 pub mod readiness;

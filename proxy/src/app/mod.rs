@@ -35,6 +35,7 @@ use crate::flow::{self, FlowLog, FlowSettings, FlowThread};
 use crate::lane::Crossing;
 use crate::listener::serving::Command;
 use crate::metrics::Metrics;
+use crate::overhead;
 use crate::readiness::{Pending, Readiness};
 use crate::tenant::{Pools, RefusedGroup, Registry};
 use crate::worker::ConnectionSlots;
@@ -67,6 +68,7 @@ enum Request {
 /// Something that it needs cannot be opened: the message names it and the remedy. Nothing was served then.
 pub fn run(config: Config, set_log_level: SetLogLevel) -> anyhow::Result<()> {
     let started = Instant::now();
+    overhead::count_this_thread(overhead::Kind::Control);
     if let Err(error) = tollgate_net::raise_nofile() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
@@ -79,6 +81,7 @@ pub fn run(config: Config, set_log_level: SetLogLevel) -> anyhow::Result<()> {
         .enable_all()
         .max_blocking_threads(2)
         .thread_keep_alive(Duration::MAX)
+        .on_thread_start(|| overhead::count_this_thread(overhead::Kind::Control))
         .build()
         .context("cannot start the control runtime")?;
     runtime.block_on(async {

@@ -70,6 +70,9 @@ pub(super) fn all(tenants: &Registry, process: Attribution, cpu_quota: Value) ->
         "tenants": rows.collect::<Value>(),
         "process": {
             "cpu_seconds": process.cpu_seconds,
+            "overhead_seconds": Map::from_iter(
+                process.overhead_seconds.into_iter().map(|(kind, seconds)| (kind.to_owned(), json!(seconds))),
+            ),
             "unattributed_ratio": process.unattributed_ratio,
             "run_delay_seconds": process.run_delay_seconds,
             "cpu_quota": cpu_quota,

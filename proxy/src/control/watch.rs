@@ -5,6 +5,8 @@ use std::path::Path;
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
+use crate::overhead;
+
 /// Events between two readings; beyond it the watching thread waits, and the kernel's own queue takes over.
 const EVENTS: usize = 1024;
 
@@ -20,6 +22,7 @@ impl Watch {
     pub(super) fn new<'p>(directories: impl IntoIterator<Item = &'p Path>) -> notify::Result<Self> {
         let (sender, events) = mpsc::channel(EVENTS);
         let mut watcher = notify::recommended_watcher(move |event| {
+            overhead::count_this_thread(overhead::Kind::Control);
             let _ = sender.blocking_send(event); // nobody watches any more
         })?;
         for directory in directories {

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::FlowError;
+use crate::overhead;
 
 /// Batches waiting for one sink, at most.
 const QUEUE: usize = 64;
@@ -90,6 +91,7 @@ impl Sink {
         thread::Builder::new()
             .name("flow-sink".to_owned())
             .spawn(move || {
+                overhead::count_this_thread(overhead::Kind::Log);
                 run(target, &batches, &shared);
                 drop(alive);
             })

@@ -12,6 +12,7 @@ use super::channel::Doorbell;
 use super::sink::{Lines, Sink, SinkCounters};
 use super::{AccessLogs, FlowConsumer, FlowLog, LogMemory, Sequenced, json};
 use crate::config::AccessLog;
+use crate::overhead;
 use crate::tenant::Names;
 
 /// Records taken at once, at most: what takes about 0.2 ms.
@@ -128,6 +129,7 @@ impl FlowConsumer {
         thread::Builder::new()
             .name("flow".to_owned())
             .spawn(move || {
+                overhead::count_this_thread(overhead::Kind::Log);
                 // Being as important as a worker is no reason to give up.
                 let _ = rustix::process::setpriority_process(None, NICE);
                 let access_logs = self.access_logs();

@@ -1,4 +1,4 @@
-//! How much of the process's processor time stands on nobody's account, and how long the kernel let its threads wait: noise that no
+//! What the process's processor time went to beside tenants and workers, how much of it stands on nobody's account, and how long the kernel let its threads wait: noise that no
 //! tenant of the proxy makes.
 
 use std::collections::HashMap;
@@ -7,9 +7,11 @@ use std::fs;
 use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::encoding::NoLabelSet;
+use prometheus_client::metrics::MetricType;
 
 use super::collector::Encoder;
 use super::{Families, process};
+use crate::overhead::{self, KINDS, Kind};
 use crate::tenant::TenantId;
 
 /// What a look at the process finds.
@@ -17,6 +19,8 @@ use crate::tenant::TenantId;
 pub struct Attribution {
     /// User and system time of all threads, in seconds.
     pub cpu_seconds: f64,
+    /// The part of it that threads beside the workers used for nobody, by what they are for.
+    pub overhead_seconds: [(&'static str, f64); KINDS],
     /// The part of it that is no tenant's: the event loops, control, logs, and what is too short to be measured. From 0 to 1. `None`
     /// where nobody measures what tenants use.
     pub unattributed_ratio: Option<f64>,
@@ -28,13 +32,16 @@ impl Families {
     pub(super) fn attribution(&self) -> Attribution {
         // Before the time of the process, which holds it.
         let (tallies, retired) = self.tenants.tallies_and_retired();
-        let of_tenants = tallies.iter().filter(|tally| tally.id != TenantId::OVERHEAD).map(|tally| tally.totals.cpu_ns);
-        let attributed = (of_tenants.sum::<u64>() + retired.cpu_ns) as f64 / 1e9;
+        let of_tenants = tallies.iter().filter(|tally| tally.id != TenantId::OVERHEAD).map(|tally| &tally.totals);
+        let attributed = of_tenants.chain([&retired]).map(|totals| totals.cpu_ns + totals.compile_ns).sum::<u64>();
+        let attributed = attributed as f64 / 1e9;
+        let overhead_seconds = overhead_seconds();
         let cpu_seconds = process::cpu_seconds();
         let rest = (cpu_seconds - attributed).max(0.0);
         let ratio = if cpu_seconds > 0.0 { rest / cpu_seconds } else { 0.0 };
         Attribution {
             cpu_seconds,
+            overhead_seconds,
             unattributed_ratio: self.tenants.pools().fairness.then_some(ratio),
             run_delay_seconds: self.run_delay.look().map(|nanoseconds| nanoseconds as f64 / 1e9),
         }
@@ -42,6 +49,11 @@ impl Families {
 
     pub(super) fn attribution_families(&self, families: &mut Encoder<'_, '_>) -> Result<(), Error> {
         let found = self.attribution();
+        let help = "Processor time of threads beside the workers that is no tenant's, by what they are for";
+        let mut overhead = families.family("tollgate_overhead_cpu_seconds", help, MetricType::Counter)?;
+        for (kind, seconds) in found.overhead_seconds {
+            overhead.encode_family(&[("kind", kind)])?.encode_counter::<NoLabelSet, _, u64>(&seconds, None)?;
+        }
         if let Some(ratio) = found.unattributed_ratio {
             let help = "Part of the process's processor time that stands on no tenant's account";
             families.single("tollgate_cpu_unattributed_ratio", help, ratio)?;
@@ -75,6 +87,11 @@ impl Families {
             .encode_counter::<NoLabelSet, _, u64>(&quota.waited(), None)?;
         Ok(())
     }
+}
+
+fn overhead_seconds() -> [(&'static str, f64); KINDS] {
+    let nanoseconds = overhead::by_kind();
+    Kind::ALL.map(|(kind, name)| (name, nanoseconds[kind as usize] as f64 / 1e9))
 }
 
 /// The sum over all threads that ever were there in a look, which never goes back.

@@ -250,11 +250,12 @@ impl Books {
         }
     }
 
-    /// Compiling the policies of this tenant took so many nanoseconds.
-    pub(crate) fn charge_compiling(&self, id: TenantId, nanoseconds: u64) {
-        if let Some(holder) = self.lock().holders[id.place()].as_mut().filter(|holder| holder.id == id) {
-            holder.compiled += nanoseconds;
-        }
+    /// Compiling the policies of this tenant took so many nanoseconds. `false` if the tenant is gone, so that nobody pays.
+    #[must_use]
+    pub(crate) fn charge_compiling(&self, id: TenantId, nanoseconds: u64) -> bool {
+        let mut places = self.lock();
+        let holder = places.holders[id.place()].as_mut().filter(|holder| holder.id == id);
+        holder.map(|holder| holder.compiled += nanoseconds).is_some()
     }
 
     /// Compiled policies of tenants take so much more, or less. `now`, unless they only belong to others.

@@ -30,6 +30,7 @@ mod limits;
 mod log_ceiling;
 mod malformed;
 mod memory;
+mod overhead;
 mod policy_check;
 mod policy_life;
 mod quota;

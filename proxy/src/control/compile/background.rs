@@ -192,7 +192,7 @@ impl Control {
                         tracing::error!(resource, "compiling a policy has panicked; its endpoint goes on denying");
                     }
                 }
-                let took: u64 = ready.iter().map(|ready| ready.prepared.took).sum();
+                let took: u64 = ready.iter().map(|ready| ready.prepared.took.nanoseconds()).sum();
                 if !ready.is_empty() && (is_last || took >= TOGETHER) {
                     let ready = std::mem::take(&mut ready);
                     let names: Vec<String> = ready.iter().map(|ready| ready.resource.clone()).collect();
@@ -265,7 +265,7 @@ impl Control {
         let mut in_force = Vec::with_capacity(ready.len());
         for Ready { resource, prepared: Prepared { draft, reserved, took, .. } } in ready {
             builder.insert(&resource, draft);
-            put.push((resource, took));
+            put.push((resource, took.charge()));
             in_force.push(reserved);
         }
         let gauges = self.publish(builder.build());

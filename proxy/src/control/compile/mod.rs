@@ -26,12 +26,12 @@ pub(super) use self::holdings::Holdings;
 pub(super) use self::reservation::{Prepared, Reservation};
 pub(super) use self::rounds::First;
 pub(super) use self::terms::Terms;
-use self::thread::processor_time;
 #[cfg(test)]
 pub(super) use self::thread::shortage::Shortage;
 pub(super) use self::thread::{Failed, SOON, begun, run_here, run_soon};
 use super::world::after_publishing;
 use super::{ClaimOrder, Control};
+use crate::overhead::{self, ForTenant};
 use crate::tenant::{LocalEnd, Table, TenantId};
 
 /// Bytes of a policy's message beyond which others do not wait for it: a hundred rules, or about a millisecond.
@@ -88,7 +88,7 @@ impl Update {
         }
         self.builder.insert(resource, draft);
         self.reserved.push(reserved);
-        Some(Compiled { terms, took, haste: Haste::Soon })
+        Some(Compiled { terms, took: took.charge(), haste: Haste::Soon })
     }
 
     /// What is to come into force, and the room that is taken for it until then.
@@ -129,7 +129,7 @@ impl Control {
         most: u64,
     ) -> Attempt {
         let Terms { owner, allowance, limits, memory } = terms;
-        let began = processor_time();
+        let for_tenant = ForTenant::begin();
         let mut draft = update.builder.draft(resource, policy, &limits);
         let room = self.holdings().room(resource, owner, memory, draft.forms());
         let own = self.budgets().left(owner, allowance, Instant::now());
@@ -141,7 +141,7 @@ impl Control {
         update.wait.spend(used);
         self.budgets().charge(owner, allowance, used, Instant::now());
         let haste = if left < own { Haste::Soon } else { Haste::Late };
-        Attempt { draft, terms, used, took: processor_time() - began, had_less: given < left, haste }
+        Attempt { draft, terms, used, took: for_tenant.end().charge(), had_less: given < left, haste }
     }
 
     /// Makes it a part of `update`.
@@ -165,8 +165,10 @@ impl Control {
         let policies = Arc::clone(&self.store().load().policy);
         let tenants = self.store().tenants();
         for (resource, nanoseconds) in took {
-            let Some(policy) = policies.policy(resource) else { continue };
-            tenants.books().charge_compiling(payer(policy, tenants.table()), nanoseconds);
+            let payer = policies.policy(resource).map(|policy| payer(policy, tenants.table()));
+            if !payer.is_some_and(|payer| tenants.books().charge_compiling(payer, nanoseconds)) {
+                overhead::add(overhead::Kind::Compile, nanoseconds);
+            }
         }
     }
 

@@ -6,9 +6,9 @@ use std::time::Instant;
 use tollgate_policy::{Draft, Effort, Form, NetworkPolicy};
 
 use super::budget::Owner;
-use super::thread::processor_time;
 use super::{Haste, Terms};
 use crate::control::Control;
+use crate::overhead::{ForTenant, Unpaid};
 
 /// Gives the room back when it is dropped, whatever has become of it: a panic must not keep any. What has come into force by then
 /// is counted as that. Not to be dropped while the holdings are locked.
@@ -27,8 +27,7 @@ pub(in crate::control) struct Prepared {
     /// On which it was compiled.
     pub(super) terms: Terms,
     pub(super) reserved: Reservation,
-    /// Nanoseconds.
-    pub(super) took: u64,
+    pub(super) took: Unpaid,
 }
 
 impl Control {
@@ -50,7 +49,7 @@ impl Control {
         let mut draft = world.policy.draft(policy, &terms.limits);
         draft.compile(&mut Effort::new(0));
         let reserved = self.admit(resource, &terms, &mut draft);
-        Prepared { draft, terms, reserved, took: 0 }
+        Prepared { draft, terms, reserved, took: Unpaid::nothing() }
     }
 
     /// Compiles it within the budget that its tenant has left, or however long it takes.
@@ -65,7 +64,7 @@ impl Control {
             Haste::Soon => Effort::new(self.budgets().left(terms.owner, terms.allowance, Instant::now())),
             Haste::Late => Effort::UNBOUNDED,
         };
-        let began = processor_time();
+        let for_tenant = ForTenant::begin();
         let mut draft = draft();
         let room = self.holdings().room(resource, terms.owner, terms.memory, draft.forms());
         let mut effort = before.within(room);
@@ -75,7 +74,7 @@ impl Control {
             return None;
         }
         let reserved = self.admit(resource, &terms, &mut draft);
-        Some(Prepared { draft, terms, reserved, took: processor_time() - began })
+        Some(Prepared { draft, terms, reserved, took: for_tenant.end() })
     }
 
     /// Takes room for what was compiled of this resource. A direction for which there is none any more denies.

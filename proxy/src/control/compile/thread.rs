@@ -6,6 +6,8 @@ use std::{io, thread};
 
 use tokio::sync::oneshot;
 
+use crate::overhead;
+
 /// Of what is within its tenants' budgets, whether an update waits for it or not: a policy that takes a permission away must not starve behind
 /// workers that somebody keeps busy, so not the lowest.
 pub(in crate::control) const SOON: i32 = 10;
@@ -26,6 +28,7 @@ pub(super) fn begin(nice: i32, work: impl FnOnce() + Send + 'static) -> io::Resu
     shortage::look()?;
     let named = thread::Builder::new().name("compile".to_owned());
     named.spawn(move || {
+        overhead::count_this_thread(overhead::Kind::Compile);
         // Being as important as a worker is no reason to give up.
         let _ = rustix::process::setpriority_process(None, nice);
         work();
@@ -77,12 +80,6 @@ pub(in crate::control) fn begun<R: Send + 'static>(
     let (done, outcome) = oneshot::channel();
     begin(nice, move || drop(done.send(work())))?;
     Ok(outcome)
-}
-
-/// Processor time of this thread, in nanoseconds.
-pub(in crate::control) fn processor_time() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 /// For tests: the kernel gives this thread no others.

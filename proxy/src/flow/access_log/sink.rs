@@ -14,6 +14,7 @@ use super::{Entry, message};
 use crate::flow::FlowError;
 use crate::flow::channel::Logged as _;
 use crate::flow::room::Room;
+use crate::overhead;
 
 /// Entries waiting for one socket, at most. Tenants share these places, of which some are for denials only.
 const QUEUE: usize = 8192;
@@ -122,6 +123,7 @@ impl Sink {
         thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || {
+                overhead::count_this_thread(overhead::Kind::AccessLog);
                 run(&batches, &shared);
                 drop(alive);
             })
