@@ -5,6 +5,7 @@
 //! or, without one, when it has that message's fields; a `tollgate.tenant.v1.Tenant` in the same way, by its fields;
 //! otherwise it is a `cilium.NetworkPolicy`.
 
+pub(crate) mod broken;
 pub(crate) mod claims;
 pub(crate) mod lines;
 pub(crate) mod place;
@@ -14,6 +15,7 @@ mod tests;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -174,20 +176,31 @@ fn list(path: &Path) -> Result<Vec<PathBuf>, PolicyFileError> {
 /// # Errors
 /// It cannot be read, is no regular file, or has more than [`MAX_BYTES`].
 pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, PolicyFileError> {
-    let unreadable = |error: std::io::Error| {
-        let message = format!("cannot read: {}; name a JSON or YAML policy file", io_reason(&error));
-        PolicyFileError::new(path, None, message)
-    };
+    bytes_of(&open(path)?, path)
+}
+
+/// Opens a policy file.
+///
+/// # Errors
+/// It cannot be opened, or is no regular file.
+pub(crate) fn open(path: &Path) -> Result<File, PolicyFileError> {
     // Asked before it is opened: a pipe that nobody writes to would hold up whoever opens it.
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+    if !std::fs::metadata(path).map_err(|error| unreadable(path, &error))?.is_file() {
         let message = "is no regular file (a directory, pipe, socket or device); name a JSON or YAML policy file";
         return Err(PolicyFileError::new(path, None, message));
     }
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    let length = file.metadata().map_err(unreadable)?.len();
+    File::open(path).map_err(|error| unreadable(path, &error))
+}
+
+/// Reads the bytes of an open file, which `path` names in errors.
+///
+/// # Errors
+/// It cannot be read, or has more than [`MAX_BYTES`].
+pub(crate) fn bytes_of(file: &File, path: &Path) -> Result<Vec<u8>, PolicyFileError> {
+    let length = file.metadata().map_err(|error| unreadable(path, &error))?.len();
     let mut bytes = Vec::new();
     if length <= MAX_BYTES {
-        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
     }
     if length.max(bytes.len() as u64) > MAX_BYTES {
         let message = format!("is larger than {} MiB, the limit for a policy file; split it", MAX_BYTES >> 20);
@@ -196,17 +209,28 @@ pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, PolicyFileError> {
     Ok(bytes)
 }
 
+fn unreadable(path: &Path, error: &std::io::Error) -> PolicyFileError {
+    let message = format!("cannot read: {}; name a JSON or YAML policy file", io_reason(error));
+    PolicyFileError::new(path, None, message)
+}
+
+/// What the bytes of a file say as text.
+///
+/// # Errors
+/// They are not UTF-8.
+pub(crate) fn text_of<'b>(bytes: &'b [u8], path: &Path) -> Result<&'b str, PolicyFileError> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let line = 1 + memchr::memchr_iter(b'\n', &bytes[..error.valid_up_to()]).count() as u64;
+        PolicyFileError::new(path, Some(line), "is not UTF-8 text; save it as UTF-8")
+    })
+}
+
 /// Reads every resource of a file.
 ///
 /// # Errors
 /// The file cannot be read, or every mistake in it; nothing is read in part.
 pub fn read(path: &Path) -> Result<Vec<FileResource>, PolicyFileErrors> {
-    let text = String::from_utf8(read_bytes(path)?).map_err(|error| {
-        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = 1 + memchr::memchr_iter(b'\n', before).count() as u64;
-        PolicyFileError::new(path, Some(line), "is not UTF-8 text; save it as UTF-8")
-    })?;
-    parse(&text, path)
+    parse(text_of(&read_bytes(path)?, path)?, path)
 }
 
 /// Reads every resource of a text; `path` names it in errors, and its extension says whether it is JSON.

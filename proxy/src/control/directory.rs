@@ -4,17 +4,20 @@
 //! Each file stands for itself: one that does not load keeps its last good content and is reported, one that is deleted
 //! takes its resources along. A file is read only when its writer is done with it, because the first half of a list of
 //! rules can be a valid list of rules. A large one is read aside once there was a first reading, so that it holds up no other.
+//!
+//! Of a file that does not load when the directory is read for the first time, nothing is known from before. It allows nothing, and what
+//! it claims nobody else decides about alone.
 
 mod aside;
+mod settled;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use notify::Event;
 use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RemoveKind};
@@ -23,14 +26,12 @@ use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 use tollgate_proto::tenant::Tenant;
 
 use self::aside::Aside;
+use self::settled::{Attempt, Broken, Content, QUIET, Stamp};
 use super::watch::Watch;
 use crate::policy_file::claims::{Contested, contested};
 use crate::policy_file::{self, FilePlace, FileResource, PolicyFileError, PolicyFileErrors, PolicyResource};
 
-/// How long nothing may happen before the directory is read, and how old a file's last change must be.
-const QUIET: Duration = Duration::from_millis(50);
-
-/// Longest time that a change waits for others to end.
+/// Longest time that a change waits for others to end, and that a file is only waited for that is never found settled.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Between attempts to watch a directory that has vanished.
@@ -59,7 +60,7 @@ impl PolicySet {
 /// One look at the directory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
-    /// The last good content of every file that is there.
+    /// The last good content of every file that is there, or else what it claims.
     pub set: PolicySet,
     /// Whether `set` differs from the reading before.
     pub changed: bool,
@@ -115,18 +116,9 @@ pub struct Directory {
 struct File {
     stamp: Option<Stamp>,
     resources: Vec<FileResource>,
+    /// `resources` are what it claims: it has not loaded since the first reading.
+    only_claims: bool,
     error: Option<PolicyFileErrors>,
-}
-
-/// Tells one state of a file from another without reading it. Good only for a state that is older than [`QUIET`], which
-/// is far coarser than the clock of any file system in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    length: u64,
-    /// Seconds and nanoseconds of the status change: unlike the time of modification it cannot be set back, and it
-    /// moves when a file becomes readable.
-    changed: (i64, i64),
 }
 
 /// How a file was found.
@@ -136,9 +128,9 @@ enum Found {
     /// Somebody may still be writing it.
     Unsettled,
     /// As another one, to be read aside.
-    Large(Stamp),
+    Aside { stamp: Stamp, is_settled: bool },
     /// With this content.
-    Read(Stamp, Result<Vec<FileResource>, PolicyFileErrors>),
+    Read(Stamp, Content),
 }
 
 impl Directory {
@@ -174,9 +166,10 @@ impl Directory {
         loop {
             if let Some(since) = self.wait_for_change().await {
                 self.wait_for_quiet(since).await;
-                let unsettled = self.look().await;
+                let is_over = since.elapsed() >= PATIENCE;
+                let unsettled = self.look(is_over).await;
                 self.aside.begin();
-                if unsettled && since.elapsed() < PATIENCE {
+                if unsettled && !is_over {
                     sleep(QUIET).await;
                     continue;
                 }
@@ -244,10 +237,12 @@ impl Directory {
     }
 
     fn take_from_aside(&mut self, read: aside::Read) {
-        let aside::Read { path, stamp, content } = read;
-        // Of what was changed or deleted meanwhile there is an event.
-        if Stamp::of(&path).is_ok_and(|now| now == stamp) && !self.being_written.contains(&path) {
-            self.take(path, stamp, content);
+        let aside::Read { path, attempt, is_wanted } = read;
+        match attempt {
+            _ if !is_wanted || !is_there(&path) => {}
+            // Another may be in its place by now, and yet another when that has been read: this one is newer than what is known.
+            Attempt::Whole(stamp, content) => self.take(path, Some(stamp), content),
+            Attempt::Unsettled => self.pending_since = self.pending_since.or_else(|| Some(Instant::now())),
         }
         self.aside.begin();
     }
@@ -293,8 +288,8 @@ impl Directory {
         }
     }
 
-    /// Reads what has changed. Returns whether a file may still be in the making.
-    async fn look(&mut self) -> bool {
+    /// Reads what has changed. Returns whether a file may still be in the making, which is not waited for any more when patience is over.
+    async fn look(&mut self, is_over: bool) -> bool {
         let names = match list(&self.path) {
             Ok(names) => names,
             Err(error) => {
@@ -310,40 +305,67 @@ impl Directory {
                 self.mended |= file.error.is_some();
             }
             self.being_written.remove(&path);
-            self.aside.forget(&path);
         }
+        self.aside.keep_only(&names);
         let mut unsettled = false;
         for path in names {
-            if self.being_written.contains(&path) {
-                continue; // its closing is an event of its own
-            }
             let known = self.files.get(&path);
-            match find(&path, known, self.delivered).await {
-                Found::Same => {}
-                Found::Large(stamp) => self.aside.add(path, stamp),
-                Found::Unsettled => unsettled = true,
-                Found::Read(stamp, content) => self.take(path, stamp, content),
+            let is_missing = !self.delivered && known.is_none();
+            let found = match self.being_written.contains(&path) {
+                true if !is_missing => continue, // its closing is an event of its own
+                true => Found::Unsettled,
+                false => find(&path, known, self.delivered, is_over).await,
+            };
+            match found {
+                Found::Same => self.aside.forget(&path),
+                Found::Aside { stamp, is_settled } => self.aside.add(path, stamp, is_settled),
+                Found::Read(stamp, content) => {
+                    self.aside.forget(&path);
+                    self.take(path, Some(stamp), content);
+                }
+                Found::Unsettled => {
+                    unsettled = true;
+                    if is_missing && is_over {
+                        self.take_claims(path).await;
+                    }
+                }
             }
         }
         unsettled
     }
 
-    fn take(&mut self, path: PathBuf, stamp: Stamp, content: Result<Vec<FileResource>, PolicyFileErrors>) {
-        let file = self.files.entry(path).or_default();
-        file.stamp = Some(stamp);
-        match content {
-            Ok(resources) => {
-                self.changed |= file.resources != resources;
-                file.resources = resources;
-                self.mended |= file.error.take().is_some();
-            }
-            Err(error) => {
-                if file.error.as_ref() != Some(&error) {
-                    self.errors.extend(error.iter().cloned());
-                }
-                file.error = Some(error);
-            }
+    /// Takes over what a file claims that is never found settled: the first reading waits for nobody for ever, and misses nothing in silence.
+    async fn take_claims(&mut self, path: PathBuf) {
+        let file = path.clone();
+        if let Ok(Some(broken)) = tokio::task::spawn_blocking(move || settled::look(&file)).await {
+            self.take(path, None, Err(broken));
         }
+    }
+
+    fn take(&mut self, path: PathBuf, stamp: Option<Stamp>, content: Content) {
+        let is_first = !self.delivered && !self.files.contains_key(&path);
+        let file = self.files.entry(path).or_default();
+        file.stamp = stamp;
+        let resources = match content {
+            Ok(resources) => {
+                file.only_claims = false;
+                self.mended |= file.error.take().is_some();
+                resources
+            }
+            Err(Broken { errors, claims }) => {
+                if file.error.as_ref() != Some(&errors) {
+                    self.errors.extend(errors.iter().cloned());
+                }
+                file.error = Some(errors);
+                if !is_first && !file.only_claims {
+                    return;
+                }
+                file.only_claims = true;
+                claims
+            }
+        };
+        self.changed |= file.resources != resources;
+        file.resources = resources;
     }
 
     /// A directory that cannot be listed says nothing about its files, so they stay.
@@ -377,54 +399,30 @@ fn is_there(path: &Path) -> bool {
     }
 }
 
-async fn find(path: &Path, known: Option<&File>, large_aside: bool) -> Found {
-    let before = match Stamp::of(path) {
+async fn find(path: &Path, known: Option<&File>, may_wait: bool, is_over: bool) -> Found {
+    let stamp = match Stamp::of(path) {
         Ok(stamp) => stamp,
         // Its deletion is an event of its own.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Same,
-        Err(_) => return Found::Read(Stamp::UNKNOWN, read(path).await),
+        Err(_) => Stamp::UNKNOWN,
     };
-    if known.and_then(|file| file.stamp) == Some(before) {
+    if known.and_then(|file| file.stamp) == Some(stamp) && stamp != Stamp::UNKNOWN {
         return Found::Same;
     }
     // An empty file that nobody knew is mostly one that somebody is about to write; after a while it is a mistake.
-    let begun = before.length > 0 || known.is_some();
-    if before.age().is_some_and(|age| age < if begun { QUIET } else { PATIENCE }) {
+    let begun = stamp.length > 0 || known.is_some();
+    let is_settled = stamp.age().is_none_or(|age| age >= if begun { QUIET } else { PATIENCE });
+    let is_waited_for = !is_over || !begun || !may_wait;
+    if !is_settled && is_waited_for {
         return Found::Unsettled;
     }
-    if large_aside && before.length > aside::LARGE {
-        return Found::Large(before);
+    if may_wait && (!is_settled || stamp.length > aside::LARGE) {
+        return Found::Aside { stamp, is_settled };
     }
-    let content = read(path).await;
-    match Stamp::of(path) {
-        Ok(after) if after == before => Found::Read(before, content),
-        _ => Found::Unsettled,
-    }
-}
-
-async fn read(path: &Path) -> Result<Vec<FileResource>, PolicyFileErrors> {
     let file = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || policy_file::read(&file)).await;
-    read.unwrap_or_else(|_| Err(reader_failed(path)))
-}
-
-fn reader_failed(path: &Path) -> PolicyFileErrors {
-    PolicyFileError::new(path, None, "cannot be read: the reader failed; please report it").into()
-}
-
-impl Stamp {
-    /// Of a file that cannot even be asked.
-    const UNKNOWN: Self = Self { inode: 0, length: 0, changed: (0, 0) };
-
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata = std::fs::metadata(path)?;
-        Ok(Self { inode: metadata.ino(), length: metadata.len(), changed: (metadata.ctime(), metadata.ctime_nsec()) })
-    }
-
-    /// `None` for a change in the future, which another clock has set.
-    fn age(&self) -> Option<Duration> {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-        let changed = Duration::new(self.changed.0.try_into().ok()?, self.changed.1.try_into().ok()?);
-        since_epoch.checked_sub(changed)
+    let read = tokio::task::spawn_blocking(move || settled::read(&file, Some(stamp))).await;
+    match read.unwrap_or_else(|_| Attempt::failed(path, stamp)) {
+        Attempt::Whole(stamp, content) => Found::Read(stamp, content),
+        Attempt::Unsettled => Found::Unsettled,
     }
 }

@@ -8,6 +8,7 @@ use tollgate_proto::google::protobuf::Any;
 
 use super::event::{Event, ResourceType};
 use crate::control::directory::PolicySet;
+use crate::policy_file::broken::UNTOLD;
 
 /// All resources of one type at one version.
 #[derive(Debug, Default)]
@@ -44,10 +45,11 @@ impl Published {
     /// Nobody waits for tenants.
     pub fn replace(&self, set: &PolicySet) -> Vec<Event> {
         let any = |kind: ResourceType, value| Any { type_url: kind.type_url().to_owned(), value };
-        let policies = set
-            .policies
-            .iter()
-            .map(|policy| (policy.endpoint_id.to_string(), any(ResourceType::NetworkPolicy, policy.encode_to_vec())));
+        // Without an endpoint id there is no name by which it could be sent.
+        let policies =
+            set.policies.iter().filter(|policy| policy.endpoint_id != UNTOLD).map(|policy| {
+                (policy.endpoint_id.to_string(), any(ResourceType::NetworkPolicy, policy.encode_to_vec()))
+            });
         let hosts = set
             .hosts
             .iter()

@@ -6,6 +6,7 @@ use std::fmt;
 use tollgate_proto::cilium::NetworkPolicy;
 
 use super::FilePlace;
+use super::broken::UNTOLD;
 
 /// What more than one policy claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +34,9 @@ pub(crate) fn contested<'a>(policies: impl Iterator<Item = (&'a FilePlace, &'a N
     let mut ids: BTreeMap<u64, Vec<FilePlace>> = BTreeMap::new();
     let mut addresses: BTreeMap<&str, Vec<FilePlace>> = BTreeMap::new();
     for (place, policy) in policies {
-        ids.entry(policy.endpoint_id).or_default().push(place.clone());
+        if policy.endpoint_id != UNTOLD {
+            ids.entry(policy.endpoint_id).or_default().push(place.clone());
+        }
         let mut own: Vec<&str> = policy.endpoint_ips.iter().map(String::as_str).collect();
         own.sort_unstable();
         own.dedup();

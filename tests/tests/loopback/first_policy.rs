@@ -214,3 +214,33 @@ fn of_a_directory_what_is_small_is_in_force_first() {
     let (small, largest) = (Peer::connect(proxy.http()), Peer::connect(other.at(HTTP_PORT)));
     expect_the_small_one_first(&proxy, small, largest);
 }
+
+/// What a file held before the start is not known any more: others that claim the same must not decide alone.
+#[test]
+fn a_file_that_does_not_load_at_a_start_allows_nothing() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let directory = site.path("policies");
+    fs::create_dir(&directory).unwrap();
+    let text = network_policy_to_json(&usual(&site)).unwrap().to_string();
+    fs::write(directory.join("7.json"), &text).unwrap();
+    let other = text.replacen("\"7\"", "\"9\"", 1);
+    assert_ne!(other, text);
+    fs::write(directory.join("other.json"), format!("[{other},")).unwrap();
+    let options = Options { listener: "reason_header: true".into(), ..Options::default() };
+    let mut proxy = Proxy::watching(&site, upstream.address(), &options, &directory);
+    let address = proxy.http();
+    let is_served = || {
+        let mut peer = Peer::connect(address);
+        let _ = peer.try_send("GET /allowed HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"); // it may be reset before
+        peer.read_to_any_end().0.starts_with(b"HTTP/1.1 200")
+    };
+    Peer::expect_reset_at(address, GET);
+    assert!(proxy.process().output().contains("its endpoints deny"), "{}", proxy.process().output());
+    fs::write(directory.join("other.json"), &other).unwrap();
+    until("it loads", || is_served().then_some(()));
+    // What was read once goes on, as it always did.
+    fs::write(directory.join("other.json"), "[").unwrap();
+    until("the error", || proxy.process().output().contains("other.json:1:").then_some(()));
+    assert!(is_served());
+}

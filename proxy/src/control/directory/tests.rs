@@ -219,6 +219,11 @@ fn large(id: u64) -> String {
     format!("{{\"endpointId\": \"{id}\", \"endpointIps\": [\"10.0.0.1\"{}]}}", ", \"10.0.0.1\"".repeat(20_000))
 }
 
+/// One that is read for longer than anything stays in its place.
+fn huge(id: u64) -> String {
+    large(id).replace("]", &format!("{}]", ", \"10.0.0.1\"".repeat(100_000)))
+}
+
 #[tokio::test]
 async fn a_large_file_holds_up_no_other() {
     let directory = tempfile::tempdir().unwrap();
@@ -252,4 +257,173 @@ async fn a_large_file_holds_up_no_other() {
         (vec![12, 5], false, 1),
         "one that does not load"
     );
+}
+
+/// Puts others in the place of a file until it is dropped.
+struct Swapping(std::sync::mpsc::Sender<()>, Option<std::thread::JoinHandle<()>>);
+
+impl Swapping {
+    fn begin(directory: &TempDir, name: &'static str, pause: Duration, text: impl Fn(u64) -> String) -> Self {
+        let root = directory.path().to_owned();
+        let texts = [text(21), text(22)];
+        let (end, ended) = std::sync::mpsc::channel();
+        let swap = move || {
+            for text in texts.iter().cycle() {
+                fs::write(root.join(".swapped"), text).unwrap();
+                fs::rename(root.join(".swapped"), root.join(name)).unwrap();
+                if ended.recv_timeout(pause) != Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        };
+        Self(end, Some(std::thread::spawn(swap)))
+    }
+}
+
+impl Drop for Swapping {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+        let _ = self.1.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// The next reading that holds one of these endpoints.
+async fn with_any_of(watched: &mut Directory, wanted: [u64; 2]) -> Reading {
+    let found = async {
+        loop {
+            let reading = watched.next().await;
+            if ids(&reading).iter().any(|id| wanted.contains(id)) {
+                return reading;
+            }
+        }
+    };
+    timeout(Duration::from_secs(60), found).await.expect("it has to be read")
+}
+
+/// Whoever keeps replacing a file must not keep in force what it held before.
+#[tokio::test]
+async fn a_file_that_is_replaced_all_the_time_is_read() {
+    for (pause, text) in [(20, policy as fn(u64) -> String), (20, large), (70, huge)] {
+        let directory = tempfile::tempdir().unwrap();
+        replace(&directory, "a.json", &text(1));
+        let mut watched = open(&directory);
+        assert_eq!(ids(&watched.next().await), [1]);
+        let swapping = Swapping::begin(&directory, "a.json", Duration::from_millis(pause), text);
+        with_any_of(&mut watched, [21, 22]).await;
+        drop(swapping);
+        replace(&directory, "a.json", &policy(30));
+        with_any_of(&mut watched, [30, 30]).await;
+    }
+}
+
+/// Others that claim the same address would decide alone.
+#[tokio::test]
+async fn the_first_reading_misses_no_file_that_is_replaced_all_the_time() {
+    for (pause, text) in [(20, policy as fn(u64) -> String), (20, large), (70, large)] {
+        let directory = tempfile::tempdir().unwrap();
+        let swapping = Swapping::begin(&directory, "a.json", Duration::from_millis(pause), text);
+        replace(&directory, "b.json", &policy(1));
+        while !directory.path().join("a.json").exists() {
+            std::thread::yield_now();
+        }
+        let mut watched = open(&directory);
+        let reading = watched.next().await;
+        assert!(matches!(ids(&reading)[..], [21 | 22, 1]), "{reading:?}");
+        drop(swapping);
+    }
+}
+
+/// What was in force before the start is not known any more, so none of it may be missing in silence.
+#[tokio::test]
+async fn what_cannot_be_read_at_a_start_allows_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = [
+        (
+            "a.json",
+            r#"[{"endpointId": "1", "endpointIps": ["10.0.0.1", "b"], "ingress": []}, {"endpointId": 2, "endpoint_ips": ["10.0.0.2"]}]"#,
+        ),
+        (
+            "b.json",
+            r#"[{"endpointId": "3", "endpointIps": ["10.0.0.3", "fd00::3"], "x": 1}, {"endpointId": 4 "endpointIps": ["10.0.0.4"]}"#,
+        ),
+        ("c.yaml", "endpoint_id: 5\nendpoint_ipz: [10.0.0.5]\n"),
+        (
+            "d.yaml",
+            "- endpoint_id: 6\n  endpoint_ips:\n  - 10.0.0.6\n  - fe80::\n  ingress_per_port_policies: [{ port: 80 \n",
+        ),
+        ("e.yaml", "name: 10.0.0.7\npolicy: 7\nrules: 1\n"),
+        ("f.yaml", "endpoint_ips: [10.0.0.8]\nrules: 1\n"),
+        ("g.yaml", "name: team\nmembers: { addresses: [10.0.0.9], more: 1 }\n"),
+        ("h.yaml", "{ endpoint_ips: [10.0.0.10, "),
+    ];
+    for (name, text) in broken {
+        replace(&directory, name, text);
+    }
+    replace(&directory, "z.json", &policy(30));
+    let mut watched = open(&directory);
+    let reading = watched.next().await;
+    let claimed = |reading: &Reading| -> Vec<(u64, String)> {
+        let policies = reading.set.policies.iter();
+        policies.map(|policy| (policy.endpoint_id, policy.endpoint_ips.join(" "))).collect()
+    };
+    let expected = [
+        (1, "10.0.0.1 b"),
+        (2, "10.0.0.2"),
+        (3, "10.0.0.3 fd00::3"),
+        (4, "10.0.0.4"),
+        (5, "10.0.0.5"),
+        (6, "10.0.0.6 fe80::"),
+        (7, "10.0.0.7"),
+        (u64::MAX, "10.0.0.8"),
+        (u64::MAX, "10.0.0.10"),
+        (30, "10.0.0.30"),
+    ]
+    .map(|(id, ips)| (id, ips.to_owned()));
+    assert_eq!(claimed(&reading), expected);
+    let failing: std::collections::HashSet<_> = watched.failing().map(|error| &error.place.file).collect();
+    assert_eq!(failing.len(), broken.len());
+    let mut denying = reading.set.policies.iter().filter(|policy| policy.endpoint_id != 30);
+    assert!(
+        denying.all(|policy| policy.ingress_per_port_policies.is_empty() && policy.egress_per_port_policies.is_empty())
+    );
+
+    // It follows the file until that loads, and what was read once stays whatever comes.
+    replace(&directory, "f.yaml", "endpoint_ips: [10.0.0.8, 10.0.0.11]\nrules: 1\n");
+    for name in ["a.json", "b.json", "c.yaml", "e.yaml"] {
+        fs::remove_file(directory.path().join(name)).unwrap();
+    }
+    let expected =
+        [(6, "10.0.0.6 fe80::"), (u64::MAX, "10.0.0.8 10.0.0.11"), (u64::MAX, "10.0.0.10"), (30, "10.0.0.30")];
+    let reading = watched.next().await;
+    assert_eq!(claimed(&reading), expected.map(|(id, ips)| (id, ips.to_owned())));
+    for (name, id) in [("d.yaml", 6), ("f.yaml", 8)] {
+        replace(&directory, name, &policy(id));
+    }
+    fs::remove_file(directory.path().join("h.yaml")).unwrap();
+    let reading = watched.next().await;
+    assert_eq!(ids(&reading), [6, 8, 30]);
+    // Of a file that comes later, nothing was in force before.
+    for (name, text) in [("f.yaml", "endpoint_ips: [10.0.0.12]\nrules: 1\n"), ("i.yaml", broken[5].1)] {
+        replace(&directory, name, text);
+    }
+    let reading = watched.next().await;
+    assert_eq!((ids(&reading), reading.changed, reading.errors.len()), (vec![6, 8, 30], false, 2));
+}
+
+/// Whoever writes at a start is waited for, but not for ever.
+#[tokio::test]
+async fn a_file_that_is_being_written_at_a_start_allows_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut watched = open(&directory);
+    let mut writer = fs::File::create(directory.path().join("a.yaml")).unwrap();
+    writer.write_all(b"- { endpoint_id: 1, endpoint_ips: [10.0.0.1] }\n").unwrap();
+    replace(&directory, "b.json", &policy(2));
+    let reading = timeout(Duration::from_secs(60), watched.next()).await.expect("it waits for nobody for ever");
+    assert_eq!(ids(&reading), [1, 2]);
+    assert!(reading.errors[0].message.contains("its endpoints deny"), "{reading:?}");
+    assert!(watched.failing().count() == 1);
+    writer.write_all(b"- { endpoint_id: 3, endpoint_ips: [10.0.0.3] }\n").unwrap();
+    drop(writer);
+    assert_eq!(ids(&with_any_of(&mut watched, [3, 3]).await), [1, 3, 2]);
+    assert_eq!(watched.failing().count(), 0);
 }

@@ -1,0 +1,153 @@
+//! Reads files in a state that nobody changes any more, however often others take their place.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::policy_file::{self, FileResource, PolicyFileError, PolicyFileErrors, broken};
+
+/// How long nothing may happen before the directory is read, and how old a file's last change must be.
+pub(super) const QUIET: Duration = Duration::from_millis(50);
+
+/// Tells one state of a file from another without reading it. Good only for a state that is older than [`QUIET`], which
+/// is far coarser than the clock of any file system in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    inode: u64,
+    pub(super) length: u64,
+    /// Seconds and nanoseconds of the status change: unlike the time of modification it cannot be set back, and it
+    /// moves when a file becomes readable.
+    changed: (i64, i64),
+}
+
+/// What a file says, or why it cannot be used.
+pub(super) type Content = Result<Vec<FileResource>, Broken>;
+
+/// A file that cannot be used.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Broken {
+    pub(super) errors: PolicyFileErrors,
+    /// What it claims, as far as that can be told: policies that allow nothing.
+    pub(super) claims: Vec<FileResource>,
+}
+
+/// What came of reading a file.
+#[derive(Debug)]
+pub(super) enum Attempt {
+    /// What it says, in this state. Another file may be in its place by now.
+    Whole(Stamp, Content),
+    /// Somebody writes it, or it is gone.
+    Unsettled,
+}
+
+/// Reads the file that is there now, which need not be there any more afterwards. In another state than `settled`, which is older than
+/// [`QUIET`], it has to stay as it is for as long first: the first half of a file can be a valid one.
+pub(super) fn read(path: &Path, settled: Option<Stamp>) -> Attempt {
+    let unusable = |stamp, error: PolicyFileError| Attempt::Whole(stamp, Err(Broken::silent(error.into())));
+    let file = match policy_file::open(path) {
+        Ok(file) => file,
+        Err(error) => {
+            return match Stamp::of(path) {
+                Ok(now) if Some(now) == settled => unusable(now, error),
+                Err(cause) if cause.kind() != io::ErrorKind::NotFound => unusable(Stamp::UNKNOWN, error),
+                // Of its deletion, or of what took its place, there is an event.
+                _ => Attempt::Unsettled,
+            };
+        }
+    };
+    let (Ok(stamp), Ok(before)) = (file.metadata().map(|now| Stamp::from(&now)), Form::of(&file)) else {
+        return Attempt::Unsettled;
+    };
+    if Some(stamp) != settled {
+        std::thread::sleep(QUIET);
+    }
+    let stays = || Form::of(&file).is_ok_and(|now| now == before);
+    if !stays() {
+        return Attempt::Unsettled;
+    }
+    let bytes = policy_file::bytes_of(&file, path);
+    match bytes {
+        _ if !stays() => Attempt::Unsettled,
+        Ok(bytes) => Attempt::Whole(stamp, content(&bytes, path)),
+        Err(error) => unusable(stamp, error),
+    }
+}
+
+/// What can be told of a file that is never found in a settled state; `None` where there is nothing in it.
+pub(super) fn look(path: &Path) -> Option<Broken> {
+    let bytes = policy_file::read_bytes(path).ok().filter(|bytes| !bytes.is_empty())?;
+    let message =
+        "somebody writes it, or puts another in its place, all the time; its endpoints deny until it can be read";
+    let claims = match content(&bytes, path) {
+        Ok(resources) => broken::denying(resources),
+        Err(broken) => broken.claims,
+    };
+    Some(Broken { errors: PolicyFileError::new(path, None, message).into(), claims })
+}
+
+fn content(bytes: &[u8], path: &Path) -> Content {
+    let parse =
+        || policy_file::text_of(bytes, path).map_err(Into::into).and_then(|text| policy_file::parse(text, path));
+    catch_unwind(AssertUnwindSafe(parse)).unwrap_or_else(|_| Err(reader_failed(path))).map_err(|errors| {
+        let text = String::from_utf8_lossy(bytes);
+        let claims = catch_unwind(AssertUnwindSafe(|| broken::claims(&text, path)));
+        Broken { errors, claims: claims.unwrap_or_default() }
+    })
+}
+
+fn reader_failed(path: &Path) -> PolicyFileErrors {
+    PolicyFileError::new(path, None, "cannot be read: the reader failed; please report it").into()
+}
+
+impl Broken {
+    /// One of which nothing can be told.
+    fn silent(errors: PolicyFileErrors) -> Self {
+        Self { errors, claims: Vec::new() }
+    }
+}
+
+impl Attempt {
+    /// The thread that reads has panicked.
+    pub(super) fn failed(path: &Path, stamp: Stamp) -> Self {
+        Self::Whole(stamp, Err(Broken::silent(reader_failed(path))))
+    }
+}
+
+impl Stamp {
+    /// Of a file that cannot even be asked.
+    pub(super) const UNKNOWN: Self = Self { inode: 0, length: 0, changed: (0, 0) };
+
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self::from(&std::fs::metadata(path)?))
+    }
+
+    /// `None` for a change in the future, which another clock has set.
+    pub(super) fn age(&self) -> Option<Duration> {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        let changed = Duration::new(self.changed.0.try_into().ok()?, self.changed.1.try_into().ok()?);
+        since_epoch.checked_sub(changed)
+    }
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(metadata: &Metadata) -> Self {
+        Self { inode: metadata.ino(), length: metadata.len(), changed: (metadata.ctime(), metadata.ctime_nsec()) }
+    }
+}
+
+/// What changes of an open file when it is written, and not when another takes its name.
+#[derive(Debug, PartialEq, Eq)]
+struct Form {
+    length: u64,
+    modified: (i64, i64),
+}
+
+impl Form {
+    fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self { length: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
+    }
+}
