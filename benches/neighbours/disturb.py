@@ -29,7 +29,7 @@ def bomb_policies(place):
 
 @functools.cache
 def churn_policies(place):
-    sets = [[("GET", f"/{word}{index:05}/[0-9]+") for index in range(10_000)] for word in ("a", "b")]
+    sets = [[("GET", f"/{SALT}/{word}{index:05}/[0-9]+") for index in range(10_000)] for word in ("a", "b")]
     return [proxies.policy(place, CHURN, rules) for rules in sets]
 
 
@@ -76,10 +76,7 @@ def wait_until_served(proxy, path):
     connection = http.client.HTTPConnection(proxy.address(INNOCENT), OTHERS_PORT, timeout=PATIENCE_SECONDS)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        answer.read()
-        if answer.status == 200:
+        if is_served(connection, path):
             connection.close()
             return time.monotonic()
         time.sleep(0.001)
@@ -88,12 +85,32 @@ def wait_until_served(proxy, path):
 
 
 def churn(proxy, seconds):
-    """Swaps ten thousand rules for ten thousand others, ten times a second. How often that was done."""
-    texts = churn_policies(proxy.place)
-    end, swaps = time.monotonic() + seconds, 0
-    while time.monotonic() < end:
+    """Swaps ten thousand rules for ten thousand others, ten times a second, and until one of these is in force. How often that was
+    done, and when the first one was in force, in milliseconds."""
+    salt = str(time.monotonic_ns())
+    texts = [text.replace(SALT, salt) for text in churn_policies(proxy.place)]
+    connection = http.client.HTTPConnection(proxy.address(CHURN), OTHERS_PORT, timeout=PATIENCE_SECONDS)
+    begun, swaps, in_force_ms = time.monotonic(), 0, None
+    while (passed := time.monotonic() - begun) < seconds or (in_force_ms is None and passed < PATIENCE_SECONDS):
         next_swap = time.monotonic() + 0.1
         proxies.put_policy(proxy.folder, CHURN, texts[swaps % 2])
         swaps += 1
+        if in_force_ms is None and serves_one_of_these(connection, salt):
+            in_force_ms = (time.monotonic() - begun) * 1e3
         time.sleep(max(0.0, next_swap - time.monotonic()))
-    return {"swaps": swaps}
+    connection.close()
+    return {"swaps": swaps, "in_force_ms": in_force_ms if in_force_ms is not None else PATIENCE_SECONDS * 1e3}
+
+
+def serves_one_of_these(connection, salt):
+    """Before, everything is served, or what was swapped before."""
+    return not is_served(connection, f"/{salt}/else") and any(
+        is_served(connection, f"/{salt}/{word}00000/1") for word in ("a", "b")
+    )
+
+
+def is_served(connection, path):
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status == 200

@@ -332,9 +332,12 @@ def policies():
             least=0,
         ),
         Experiment(
-            "T17", "10,000 rules swapped ten times a second", "p99 + 0.5 ms, no errors",
-            lambda _proxy: [], within(SOME_US), served, proxies=("tollgate",), steady=False, disturb=disturb.churn,
-            columns=(("peak_mib", "peak MiB"), ("swaps", "swaps")),
+            "T17", "10,000 rules swapped ten times a second",
+            "one of them in force within 5 s, whatever comes after it; p99 + 0.5 ms, no errors",
+            lambda _proxy: [], lambda row: within(SOME_US)(row) and row["in_force_ms"] <= 5000,
+            lambda row: served(row) and row["in_force_ms"] < disturb.PATIENCE_SECONDS * 1e3,
+            proxies=("tollgate",), steady=False, disturb=disturb.churn,
+            columns=(("peak_mib", "peak MiB"), ("swaps", "swaps"), ("in_force_ms", "ms to one in force")),
             least=0,
         ),
         Experiment(

@@ -44,7 +44,7 @@ impl Control {
                 }
             };
             for error in &reading.errors {
-                tracing::warn!(%error, "policy file does not load; what it held before, if anything, stays in force");
+                tracing::warn!(%error, "policy file does not load; what it held before stays in force, or its endpoints deny if that is not known");
             }
             let contested = reading.set.contested();
             for problem in warned.keep("", contested.iter().map(ToString::to_string).collect()) {
@@ -103,7 +103,7 @@ struct Waiting {
 struct UnderWay {
     received: Received,
     since: Instant,
-    /// There is nothing newer.
+    /// There is nothing newer, or what is newer waits for this one.
     is_wanted: bool,
 }
 
@@ -184,18 +184,24 @@ impl PolicyFiles {
         let shared = shared(all);
         let is_shared = |received: &Received| keys(&received.policy).any(|key| shared.contains(&key));
         let changed_names: HashSet<&str> = changed.iter().map(|received| &*received.name).collect();
-        // What is newer comes instead of what waits, and who claims an address first must not depend on who takes how long.
-        let hurried = self.give_up(|waiting| {
-            let is_there = names.contains(&*waiting.name);
-            (!is_there || changed_names.contains(&*waiting.name) || is_shared(waiting)).then_some(is_there)
-        });
-        changed.extend(all.iter().filter(|one| hurried.contains(&one.name) && !changed_names.contains(&*one.name)));
         let world = self.control.store().load().clone();
         let may_wait = |received: &&Received| {
             let own = |key: EndpointKey| world.policy.endpoint(&key).all(|policy| policy.resource() == received.name);
             let is_large = received.policy.encoded_len() > LARGE;
             world.has_policy && is_large && !is_shared(received) && keys(&received.policy).all(own)
         };
+        // Else whoever changes a file all the time would keep in force what it said at first.
+        let is_a_step = |under_way: &Received| {
+            let newer = changed.iter().find(|newer| newer.name == under_way.name);
+            newer.is_some_and(|newer| newer.policy.endpoint_ips == under_way.policy.endpoint_ips && may_wait(newer))
+        };
+        // What is newer comes instead of what waits, and who claims an address first must not depend on who takes how long.
+        let given_up = self.give_up(is_a_step, |waiting| {
+            let is_there = names.contains(&*waiting.name);
+            !is_there || changed_names.contains(&*waiting.name) || is_shared(waiting)
+        });
+        let is_hurried = |one: &&Received| given_up.contains_key(&one.name) && !changed_names.contains(&*one.name);
+        changed.extend(all.iter().filter(is_hurried));
         let (later, now): (Vec<Received>, Vec<Received>) = {
             let (later, now): (Vec<_>, Vec<_>) = changed.into_iter().partition(may_wait);
             (later.into_iter().cloned().collect(), now.into_iter().cloned().collect())
@@ -214,28 +220,31 @@ impl PolicyFiles {
                 bytes,
                 "a large policy is compiled; what its endpoint has now stays until then"
             );
-            self.waiting.push(Waiting { received, since: Instant::now() });
+            // What is in force now has been out of date since the first change of it that still waits.
+            let since = given_up.get(&received.name).copied().unwrap_or_else(Instant::now);
+            self.waiting.push(Waiting { received, since });
         }
         self.go_on();
         Ok(())
     }
 
-    /// Takes out of what waits, and of what is under way, whatever `is_over` says of: `true` for what has to be done now. Returns the names
-    /// of those.
-    fn give_up(&mut self, is_over: impl Fn(&Received) -> Option<bool>) -> HashSet<String> {
-        let mut hurried = HashSet::new();
-        let mut stays = |received: &Received| {
-            let over = is_over(received);
-            if over == Some(true) {
-                hurried.insert(received.name.clone());
-            }
-            over.is_none()
-        };
-        self.waiting.retain(|waiting| stays(&waiting.received));
-        if let Some(under_way) = self.under_way.as_mut().filter(|under_way| under_way.is_wanted) {
-            under_way.is_wanted = stays(&under_way.received);
+    /// Takes out of what waits, and of what is under way unless that `is_a_step` to what is newer, whatever `is_over` says of. Returns by
+    /// name since when it waited.
+    fn give_up(
+        &mut self,
+        is_a_step: impl Fn(&Received) -> bool,
+        is_over: impl Fn(&Received) -> bool,
+    ) -> HashMap<String, Instant> {
+        let over = self.waiting.extract_if(.., |waiting| is_over(&waiting.received));
+        let mut given_up: HashMap<_, _> = over.map(|waiting| (waiting.received.name, waiting.since)).collect();
+        if let Some(under_way) = self.under_way.as_mut().filter(|under_way| under_way.is_wanted)
+            && is_over(&under_way.received)
+            && !is_a_step(&under_way.received)
+        {
+            under_way.is_wanted = false;
+            given_up.insert(under_way.received.name.clone(), under_way.since);
         }
-        hurried
+        given_up
     }
 
     /// Begins with the smallest of what waits, unless one is under way.
