@@ -4,7 +4,7 @@
 //! goes before: whose tenant owes least is next, so that nobody waits behind one who has it do this all the time.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -268,7 +268,11 @@ impl Control {
             put.push((resource, took.charge()));
             in_force.push(reserved);
         }
-        let gauges = self.publish(builder.build());
+        let gauges = match world.has_policy {
+            true => self.publish(builder.build()),
+            // What is in force of the first policies is not the whole of them for that.
+            false => self.publish_some(builder.build(), HashSet::clone(&world.coming)),
+        };
         drop(in_force);
         self.charge_compiling(put.iter().map(|(resource, took)| (resource.as_str(), *took)));
         for (resource, took) in put {
