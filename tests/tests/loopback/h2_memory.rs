@@ -37,7 +37,7 @@ pub(super) fn next_frame(peer: &mut Peer) -> Option<(u8, u8, u32, Vec<u8>)> {
 
 /// An HTTP/2 upstream with these settings and all windows: it answers short requests, and asks `special` from the
 /// first long one on (stream, and whether it has ended).
-fn upstream(site: &Site, settings: &'static [u8], special: fn(&mut Peer, u32, bool)) -> Upstream {
+pub(super) fn upstream(site: &Site, settings: &'static [u8], special: fn(&mut Peer, u32, bool)) -> Upstream {
     Upstream::scripted(site, move |peer, _| {
         drop(peer.read_exact(24));
         peer.send(frame(4, 0, 0, &[&[0, 4, 0x7f, 0xff, 0xff, 0xff], settings].concat()));
@@ -66,7 +66,7 @@ fn block(begins: &[u8]) -> Vec<u8> {
 }
 
 /// A client that was served once.
-fn served(site: &Site, proxy: &Proxy, endpoint: u8, settings: &[u8]) -> Peer {
+pub(super) fn served(site: &Site, proxy: &Proxy, endpoint: u8, settings: &[u8]) -> Peer {
     let mut client = connect(site, proxy, endpoint);
     client.send(CLIENT_START);
     client.send(get(1));
@@ -233,7 +233,7 @@ fn bodies_that_are_kept_for_another_try_are_on_the_account() {
 }
 
 /// A request with a body, in so many frames. The policy allows no method but GET.
-fn post(stream: u32, body: &[&[u8]], ends: bool) -> Vec<u8> {
+pub(super) fn post(stream: u32, body: &[&[u8]], ends: bool) -> Vec<u8> {
     let field = literal("x", 3 * SPECIAL);
     let head = headers(stream, false, &[&b"\x82\x86\x01\x01a\x04\x08/allowed"[..], &field].concat());
     let frames =
@@ -242,14 +242,14 @@ fn post(stream: u32, body: &[&[u8]], ends: bool) -> Vec<u8> {
 }
 
 /// What a client may still send: RFC 9113 section 5.2.
-struct Windows {
-    connection: usize,
-    stream: usize,
+pub(super) struct Windows {
+    pub(super) connection: usize,
+    pub(super) stream: usize,
 }
 
 impl Windows {
     /// Sends on a stream, in so large a frame, once the windows allow it.
-    fn send(&mut self, client: &mut Peer, stream: u32, bytes: &[u8]) {
+    pub(super) fn send(&mut self, client: &mut Peer, stream: u32, bytes: &[u8]) {
         while self.connection.min(self.stream) < bytes.len() {
             let (kind, _, of, payload) = next_frame(client).expect("the connection goes on");
             if kind == 8 {

@@ -18,6 +18,7 @@ mod first_policy;
 mod forwarded_proto;
 mod h1_memory;
 mod h2_floods;
+mod h2_heads;
 mod h2_limits;
 mod h2_memory;
 mod header_matches;

@@ -1,0 +1,70 @@
+//! What heads of HTTP/2 requests keep in memory beside themselves: what they were read with, and what was sent with them.
+
+use tollgate_tests::http2::{end_of, frame, get, headers, literal};
+use tollgate_tests::peer::Peer;
+use tollgate_tests::site::Site;
+use tollgate_tests::wait::until;
+
+use super::h2_memory::{Windows, post, served, upstream};
+use super::memory::{GREEDY, MIB, held, settle, start};
+
+const CLIENTS: usize = 4;
+
+/// Each alone would keep the 8 KiB that it was read with.
+#[test]
+fn small_heads_between_other_frames_take_no_more_than_they_count() {
+    const HEADS: u32 = 95;
+    let site = Site::new();
+    // Takes the first body, for which it gives a window, and answers nothing.
+    let upstream = upstream(&site, &[0, 4, 0, 0, 0, 0], |peer, stream, _| {
+        if stream == 3 {
+            peer.send(frame(8, 0, stream, &[0, 0, 0xff, 0xff]));
+        }
+    });
+    let mut proxy = start(&site, upstream.address(), "weight: 1");
+    let mut clients: Vec<Peer> = (0..CLIENTS).map(|_| served(&site, &proxy, GREEDY, b"")).collect();
+    let (before, counted) = (settle(&site, &mut proxy), held(&proxy, "greedy"));
+    for client in &mut clients {
+        let mut windows = Windows { connection: 1 << 20, stream: 256 << 10 };
+        client.send(post(3, &[], false));
+        for n in 0..HEADS {
+            windows.send(client, 3, &[b'y'; 8000]);
+            client.send(get(2 * n + 5));
+        }
+    }
+    let least = CLIENTS as u64 * u64::from(HEADS) * 6000;
+    until("the requests", || (held(&proxy, "greedy") > counted + least).then_some(()));
+    let grown = settle(&site, &mut proxy).saturating_sub(before);
+    let counted = held(&proxy, "greedy") - counted;
+    println!("{counted} bytes are on the account, the process grew by {grown}");
+    assert!(grown < counted / 10 * 12 + MIB / 2, "{counted} of {grown}");
+}
+
+/// A field that tables keep, and one that they do not, which is large.
+fn head(n: u32) -> Vec<u8> {
+    let small = format!("{n:04}");
+    [&b"\x82\x86\x01\x01a\x04\x08/allowed\x40\x01x\x04"[..], small.as_bytes(), &literal("f", 14_000)].concat()
+}
+
+/// When they are sent on, and when they are read.
+#[test]
+fn what_tables_keep_of_heads_does_not_keep_the_rest() {
+    const HEADS: u32 = 150;
+    let site = Site::new();
+    let upstream = upstream(&site, b"", |peer, stream, _| {
+        peer.send([headers(stream, false, b"\x88"), frame(0, 1, stream, b"ok")].concat());
+    });
+    let mut proxy = start(&site, upstream.address(), "weight: 1");
+    let mut clients: Vec<Peer> = (0..CLIENTS).map(|_| served(&site, &proxy, GREEDY, b"")).collect();
+    let (before, counted) = (settle(&site, &mut proxy), held(&proxy, "greedy"));
+    for client in &mut clients {
+        for n in 0..HEADS {
+            client.send(headers(2 * n + 3, true, &head(n)));
+            client.read_until(&end_of(2 * n + 3));
+        }
+    }
+    let grown = settle(&site, &mut proxy).saturating_sub(before);
+    let counted = held(&proxy, "greedy").saturating_sub(counted);
+    println!("{counted} bytes are on the account, the process grew by {grown}");
+    assert!(grown < counted + MIB, "{counted} of {grown}");
+}
