@@ -52,10 +52,8 @@ impl ControlGroup {
     /// # Errors
     /// The kernel has no such groups, or not for this user.
     pub fn may_have_threads(&self, more: bool) -> io::Result<()> {
-        let most = match more {
-            true => "max".to_owned(),
-            false => fs::read_to_string(self.folder.join("pids.current"))?.trim().to_owned(),
-        };
+        // Those that it has stay, however many; one that ends makes no room.
+        let most = if more { "max" } else { "0" };
         fs::write(self.folder.join("pids.max"), most)
     }
 
