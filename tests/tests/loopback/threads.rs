@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 
+use prost::Message;
 use serde_json::json;
 use tollgate_proto::cilium::NetworkPolicy;
 use tollgate_proto::json::network_policy_to_json;
@@ -100,7 +101,14 @@ fn updates_of_a_control_plane_are_accepted_without_other_threads() {
     group.take_in(proxy.process().id());
     group.may_have_threads(false).unwrap();
     for (path, before) in [("/other", "/allowed"), ("/third", "/other")] {
-        proxy.push(&[large(&site, path)]);
+        // So large together that they are compared beside the streams.
+        let others = [8, 9].map(|endpoint_id| {
+            let endpoint_ips = vec![format!("192.0.2.{endpoint_id}")];
+            NetworkPolicy { endpoint_id, endpoint_ips, ..large(&site, path) }
+        });
+        let policies = [&[large(&site, path)][..], &others].concat();
+        assert!(policies.iter().map(Message::encoded_len).sum::<usize>() > 300 << 10);
+        proxy.push(&policies);
         assert!(is_allowed(&proxy, path) && !is_allowed(&proxy, before));
     }
     assert!(proxy.process().output().contains("no thread to compile on"), "{}", proxy.process().output());
