@@ -356,6 +356,12 @@ def remotes():
             lambda proxy: [closed(group(proxy, 1, 256), path="/cheap")], within(SOME_US), served,
         ),
         Experiment(
+            "T21-places", "another client of the victim's endpoint, 2,200 requests to an upstream that does not answer", "no errors",
+            lambda proxy: [closed(group(proxy, 1, 2200), path="/slow/60000")], served, served,
+            setup=Setup(in_flight=2000), steady=False,
+            timed=False, least=2200,
+        ),
+        Experiment(
             "T24", "T1, looked at from its first millisecond", "p99 + 0.3 ms from 5 ms after its start",
             cheap(256), lambda row: served(row) and row["recovered_ms"] <= 5, served, from_the_start=True,
             extra=recovery, columns=(("recovered_ms", "ms to + 0.3 ms"),),

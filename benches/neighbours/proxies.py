@@ -27,6 +27,7 @@ class Setup:
     rules: dict = dataclasses.field(default_factory=dict)
     endpoints: int = 12
     max_connections: int = 50_000
+    in_flight: int | None = None
     weights: dict = dataclasses.field(default_factory=dict)
     memory_mib: int | None = None
     cpu_quota: float | None = None
@@ -192,6 +193,8 @@ def tollgate_config(name, setup, folder):
         ]}
     if setup.paced:
         config["limits"] = {"cpu_quota": "cgroup"}
+    if setup.in_flight:
+        config.setdefault("limits", {})["in_flight"] = setup.in_flight
     if setup.stalled_log:
         config["access_log"] = [{"unix": str(folder.parent / "stalled.sock")}]
     return config

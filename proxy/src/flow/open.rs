@@ -59,7 +59,13 @@ impl OpenFlow {
     /// # Errors
     /// The limit of the tenant that it would exceed.
     pub(crate) fn admit(&mut self, tenants: &Table, head: &Head<'_>) -> Result<(), Limited> {
-        self.charge.as_mut().map_or(Ok(()), |charge| charge.admit(tenants, head))
+        let admitted = self.charge.as_mut().map_or(Ok(()), |charge| charge.admit(tenants, head));
+        admitted.inspect_err(|limited| self.note_limited(*limited))
+    }
+
+    /// Notes in the record what only the limit that it has met knows.
+    pub(crate) fn note_limited(&mut self, limited: Limited) {
+        self.record_mut().of_remote = limited.of_remote;
     }
 
     /// Notes in the record what the tasks of its connection use until its end, if anybody measures it.

@@ -119,6 +119,8 @@ pub struct FlowRecord {
     pub reason: Option<Reason>,
     /// What exactly is wrong with a message that is refused before policy sees it; which limit it was, for what a limit refused.
     pub detail: Option<Box<str>>,
+    /// What its tenant may have was not all taken: it was the part of this remote identity.
+    pub of_remote: bool,
     /// The rule that admitted it.
     pub rule: Option<RuleRef>,
     /// `name` of that rule, when it has one.
@@ -221,6 +223,7 @@ impl FlowRecord {
             outcome: Outcome::Failed,
             reason: None,
             detail: None,
+            of_remote: false,
             rule: None,
             rule_name: None,
             header_log: None,

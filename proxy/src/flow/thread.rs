@@ -226,7 +226,8 @@ fn explain(batch: &mut [Sequenced], names: &Names) {
     let names = names.load();
     for Sequenced { record, .. } in limited {
         let limit = record.reason.and_then(|reason| names.limit(record.tenant, reason, record.http.is_some()));
-        record.detail = limit.map(Into::into);
+        let of_remote = |limit| format!("one remote identity's part of {limit}");
+        record.detail = limit.map(|limit| if record.of_remote { of_remote(limit) } else { limit }.into());
     }
 }
 

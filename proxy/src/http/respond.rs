@@ -182,7 +182,7 @@ mod tests {
             (Reason::TenantHeaders, 431, 8, 1, false),
         ] {
             let wait = std::time::Duration::from_secs(retry_after - 1) + std::time::Duration::from_millis(1);
-            let limited = Limited { reason, retry_after: Some(wait) };
+            let limited = Limited { retry_after: Some(wait), ..Limited::by(reason) };
             let reply = LocalReply::limited(limited, false, true);
             assert_eq!(reply.status, status);
             assert!(reply.fields().contains(&("retry-after", retry_after.to_string().into_bytes())));
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn streams_are_refused_for_what_passes() {
         for &reason in Reason::ALL {
-            let limited = Limited { reason, retry_after: None };
+            let limited = Limited::by(reason);
             let refuses = |grpc| LocalReply::limited(limited, grpc, true).refuses_stream();
             assert_eq!((refuses(false), refuses(true)), (reason.refuses_streams(), false), "{}", reason.code());
             assert!(!refuses(false) || (reason.is_overload() && !reason.answer().close), "{}", reason.code());

@@ -9,7 +9,7 @@ use tollgate_net::{AcceptError, Accepted, NetError};
 
 use super::connection::{Connection, ListenerContext};
 use super::handover::pass_on;
-use super::serve::{refuse, serve};
+use super::serve::{refuse_limited, serve};
 use super::serving::Served;
 use crate::metrics::AcceptErrorKind;
 use crate::worker::{PanicCount, Worker};
@@ -85,7 +85,7 @@ pub(super) fn start(worker: &Rc<Worker>, served: &Rc<Served>, listener: &Rc<List
     let connection = Connection::new(worker, listener, accepted.downstream, accepted.original_dst);
     if let Err(limited) = connection.admit() {
         // Here and not in a task of its own: those of whoever hoards would wait for their turn, and have places meanwhile.
-        return refuse(&connection, accepted.stream, limited.reason);
+        return refuse_limited(&connection, accepted.stream, limited);
     }
     let entered = worker.enter();
     let panics = PanicCount::new(metrics, &connection.payer);

@@ -174,11 +174,16 @@ impl Connection {
         let world = self.worker.world.load();
         let tenant = self.tenant_in(&world);
         self.worker.make_room_in_memory_of(tenant);
-        let admitted = self.payer.admit(&world.tenants);
+        let admitted = self.payer.admit(&world.tenants, || self.remote_identity(&world));
         if let Some(places) = self.payer.gate(&world.tenants).connections() {
-            self.worker.make_room_of(self.payer.tenant(), places);
+            self.worker.make_room_of(&self.payer, places);
         }
         admitted
+    }
+
+    /// The remote identity, as far as its address tells.
+    fn remote_identity(&self, world: &World) -> Option<u32> {
+        Some(self.remembered.remote(&self.ends(world))?.0)
     }
 
     fn tenant_in(&self, world: &World) -> TenantId {
@@ -257,14 +262,7 @@ impl Connection {
     /// # Errors
     /// That cannot be told, or it ends the connection.
     pub(super) fn identities(&self, world: &World) -> Result<Identities, Barred> {
-        let identities = self.remembered.identities(&Ends {
-            worker: &self.worker,
-            world,
-            direction: self.listener.config.direction,
-            downstream: self.downstream,
-            original_dst: self.original_dst,
-            endpoint: &self.endpoint,
-        });
+        let identities = self.remembered.identities(&self.ends(world));
         let remote = identities.map_or(SecurityId(0), |identities| match self.listener.config.direction {
             Direction::Ingress => identities.source,
             Direction::Egress => identities.destination,
@@ -272,6 +270,17 @@ impl Connection {
         self.group.set_key(GroupKey { tenant: self.tenant_in(world), flow: remote.0 });
         self.payer.set_flow(remote.0);
         identities
+    }
+
+    fn ends<'a>(&'a self, world: &'a World) -> Ends<'a> {
+        Ends {
+            worker: &self.worker,
+            world,
+            direction: self.listener.config.direction,
+            downstream: self.downstream,
+            original_dst: self.original_dst,
+            endpoint: &self.endpoint,
+        }
     }
 
     /// An empty buffer, at its tenant's expense.

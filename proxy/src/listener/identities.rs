@@ -130,6 +130,28 @@ impl Remembered {
             .map_or(0, |(source, destination)| source.epoch() + destination.as_ref().map_or(0, InUse::epoch))
     }
 
+    /// What the address of the remote end carries, for who shares with whom. Nobody is let in by it: conntrack may know better.
+    pub(super) fn remote(&self, ends: &Ends<'_>) -> Option<SecurityId> {
+        let (sources, metrics) = (&ends.world.identities, ends.worker.flows.metrics());
+        let answer = match (sources.asking(Instant::now(), metrics), ends.direction) {
+            (None, Direction::Ingress) => sources.address(ends.downstream.ip()),
+            (None, Direction::Egress) => sources.address(ends.original_dst.ip()),
+            (Some(asking), _) => {
+                let (source, destination) = self.in_use(ends);
+                destination.as_ref().unwrap_or(source).answer(&asking).0
+            }
+        };
+        Some(answer.ok()?.unwrap_or(SecurityId::WORLD))
+    }
+
+    fn in_use(&self, ends: &Ends<'_>) -> &(InUse, Option<InUse>) {
+        self.in_use.get_or_init(|| {
+            let keep = |address: IpAddr| ends.worker.peers.keep(address.to_canonical());
+            let destination = (ends.direction == Direction::Egress).then(|| keep(ends.original_dst.ip()));
+            (keep(ends.downstream.ip()), destination)
+        })
+    }
+
     fn look_up(&self, ends: &Ends<'_>) -> (Result<Identities, Barred>, Option<Instant>) {
         if self.owner_changed(ends) {
             return (Err(Reason::EndpointChanged.into()), None);
@@ -142,11 +164,7 @@ impl Remembered {
             };
             return self.resolve(ends, sources.address(ends.downstream.ip()), destination, None);
         };
-        let (source, destination) = self.in_use.get_or_init(|| {
-            let keep = |address: IpAddr| ends.worker.peers.keep(address.to_canonical());
-            let destination = (ends.direction == Direction::Egress).then(|| keep(ends.original_dst.ip()));
-            (keep(ends.downstream.ip()), destination)
-        });
+        let (source, destination) = self.in_use(ends);
         let (source, mut until) = source.answer(&asking);
         let destination = match destination {
             Some(destination) => {

@@ -15,6 +15,7 @@ use crate::flow::{Outcome, Protocol};
 use crate::http::{Buffer, h1, h2};
 use crate::reason::Reason;
 use crate::tcp::{self, fill};
+use crate::tenant::Limited;
 use crate::worker::Worker;
 
 /// Serves `stream` until one side or policy ends it.
@@ -76,6 +77,14 @@ pub(super) fn refuse(connection: &Connection, stream: TcpStream, reason: Reason)
     let flow = connection.open_flow(Protocol::Tcp, Instant::now());
     tollgate_net::reset(stream);
     flow.finish(Outcome::Denied, Some(reason));
+}
+
+/// The same for one that a limit refuses.
+pub(super) fn refuse_limited(connection: &Connection, stream: TcpStream, limited: Limited) {
+    let mut flow = connection.open_flow(Protocol::Tcp, Instant::now());
+    flow.note_limited(limited);
+    tollgate_net::reset(stream);
+    flow.finish(Outcome::Denied, Some(limited.reason));
 }
 
 /// The same for one that was judged.

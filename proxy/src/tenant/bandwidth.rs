@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::Rate;
+use super::{Rate, Settings};
 
 /// Parts of a nanosecond in which time is counted, so that rounding up matters for nobody. Nine years are no more than 64 bits hold.
 const PARTS: u64 = 64;
@@ -30,6 +30,23 @@ pub(super) struct Bandwidth {
     per_second: NonZeroU64,
     /// How long the burst takes at this rate.
     burst: u64,
+}
+
+/// A rate of bytes, and whether it is only looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ByteCeiling {
+    pub(super) bandwidth: Bandwidth,
+    pub(super) shadow: bool,
+}
+
+impl ByteCeiling {
+    pub(super) fn of_moving(settings: &Settings) -> Option<Self> {
+        Some(Self { bandwidth: Bandwidth::new(settings.ceilings.bytes?), shadow: settings.shadow })
+    }
+
+    pub(super) fn of_log(settings: &Settings) -> Option<Self> {
+        Some(Self { bandwidth: Bandwidth::of_log(settings.ceilings.log_bytes?), shadow: settings.shadow })
+    }
 }
 
 impl Bandwidth {

@@ -1,7 +1,7 @@
 //! What limits count for each tenant, all workers together: cells by place, beside the table, so that they outlive it and what is
 //! set counts for what is open. Adding is atomic; nobody waits.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use super::gate::Held;
 use super::gcra::{Bucket, Contract};
 use super::id::{PLACES, Placed as _};
 use super::panics::Panics;
+use super::remotes::Remotes;
 use super::share::Crowd;
 use super::{Rate, Room, TenantId, ladder};
 use crate::config::Limits;
@@ -95,13 +96,45 @@ impl Standing {
     }
 }
 
+/// A crowd as it was when it was last counted, which is done for few of those who ask: each would pay for looking at everybody.
+#[derive(Debug, Default)]
+struct KnownCrowd {
+    asked: AtomicU32,
+    /// Tenants in the upper half, weight in the lower.
+    crowd: AtomicU64,
+}
+
+impl KnownCrowd {
+    /// For how many a crowd is good.
+    const GOOD_FOR: u32 = 32;
+
+    fn look(&self, count: impl FnOnce() -> Crowd) -> Crowd {
+        if self.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(Self::GOOD_FOR) {
+            let crowd = count();
+            self.crowd.store(u64::from(crowd.tenants) << 32 | crowd.weight, Ordering::Relaxed);
+        }
+        let crowd = self.crowd.load(Ordering::Relaxed);
+        let (tenants, weight) = (crowd >> 32, crowd & u64::from(u32::MAX));
+        Crowd { tenants: u32::try_from(tenants).unwrap_or(u32::MAX), weight }
+    }
+
+    /// The next who asks counts.
+    fn forget(&self) {
+        self.asked.store(0, Ordering::Relaxed);
+    }
+}
+
 /// Everything that limits count in the process.
 #[derive(Debug)]
 pub(crate) struct Commons {
     standings: Box<[Standing]>,
     used: [AtomicU32; 2],
     default_weight: AtomicU32,
+    /// Somebody's weight is another than everybody's.
+    has_weights: AtomicBool,
+    crowds: [KnownCrowd; 2],
     pub(super) destinations: Arc<Destinations>,
+    pub(super) remotes: Remotes,
     pools: OnceLock<Pools>,
     room: Room,
     began: Instant,
@@ -113,7 +146,10 @@ impl Default for Commons {
             standings: (0..PLACES).map(|_| Standing::default()).collect(),
             used: Default::default(),
             default_weight: AtomicU32::new(1),
+            has_weights: AtomicBool::new(false),
+            crowds: Default::default(),
             destinations: Arc::default(),
+            remotes: Remotes::default(),
             pools: OnceLock::new(),
             room: Room::default(),
             began: Instant::now(),
@@ -188,16 +224,28 @@ impl Commons {
         self.standing(to).of(space).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Who has places, beside the `wanting` one, which counts in any case. Looks at all: to be asked when places run short.
+    /// Who has places, beside the `wanting` one, which counts in any case. Where all weigh the same it is enough to know that one.
     pub(super) fn crowd(&self, space: Space, wanting: TenantId) -> Crowd {
-        let mut crowd = Crowd { tenants: 0, weight: 0 };
-        for (place, standing) in self.standings.iter().enumerate() {
-            if place == wanting.place() || standing.of(space).load(Ordering::Relaxed) > 0 {
-                crowd.tenants += 1;
-                crowd.weight += u64::from(self.weight_of(standing));
-            }
+        let standing = self.standing(wanting);
+        let own = u64::from(self.weight_of(standing));
+        if !self.has_weights.load(Ordering::Relaxed) {
+            return Crowd { tenants: 1, weight: own };
+        }
+        let mut crowd = self.crowds[space as usize].look(|| self.count(space));
+        if standing.of(space).load(Ordering::Relaxed) == 0 {
+            crowd.tenants += 1;
+            crowd.weight += own;
         }
         crowd
+    }
+
+    /// Looks at all tenants.
+    fn count(&self, space: Space) -> Crowd {
+        let there = self.standings.iter().filter(|standing| standing.of(space).load(Ordering::Relaxed) > 0);
+        there.fold(Crowd { tenants: 0, weight: 0 }, |crowd, standing| Crowd {
+            tenants: crowd.tenants + 1,
+            weight: crowd.weight + u64::from(self.weight_of(standing)),
+        })
     }
 
     /// The weight of a tenant.
@@ -217,6 +265,9 @@ impl Commons {
         self.default_weight.store(default, Ordering::Relaxed);
         let mut weights = vec![0; self.standings.len()];
         groups.for_each(|(tenant, weight)| weights[tenant.place()] = weight);
+        let has_weights = weights.iter().any(|weight| ![0, default].contains(weight));
+        self.has_weights.store(has_weights, Ordering::Relaxed);
+        self.crowds.iter().for_each(KnownCrowd::forget);
         for (standing, weight) in self.standings.iter().zip(weights) {
             standing.weight.store(weight, Ordering::Relaxed);
         }

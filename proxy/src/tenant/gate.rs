@@ -27,15 +27,25 @@ pub struct Limited {
     pub reason: Reason,
     /// When it is worth to try again; at least a second is said.
     pub retry_after: Option<Duration>,
+    /// The tenant has places left, which are for other remote identities than this one.
+    pub of_remote: bool,
 }
 
 impl Limited {
+    /// One that passes with what is under way, of the tenant as a whole.
+    pub(crate) const fn by(reason: Reason) -> Self {
+        Self { reason, retry_after: None, of_remote: false }
+    }
+
     /// Value of `retry-after`, in seconds: never 0, which would ask for a retry at once.
     pub fn retry_after_seconds(self) -> u64 {
         let wait = self.retry_after.unwrap_or_default();
         (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
     }
 }
+
+/// Says how many places the remote identity has that wants another; `None` where nobody knows it.
+pub(super) type OfRemote<'a> = &'a dyn Fn() -> Option<u32>;
 
 /// What limits ask about a request.
 pub(crate) struct Head<'a> {
@@ -60,6 +70,21 @@ pub(crate) struct Places {
     pub(crate) allowed: u32,
 }
 
+impl Places {
+    /// The same for a remote identity of the tenant that has `own` of these.
+    pub(crate) fn of_remote(self, own: u32) -> Self {
+        Self { taken: own, allowed: share::of_remote(self.allowed, self.taken, own) }
+    }
+}
+
+/// Places that a tenant may have.
+#[derive(Clone, Copy, Debug)]
+struct Shares {
+    now: u32,
+    /// Those that its remote identities share.
+    of_remotes: u32,
+}
+
 /// A decision point's view of one tenant.
 pub(crate) struct Gate<'a> {
     tenant: TenantId,
@@ -81,12 +106,12 @@ impl<'a> Gate<'a> {
     ///
     /// # Errors
     /// The limit that it would exceed.
-    pub(super) fn admit_connection(&self) -> Result<(), Limited> {
+    pub(super) fn admit_connection(&self, of_remote: OfRemote<'_>) -> Result<(), Limited> {
         self.admit_memory()?;
         self.keep_apart()?;
         let ceilings = self.settings.map(|settings| &settings.ceilings);
         let ceiling = ceilings.and_then(|ceilings| ceilings.connections);
-        self.take_place(Space::Connections, ceiling, Reason::TenantConnections)?;
+        self.take_place(Space::Connections, ceiling, Reason::TenantConnections, of_remote)?;
         let rate = ceilings.and_then(|ceilings| ceilings.new_connections);
         let bucket = &self.commons.standing(self.tenant).new_connections;
         self.keep_contract(rate, bucket, Reason::TenantConnectionRate)
@@ -97,18 +122,18 @@ impl<'a> Gate<'a> {
     ///
     /// # Errors
     /// As [`Gate::admit_connection`].
-    pub(super) fn admit_request(&self, head: &Head<'_>) -> Result<Held, Limited> {
+    pub(super) fn admit_request(&self, head: &Head<'_>, of_remote: OfRemote<'_>) -> Result<Held, Limited> {
         self.admit_memory()?;
         let (is_long, ceilings) = (head.is_long, self.settings.map(|settings| &settings.ceilings));
         if let Some(most) = ceilings.and_then(|ceilings| ceilings.header_bytes)
             && (head.bytes)() > most.get() as usize
         {
-            self.decide(Limited { reason: Reason::TenantHeaders, retry_after: None })?;
+            self.decide(Limited::by(Reason::TenantHeaders))?;
         }
         self.count_cpu();
         self.keep_to_delay(ceilings)?;
         let in_flight = ceilings.and_then(|ceilings| ceilings.in_flight);
-        self.take_place(Space::InFlight, in_flight, Reason::TenantInFlight)?;
+        self.take_place(Space::InFlight, in_flight, Reason::TenantInFlight, of_remote)?;
         let mut held = Held { in_flight: true, long_stream: false };
         let admitted = match is_long {
             true => self.take_long_stream(ceilings.and_then(|ceilings| ceilings.long_streams)),
@@ -132,8 +157,8 @@ impl<'a> Gate<'a> {
         let ceiling = ceiling.map_or(u32::MAX, NonZeroU32::get);
         let take = |most| self.commons.destinations.take(self.tenant, destination, most);
         take(ceiling).or_else(|Full| {
-            self.decide(Limited { reason: Reason::TenantUpstreams, retry_after: None })?;
-            take(u32::MAX).map_err(|Full| Limited { reason: Reason::TenantUpstreams, retry_after: None })
+            self.decide(Limited::by(Reason::TenantUpstreams))?;
+            take(u32::MAX).map_err(|Full| Limited::by(Reason::TenantUpstreams))
         })
     }
 
@@ -148,28 +173,58 @@ impl<'a> Gate<'a> {
         Some(Places { taken, allowed })
     }
 
-    /// Takes a place below the ceiling, and below the tenant's share once half of all places are taken.
-    fn take_place(&self, space: Space, ceiling: Option<NonZeroU32>, reason: Reason) -> Result<(), Limited> {
+    /// Takes a place below the ceiling, below the tenant's share once half of all places are taken, and below the part of its remote
+    /// identity once half of what the tenant may have is.
+    fn take_place(
+        &self,
+        space: Space,
+        ceiling: Option<NonZeroU32>,
+        reason: Reason,
+        of_remote: OfRemote<'_>,
+    ) -> Result<(), Limited> {
         let mine = self.commons.standing(self.tenant).of(space);
         // First that of all, so that no two who come at once both find the last place free.
         let all = self.commons.used(space).fetch_add(1, Ordering::Relaxed);
-        let is_short = all >= self.commons.total(space) / 2;
-        if !is_short && ceiling.is_none() {
+        if all < self.commons.total(space) / 4 && ceiling.is_none() {
             mine.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
-        let share = if is_short { self.share(space, mine.load(Ordering::Relaxed), all) } else { u32::MAX };
         let ceiling = ceiling.map_or(u32::MAX, NonZeroU32::get);
-        let Err(used) = take(mine, share.min(ceiling)) else { return Ok(()) };
-        let reason = if used >= ceiling { reason } else { Reason::TenantShare };
-        match self.decide(Limited { reason, retry_after: None }) {
-            Ok(()) => drop(mine.fetch_add(1, Ordering::Relaxed)),
-            Err(limited) => {
-                self.commons.used(space).fetch_sub(1, Ordering::Relaxed);
-                return Err(limited);
-            }
+        let used = mine.load(Ordering::Relaxed);
+        let share = self.in_sight(space, used, all);
+        let why = |used| if used >= ceiling { reason } else { Reason::TenantShare };
+        let by_remote = exceeds_part(share.of_remotes.min(ceiling), used, of_remote)
+            .then(|| Limited { of_remote: true, ..Limited::by(why(share.of_remotes)) });
+        let taken = match by_remote.filter(|limited| !self.is_in_shadow(limited.reason)) {
+            Some(limited) => Err(limited),
+            None => match take(mine, share.now.min(ceiling)) {
+                Ok(_) => {
+                    by_remote.into_iter().for_each(|limited| self.shadowed(limited));
+                    Ok(())
+                }
+                Err(used) => self.decide(Limited::by(why(used))).inspect(|()| {
+                    mine.fetch_add(1, Ordering::Relaxed);
+                }),
+            },
+        };
+        taken.inspect_err(|_| {
+            self.commons.used(space).fetch_sub(1, Ordering::Relaxed);
+        })
+    }
+
+    /// What the tenant may have, now and when half of all places are taken. Without an end while less than a quarter are.
+    fn in_sight(&self, space: Space, used: u32, all: u32) -> Shares {
+        let (half, quarter) = (self.commons.total(space) / 2, self.commons.total(space) / 4);
+        if all < quarter {
+            return Shares { now: u32::MAX, of_remotes: u32::MAX };
         }
-        Ok(())
+        let share = self.share(space, used, all);
+        if all >= half {
+            return Shares { now: share, of_remotes: share };
+        }
+        // What is idle is lent.
+        let lent = half.saturating_sub(all.saturating_sub(used));
+        Shares { now: u32::MAX, of_remotes: share.max(lent) }
     }
 
     /// The tenant's part of the places, of which it has taken some.
@@ -187,7 +242,7 @@ impl<'a> Gate<'a> {
     fn take_long_stream(&self, ceiling: Option<NonZeroU32>) -> Result<(), Limited> {
         let mine = &self.commons.standing(self.tenant).long_streams;
         if take(mine, ceiling.map_or(u32::MAX, NonZeroU32::get)).is_err() {
-            self.decide(Limited { reason: Reason::TenantLongStreams, retry_after: None })?;
+            self.decide(Limited::by(Reason::TenantLongStreams))?;
             mine.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
@@ -198,7 +253,7 @@ impl<'a> Gate<'a> {
         let since = self.commons.since(Instant::now());
         match bucket.take(Contract::new(rate), since, 1) {
             Ok(()) => Ok(()),
-            Err(wait) => self.decide(Limited { reason, retry_after: Some(wait) }),
+            Err(wait) => self.decide(Limited { retry_after: Some(wait), ..Limited::by(reason) }),
         }
     }
 
@@ -207,14 +262,14 @@ impl<'a> Gate<'a> {
     fn count_cpu(&self) {
         let rate = self.settings.filter(|settings| settings.shadow).and_then(|settings| settings.ceilings.cpu());
         if rate.is_some_and(|rate| !self.commons.pay_for_cpu(self.tenant, rate, 0).is_zero()) {
-            self.shadowed(Limited { reason: Reason::TenantCpu, retry_after: None });
+            self.shadowed(Limited::by(Reason::TenantCpu));
         }
     }
 
     /// Lets few connections in while the tenant is kept apart.
     fn keep_apart(&self) -> Result<(), Limited> {
         let admitted = self.commons.standing(self.tenant).panics.admit(|| self.commons.since(Instant::now()));
-        let limited = |wait| Limited { reason: Reason::TenantIsolated, retry_after: Some(wait) };
+        let limited = |wait| Limited { retry_after: Some(wait), ..Limited::by(Reason::TenantIsolated) };
         admitted.or_else(|wait| self.decide(limited(wait)))
     }
 
@@ -224,7 +279,7 @@ impl<'a> Gate<'a> {
         let Some(most) = most_delay(ceilings) else { return Ok(()) };
         let reason = if ceilings.cpu_millis.is_some() { Reason::TenantCpu } else { Reason::TenantQueueDelay };
         match account.standing_delay() > most {
-            true => self.decide(Limited { reason, retry_after: None }),
+            true => self.decide(Limited::by(reason)),
             false => Ok(()),
         }
     }
@@ -234,7 +289,7 @@ impl<'a> Gate<'a> {
     fn admit_memory(&self) -> Result<(), Limited> {
         let room = self.commons.room();
         let Some(why) = room.refusal(self.tenant) else { return Ok(()) };
-        let limited = Limited { reason: Reason::TenantMemory, retry_after: None };
+        let limited = Limited::by(Reason::TenantMemory);
         match why {
             OutOfMemory::Ceiling => self.decide(limited),
             OutOfMemory::Left if room.is_in_shadow() => {
@@ -247,13 +302,16 @@ impl<'a> Gate<'a> {
 
     /// In shadow, a limit only counts what it would have refused. What is refused is counted with its flow.
     fn decide(&self, limited: Limited) -> Result<(), Limited> {
-        let shadow = self.settings.is_some_and(|settings| settings.shadow)
-            || (limited.reason == Reason::TenantShare && self.commons.pools().shadow);
-        if !shadow {
+        if !self.is_in_shadow(limited.reason) {
             return Err(limited);
         }
         self.shadowed(limited);
         Ok(())
+    }
+
+    fn is_in_shadow(&self, reason: Reason) -> bool {
+        self.settings.is_some_and(|settings| settings.shadow)
+            || (reason == Reason::TenantShare && self.commons.pools().shadow)
     }
 
     fn shadowed(&self, limited: Limited) {
@@ -261,6 +319,12 @@ impl<'a> Gate<'a> {
             account.shadowed[limited.reason as usize].increment();
         }
     }
+}
+
+/// Whether a remote identity has all that it may out of `most` places of its tenant, of which some are left. While less than half are taken
+/// nobody asks.
+fn exceeds_part(most: u32, used: u32, of_remote: OfRemote<'_>) -> bool {
+    (most / 2..most).contains(&used) && of_remote().is_some_and(|own| own >= share::of_remote(most, used, own))
 }
 
 /// How long requests may wait behind each other. Those that wait for processor time beyond a ceiling have no end else.

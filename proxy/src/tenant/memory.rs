@@ -6,11 +6,12 @@
 //! Whoever has no more than an equal part is not refused because others have more than theirs, while the process has memory for it.
 
 use std::num::NonZeroU64;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use super::id::{FIRST, PLACES, Placed as _};
 use super::ladder::{Holding, Measures};
-use super::{Settings, TenantId};
+use super::{Payer, Settings, TenantId};
 
 /// Bytes that a worker takes or gives back at once.
 pub(super) const UNIT: u64 = 64 * 1024;
@@ -394,6 +395,35 @@ impl Place {
 
     fn pressure(&self) -> MemoryStep {
         MemoryStep::from_number(self.pressure.load(Ordering::Relaxed))
+    }
+}
+
+/// Bytes of a connection that are charged for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct Charged {
+    payer: Rc<Payer>,
+    bytes: usize,
+}
+
+impl Charged {
+    pub(super) fn new(payer: &Rc<Payer>, bytes: usize) -> Self {
+        payer.hold(bytes);
+        Self { payer: Rc::clone(payer), bytes }
+    }
+
+    /// So many from now on.
+    pub(crate) fn set(&mut self, bytes: usize) {
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => self.payer.hold(more),
+            None => self.payer.let_go(self.bytes - bytes),
+        }
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Charged {
+    fn drop(&mut self) {
+        self.payer.let_go(self.bytes);
     }
 }
 

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::account::{LogItem, LogLoss};
-use super::bandwidth::Bandwidth;
+use super::bandwidth::{Bandwidth, ByteCeiling};
 use super::commons::Space;
 use super::gate::Held;
 use super::line::Line;
+use super::remotes::Remote;
 use super::{
-    Account, Commons, Gate, Head, Ledger, Limited, Lines, MemoryStep, Settings, Table, TenantId, UpstreamPlace,
+    Account, Charged, Commons, Gate, Head, Ledger, Limited, Lines, MemoryStep, Settings, Table, TenantId, UpstreamPlace,
 };
 use crate::flow::{FlowRecord, FlowSender, Protocol};
 use crate::metrics::Worker as Metrics;
@@ -32,8 +33,10 @@ pub(crate) struct Payer {
     flows: Rc<FlowSender>,
     lines: Rc<Lines>,
     tenant: Cell<TenantId>,
-    /// Its part of what the tenant has: the remote identity.
-    flow: Cell<u32>,
+    /// Its part of what the tenant has: the remote identity, once somebody has asked for it.
+    flow: Cell<Option<u32>>,
+    /// Where the connection is counted as that identity's.
+    remote: Cell<Option<Remote>>,
     /// Whether anything is set for it that limits ask about.
     has_settings: Cell<bool>,
     /// How many bytes it may move, and a number that is another whenever that is or who pays.
@@ -63,9 +66,22 @@ impl Payer {
         let (tenant, has_settings) = (Cell::new(tenant), Cell::new(settings.concern_limits()));
         let (bandwidth, agreed) = (Cell::new(ByteCeiling::of_moving(settings)), Cell::default());
         let (flows, log) = (Rc::clone(flows), Cell::new(ByteCeiling::of_log(settings)));
-        let (flow, placed, memory, leaving) = (Cell::new(0), Cell::new(false), Cell::new(0), Cell::new(0));
-        let payer =
-            Rc::new(Self { flows, lines, tenant, flow, has_settings, bandwidth, log, agreed, placed, memory, leaving });
+        let (flow, remote, placed) = (Cell::new(None), Cell::new(None), Cell::new(false));
+        let (memory, leaving) = (Cell::new(0), Cell::new(0));
+        let payer = Rc::new(Self {
+            flows,
+            lines,
+            tenant,
+            flow,
+            remote,
+            has_settings,
+            bandwidth,
+            log,
+            agreed,
+            placed,
+            memory,
+            leaving,
+        });
         let at = payer.moment();
         payer.with(payer.tenant(), |account| account.enter(at));
         payer.hold(CONNECTION);
@@ -107,8 +123,7 @@ impl Payer {
 
     /// Charges so many bytes until the guard is dropped.
     pub(crate) fn hold_for_a_while(self: &Rc<Self>, bytes: usize) -> Charged {
-        self.hold(bytes);
-        Charged { payer: Rc::clone(self), bytes }
+        Charged::new(self, bytes)
     }
 
     /// Who pays now.
@@ -118,27 +133,61 @@ impl Payer {
 
     /// It is of this flow of its tenant.
     pub(crate) fn set_flow(&self, flow: u32) {
-        self.flow.set(flow);
+        if self.flow.replace(Some(flow)) != Some(flow) {
+            self.count_as_remote();
+        }
     }
 
     pub(super) fn flow(&self) -> u32 {
-        self.flow.get()
+        self.flow.get().unwrap_or_default()
     }
 
-    /// Takes a place for the connection, which has it for as long as it is open. To be asked once.
+    /// Counts the connection for its remote identity, as long as it has a place.
+    fn count_as_remote(&self) {
+        let remotes = &self.commons().remotes;
+        let flow = self.flow.get().filter(|_| self.placed.get());
+        let now = flow.and_then(|flow| remotes.enter(self.tenant(), flow, Space::Connections));
+        if let Some(before) = self.remote.replace(now) {
+            remotes.leave(before, Space::Connections);
+        }
+    }
+
+    /// Connections of the tenant that are its remote identity's.
+    pub(crate) fn connections_of_remote(&self) -> Option<u32> {
+        let remotes = &self.commons().remotes;
+        match self.remote.get() {
+            Some(remote) => Some(remotes.count(remote, Space::Connections)),
+            None => Some(remotes.of(self.tenant(), self.flow.get()?, Space::Connections)),
+        }
+    }
+
+    /// Whether both are of one remote identity.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        self.tenant() == other.tenant() && self.flow.get() == other.flow.get()
+    }
+
+    /// Takes a place for the connection, which has it for as long as it is open. To be asked once. `identity` tells the remote one, and is
+    /// asked when places run short.
     ///
     /// # Errors
     /// The limit of its tenant that it would exceed.
-    pub(crate) fn admit(&self, table: &Table) -> Result<(), Limited> {
-        self.gate(table).admit_connection()?;
+    pub(crate) fn admit(&self, table: &Table, identity: impl Fn() -> Option<u32>) -> Result<(), Limited> {
+        let of_remote = || {
+            self.set_flow(identity()?);
+            self.connections_of_remote()
+        };
+        self.gate(table).admit_connection(&of_remote)?;
         self.placed.set(true);
+        self.count_as_remote();
         Ok(())
     }
 
     /// Lets the place go along with a connection that goes to another thread.
     pub(crate) fn send_place(&self) -> Option<SentPlace> {
         let tenant = Some(self.tenant());
-        self.placed.replace(false).then(|| SentPlace { commons: Arc::clone(self.metrics().ledger().commons()), tenant })
+        let placed = self.placed.replace(false);
+        self.count_as_remote();
+        placed.then(|| SentPlace { commons: Arc::clone(self.metrics().ledger().commons()), tenant })
     }
 
     /// Takes over a place that came along.
@@ -146,6 +195,7 @@ impl Payer {
         if let Some(tenant) = place.tenant.take() {
             self.commons().hand_over(Space::Connections, tenant, self.tenant());
             self.placed.set(true);
+            self.count_as_remote();
         }
     }
 
@@ -175,6 +225,7 @@ impl Payer {
             if self.placed.get() {
                 self.commons().hand_over(Space::Connections, before, tenant);
             }
+            self.count_as_remote();
             let at = self.moment();
             self.with(before, |account| account.leave(at));
             self.with(tenant, |account| account.enter(at));
@@ -241,7 +292,8 @@ impl Payer {
     /// A new exchange on the connection.
     pub(crate) fn charge(self: &Rc<Self>, protocol: Protocol) -> Charge {
         let (tenant, is_request) = (self.tenant(), protocol != Protocol::Tcp);
-        let charge = Charge { payer: Rc::clone(self), tenant: Cell::new(tenant), is_request, held: Held::default() };
+        let (tenant, held, remote) = (Cell::new(tenant), Held::default(), Cell::new(None));
+        let charge = Charge { payer: Rc::clone(self), tenant, is_request, held, remote };
         charge.account(|account| charge.begin(account));
         charge
     }
@@ -269,56 +321,16 @@ impl Payer {
     }
 }
 
-/// A rate of bytes, and whether it is only looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ByteCeiling {
-    pub(super) bandwidth: Bandwidth,
-    pub(super) shadow: bool,
-}
-
-impl ByteCeiling {
-    fn of_moving(settings: &Settings) -> Option<Self> {
-        Some(Self { bandwidth: Bandwidth::new(settings.ceilings.bytes?), shadow: settings.shadow })
-    }
-
-    fn of_log(settings: &Settings) -> Option<Self> {
-        Some(Self { bandwidth: Bandwidth::of_log(settings.ceilings.log_bytes?), shadow: settings.shadow })
-    }
-}
-
 impl Drop for Payer {
     fn drop(&mut self) {
-        if self.placed.get() {
+        if self.placed.replace(false) {
             self.commons().leave(Space::Connections, self.tenant());
         }
+        self.count_as_remote();
         let at = self.moment();
         self.with(self.tenant(), |account| account.leave(at));
         self.ledger().let_go(self.tenant(), self.memory.get());
         self.ledger().room().left_or_stays(self.tenant(), self.leaving.get());
-    }
-}
-
-/// Bytes of a connection that are charged for as long as this is there.
-#[derive(Debug)]
-pub(crate) struct Charged {
-    payer: Rc<Payer>,
-    bytes: usize,
-}
-
-impl Charged {
-    /// So many from now on.
-    pub(crate) fn set(&mut self, bytes: usize) {
-        match bytes.checked_sub(self.bytes) {
-            Some(more) => self.payer.hold(more),
-            None => self.payer.let_go(self.bytes - bytes),
-        }
-        self.bytes = bytes;
-    }
-}
-
-impl Drop for Charged {
-    fn drop(&mut self) {
-        self.payer.let_go(self.bytes);
     }
 }
 
@@ -346,6 +358,8 @@ pub(crate) struct Charge {
     tenant: Cell<TenantId>,
     is_request: bool,
     held: Held,
+    /// Where it is counted as its remote identity's.
+    remote: Cell<Option<Remote>>,
 }
 
 impl Charge {
@@ -355,8 +369,21 @@ impl Charge {
     /// The limit that it would exceed.
     pub(crate) fn admit(&mut self, table: &Table, head: &Head<'_>) -> Result<(), Limited> {
         self.follow();
-        self.held = self.payer.gate(table).admit_request(head)?;
+        let remotes = &self.payer.commons().remotes;
+        let of_remote = || Some(remotes.count(self.payer.remote.get()?, Space::InFlight));
+        self.held = self.payer.gate(table).admit_request(head, &of_remote)?;
+        self.count_as_remote();
         Ok(())
+    }
+
+    /// Counts the request for its remote identity, as long as it has a place.
+    fn count_as_remote(&self) {
+        let remotes = &self.payer.commons().remotes;
+        let remote = self.payer.remote.get().filter(|_| self.held.in_flight);
+        let now = remote.and_then(|remote| remotes.add(remote, Space::InFlight));
+        if let Some(before) = self.remote.replace(now) {
+            remotes.leave(before, Space::InFlight);
+        }
     }
 
     /// Whose account it stands on.
@@ -415,6 +442,7 @@ impl Charge {
 
     fn let_go(&mut self) {
         self.payer.commons().give_back(self.tenant.get(), std::mem::take(&mut self.held));
+        self.count_as_remote();
         self.account(|account| self.finish(account));
         self.is_request = false;
     }
@@ -425,6 +453,7 @@ impl Charge {
         if tenant != before {
             self.account(|account| self.finish(account));
             self.payer.commons().hand_over_request(self.held, before, tenant);
+            self.count_as_remote();
             self.tenant.set(tenant);
             self.account(|account| self.begin(account));
         }

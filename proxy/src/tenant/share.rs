@@ -48,6 +48,15 @@ pub(crate) fn equal_share(total: u32, used: u32, own: u32, times: u32) -> u32 {
     places(pool, Wanting { used: own, guarantee: 0, weight: times }, Crowd { tenants: 1, weight: 1 })
 }
 
+/// How often what is free of its tenant's places one remote identity may have. Most tenants have one that most comes from, which should
+/// lose little; an eighth is enough for others to begin, and what ends meanwhile goes to those who have less.
+const OF_REMOTE: u32 = 7;
+
+/// The places that the remote identity which has `own` may have, out of `most` that its tenant may, of which `used` are taken.
+pub(super) fn of_remote(most: u32, used: u32, own: u32) -> u32 {
+    equal_share(most, used, own, OF_REMOTE)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

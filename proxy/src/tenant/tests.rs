@@ -455,7 +455,7 @@ fn who_panics_again_and_again_is_let_in_slowly_and_nobody_else() {
     let table = Table::default();
     let admitted = |tenant, settings: &Settings| {
         let payers: Vec<_> = (0..100).map(|_| Payer::accept(&flows, &Rc::default(), tenant, settings)).collect();
-        let admitted: Vec<_> = payers.iter().map(|payer| payer.admit(&table)).collect();
+        let admitted: Vec<_> = payers.iter().map(|payer| payer.admit(&table, || None)).collect();
         let reasons = admitted.iter().filter_map(|admitted| Some(admitted.err()?.reason));
         assert!(reasons.into_iter().all(|reason| reason == Reason::TenantIsolated));
         admitted.iter().filter(|admitted| admitted.is_ok()).count()

@@ -59,6 +59,32 @@ pub(super) struct Short {
     pub(super) share: f64,
 }
 
+/// Whose connections make room.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Whose<'a> {
+    Anybody,
+    /// Those of the tenant's remote identities that have more than so many. Of all that are not known to have fewer.
+    Hoarders {
+        tenant: TenantId,
+        above: u32,
+    },
+    /// Those of the same tenant and remote identity.
+    Beside(&'a Payer),
+}
+
+impl Whose<'_> {
+    fn has(&self, node: &Node) -> bool {
+        match self {
+            Self::Anybody => true,
+            Self::Hoarders { tenant, above } => {
+                let of_remote = || node.payer.as_ref()?.connections_of_remote();
+                node.tenant == *tenant && of_remote().is_none_or(|connections| connections > *above)
+            }
+            Self::Beside(payer) => node.payer.as_ref().is_some_and(|other| other.is_beside(payer)),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Node {
     /// Whose it is.
@@ -86,12 +112,12 @@ impl Node {
 
 impl IdleConnections {
     /// Tells connections to go that have been idle for longer than such `crowding` leaves them, and returns the reason of
-    /// each: those of one tenant, or of anybody. With `shadow` they are only counted, each once in the time that it is idle.
+    /// each. With `shadow` they are only counted, each once in the time that it is idle.
     pub(super) fn make_room(
         &self,
         limits: &IdleLimits,
         crowding: Crowding,
-        of: Option<TenantId>,
+        whose: &Whose<'_>,
         shadow: bool,
     ) -> Vec<Reason> {
         let mut lists = self.0.borrow_mut();
@@ -114,7 +140,7 @@ impl IdleConnections {
                     break;
                 }
                 (next, looked_at) = (node.next, looked_at + 1);
-                if of.is_some_and(|tenant| tenant != node.tenant) {
+                if !whose.has(node) {
                     continue;
                 }
                 lists.unlink(key);
@@ -379,7 +405,8 @@ mod tests {
         drop(idle[1].work());
         drop(idle[0].work());
         let asking = idle[2].work();
-        let make_room = |excess, shadow| all.make_room(&LIMITS, Crowding { excess, share: 1.0 }, None, shadow).len();
+        let make_room =
+            |excess, shadow| all.make_room(&LIMITS, Crowding { excess, share: 1.0 }, &Whose::Anybody, shadow).len();
         assert_eq!(make_room(1, false), 1);
         assert!(told(&idle[3]) && !told(&idle[4]));
         assert_eq!(make_room(1, false), 0, "one is leaving");
@@ -408,7 +435,7 @@ mod tests {
         }
         assert!(reads.wrote(Poll::Ready(())).is_ready());
         let crowding = Crowding { excess: 10, share: 1.0 };
-        assert_eq!(all.make_room(&LIMITS, crowding, None, false), [Reason::SlowReader, Reason::IdleReaped]);
+        assert_eq!(all.make_room(&LIMITS, crowding, &Whose::Anybody, false), [Reason::SlowReader, Reason::IdleReaped]);
         assert!(told(&blocked) && told(&rests) && !told(&reads));
     }
 
@@ -419,7 +446,8 @@ mod tests {
         let idle = [one, two, one, two].map(|tenant| Idle::new(&all, tenant));
         idle.iter().for_each(Idle::wait);
         idle[2].follow(two);
-        let make_room = |of| all.make_room(&LIMITS, Crowding { excess: 10, share: 1.0 }, Some(of), false).len();
+        let crowding = Crowding { excess: 10, share: 1.0 };
+        let make_room = |tenant| all.make_room(&LIMITS, crowding, &Whose::Hoarders { tenant, above: 3 }, false).len();
         assert_eq!(make_room(two), 2);
         assert_eq!(idle.each_ref().map(told), [false, true, true, false]);
         assert_eq!(make_room(one), 1);
@@ -433,7 +461,9 @@ mod tests {
         idle.wait();
         all.0.borrow_mut().nodes[idle.key].since -= 6_000;
         let limits = IdleLimits { before_request: Duration::from_secs(10), ..LIMITS };
-        let goes = |share| all.make_room(&limits, Crowding { excess: 1, share }, None, true) == [Reason::IdleReaped];
+        let goes = |share| {
+            all.make_room(&limits, Crowding { excess: 1, share }, &Whose::Anybody, true) == [Reason::IdleReaped]
+        };
         assert!(!goes(0.0) && !goes(0.4));
         assert!(goes(0.5));
     }

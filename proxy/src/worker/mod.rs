@@ -21,7 +21,7 @@ pub(crate) use chore::keep_doing;
 pub(crate) use groups::Groups;
 pub(crate) use held_back::HeldBack;
 pub(crate) use idle::{Idle, IdleConnections};
-use idle::{LOOKED_AT, Short};
+use idle::{LOOKED_AT, Short, Whose};
 pub(crate) use run::{Accounts, run_tasks};
 pub(crate) use signals::{Signals, State, Subscription};
 use slots::Crowding;
@@ -121,15 +121,25 @@ impl Worker {
     pub(crate) fn make_room(&self) {
         let Some(limits) = &self.limits.idle_connections else { return };
         let Some(crowding) = self.slots.crowding(limits.above_percent) else { return };
-        self.send_away(limits, crowding, None);
+        self.send_away(limits, crowding, &Whose::Anybody);
     }
 
-    /// Tells idle connections of one tenant to go, if those that it may have run short.
-    pub(crate) fn make_room_of(&self, tenant: TenantId, places: Places) {
+    /// Tells idle connections of a tenant to go, if those that it may have run short: of the payer's remote identity, if that has most of
+    /// what it may have; of those that have more than it and than are free; and else of those that do not have less.
+    pub(crate) fn make_room_of(&self, payer: &Payer, places: Places) {
         let Some(limits) = &self.limits.idle_connections else { return };
-        let (taken, allowed) = (places.taken as usize, places.allowed as usize);
-        if let Some(crowding) = Crowding::of(taken, allowed, limits.above_percent) {
-            self.send_away(limits, crowding, Some(tenant));
+        let crowding = |Places { taken, allowed }| Crowding::of(taken as usize, allowed as usize, limits.above_percent);
+        let of_remote = payer.connections_of_remote().filter(|_| places.taken >= places.allowed / 2);
+        if let Some(crowding) = of_remote.and_then(|own| crowding(places.of_remote(own))) {
+            self.send_away(limits, crowding, &Whose::Beside(payer));
+        }
+        if let Some(crowding) = crowding(places) {
+            let (own, free) = (of_remote.unwrap_or_default(), places.allowed.saturating_sub(places.taken));
+            let send_away =
+                |above| self.send_away(limits, crowding, &Whose::Hoarders { tenant: payer.tenant(), above });
+            if send_away(own.max(free)) == 0 {
+                send_away(own.saturating_sub(1));
+            }
         }
     }
 
@@ -148,13 +158,14 @@ impl Worker {
         self.limits.idle_connections.as_ref().filter(|_| !self.limits.shadow)
     }
 
-    fn send_away(&self, limits: &IdleLimits, crowding: Crowding, of: Option<TenantId>) {
+    /// Returns how many.
+    fn send_away(&self, limits: &IdleLimits, crowding: Crowding, whose: &Whose<'_>) -> usize {
         let shadow = self.limits.shadow;
-        for reason in self.idle.make_room(limits, crowding, of, shadow) {
-            if shadow {
-                self.flows.metrics().limit_in_shadow(reason);
-            }
+        let gone = self.idle.make_room(limits, crowding, whose, shadow);
+        if shadow {
+            gone.iter().for_each(|reason| self.flows.metrics().limit_in_shadow(*reason));
         }
+        gone.len()
     }
 }
 

@@ -16,8 +16,8 @@ use tollgate_tests::wait::until;
 
 const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// A proxy with sixteen places, of which one tenant may have eight; four of these are thought enough, and there is no patience
-/// above that.
+/// A proxy with eighteen places, of which one tenant may have nine and one remote identity of it eight; four of these are thought enough,
+/// and there is no patience above that.
 fn start(site: &Site, upstream: &Upstream, mode: &str) -> Proxy {
     start_at(site, upstream.address(), mode)
 }
@@ -25,7 +25,7 @@ fn start(site: &Site, upstream: &Upstream, mode: &str) -> Proxy {
 fn start_at(site: &Site, upstream: SocketAddr, mode: &str) -> Proxy {
     let idle =
         "idle_connections: { above_percent: 50, before_request: 0s, while_not_reading: 0s, between_requests: 0s }";
-    let top = format!("max_connections: 16\nlimits: {{ mode: {mode}, {idle} }}");
+    let top = format!("max_connections: 18\nlimits: {{ mode: {mode}, {idle} }}");
     Proxy::with(site, upstream, &Options { top, ..Options::default() }, &[usual(site)])
 }
 
@@ -115,7 +115,7 @@ fn shadow_lets_them_stay() {
     let upstream = Upstream::ok(&site);
     let proxy = start(&site, &upstream, "shadow");
     // Of shares, too.
-    let mut peers: Vec<Peer> = (1..=16).map(|n| connect(&proxy, "", f64::from(n))).collect();
+    let mut peers: Vec<Peer> = (1..=18).map(|n| connect(&proxy, "", f64::from(n))).collect();
     Peer::expect_reset_at(proxy.http(), "");
     peers.iter_mut().for_each(ask);
     assert!(proxy.metric("tollgate_shadow_refusals_total{reason=\"idle_reaped\"}") >= 4.0);

@@ -37,6 +37,7 @@ mod policy_life;
 mod quota;
 mod real_peers;
 mod recent_flows;
+mod remote_shares;
 mod request_id;
 mod requests_per_connection;
 mod resets;

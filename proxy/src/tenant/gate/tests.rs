@@ -36,9 +36,22 @@ impl Process {
     /// Connections that the tenant opens until it is refused, at most `most`, and why.
     fn hoard(&self, tenant: usize, most: u32) -> (u32, Option<Reason>) {
         for opened in 0..most {
-            if let Err(limited) = self.gate(opened as usize % 2, tenant).admit_connection() {
+            if let Err(limited) = self.gate(opened as usize % 2, tenant).admit_connection(&|| None) {
                 return (opened, Some(limited.reason));
             }
+        }
+        (most, None)
+    }
+
+    /// Connections of one remote identity of the tenant.
+    fn hoard_of(&self, tenant: usize, identity: u32, most: u32) -> (u32, Option<Limited>) {
+        let remotes = &self.ledgers[0].commons().remotes;
+        for opened in 0..most {
+            let own = || Some(remotes.of(TENANTS[tenant], identity, Space::Connections));
+            if let Err(limited) = self.gate(opened as usize % 2, tenant).admit_connection(&own) {
+                return (opened, Some(limited));
+            }
+            remotes.enter(TENANTS[tenant], identity, Space::Connections).unwrap();
         }
         (most, None)
     }
@@ -100,6 +113,86 @@ fn ceilings_are_exact_whoever_asks() {
     assert_eq!(process.hoard(0, 100), (1, Some(Reason::TenantConnections)));
 }
 
+const fn of_remote(reason: Reason) -> Option<Limited> {
+    Some(Limited { of_remote: true, ..Limited::by(reason) })
+}
+
+#[test]
+fn one_remote_identity_leaves_room_in_its_tenants_share() {
+    let process = Process::new(Pools { connections: 1000, ..Pools::default() }, only(Settings::default()));
+    assert_eq!(process.hoard_of(0, 7, 2000), (438, of_remote(Reason::TenantShare)), "seven eighths of a half");
+    assert_eq!(process.hoard_of(0, 8, 40), (40, None));
+    assert_eq!(process.hoard_of(0, 7, 1), (0, of_remote(Reason::TenantShare)));
+    assert_eq!(process.hoard_of(0, 8, 2000), (15, of_remote(Reason::TenantShare)));
+    assert_eq!(process.hoard_of(0, 9, 5), (5, None));
+    // Together they have no more than ever.
+    assert_eq!((10..40).map(|identity| process.hoard_of(0, identity, 10).0).sum::<u32>(), 2);
+    assert_eq!(process.hoard_of(0, 50, 10), (0, Some(Limited::by(Reason::TenantShare))));
+    assert_eq!(process.hoard_of(1, 7, 100), (100, None), "the next tenant has its own");
+}
+
+#[test]
+fn one_remote_identity_leaves_room_below_a_ceiling() {
+    let ceilings = Ceilings { connections: NonZeroU32::new(80), ..Ceilings::default() };
+    let process = Process::new(Pools::default(), only(with(ceilings)));
+    assert_eq!(process.hoard_of(0, 7, 100), (70, of_remote(Reason::TenantConnections)));
+    assert_eq!(process.hoard_of(0, 8, 5), (5, None));
+    let standing = process.ledgers[0].commons().standing(TENANTS[0]);
+    assert_eq!(standing.of(Space::Connections).load(Ordering::Relaxed), 75, "whoever is refused has none");
+    assert_eq!(process.hoard_of(1, 7, 100), (100, None));
+    // A small one is nobody's in part.
+    let ceilings = Ceilings { connections: NonZeroU32::new(7), ..Ceilings::default() };
+    let process = Process::new(Pools::default(), only(with(ceilings)));
+    assert_eq!(process.hoard_of(0, 7, 100), (7, Some(Limited::by(Reason::TenantConnections))));
+}
+
+/// Below that no place is kept from anybody, however little the tenant weighs.
+#[test]
+fn while_half_of_all_places_are_free_a_remote_identity_may_have_what_is_left_of_the_other() {
+    let pools = Pools { connections: 1000, ..Pools::default() };
+    let process = Process::new(pools, only(Settings::default()));
+    process.ledgers[0].commons().set_weights([(TENANTS[1], 1000)].into_iter(), 1);
+    assert_eq!(process.hoard_of(1, 7, 200), (200, None));
+    let (opened, limited) = process.hoard_of(0, 7, 2000);
+    assert_eq!((opened, limited), (263, of_remote(Reason::TenantShare)), "seven eighths of the 300 up to a half");
+}
+
+#[test]
+fn shadow_counts_the_part_of_a_remote_identity_once() {
+    let ceilings = Ceilings { connections: NonZeroU32::new(80), ..Ceilings::default() };
+    let settings = Settings { shadow: true, ceilings, ..Settings::default() };
+    let process = Process::new(Pools::default(), only(settings));
+    assert_eq!(process.hoard_of(0, 7, 100), (100, None));
+    assert_eq!(process.shadowed(Reason::TenantConnections), 30);
+    // The shadow of shares is none of ceilings.
+    let ceilings = Ceilings { connections: NonZeroU32::new(30), ..Ceilings::default() };
+    let pools = Pools { connections: 20, shadow: true, ..Pools::default() };
+    let process = Process::new(pools, only(with(ceilings)));
+    assert_eq!(process.hoard_of(0, 7, 100).0, 30);
+    assert!(process.shadowed(Reason::TenantShare) > 0);
+}
+
+#[test]
+fn a_crowd_with_weights_is_counted_again_when_it_has_changed() {
+    let process = Process::new(Pools { connections: 9000, ..Pools::default() }, only(Settings::default()));
+    let commons = process.ledgers[0].commons();
+    let crowd = || commons.crowd(Space::Connections, TENANTS[0]);
+    assert_eq!((crowd().tenants, crowd().weight), (1, 1), "all weigh the same");
+    commons.set_weights([(TENANTS[0], 2), (TENANTS[1], 6)].into_iter(), 2);
+    assert_eq!((crowd().tenants, crowd().weight), (1, 2));
+    process.hoard(1, 1);
+    for _ in 0..40 {
+        crowd();
+    }
+    let seen = crowd();
+    assert_eq!((seen.tenants, seen.weight), (2, 8), "itself, though it has none");
+    process.hoard(0, 1);
+    commons.set_weights([(TENANTS[0], 3), (TENANTS[1], 6)].into_iter(), 2);
+    assert_eq!((crowd().tenants, crowd().weight), (2, 9));
+    commons.set_weights([(TENANTS[0], 2)].into_iter(), 2);
+    assert_eq!((crowd().tenants, crowd().weight), (1, 2));
+}
+
 #[test]
 fn whoever_is_refused_holds_nothing() {
     let ceilings = Ceilings {
@@ -110,7 +203,7 @@ fn whoever_is_refused_holds_nothing() {
         ..Ceilings::default()
     };
     let process = Process::new(Pools::default(), only(with(ceilings)));
-    let ask = |is_long| process.gate(0, 0).admit_request(&head(is_long)).map_err(|limited| limited.reason);
+    let ask = |is_long| process.gate(0, 0).admit_request(&head(is_long), &|| None).map_err(|limited| limited.reason);
     let held = ask(true).unwrap();
     assert_eq!(held, Held { in_flight: true, long_stream: true });
     // A long stream too many takes nothing of the rate.
@@ -135,8 +228,8 @@ fn whoever_is_refused_holds_nothing() {
 fn a_rate_says_when_to_come_back() {
     let process = Process::new(Pools::default(), only(with(Ceilings { requests: rate(2, 1), ..Ceilings::default() })));
     let gate = process.gate(0, 0);
-    gate.admit_request(&head(false)).unwrap();
-    let limited = gate.admit_request(&head(false)).unwrap_err();
+    gate.admit_request(&head(false), &|| None).unwrap();
+    let limited = gate.admit_request(&head(false), &|| None).unwrap_err();
     let wait = limited.retry_after.unwrap();
     assert!(wait > Duration::ZERO && wait <= Duration::from_millis(500), "{wait:?}");
     assert_eq!(limited.retry_after_seconds(), 1);
@@ -155,7 +248,7 @@ fn shadow_counts_and_refuses_nothing() {
     let process = Process::new(Pools { connections: 10, ..Pools::default() }, only(settings));
     assert_eq!(process.hoard(0, 20), (20, None));
     for _ in 0..4 {
-        process.gate(1, 0).admit_request(&head(true)).unwrap();
+        process.gate(1, 0).admit_request(&head(true), &|| None).unwrap();
     }
     let reasons = [Reason::TenantConnections, Reason::TenantRate, Reason::TenantInFlight, Reason::TenantLongStreams];
     assert_eq!(reasons.map(|reason| process.shadowed(reason)), [19, 3, 2, 3]);
@@ -172,7 +265,7 @@ fn shares_have_a_shadow_of_their_own() {
 
 #[test]
 fn nobody_is_told_to_come_back_at_once() {
-    let seconds = |retry_after| Limited { reason: Reason::TenantRate, retry_after }.retry_after_seconds();
+    let seconds = |retry_after| Limited { retry_after, ..Limited::by(Reason::TenantRate) }.retry_after_seconds();
     assert_eq!(seconds(None), 1);
     assert_eq!(seconds(Some(Duration::ZERO)), 1);
     assert_eq!(seconds(Some(Duration::from_millis(2001))), 3);
@@ -188,7 +281,7 @@ fn heads_and_upstreams_have_ceilings() {
     };
     let destination = SocketAddr::from(([192, 0, 2, 1], 80));
     let process = Process::new(Pools::default(), only(with(ceilings(999))));
-    let refused = process.gate(0, 0).admit_request(&head(false)).unwrap_err();
+    let refused = process.gate(0, 0).admit_request(&head(false), &|| None).unwrap_err();
     assert_eq!(refused.reason, Reason::TenantHeaders);
     assert_eq!(process.ledgers[0].commons().used(Space::InFlight).load(Ordering::Relaxed), 0);
     let place = process.gate(0, 0).admit_upstream(destination).unwrap();
@@ -200,7 +293,7 @@ fn heads_and_upstreams_have_ceilings() {
 
     let shadow = Settings { shadow: true, ..with(ceilings(1000)) };
     let process = Process::new(Pools::default(), only(shadow));
-    process.gate(0, 0).admit_request(&head(false)).unwrap();
+    process.gate(0, 0).admit_request(&head(false), &|| None).unwrap();
     let both = [0, 1].map(|worker| process.gate(worker, 0).admit_upstream(destination).unwrap());
     drop(both);
     assert_eq!([Reason::TenantHeaders, Reason::TenantUpstreams].map(|reason| process.shadowed(reason)), [0, 1]);
