@@ -53,7 +53,7 @@ pub struct Account {
 /// What an account says at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Processor time, in nanoseconds; up to 200 us of the newest may be missing.
+    /// Processor time, in nanoseconds; up to 600 us of the newest may be missing.
     pub cpu: u64,
     /// The same by [`Work`]: they add up to it.
     pub cpu_by_kind: [u64; WORKS],

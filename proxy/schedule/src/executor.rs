@@ -74,6 +74,8 @@ pub(crate) struct Local {
     pub(crate) spent: Cell<Option<Rc<Sum>>>,
     /// When the present poll has used up its slice.
     pub(crate) slice_end: Cell<u64>,
+    /// What the clock last said in the present poll, if its task has not asked for its slice since.
+    unasked: Cell<Option<u64>>,
     /// The processor time that the process may use, if anybody looks.
     quota: Option<Arc<Quota>>,
     /// Since when tasks wait for it.
@@ -136,6 +138,7 @@ impl Executor {
             waited: Cell::new(0),
             spent: Cell::new(None),
             slice_end: Cell::new(u64::MAX),
+            unasked: Cell::new(None),
             quota,
             waits_since: Cell::new(None),
             held_anew: Cell::new(false),
@@ -271,6 +274,7 @@ impl Local {
             let held = turn.released.min(now).saturating_sub(since);
             let waited = now.saturating_sub(since).saturating_sub(held);
             self.slice_end.set(now.saturating_add(SLICE));
+            self.unasked.set(Some(now));
             self.running.set(Some(turn.tenant));
             self.waited.set(waited + held);
             let sampled = self.begin_marks(now);
@@ -324,12 +328,20 @@ impl Local {
         Poll::Ready(())
     }
 
-    /// Whether the present poll has gone on for long enough.
+    /// Whether the present poll has gone on for long enough. What the clock has said since the last question will do: no more than one
+    /// step of the task is in between.
     pub(crate) fn slice_spent(&self) -> bool {
         match &self.plain {
             Some(plain) => plain.slice_spent(),
-            None => self.clock.now() >= self.slice_end.get(),
+            None => self.unasked.take().unwrap_or_else(|| self.clock.now()) >= self.slice_end.get(),
         }
+    }
+
+    /// The time, in a poll.
+    pub(crate) fn now_in_poll(&self) -> u64 {
+        let now = self.clock.now();
+        self.unasked.set(Some(now));
+        now
     }
 
     /// Whose turn may come as far as the quota of the process goes.
@@ -361,7 +373,7 @@ impl Local {
     /// Nanoseconds that the present poll has taken so far.
     pub(crate) fn present_poll(&self) -> u64 {
         let began = self.running.get().and_then(|_| self.now.get());
-        began.map_or(0, |began| self.clock.now().saturating_sub(began))
+        began.map_or(0, |began| self.now_in_poll().saturating_sub(began))
     }
 
     /// Counts a task that has panicked in the present poll.

@@ -1,7 +1,7 @@
 //! Whose account the time of a worker goes to.
 //!
 //! Each poll is measured with the cheap clock, which also runs while the kernel runs somebody else. The thread's own
-//! clock is read once in 200 us of work, and after each poll that took suspiciously long: what the cheap clock has counted too
+//! clock is read once in 500 us of work, and after each poll that took suspiciously long: what the cheap clock has counted too
 //! much is taken back from those who ran meanwhile. What nobody ran for is overhead, so that all accounts add up to the
 //! thread's processor time.
 
@@ -14,8 +14,11 @@ use crate::{Share, TenantId};
 
 /// A poll that seems to take longer is measured with the thread's clock, in nanoseconds.
 const SUSPICIOUS: u64 = 300_000;
-/// After so much work accounts are settled, in nanoseconds: the thread's clock is a system call.
-const SETTLED: u64 = 200_000;
+/// After so much work accounts are settled, in nanoseconds: the thread's clock is a system call, which costs as much as some ten
+/// polls beside what they do. Less often, and a poll that was interrupted could be charged for more of the event loop.
+const SETTLED: u64 = 500_000;
+/// The same where somebody waits for what is used.
+const SETTLED_SOON: u64 = 100_000;
 /// With less to do, accounts are settled this often, in nanoseconds.
 const INTERVAL: u64 = 10_000_000;
 
@@ -140,9 +143,9 @@ impl Meter {
         }
     }
 
-    /// Has accounts settled twice as often, or as they were: where somebody waits for what is used.
+    /// Has accounts settled more often, or as they were: where somebody waits for what is used.
     pub(crate) const fn settle_often(&mut self, often: bool) {
-        self.often = if often { SETTLED / 2 } else { SETTLED };
+        self.often = if often { SETTLED_SOON } else { SETTLED };
     }
 
     /// To be called when the worker goes back to its event loop.

@@ -8,8 +8,9 @@ use crate::current;
 /// Time of one poll, in nanoseconds.
 pub const SLICE: u64 = 100_000;
 
-/// Whether the present poll has used up its [`SLICE`]. Never outside of a task. Reads the clock: about 20 ns; an executor that
-/// [measures nothing](crate::Executor::plain) counts how often it is asked.
+/// Whether the present poll has used up its [`SLICE`]. Never outside of a task. Reads the clock, about 20 ns, unless that was done since
+/// the task last asked: a poll that has just begun knows the time. So a poll takes its slice and two steps between questions at the
+/// most. An executor that [measures nothing](crate::Executor::plain) counts how often it is asked.
 pub fn slice_spent() -> bool {
     current::with(|local| local.slice_spent()).unwrap_or(false)
 }

@@ -113,7 +113,7 @@ impl Local {
 
     fn turn_to(&self, kind: Work) -> Work {
         let mut marks = self.marks.get();
-        let before = marks.turn_to(kind, self.clock.now());
+        let before = marks.turn_to(kind, self.now_in_poll());
         self.marks.set(marks);
         before
     }

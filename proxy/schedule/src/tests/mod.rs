@@ -1,4 +1,5 @@
 mod accounts;
+mod clock;
 mod ends;
 mod fairness;
 mod plain;
@@ -17,7 +18,7 @@ use crate::{Account, Clock, Executor, Group, GroupKey, Ledger, Share, TenantId, 
 
 /// Time that passes only when a test says so.
 #[derive(Clone, Default)]
-struct Time(Rc<Cell<u64>>, Rc<Cell<u64>>, Rc<Cell<u64>>);
+struct Time(Rc<Cell<u64>>, Rc<Cell<u64>>, Rc<Cell<u64>>, Rc<Cell<u64>>);
 
 impl Time {
     /// The thread works.
@@ -40,6 +41,7 @@ impl Clock for Time {
     }
 
     fn thread_cpu(&self) -> u64 {
+        self.3.set(self.3.get() + 1);
         self.1.get()
     }
 }
