@@ -16,7 +16,7 @@ use slab::Slab;
 use crate::account::{Account, Polled};
 use crate::clock::Clock;
 use crate::current;
-use crate::fair::Fair;
+use crate::fair::{Fair, Turn};
 use crate::meter::{Ledger, Meter};
 use crate::plain::{POLLS, Plain, Unmeasured};
 use crate::quota::{Pace, Quota, Turns};
@@ -30,6 +30,9 @@ use crate::{GroupKey, Share, TenantId};
 /// Time that tasks run before the event loop has its turn, in nanoseconds. Who is ready is found out only then, and a request needs
 /// it twice, for itself and for its answer: so it waits for two of these and a poll each. A turn of the event loop costs a microsecond.
 pub const QUANTUM: u64 = 100_000;
+/// While nobody else can run, a turn goes on with the next task of its flow until it has taken so long, in nanoseconds: no longer than
+/// one poll may take, and nobody need find out again and again whose turn is next.
+pub(crate) const TURN: u64 = SLICE / 2;
 /// Who has used up what its share gives it has no turn for so long at least, in nanoseconds: to let somebody go on costs a turn of the
 /// event loop.
 const HOLD: u64 = 5_000_000;
@@ -259,7 +262,8 @@ impl Local {
         self.fair.borrow_mut().release(now);
         let pace = self.pace(now);
         let mut over = false;
-        while now.saturating_sub(began) < QUANTUM {
+        let end = began.saturating_add(QUANTUM);
+        while now < end {
             self.take_remote();
             let next = match pace.turns {
                 Turns::Everybody => self.fair.borrow_mut().next(),
@@ -270,28 +274,7 @@ impl Local {
                 over = true;
                 break;
             };
-            let since = turn.item.since;
-            let held = turn.released.min(now).saturating_sub(since);
-            let waited = now.saturating_sub(since).saturating_sub(held);
-            self.slice_end.set(now.saturating_add(SLICE));
-            self.unasked.set(Some(now));
-            self.running.set(Some(turn.tenant));
-            self.waited.set(waited + held);
-            let sampled = self.begin_marks(now);
-            turn.item.task.run();
-            self.running.set(None);
-            let ended = self.clock.now();
-            let poll = Polled { took: ended.saturating_sub(now), waited, held, rested: turn.rested, ended };
-            let cost = self.meter.borrow_mut().polled(turn.tenant, poll, &*self.clock);
-            self.charge(turn.tenant, cost, ended);
-            if sampled {
-                self.meter.borrow().sampled(turn.tenant, &self.end_marks(ended));
-            }
-            if let Some(spent) = self.spent.take() {
-                spent.add(cost, waited + held);
-            }
-            now = ended;
-            self.now.set(Some(now));
+            now = self.take_turn(turn, now, end);
         }
         self.slice_end.set(u64::MAX);
         self.now.set(None);
@@ -312,6 +295,40 @@ impl Local {
         }
         self.asleep.set(true);
         Poll::Pending
+    }
+
+    /// Runs the task whose turn it is, from `now` on, and until `end` those of its flow for which nobody else has to wait. Returns when
+    /// that ended.
+    fn take_turn(&self, turn: Turn<Queued>, mut now: u64, end: u64) -> u64 {
+        let Turn { item: mut next, tenant, mut rested, released } = turn;
+        let (end, mut used) = (end.min(now.saturating_add(TURN)), 0);
+        loop {
+            let held = released.min(now).saturating_sub(next.since);
+            let waited = now.saturating_sub(next.since).saturating_sub(held);
+            self.slice_end.set(now.saturating_add(SLICE));
+            self.unasked.set(Some(now));
+            self.running.set(Some(tenant));
+            self.waited.set(waited + held);
+            let sampled = self.begin_marks(now);
+            next.task.run();
+            self.running.set(None);
+            let ended = self.clock.now();
+            let poll = Polled { took: ended.saturating_sub(now), waited, held, rested, ended };
+            let cost = self.meter.borrow_mut().polled(tenant, poll, &*self.clock);
+            if sampled {
+                self.meter.borrow().sampled(tenant, &self.end_marks(ended));
+            }
+            if let Some(spent) = self.spent.take() {
+                spent.add(cost, waited + held);
+            }
+            now = ended;
+            self.now.set(Some(now));
+            used += cost;
+            let Some(more) = (now < end).then(|| self.fair.borrow_mut().more()).flatten() else { break };
+            (next, rested) = (more, false);
+        }
+        self.charge(tenant, used, now);
+        now
     }
 
     fn run_in_order(&self, plain: &Plain<Ready>) -> Poll<()> {

@@ -337,6 +337,9 @@ impl<T> Fair<T> {
     pub(crate) fn push(&mut self, slot: usize, item: T) {
         let flow = &mut self.flows[slot];
         flow.queue.push_back(item);
+        if flow.standing.state != State::Idle {
+            return; // Its tenant is not idle either, or is held.
+        }
         let tenant = &mut self.tenants[flow.tenant];
         tenant.flows.wake(&mut flow.standing, slot);
         if tenant.held {
@@ -346,7 +349,7 @@ impl<T> Fair<T> {
         self.level.wake(&mut tenant.standing, flow.tenant);
     }
 
-    /// What runs next. To be followed by [`Fair::charge`] when it has run.
+    /// What runs next. To be followed by [`Fair::charge`] when it has run, and whatever [`Fair::more`] there was.
     pub(crate) fn next(&mut self) -> Option<Turn<T>> {
         self.charge(0);
         let tenant = self.level.pick()?;
@@ -369,6 +372,13 @@ impl<T> Fair<T> {
         self.in_service = Some(slot);
         let (rested, released) = (std::mem::take(&mut tenant.rested), tenant.released);
         Some(Turn { item: flow.queue.pop_front()?, tenant: tenant_slot, rested, released })
+    }
+
+    /// What the flow in service has to run yet, if nobody else has anything: it would be its turn again.
+    pub(crate) fn more(&mut self) -> Option<T> {
+        let flow = &mut self.flows[self.in_service?];
+        let alone = self.level.is_idle() && self.tenants[flow.tenant].flows.is_idle();
+        alone.then(|| flow.queue.pop_front()).flatten()
     }
 
     /// Ends the turn that [`Fair::next`] began, with its cost in nanoseconds.

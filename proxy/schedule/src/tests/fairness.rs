@@ -118,6 +118,10 @@ struct Model {
     flows: Vec<Ledger<FLOWS>>,
     items: u64,
     seen: HashSet<u64>,
+    /// Items that ran in the turn of another.
+    went_on: usize,
+    /// Nobody else gets anything new.
+    only: Option<GroupKey>,
     /// Nothing new comes.
     ending: bool,
 }
@@ -136,11 +140,16 @@ impl Model {
             flows: (0..TENANTS).map(|_| Ledger::new()).collect(),
             items: 0,
             seen: HashSet::new(),
+            went_on: 0,
+            only: None,
             ending: false,
         }
     }
 
     fn any_key(&mut self) -> GroupKey {
+        if let Some(key) = self.only {
+            return key;
+        }
         // Some have much more to do than others.
         let tenant = self.random.below(TENANTS).min(self.random.below(TENANTS));
         key(tenant as u32, self.random.below(FLOWS) as u32)
@@ -199,23 +208,42 @@ impl Model {
         self.fair.set_share(TenantId::from_raw(tenant as u32), self.share(tenant));
     }
 
+    /// Runs one item, and returns its cost.
+    fn item(&mut self, (key, item): (GroupKey, u64)) -> u64 {
+        assert!(self.seen.insert(item), "item {item} ran twice");
+        assert_eq!(self.queues.get_mut(&key).and_then(VecDeque::pop_front), Some(item), "out of order in its group");
+        // What runs may wake others, and itself.
+        for _ in 0..self.random.below(3) * usize::from(!self.ending) {
+            self.push();
+        }
+        self.random.cost()
+    }
+
     /// One turn; false when nothing was queued.
     fn run(&mut self) -> bool {
         let Some(turn) = self.fair.next() else {
             assert_eq!(self.items as usize, self.seen.len(), "idle while something waits");
             return false;
         };
-        let (key, item) = turn.item;
-        assert!(self.seen.insert(item), "item {item} ran twice");
-        assert_eq!(self.queues.get_mut(&key).and_then(VecDeque::pop_front), Some(item), "out of order in its group");
+        let key = turn.item.0;
         assert_eq!(self.fair.tenant(turn.tenant), key.tenant);
-        // What runs may wake others, and itself.
-        for _ in 0..self.random.below(3) * usize::from(!self.ending) {
-            self.push();
-        }
-        let cost = self.random.cost();
-        self.fair.charge(cost);
         let tenant = key.tenant.raw() as usize;
+        let mut cost = self.item(turn.item);
+        // The turn may go on while nobody else can run.
+        while self.random.below(4) > 0
+            && let Some(more) = self.fair.more()
+        {
+            assert_eq!(more.0, key);
+            assert!(self.queues.iter().all(|(other, queue)| *other == key || queue.is_empty()), "{key:?} is not alone");
+            match PROMISED[tenant] {
+                0 => self.tenants.backlog[tenant] -= 1,
+                _ => self.promised[tenant].backlog -= 1,
+            }
+            self.flows[tenant].backlog[key.flow as usize] -= 1;
+            cost += self.item(more);
+            self.went_on += 1;
+        }
+        self.fair.charge(cost);
         let rate = |weight: u32| i128::from((1 << 24) / u64::from(weight));
         self.time += u128::from(cost);
         let promised = &mut self.promised[tenant];
@@ -240,11 +268,13 @@ impl Model {
 #[test]
 fn no_two_that_want_to_run_differ_by_more_than_their_longest_turns() {
     let mut model = Model::new(0x5eed);
-    // Phases of overload and of rest.
+    // Phases of overload, of rest, and of one alone.
     let mut pressure = 5;
     for step in 0..1_000_000 {
         if step % 5_000 == 0 {
             pressure = [1, 4, 6, 8][model.random.below(4)];
+            model.only = None;
+            model.only = (model.random.below(8) == 0).then(|| model.any_key());
         }
         match model.random.below(20) {
             0 => model.leave(),
@@ -260,6 +290,7 @@ fn no_two_that_want_to_run_differ_by_more_than_their_longest_turns() {
     let promises: Vec<_> = model.promised.iter().map(|promised| promised.checked).collect();
     assert!(model.tenants.checked > 100_000 && of_flows > 100_000, "{} {of_flows}", model.tenants.checked);
     assert!(promises[0] > 100_000 && promises[2] > 100_000, "{promises:?}");
+    assert!(model.went_on > 1_000, "{}", model.went_on);
 }
 
 /// Runs `turns` turns of groups that can always run; returns what each was given.

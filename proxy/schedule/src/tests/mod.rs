@@ -5,6 +5,7 @@ mod fairness;
 mod plain;
 mod quota;
 mod tasks;
+mod turns;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
