@@ -17,6 +17,7 @@ mod log;
 mod memory;
 mod meter;
 mod open;
+mod portion;
 mod record;
 mod room;
 mod sink;

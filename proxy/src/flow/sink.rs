@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::FlowError;
+use super::portion::give_way;
 use crate::overhead;
 
 /// Batches waiting for one sink, at most.
@@ -92,6 +93,7 @@ impl Sink {
             .name("flow-sink".to_owned())
             .spawn(move || {
                 overhead::count_this_thread(overhead::Kind::Log);
+                give_way();
                 run(target, &batches, &shared);
                 drop(alive);
             })

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::channel::Doorbell;
+use super::portion::{REST, give_way};
 use super::sink::{Lines, Sink, SinkCounters};
 use super::{AccessLogs, FlowConsumer, FlowLog, LogMemory, Sequenced, json};
 use crate::config::AccessLog;
@@ -17,15 +18,9 @@ use crate::tenant::Names;
 
 /// Records taken at once, at most: what takes about 0.2 ms.
 const PORTION: usize = 128;
-/// How long it then leaves the core to whoever serves traffic there. Nice threads get less of a core, but not shorter turns: the
-/// kernel takes nobody off before its next tick, 4 ms or 1 ms away, who does not leave by itself. Nor does it help to offer the
-/// core without leaving: whoever does that often is not back before the others have had so many turns that records are lost.
-const REST: Duration = Duration::from_micros(500);
 /// How long the thread lets records gather before it takes the next batch. While traffic flows it wakes by this
 /// clock and producers never have to wake it; without traffic it sleeps for good.
 pub(crate) const GATHER: Duration = Duration::from_millis(10);
-/// Behind everything that serves traffic.
-const NICE: i32 = 5;
 
 /// Why flow records cannot be consumed.
 #[derive(Debug, thiserror::Error)]
@@ -130,8 +125,7 @@ impl FlowConsumer {
             .name("flow".to_owned())
             .spawn(move || {
                 overhead::count_this_thread(overhead::Kind::Log);
-                // Being as important as a worker is no reason to give up.
-                let _ = rustix::process::setpriority_process(None, NICE);
+                give_way();
                 let access_logs = self.access_logs();
                 run(self, &log, &sinks, &names);
                 access_logs.close();

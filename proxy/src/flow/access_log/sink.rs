@@ -13,6 +13,7 @@ use tollgate_net::{PacketError, PacketSender};
 use super::{Entry, message};
 use crate::flow::FlowError;
 use crate::flow::channel::Logged as _;
+use crate::flow::portion::{Portion, give_way};
 use crate::flow::room::Room;
 use crate::overhead;
 
@@ -20,11 +21,16 @@ use crate::overhead;
 const QUEUE: usize = 8192;
 /// Bytes waiting for one socket, at most.
 const QUEUE_BYTES: usize = 16 << 20;
+/// With more than so much waiting, the thread takes no rests.
+const PRESSED: usize = QUEUE / 4;
+const PRESSED_BYTES: u64 = QUEUE_BYTES as u64 / 4;
 /// How long to wait at a time for a reader that takes nothing. Only this thread waits, and as long as it has to: what
 /// comes meanwhile finds its place in the queue, or is lost there, denials last.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a reader that takes nothing is waited for once the last listener that logs to it is gone.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long nobody is looked for again where nobody listened: to find that out for each entry would cost more than to send it.
+const ABSENCE: Duration = Duration::from_millis(10);
 /// Warnings about one socket are at least so far apart.
 const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -63,6 +69,17 @@ impl SocketCounters {
     /// Bytes that wait for it, at most.
     pub(in crate::flow) const MOST_QUEUED: u64 = QUEUE_BYTES as u64;
 
+    fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            written: AtomicU64::new(0),
+            lost: Default::default(),
+            queued: AtomicUsize::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            given_back: AtomicBool::new(false),
+        }
+    }
+
     /// Bytes that wait for it.
     pub(in crate::flow) fn queued_bytes(&self) -> u64 {
         self.queued_bytes.load(Ordering::Relaxed) as u64
@@ -75,6 +92,13 @@ impl SocketCounters {
 
     fn count_loss(&self, cause: LossCause) {
         self.lost[cause as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether there is no time for rests: much waits, or nothing more will come.
+    fn are_pressing(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) > PRESSED
+            || self.queued_bytes() > PRESSED_BYTES
+            || self.given_back.load(Ordering::Relaxed)
     }
 
     /// Takes a place in the queue, if there is one for such an entry of such a tenant.
@@ -110,20 +134,14 @@ pub(super) struct Sink {
 impl Sink {
     /// Starts the thread. It ends after the last entry once this value is gone, and drops `alive` then.
     pub(super) fn start(path: &Path, alive: SyncSender<()>) -> Result<Self, FlowError> {
-        let counters = Arc::new(SocketCounters {
-            path: path.to_owned(),
-            written: AtomicU64::new(0),
-            lost: Default::default(),
-            queued: AtomicUsize::new(0),
-            queued_bytes: AtomicUsize::new(0),
-            given_back: AtomicBool::new(false),
-        });
+        let counters = Arc::new(SocketCounters::new(path));
         let (queue, batches) = sync_channel(QUEUE);
         let shared = Arc::clone(&counters);
         thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || {
                 overhead::count_this_thread(overhead::Kind::AccessLog);
+                give_way();
                 run(&batches, &shared);
                 drop(alive);
             })
@@ -164,34 +182,67 @@ impl Sink {
     }
 }
 
+/// Sends what comes, in portions: the reader may be fast, and the core one that a worker serves traffic on.
 fn run(batches: &Receiver<Vec<Entry>>, counters: &SocketCounters) {
-    let mut sender = PacketSender::new(counters.path.clone());
-    let mut warned = None;
-    let mut leaves_at = None;
-    let mut packet = Vec::with_capacity(message::MAX);
-    for entry in batches.iter().flatten() {
-        packet.clear();
-        message::encode(&entry, &mut packet);
-        let sent = loop {
-            match sender.send(&packet) {
-                Err(PacketError::Slow) if is_patient(counters, &mut leaves_at) => sender.wait(PATIENCE),
-                sent => break sent,
+    let mut reader = Reader::new(counters);
+    let mut portion = Portion::begin();
+    while let Some(batch) = portion.next(batches) {
+        for entry in batch {
+            let sent = reader.send(&entry);
+            counters.leave(&entry);
+            match sent {
+                Ok(()) => drop(counters.written.fetch_add(1, Ordering::Relaxed)),
+                Err(cause) => counters.count_loss(cause),
+            }
+            portion.end_of_piece(counters.are_pressing());
+        }
+    }
+}
+
+/// Who listens at a socket, if anybody does.
+struct Reader<'counters> {
+    counters: &'counters SocketCounters,
+    sender: PacketSender,
+    packet: Vec<u8>,
+    /// How long nobody is looked for where nobody listened, and until when.
+    absence: Duration,
+    absent_until: Option<Instant>,
+    warned: Option<Instant>,
+    leaves_at: Option<Instant>,
+}
+
+impl<'counters> Reader<'counters> {
+    fn new(counters: &'counters SocketCounters) -> Self {
+        let (sender, packet) = (PacketSender::new(counters.path.clone()), Vec::with_capacity(message::MAX));
+        Self { counters, sender, packet, absence: ABSENCE, absent_until: None, warned: None, leaves_at: None }
+    }
+
+    /// Sends one entry, and waits for a reader that is slow.
+    fn send(&mut self, entry: &Entry) -> Result<(), LossCause> {
+        if self.absent_until.is_some_and(|until| Instant::now() < until) {
+            return Err(LossCause::NoReader);
+        }
+        self.packet.clear();
+        message::encode(entry, &mut self.packet);
+        let error = loop {
+            match self.sender.send(&self.packet) {
+                Ok(()) => return Ok(()),
+                Err(PacketError::Slow) if is_patient(self.counters, &mut self.leaves_at) => self.sender.wait(PATIENCE),
+                Err(error) => break error,
             }
         };
-        counters.leave(&entry);
-        let Err(error) = sent else {
-            counters.written.fetch_add(1, Ordering::Relaxed);
-            continue;
-        };
-        counters.count_loss(match error {
+        let now = Instant::now();
+        let cause = match error {
             PacketError::NoReader(_) => LossCause::NoReader,
             PacketError::Slow => LossCause::SlowReader,
             PacketError::Failed(_) => LossCause::SendFailed,
-        });
-        if warned.is_none_or(|at: Instant| at.elapsed() >= WARNING_INTERVAL) {
-            warned = Some(Instant::now());
-            tracing::warn!(socket = %counters.path.display(), %error, "access log entries are lost");
+        };
+        self.absent_until = (cause == LossCause::NoReader).then_some(now + self.absence);
+        if self.warned.is_none_or(|at| now - at >= WARNING_INTERVAL) {
+            self.warned = Some(now);
+            tracing::warn!(socket = %self.counters.path.display(), %error, "access log entries are lost");
         }
+        Err(cause)
     }
 }
 
@@ -199,4 +250,30 @@ fn run(batches: &Receiver<Vec<Entry>>, counters: &SocketCounters) {
 fn is_patient(counters: &SocketCounters, leaves_at: &mut Option<Instant>) -> bool {
     let now = Instant::now();
     !counters.given_back.load(Ordering::Relaxed) || now < *leaves_at.get_or_insert(now + LAST_WORDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::{Domain, SockAddr, Socket, Type};
+
+    use super::super::SinkSet;
+    use super::super::registry::tests::entry;
+    use super::*;
+
+    #[test]
+    fn where_nobody_listened_nobody_is_looked_for_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log.sock");
+        let counters = SocketCounters::new(&path);
+        let mut reader = Reader { absence: Duration::from_secs(3600), ..Reader::new(&counters) };
+        let entry = entry(SinkSet::default());
+        assert_eq!(reader.send(&entry), Err(LossCause::NoReader));
+        let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+        listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        listener.listen(1).unwrap();
+        assert_eq!(reader.send(&entry), Err(LossCause::NoReader), "the hour is not over");
+        reader.absent_until = Some(Instant::now());
+        assert_eq!(reader.send(&entry), Ok(()));
+        assert_eq!(reader.send(&entry), Ok(()), "it is there");
+    }
 }

@@ -23,7 +23,7 @@ fn path(name: &str) -> PathBuf {
     PathBuf::from("/nonexistent").join(name)
 }
 
-fn entry(sinks: SinkSet) -> Entry {
+pub(in super::super) fn entry(sinks: SinkSet) -> Entry {
     let address = "127.0.0.1:1".parse().unwrap();
     let request = LoggedRequest {
         direction: Direction::Ingress,
