@@ -16,15 +16,20 @@ MOST_LEFT_OUT = 0.05
 MOST_TAKEN = 0.005
 # Before the victim is looked at under load.
 SETTLE_SECONDS = 0.5
+# Until a proxy with a quota of processor time has got over having started, or having been asked for its metrics.
+QUOTA_SECONDS = 1.0
 
 
 def batch(experiment, proxy, generators, timing):
     """The victim alone, then with its neighbours."""
     if experiment.disturb:
         disturb.prepare(proxy)
+    rest = QUOTA_SECONDS if experiment.setup.cpu_quota else 0
+    time.sleep(rest)
     alone = summary(generators.victim(proxy, timing.alone, experiment).finish())
     before = experiment.before(proxy, generators) if experiment.before else None
-    others = [generators.start(arguments, SETTLE_SECONDS + timing.loud + 0.5) for arguments in experiment.loads(proxy)]
+    until_end = SETTLE_SECONDS + rest + timing.loud + 0.5
+    others = [generators.start(arguments, until_end) for arguments in experiment.loads(proxy)]
     peak, done = [proxy.resident_mib()], threading.Event()
     sampler = threading.Thread(target=sample_memory, args=(proxy, peak, done))
     sampler.start()
@@ -32,6 +37,7 @@ def batch(experiment, proxy, generators, timing):
         time.sleep(SETTLE_SECONDS)
     lost = proxy.records_lost()
     times, tenants, begun = proxy.times(), proxy.tenant_seconds(), time.monotonic()
+    time.sleep(rest)
     victim = generators.victim(proxy, timing.loud, experiment)
     disturbed = experiment.disturb(proxy, timing.loud) if experiment.disturb else {}
     loud_result = victim.finish()

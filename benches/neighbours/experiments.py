@@ -340,10 +340,16 @@ def policies():
             columns=(("peak_mib", "peak MiB"), ("swaps", "swaps"), ("in_force_ms", "ms to one in force")),
             least=0,
         ),
-        Experiment(
-            "T18", "a log that nobody reads, requests with heads of 48 KiB", "p99 + 0.3 ms, no errors",
-            lambda proxy: [closed(group(proxy, 2, 64), fields=56, field_bytes=850)], within(FEW_US), served,
-            setup=Setup(stalled_log=True), proxies=TOLLGATE,
+        *(
+            Experiment(
+                f"T18{name}", f"a log {whose}, requests with heads of 48 KiB", "p99 + 0.3 ms, no errors",
+                lambda proxy: [closed(group(proxy, 2, 64), fields=56, field_bytes=850)], within(FEW_US), served,
+                setup=Setup(log=log), proxies=TOLLGATE,
+            )
+            for name, whose, log in (
+                ("", "whose reader reads nothing", "stalled"), ("-gone", "that has no reader", "gone"),
+                ("-read", "whose reader keeps up", "read"),
+            )
         ),
     ]
 

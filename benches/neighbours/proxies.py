@@ -12,6 +12,7 @@ import urllib.request
 import agent
 import cgroup
 import world
+from log_reader import LogReader
 from world import FIRST_LISTENER, OTHERS_PORT, PROXY_CORE, VICTIM_PORT
 
 # Their place in the world. The last ones are Tollgates that a tenant has for itself; the number is its endpoint.
@@ -33,7 +34,8 @@ class Setup:
     cpu_quota: float | None = None
     # Tollgate keeps to that quota itself.
     paced: bool = False
-    stalled_log: bool = False
+    # What the reader of the access log does: `read`, `stalled` or `gone`; `None` for no such log.
+    log: str | None = None
     # Policies come from an agent over xDS, not from a directory.
     agent: bool = False
 
@@ -52,6 +54,7 @@ class Proxy:
     binaries: dict
     group: cgroup.Group | None
     sender: agent.Agent | None = None
+    reader: LogReader | None = None
 
     @property
     def place(self):
@@ -126,6 +129,8 @@ class Proxy:
         world.stop(self.process)
         if self.sender:
             self.sender.stop()
+        if self.reader:
+            self.reader.stop()
         if self.group:
             self.group.remove()
 
@@ -137,6 +142,7 @@ def start(name, setup, folder, binaries):
     if setup.agent:
         sender = agent.Agent(folder / "xds.sock")
         sender.send([policy(PLACES[name], endpoint, setup.rules_of(endpoint)) for endpoint in range(1, setup.endpoints + 1)])
+    reader = LogReader(setup.log, folder / "log.sock") if setup.log else None
     command = (envoy if name == "envoy" else tollgate)(name, setup, folder, binaries)
     group = cgroup.make(f"{name}-{os.getpid()}", setup.memory_mib, setup.cpu_quota)
 
@@ -151,7 +157,7 @@ def start(name, setup, folder, binaries):
             [*world.pinned(PROXY_CORE), *map(str, command)], stdout=log, stderr=log, cwd=folder, preexec_fn=prepare
         )
     world.wait_for_port(FIRST_LISTENER + PLACES[name], process, f"{name} (see {folder / 'log'})")
-    return Proxy(name, process, folder, setup, binaries, group, sender)
+    return Proxy(name, process, folder, setup, binaries, group, sender, reader)
 
 
 def metrics_port(place):
@@ -195,8 +201,8 @@ def tollgate_config(name, setup, folder):
         config["limits"] = {"cpu_quota": "cgroup"}
     if setup.in_flight:
         config.setdefault("limits", {})["in_flight"] = setup.in_flight
-    if setup.stalled_log:
-        config["access_log"] = [{"unix": str(folder.parent / "stalled.sock")}]
+    if setup.log:
+        config["access_log"] = [{"unix": str(folder / "log.sock")}]
     return config
 
 
