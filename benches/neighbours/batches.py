@@ -37,11 +37,13 @@ def batch(experiment, proxy, generators, timing):
         time.sleep(SETTLE_SECONDS)
     lost = proxy.records_lost()
     times, tenants, begun = proxy.times(), proxy.tenant_seconds(), time.monotonic()
+    serving = proxy.serving()
     time.sleep(rest)
     victim = generators.victim(proxy, timing.loud, experiment)
     disturbed = experiment.disturb(proxy, timing.loud) if experiment.disturb else {}
     loud_result = victim.finish()
     (cpu, waited), elapsed = proxy.since(times), time.monotonic() - begun
+    kept_busy = busy(serving, proxy.serving(), elapsed)
     tenants = {name: seconds - tenants.get(name, 0) for name, seconds in proxy.tenant_seconds().items()}
     results = [load.finish(other) for other in others]
     done.set()
@@ -55,6 +57,7 @@ def batch(experiment, proxy, generators, timing):
         # Of the answers to the neighbours while the victim was measured; its own are a few.
         "cpu_us": cpu * 1e6 / max(1.0, rate_of_answers(results) * elapsed),
         "cpu_share": cpu / elapsed,
+        "busy": kept_busy,
         # What each tenant had of it, where the proxy says so.
         "tenant_seconds": tenants,
         "run_delay_ms": waited * 1e3,
@@ -70,6 +73,12 @@ def batch(experiment, proxy, generators, timing):
         found.update(experiment.extra(proxy, found, loud_result, before))
     found["results"] = [{key: value for key, value in result.items() if key != "until_goaway_ms"} for result in results]
     return found
+
+
+def busy(before, after, elapsed):
+    """For which share of the time whoever serves traffic was at work, or would have been had it got its core."""
+    gained = [(run - before[thread][0], wait - before[thread][1]) for thread, (run, wait) in after.items() if thread in before]
+    return min(1.0, (sum(run for run, _ in gained) + max((wait for _, wait in gained), default=0)) / elapsed)
 
 
 def sample_memory(proxy, peak, done):

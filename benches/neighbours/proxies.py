@@ -93,6 +93,18 @@ class Proxy:
         ]
         return sum(run for run, _ in pairs), sum(wait for _, wait in pairs)
 
+    def serving(self):
+        """As `times`, of the threads that serve traffic; none of Envoy."""
+        found = {}
+        for thread, times in self.times().items():
+            try:
+                name = pathlib.Path(f"/proc/{self.process.pid}/task/{thread}/comm").read_text(encoding="utf-8")
+            except OSError:
+                continue
+            if name.startswith(("worker-", "lane-")):
+                found[thread] = times
+        return found
+
     def resident_mib(self, field="VmRSS"):
         try:
             text = pathlib.Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
