@@ -110,7 +110,12 @@ def serves_one_of_these(connection, salt):
 
 
 def is_served(connection, path):
-    connection.request("GET", path)
-    answer = connection.getresponse()
-    answer.read()
+    """An endpoint that denies until its policy is compiled resets its connections; the next request opens another."""
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answer.read()
+    except (OSError, http.client.HTTPException):
+        connection.close()
+        return False
     return answer.status == 200
