@@ -40,6 +40,8 @@ struct Level {
     /// The largest start tag of those whose turn came by weight; when nobody is left, the end of the last busy period.
     now: Virtual,
     latest_finish: Virtual,
+    /// The latest end of the last turn of those who were forgotten. Who is new may be any of them.
+    forgotten: Virtual,
     /// Makes equal start tags run in the order of their arrival.
     arrivals: u64,
 }
@@ -109,11 +111,11 @@ enum State {
 }
 
 impl Standing {
-    /// One that comes at this moment has saved nothing.
-    fn new(share: Share, now: Virtual) -> Self {
+    /// One whose last turn ended no later than at `finish`.
+    fn new(share: Share, finish: Virtual) -> Self {
         let Share { weight, at_least, .. } = share;
         let promise = Promise::new(at_least);
-        Self { start: now, finish: now, rate: weight.rate(), promise, spared_until: 0, state: State::Idle }
+        Self { start: finish, finish, rate: weight.rate(), promise, spared_until: 0, state: State::Idle }
     }
 }
 
@@ -207,6 +209,11 @@ impl Level {
     fn is_even_with(&self, who: &Standing) -> bool {
         who.state == State::Idle && who.finish <= self.now
     }
+
+    /// Nor does it earn anything: who comes next has saved no more than this one.
+    fn forget(&mut self, who: &Standing) {
+        self.forgotten = self.forgotten.max(who.finish);
+    }
 }
 
 #[derive(Debug)]
@@ -291,7 +298,7 @@ impl<T> Fair<T> {
             let share = share();
             self.tenants.insert(Tenant {
                 id: key.tenant,
-                standing: Standing::new(share, self.level.now),
+                standing: Standing::new(share, self.level.forgotten),
                 rested: false,
                 has_end: share.has_end,
                 held: false,
@@ -301,7 +308,7 @@ impl<T> Fair<T> {
             })
         });
         self.tenants[tenant].count += 1;
-        let standing = Standing::new(Share::of(Weight::DEFAULT), self.tenants[tenant].flows.now);
+        let standing = Standing::new(Share::of(Weight::DEFAULT), self.tenants[tenant].flows.forgotten);
         let slot = self.flows.insert(Flow { key, tenant, standing, queue: VecDeque::new(), members: 1 });
         self.flow_slots.insert(key, slot);
         (slot, tenant)
@@ -457,8 +464,10 @@ impl<T> Fair<T> {
                 continue;
             }
             tenant.count -= 1;
+            tenant.flows.forget(&flow.standing);
             self.flow_slots.remove(&flow.key);
             if last {
+                self.level.forget(&tenant.standing);
                 self.tenant_slots.remove(&tenant.id);
                 self.tenants.remove(flow.tenant);
             }

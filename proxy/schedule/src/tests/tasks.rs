@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::Waker;
 
 use super::{Bench, Books, again, key};
+use crate::fair::SAVED;
 use crate::{Executor, QUANTUM, SLICE, SystemClock, TenantId, rest, slice_spent};
 
 #[test]
@@ -82,10 +83,15 @@ fn a_group_may_change_under_its_tasks() {
     let before = (moving.get(), other.get());
     bench.turns(100);
     let (moving, other) = (moving.get() - before.0, other.get() - before.1);
-    assert!(moving.abs_diff(other) <= 2 && third.get().abs_diff(moving + other) <= 3, "{moving} {other} {third:?}");
+    // The third one comes as one that has rested.
+    let saved = SAVED / 10_000;
+    assert!(
+        moving.abs_diff(other) <= 2 && third.get().abs_diff(moving + other + saved) <= 3,
+        "{moving} {other} {third:?}"
+    );
     let (old, new) = (bench.usage(TenantId::from_raw(20)), bench.usage(TenantId::from_raw(21)));
     let polls = QUANTUM / 10_000;
-    assert!(old.polls <= 25 * polls + 2 && new.polls >= 74 * polls, "{old:?} {new:?}");
+    assert!(old.polls <= 25 * polls + 2 && new.polls + saved >= 74 * polls, "{old:?} {new:?}");
 }
 
 /// Counts itself while it lives.
