@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use serde_json::json;
 use tollgate::reason::Reason;
+use tollgate_tests::http2::{CLIENT_START, SERVER_START, frame, get, headers, headers_of};
 use tollgate_tests::peer::{End, Peer};
 use tollgate_tests::proxy::Proxy;
 use tollgate_tests::site::Site;
@@ -130,4 +131,26 @@ fn in_bytes_that_the_client_does_not_read() {
     let mut client = Peer::connect(proxy.tcp());
     proxy.expect_reason(Reason::UpstreamReset);
     assert_eq!(client.read_to_any_end().1, End::Reset);
+}
+
+/// A server's GOAWAY without an error that leaves out a stream which it has begun to answer. With RST_STREAM(NO_ERROR) clients take
+/// what they have for the whole.
+#[test]
+fn an_answer_that_an_orderly_goaway_cuts_off_does_not_look_whole() {
+    const CANCEL: u32 = 8;
+    let site = Site::new();
+    let upstream = Upstream::scripted(&site, |peer, _| {
+        peer.send(SERVER_START);
+        peer.read_until(&headers_of(1));
+        let (head, part, last_stream_0) =
+            (headers(1, false, b"\x88"), frame(0, 0, 1, b"part"), frame(7, 0, 0, &[0; 8]));
+        peer.send([head, part, last_stream_0].concat());
+        peer.read_to_any_end();
+    });
+    let proxy = Proxy::start(&site, upstream.address());
+    let mut client = Peer::connect(proxy.http());
+    client.send([CLIENT_START, &get(1)].concat());
+    client.read_until(&frame(3, 0, 1, &[0; 4])[..9]);
+    assert_eq!(client.read_exact(4), CANCEL.to_be_bytes());
+    proxy.expect_reason(Reason::UpstreamTruncated);
 }

@@ -25,9 +25,11 @@ pub(super) enum TransferError {
     Sink,
 }
 
-/// The reset code of an error; a connection that broke counts as CANCEL.
+/// The reset code of an error; a connection that broke counts as CANCEL. One that ended in order did not so for a stream that it cut
+/// off: with its NO_ERROR clients would take what they have for the whole (RFC 9113, 8.1).
 pub(super) fn reset_code(error: &h2::Error) -> Reason {
-    error.reason().unwrap_or(Reason::CANCEL)
+    let ended = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
+    error.reason().filter(|_| !ended).unwrap_or(Reason::CANCEL)
 }
 
 /// Where a body goes.
