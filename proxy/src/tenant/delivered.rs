@@ -11,6 +11,9 @@ use serde_json::Value;
 use super::group::{Claims, Group, GroupError, Member};
 use super::{Ceilings, Settings};
 
+/// Of entries with the same members, so many are looked at to find out what one that is new was called before.
+const SAME_MEMBERS: usize = 16;
+
 /// Who says that there is a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivered {
@@ -116,13 +119,15 @@ impl Seniority {
     fn follow_names(&mut self, candidates: &[Candidate<'_>]) {
         let present: HashSet<&str> = candidates.iter().map(|candidate| &*candidate.group.name).collect();
         let known: HashSet<&str> = self.entries.iter().map(|(_, group)| &*group.name).collect();
-        let gone: Vec<&(String, Group)> =
-            self.entries.iter().filter(|(_, group)| !present.contains(&*group.name)).collect();
+        // By their members: a control plane may call thousands otherwise at once.
+        let mut gone: HashMap<BTreeSet<Member>, Vec<&(String, Group)>> = HashMap::new();
+        for entry in self.entries.iter().filter(|(_, group)| !present.contains(&*group.name)) {
+            gone.entry(members_of(&entry.1)).or_default().push(entry);
+        }
         for Candidate { origin, group, .. } in candidates.iter().filter(|new| !known.contains(&*new.group.name)) {
-            let is_former = |(place, former): &&&(String, Group)| {
-                has_members_of(former, group) && (place == origin || former.settings == group.settings)
-            };
-            let Some((_, former)) = gone.iter().find(is_former) else { continue };
+            let same_members = gone.get(&members_of(group)).into_iter().flatten().take(SAME_MEMBERS);
+            let is_former = |(place, former): &&&(String, Group)| place == origin || former.settings == group.settings;
+            let Some((_, former)) = same_members.copied().find(|entry| is_former(&entry)) else { continue };
             for member in &group.members {
                 if let Some(since) = self.members.get(&(Arc::clone(&former.name), *member)).copied() {
                     self.members.insert((Arc::clone(&group.name), *member), since);
@@ -256,9 +261,8 @@ struct Owners {
     rivals: Vec<(usize, Member, usize)>,
 }
 
-fn has_members_of(one: &Group, other: &Group) -> bool {
-    let members = |group: &Group| group.members.iter().copied().collect::<BTreeSet<Member>>();
-    members(one) == members(other)
+fn members_of(group: &Group) -> BTreeSet<Member> {
+    group.members.iter().copied().collect()
 }
 
 /// The ceilings of `owner`, no higher than those of a rival. Who is in shadow has none.

@@ -300,6 +300,20 @@ fn who_is_called_otherwise_keeps_what_it_had() {
     assert_eq!(owner(&registry), "other");
 }
 
+/// Not one by one: the control side does nothing else meanwhile. If each were compared with each, this would take minutes.
+#[test]
+fn thousands_may_be_called_otherwise_at_once() {
+    const TENANTS: u64 = 30_000;
+    let (_, mut registry) = registry();
+    let all = |prefix: &str| -> Vec<_> {
+        (1..=TENANTS).map(|number| resource(&format!("{prefix}-{number}"), &[number], &[], &[])).collect()
+    };
+    registry.deliver(delivered(&all("team")), &Snapshot::empty());
+    registry.deliver(delivered(&all("crew")), &Snapshot::empty());
+    let left_out: Vec<&str> = registry.refused().iter().map(|refused| &*refused.origin).collect();
+    assert_eq!((left_out.len(), left_out[0]), (TENANTS as usize - MAX_GROUPS, "crew-257"));
+}
+
 #[test]
 fn of_one_name_that_is_served_which_can_be() {
     let (books, mut registry) = registry();
