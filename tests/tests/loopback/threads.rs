@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
+use std::time::Duration;
 
 use prost::Message;
 use serde_json::json;
@@ -112,4 +113,28 @@ fn updates_of_a_control_plane_are_accepted_without_other_threads() {
         assert!(is_allowed(&proxy, path) && !is_allowed(&proxy, before));
     }
     assert!(proxy.process().output().contains("no thread to compile on"), "{}", proxy.process().output());
+}
+
+/// A watch needs a thread of its own.
+#[test]
+fn a_directory_that_goes_and_comes_back_ends_nothing_without_other_threads() {
+    let Some(group) = ControlGroup::of_threads("watch") else { return };
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let directory = site.path("policies");
+    fs::create_dir(&directory).unwrap();
+    write(&directory, &usual(&site));
+    let mut proxy = Proxy::watching(&site, upstream.address(), &Options::default(), &directory);
+    until_allowed(&mut proxy, "/allowed", true);
+    group.take_in(proxy.process().id());
+    group.may_have_threads(false).unwrap();
+    fs::rename(&directory, site.path("away")).unwrap();
+    until("its loss to be noticed", || proxy.process().output().contains("cannot read the directory").then_some(()));
+    fs::rename(site.path("away"), &directory).unwrap();
+    // Some attempts.
+    std::thread::sleep(Duration::from_secs(3));
+    until_allowed(&mut proxy, "/allowed", true);
+    group.may_have_threads(true).unwrap();
+    write(&directory, &small(&site, "/other"));
+    until_allowed(&mut proxy, "/other", true);
 }
