@@ -101,6 +101,8 @@ pub struct Directory {
     unreadable: Option<PolicyFileError>,
     /// Something happened since the last reading, and when it began.
     pending_since: Option<Instant>,
+    /// Something happened while the directory was looked at.
+    looked_too_early: bool,
     /// `None` once the directory has vanished.
     watch: Option<Watch>,
     changed: bool,
@@ -149,6 +151,7 @@ impl Directory {
             being_written: BTreeSet::new(),
             unreadable: None,
             pending_since: Some(Instant::now()),
+            looked_too_early: false,
             watch: Some(watch),
             changed: false,
             errors: Vec::new(),
@@ -174,7 +177,8 @@ impl Directory {
                     continue;
                 }
                 // What is still being written is looked at again, but holds up nothing else.
-                self.pending_since = unsettled.then(Instant::now);
+                let again = std::mem::take(&mut self.looked_too_early) || unsettled;
+                self.pending_since = again.then(Instant::now);
             }
             let mended = std::mem::take(&mut self.mended);
             if self.changed || !self.errors.is_empty() || mended || !self.delivered {
@@ -240,11 +244,22 @@ impl Directory {
         let aside::Read { path, attempt, is_wanted } = read;
         match attempt {
             _ if !is_wanted || !is_there(&path) => {}
+            // Its closing is an event of its own.
+            Attempt::Whole(..) if self.is_being_written(&path) => {}
             // Another may be in its place by now, and yet another when that has been read: this one is newer than what is known.
             Attempt::Whole(stamp, content) => self.take(path, Some(stamp), content),
             Attempt::Unsettled => self.pending_since = self.pending_since.or_else(|| Some(Instant::now())),
         }
         self.aside.begin();
+    }
+
+    /// Whether somebody writes the file who was not known to when it began to be read.
+    fn is_being_written(&mut self, path: &Path) -> bool {
+        while let Some(Ok(event)) = self.watch.as_mut().map(|watch| watch.events.try_recv()) {
+            self.looked_too_early = true;
+            self.note(event);
+        }
+        self.being_written.contains(path)
     }
 
     /// Waits until nothing has happened for [`QUIET`], but not for ever: somebody may write all the time.
@@ -315,6 +330,11 @@ impl Directory {
                 true if !is_missing => continue, // its closing is an event of its own
                 true => Found::Unsettled,
                 false => find(&path, known, self.delivered, is_over).await,
+            };
+            let found = match found {
+                Found::Read(..) if self.is_being_written(&path) && !is_missing => continue,
+                Found::Read(..) if is_missing && self.being_written.contains(&path) => Found::Unsettled,
+                found => found,
             };
             match found {
                 Found::Same => self.aside.forget(&path),
@@ -420,7 +440,7 @@ async fn find(path: &Path, known: Option<&File>, may_wait: bool, is_over: bool) 
         return Found::Aside { stamp, is_settled };
     }
     let file = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || settled::read(&file, Some(stamp))).await;
+    let read = tokio::task::spawn_blocking(move || settled::read(&file, stamp, true)).await;
     match read.unwrap_or_else(|_| Attempt::failed(path, stamp)) {
         Attempt::Whole(stamp, content) => Found::Read(stamp, content),
         Attempt::Unsettled => Found::Unsettled,

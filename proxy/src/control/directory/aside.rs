@@ -83,11 +83,10 @@ impl Aside {
         }
         let Some((path, Waiting { stamp, is_settled, .. })) = self.take_next(Instant::now()) else { return };
         let file = path.clone();
-        let settled = is_settled.then_some(stamp);
-        let (outcome, attempt) = match begun(SOON, move || settled::read(&file, settled)) {
+        let (outcome, attempt) = match begun(SOON, move || settled::read(&file, stamp, is_settled)) {
             Ok(outcome) => (Some(outcome), None),
             // Without a thread there is this one.
-            Err(_) => (None, Some(settled::read(&path, settled))),
+            Err(_) => (None, Some(settled::read(&path, stamp, is_settled))),
         };
         self.under_way = Some(UnderWay { path, stamp, is_wanted: true, outcome, attempt });
     }

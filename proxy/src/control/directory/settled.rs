@@ -43,15 +43,16 @@ pub(super) enum Attempt {
     Unsettled,
 }
 
-/// Reads the file that is there now, which need not be there any more afterwards. In another state than `settled`, which is older than
-/// [`QUIET`], it has to stay as it is for as long first: the first half of a file can be a valid one.
-pub(super) fn read(path: &Path, settled: Option<Stamp>) -> Attempt {
+/// Reads the file that is there now, which need not be there any more afterwards. Unless it `is_settled`, as it was when `looked` at, it
+/// has to stay as it is for [`QUIET`] first: the first half of a file can be a valid one. Nor is that enough: who writes may rest for
+/// longer. So one that was written in place since is not read, and of another in its place the caller has to know that nobody writes it.
+pub(super) fn read(path: &Path, looked: Stamp, is_settled: bool) -> Attempt {
     let unusable = |stamp, error: PolicyFileError| Attempt::Whole(stamp, Err(Broken::silent(error.into())));
     let file = match policy_file::open(path) {
         Ok(file) => file,
         Err(error) => {
             return match Stamp::of(path) {
-                Ok(now) if Some(now) == settled => unusable(now, error),
+                Ok(now) if is_settled && now == looked => unusable(now, error),
                 Err(cause) if cause.kind() != io::ErrorKind::NotFound => unusable(Stamp::UNKNOWN, error),
                 // Of its deletion, or of what took its place, there is an event.
                 _ => Attempt::Unsettled,
@@ -61,7 +62,10 @@ pub(super) fn read(path: &Path, settled: Option<Stamp>) -> Attempt {
     let (Ok(stamp), Ok(before)) = (file.metadata().map(|now| Stamp::from(&now)), Form::of(&file)) else {
         return Attempt::Unsettled;
     };
-    if Some(stamp) != settled {
+    if stamp != looked && stamp.inode == looked.inode {
+        return Attempt::Unsettled;
+    }
+    if !is_settled || stamp != looked {
         std::thread::sleep(QUIET);
     }
     let stays = || Form::of(&file).is_ok_and(|now| now == before);

@@ -316,6 +316,42 @@ async fn a_file_that_is_replaced_all_the_time_is_read() {
     }
 }
 
+/// One that waits to be read aside is not read when somebody has begun to write it meanwhile, or another in its place.
+#[tokio::test]
+async fn a_file_that_is_written_while_it_waits_to_be_read_is_not_read_by_halves() {
+    for in_place in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in [("a.json", policy(1)), ("b.yaml", "- {endpointId: 2}\n".to_owned()), ("c.json", policy(3))]
+        {
+            replace(&directory, name, &text);
+        }
+        let mut watched = open(&directory);
+        assert_eq!(ids(&watched.next().await), [1, 2, 3]);
+        // One that is read for long, and then one that waits.
+        replace(&directory, "a.json", &huge(20));
+        replace(&directory, "c.json", &policy(4));
+        assert_eq!(ids(&watched.next().await), [1, 2, 4]);
+        replace(&directory, "b.yaml", &format!("- {}\n", large(5)));
+        replace(&directory, "c.json", &policy(6));
+        assert_eq!(ids(&watched.next().await), [1, 2, 6]);
+        let path = directory.path().join("b.yaml");
+        if !in_place {
+            fs::remove_file(&path).unwrap();
+        }
+        let mut writer = fs::File::create(path).unwrap();
+        writer.write_all(b"- {endpointId: 10}\n").unwrap();
+        let before = with_any_of(&mut watched, [20, 20]).await;
+        assert_eq!(ids(&before), [20, 2, 6], "in place: {in_place}");
+        for id in 30..35 {
+            replace(&directory, "c.json", &policy(id));
+            assert_eq!(ids(&watched.next().await), [20, 2, id], "in place: {in_place}");
+        }
+        writer.write_all(b"- {endpointId: 11}\n").unwrap();
+        drop(writer);
+        assert_eq!(ids(&with_any_of(&mut watched, [11, 11]).await), [20, 10, 11, 34]);
+    }
+}
+
 /// Others that claim the same address would decide alone.
 #[tokio::test]
 async fn the_first_reading_misses_no_file_that_is_replaced_all_the_time() {
