@@ -228,8 +228,9 @@ impl PolicyFiles {
         Ok(())
     }
 
-    /// Takes out of what waits, and of what is under way unless that `is_a_step` to what is newer, whatever `is_over` says of. Returns by
-    /// name since when it waited.
+    /// Takes out of what waits, and of what is under way, whatever `is_over` says of. Returns by name since when it waited. What is under
+    /// way goes on if it `is_a_step` to what is newer, and what is in force has been out of date for half of the time that it may be: not
+    /// before, so that a mistake which is corrected at once comes into force no more.
     fn give_up(
         &mut self,
         is_a_step: impl Fn(&Received) -> bool,
@@ -237,9 +238,10 @@ impl PolicyFiles {
     ) -> HashMap<String, Instant> {
         let over = self.waiting.extract_if(.., |waiting| is_over(&waiting.received));
         let mut given_up: HashMap<_, _> = over.map(|waiting| (waiting.received.name, waiting.since)).collect();
+        let half = self.patience / 2;
         if let Some(under_way) = self.under_way.as_mut().filter(|under_way| under_way.is_wanted)
             && is_over(&under_way.received)
-            && !is_a_step(&under_way.received)
+            && !(under_way.since.elapsed() >= half && is_a_step(&under_way.received))
         {
             under_way.is_wanted = false;
             given_up.insert(under_way.received.name.clone(), under_way.since);

@@ -119,21 +119,29 @@ async fn what_is_changed_all_the_time_comes_into_force_step_by_step() {
     let mut files = files();
     replace(&mut files, &[small(1, 1), large(2, 0), small(3, 1)]).await;
     replace(&mut files, &[small(1, 1), large(2, 1), small(3, 1)]).await;
-    for more in 2..5 {
+    // Who corrects a mistake at once is not kept waiting for it to come into force.
+    replace(&mut files, &[small(1, 1), large(2, 2), small(3, 1)]).await;
+    put(&mut files).await;
+    assert_eq!(in_force(&files)[1], (2, LARGE_ONE), "the first one");
+    // But something does, in the end.
+    let have_waited = |files: &mut PolicyFiles| files.under_way.as_mut().unwrap().since -= files.patience / 2;
+    for more in 3..6 {
+        have_waited(&mut files);
         replace(&mut files, &[small(1, 1), large(2, more), small(3, 1)]).await;
         put(&mut files).await;
         assert_eq!(in_force(&files)[1], (2, LARGE_ONE + more as usize - 1));
     }
     // Nor does it begin to wait anew, where others are compiled before it.
-    replace(&mut files, &[large(1, 0), large(2, 5), small(3, 1)]).await;
+    have_waited(&mut files);
+    replace(&mut files, &[large(1, 0), large(2, 6), small(3, 1)]).await;
     let since = |files: &PolicyFiles| files.waiting.iter().map(|one| (one.received.name.clone(), one.since)).collect();
     let before: HashMap<String, Instant> = since(&files);
-    replace(&mut files, &[large(1, 0), large(2, 6), small(3, 1)]).await;
+    replace(&mut files, &[large(1, 0), large(2, 7), small(3, 1)]).await;
     let after: HashMap<String, Instant> = since(&files);
     assert_eq!((before.len(), &before), (2, &after));
     put(&mut files).await;
     put(&mut files).await;
-    assert_eq!(in_force(&files), [(1, LARGE_ONE), (2, LARGE_ONE + 4), (3, 1)]);
+    assert_eq!(in_force(&files), [(1, LARGE_ONE), (2, LARGE_ONE + 5), (3, 1)]);
     // One that is under way with another address is no step.
     replace(&mut files, &[large(1, 0), file(2, "10.0.0.7", MANY), small(3, 1)]).await;
     let generation = files.control.store().load().generation;
