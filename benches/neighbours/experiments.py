@@ -323,7 +323,7 @@ def policies():
             lambda _proxy: [], lambda row: within(FEW_US)(row) and row["update_ms"] <= NOTICE_MS + 10, served,
             proxies=("tollgate",), steady=False, disturb=disturb.bombs,
             columns=(
-                ("nested_ms", "ms to the other update, 120 KB"), ("classes_ms", "40,000 classes"),
+                ("nested_ms", f"ms from writing the other update ({NOTICE_MS} of them until it is noticed) to in force, beside 120 KB"), ("classes_ms", "40,000 classes"),
                 ("many_ms", "10,000 patterns"), ("peak_mib", "peak MiB"),
             ),
             least=0,

@@ -28,7 +28,13 @@ def markdown(result):
         f"{most_left_out(rows):.1%} of a batch that counts. ~: no batch was quiet (the victim alone within 1 ms, at most 5 % left out, the "
         "proxy's core free for a real-time thread 99.5 % of the time, "
         "neighbours at 95 % of their best), so the latencies are worth little, and no latency target counts as met; errors and shares count anyway. *Waited for core*: "
-        "how long the proxy's threads were ready while somebody else had the core: noise from outside.\n"
+        "how long the proxy's threads were ready while somebody else had the core: noise from outside, and its own threads that "
+        "write logs.\n"
+    )
+    lines.append(
+        "\n*fairness-off* is Tollgate with `fairness: off`. *(2 of 4)*: so many batches count, of so many. *Neighbours get*: what they get done "
+        "meanwhile, all together. *Jain*: the index of Jain, 1 when all shares are alike, and 1/n when one of n has everything. "
+        "*CPU of core*: of all threads of the proxy.\n"
     )
     if machine["load"] > 0.5:
         lines.append(
