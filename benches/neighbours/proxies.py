@@ -115,8 +115,13 @@ class Proxy:
 
     def metrics(self):
         """Tollgate's metrics as {(name, labels): value}."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port(self.place)}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port(self.place)}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+        except OSError:
+            if self.alive():
+                raise
+            return {}  # It ended of what it was asked for, which the report says.
         found = re.findall(r"(?m)^([a-zA-Z_:]+)(\{.*\})? ([0-9.eE+-]+)$", text)
         return {(name, labels): float(value) for name, labels, value in found}
 
