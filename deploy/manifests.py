@@ -214,16 +214,25 @@ def check_the_checker(objects):
 
 
 def check_configuration(folder):
-    """`tollgate run --check` on the folder's tollgate.yaml, when TOLLGATE names the binary."""
+    """`tollgate run --check` on the folder's tollgate.yaml, when TOLLGATE names the binary; what to say of it."""
     binary, file = os.environ.get("TOLLGATE"), folder / "tollgate.yaml"
-    if binary is None or not file.exists():
+    if not file.exists():
         return ""
+    if not binary:
+        why = "TOLLGATE names no binary; cargo build --release -p tollgate, then TOLLGATE=$PWD/target/release/tollgate deploy/validate"
+        if os.environ.get("CI") == "true":
+            raise Finding(f"{file}: SKIPPED, which in CI is a failure: {why}")
+        return f", tollgate.yaml SKIPPED: {why}"
     with tempfile.TemporaryDirectory() as scratch:
         # The check looks whether directories exist: on this machine they are the ones that the pod's volumes come from.
         text = file.read_text(encoding="utf-8").replace("/etc/tollgate-policies", str(folder / "policies"))
         here = pathlib.Path(scratch, "tollgate.yaml")
         here.write_text(text, encoding="utf-8")
-        done = subprocess.run([binary, "run", "--check", "-c", here], capture_output=True, text=True, check=False)
+        command = [binary, "run", "--check", "-c", here]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise Finding(f"TOLLGATE={binary}: {error.strerror}; name a tollgate binary by its whole path") from error
     if done.returncode != 0:
         raise Finding(f"{file}: {(done.stderr or done.stdout).strip()}")
     return ", tollgate.yaml accepted"

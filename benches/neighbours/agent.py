@@ -31,7 +31,7 @@ class Agent:
         self.thread.start()
         self.tell(do="listen", address=f"unix:{socket}")
         if not self.listening.wait(30):
-            sys.exit("error: the control plane of the tests does not listen after 30 s")
+            sys.exit("error: the control plane of the tests does not listen after 30 s; it says above why, or make its Python anew: tests/python/venv")
 
     def tell(self, **command):
         self.process.stdin.write(json.dumps(command) + "\n")

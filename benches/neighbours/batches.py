@@ -8,14 +8,16 @@ import disturb
 import load
 
 # A batch counts when the victim alone was served well, the others got what they can get, and neither core was taken from everybody
-# on it for long: the victim's for this share of its requests, the proxy's for this share of the time, which is well below what
-# moves a 99th percentile. Otherwise somebody else had the machine.
+# on it for long: the victim's for this share of its requests, the proxy's for this share of the time. With 0.44 % of it the 99th
+# percentile of a proxy that had nothing else to do (T8-h1) was 1.0 ms and not 0.3. Otherwise somebody else had the machine.
 QUIET_P99_US = 1_000
 FULL_LOAD = 0.95
 MOST_LEFT_OUT = 0.05
-MOST_TAKEN = 0.005
+MOST_TAKEN = 0.003
 # Before the victim is looked at under load.
 SETTLE_SECONDS = 0.5
+# How long the victim has asked before the others begin, where their first milliseconds are looked at.
+BEFORE_SECONDS = 0.3
 # Until a proxy with a quota of processor time has got over having started, or having been asked for its metrics.
 QUOTA_SECONDS = 1.0
 
@@ -29,6 +31,10 @@ def batch(experiment, proxy, generators, timing):
     alone = summary(generators.victim(proxy, timing.alone, experiment).finish())
     before = experiment.before(proxy, generators) if experiment.before else None
     until_end = SETTLE_SECONDS + rest + timing.loud + 0.5
+    victim = None
+    if experiment.from_the_start:
+        victim = generators.victim(proxy, timing.loud, experiment)
+        time.sleep(BEFORE_SECONDS)
     others = [generators.start(arguments, until_end) for arguments in experiment.loads(proxy)]
     peak, done = [proxy.resident_mib()], threading.Event()
     sampler = threading.Thread(target=sample_memory, args=(proxy, peak, done))
@@ -39,7 +45,7 @@ def batch(experiment, proxy, generators, timing):
     times, tenants, begun = proxy.times(), proxy.tenant_seconds(), time.monotonic()
     serving = proxy.serving()
     time.sleep(rest)
-    victim = generators.victim(proxy, timing.loud, experiment)
+    victim = victim or generators.victim(proxy, timing.loud, experiment)
     disturbed = experiment.disturb(proxy, timing.loud) if experiment.disturb else {}
     loud_result = victim.finish()
     (cpu, waited), elapsed = proxy.since(times), time.monotonic() - begun

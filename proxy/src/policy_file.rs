@@ -101,6 +101,14 @@ impl PolicyFileErrors {
     }
 }
 
+impl PolicyFileErrors {
+    /// The same, with what follows from them.
+    pub(crate) fn followed_by(mut self, consequence: &str) -> Self {
+        self.0.iter_mut().for_each(|error| error.message = format!("{}; {consequence}", error.message));
+        self
+    }
+}
+
 impl From<PolicyFileError> for PolicyFileErrors {
     fn from(error: PolicyFileError) -> Self {
         Self(vec![error])

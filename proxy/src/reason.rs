@@ -216,3 +216,76 @@ impl From<DenyReason> for Reason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn repository() -> &'static Path {
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+    }
+
+    /// Cells of the table of all limits in `docs/limits.md`.
+    fn documented() -> Vec<Vec<String>> {
+        let text = fs::read_to_string(repository().join("docs/limits.md")).unwrap();
+        let (_, section) = text.split_once("\n## Every limit\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+    }
+
+    /// The text of each suite, by its name.
+    fn suites() -> BTreeMap<String, String> {
+        let folders = ["", "loopback", "xds_agent"].map(|folder| repository().join("tests/tests").join(folder));
+        let files = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path());
+        let suites = files.filter(|file| file.extension().is_some_and(|extension| extension == "rs"));
+        let named = |file: std::path::PathBuf| {
+            (file.file_stem().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&file).unwrap())
+        };
+        suites.map(named).collect()
+    }
+
+    #[test]
+    fn every_limit_has_its_row_and_the_tests_that_show_it() {
+        let (rows, suites) = (documented(), suites());
+        for row in &rows {
+            let [code, _, _, _, _, default, shadow, tests] = &row[..] else { panic!("eight cells: {row:?}") };
+            let tests: Vec<&str> = tests.split_whitespace().map(|test| test.trim_matches('`')).collect();
+            assert!(
+                !default.is_empty() && !shadow.is_empty() && !tests.is_empty(),
+                "{code}: which default, which test?"
+            );
+            for test in tests {
+                let (suite, function) = test.split_once("::").unwrap();
+                assert!(suites[suite].contains(&format!("\nfn {function}() {{\n")), "there is no {test}");
+            }
+        }
+        for reason in Reason::ALL.iter().filter(|reason| reason.is_limit()) {
+            let code = format!("`{}`", reason.code());
+            let found = rows.iter().filter(|row| row[0] == code).count();
+            assert_eq!(found, 1, "docs/limits.md has to have a row for {code}, with the tests that show it");
+        }
+    }
+
+    #[test]
+    fn rows_of_limits_say_what_clients_see() {
+        for row in documented() {
+            let reason = Reason::ALL.iter().find(|reason| row[0] == format!("`{}`", reason.code()));
+            let reason = *reason.unwrap_or_else(|| panic!("there is no {}", row[0]));
+            let (answer, number) =
+                (reason.answer(), |cell: &str| cell.get(..3).and_then(|code| code.parse::<u16>().ok()));
+            for status in [&row[2], &row[3]].into_iter().filter_map(|cell| number(cell)) {
+                assert_eq!(status, answer.status, "{}", row[0]);
+                assert_eq!(row[2].contains("close"), answer.close, "{}", row[0]);
+            }
+            if !row[4].is_empty() {
+                assert_eq!(row[4], answer.grpc_status.to_string(), "{}", row[0]);
+            }
+            assert_eq!(row[3] == "REFUSED_STREAM", reason.refuses_streams(), "{}", row[0]);
+        }
+    }
+}

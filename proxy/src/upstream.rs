@@ -17,7 +17,7 @@ use crate::flow::FlowRecord;
 use crate::listener::connection::Connection;
 use crate::metrics::ConnectResult;
 use crate::reason::Reason;
-use crate::tenant::UpstreamPlace;
+use crate::tenant::{UpstreamPlace, WouldLimit};
 
 /// Between which addresses an upstream connection runs, as records tell it.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,7 @@ pub(crate) struct Opened {
     pub(crate) path: UpstreamPath,
     /// To be kept for as long as the stream is open.
     pub(crate) place: UpstreamPlace,
+    pub(crate) would_limit: WouldLimit,
 }
 
 /// Connects to where `connection` was going. The permit shows that policy was asked. Where the system refuses the mark or
@@ -54,7 +55,7 @@ pub(crate) async fn open(connection: &Connection, _permit: &Permit, source: Secu
         Upstream::OriginalDst => connection.original_dst,
         Upstream::Fixed(address) => address,
     };
-    let place = {
+    let (place, would_limit) = {
         let world = connection.worker.world.load();
         connection.payer.admit_upstream(&world.tenants, destination).map_err(|limited| limited.reason)?
     };
@@ -79,7 +80,7 @@ pub(crate) async fn open(connection: &Connection, _permit: &Permit, source: Secu
                 changed_source = upstream.stream.local_addr().ok();
             }
             let path = UpstreamPath { address: destination, changed_source };
-            Ok(Opened { stream: upstream.stream, path, place })
+            Ok(Opened { stream: upstream.stream, path, place, would_limit })
         }
         Ok(Err(error)) => {
             let result = result_of(&error);

@@ -18,28 +18,18 @@ Commands, one per line on standard input:
 import collections
 import json
 import os
-import pathlib
 import select
 import socket
 import sys
-import tempfile
 
-import grpc_tools
 from google.protobuf import json_format
-from grpc_tools import protoc
+
+import proto_messages
 
 
 def entry_class(proto_dir, stubs_dir):
     """`cilium.LogEntry`."""
-    well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
-    out = tempfile.mkdtemp(prefix="access-log-")
-    arguments = ["protoc", f"-I{proto_dir}", f"-I{stubs_dir}", f"-I{well_known}", f"--python_out={out}"]
-    if protoc.main(arguments + ["cilium/accesslog.proto"]) != 0:
-        sys.exit("protoc refused the .proto files")
-    sys.path.append(out)
-    from cilium import accesslog_pb2
-
-    return accesslog_pb2.LogEntry
+    return proto_messages.classes(proto_dir, stubs_dir, ["cilium/accesslog.proto"], ["cilium.LogEntry"])["cilium.LogEntry"]
 
 
 class Reader:

@@ -23,18 +23,16 @@ decoded (`request`) and as it came (`hex`).
 """
 
 import json
-import pathlib
 import queue
 import sys
-import tempfile
 import threading
 from concurrent import futures
 
 import grpc
-import grpc_tools
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import json_format
-from grpc_tools import protoc
+
+import proto_messages
 
 TYPES = {
     "NetworkPolicy": "cilium.NetworkPolicy",
@@ -62,20 +60,8 @@ TENANT = "tollgate/tenant/v1/tenant.proto"
 
 def compile_messages(proto_dir, stubs_dir):
     """The message class of each type, generated from the project's own `.proto` files."""
-    well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
-    out = tempfile.mkdtemp(prefix="control-plane-")
-    arguments = ["protoc", f"-I{proto_dir}", f"-I{stubs_dir}", f"-I{well_known}", f"--python_out={out}"]
-    if protoc.main(arguments + ["cilium/npds.proto", "cilium/nphds.proto", TENANT]) != 0:
-        sys.exit("protoc refused the .proto files")
-    sys.path.append(out)
-    from cilium import npds_pb2, nphds_pb2
-    from tollgate.tenant.v1 import tenant_pb2
-
-    return {
-        "NetworkPolicy": npds_pb2.NetworkPolicy,
-        "NetworkPolicyHosts": nphds_pb2.NetworkPolicyHosts,
-        "Tenant": tenant_pb2.Tenant,
-    }
+    made = proto_messages.classes(proto_dir, stubs_dir, ["cilium/npds.proto", "cilium/nphds.proto", TENANT], TYPES.values())
+    return {kind: made[name] for kind, name in TYPES.items()}
 
 
 class Stream:

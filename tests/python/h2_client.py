@@ -18,6 +18,7 @@ import hyperframe.frame
 
 DEADLINE = 20
 GOAWAY = 7
+REFUSED_STREAM = 7
 
 
 class Client:
@@ -358,16 +359,31 @@ def limited(client):
     return {**seen, "after": answer["status"], "goaway": client.goaway}
 
 
-def overloaded(client):
-    """Asks until it was refused, with HTTP alone and with gRPC."""
+def refused(client):
+    """Asks until its tenant was refused, with HTTP alone and with gRPC; the second comes before the first is answered."""
+    seen = {}
+    until = time.monotonic() + DEADLINE
+    while len(seen) < 2 and time.monotonic() < until:
+        plain, grpc = client.begin("/allowed/x"), client.begin("/allowed/x", "POST", more=GRPC)
+        for name, stream_id in (("plain", plain), ("grpc", grpc)):
+            answer = client.finish(stream_id)
+            # What is admitted may fail, for another reason.
+            reason = dict(answer.get("headers", ())).get("x-tollgate-reason", "")
+            if answer["end"] == REFUSED_STREAM or reason.startswith("tenant_"):
+                seen.setdefault(name, answer)
+    return {**seen, "goaway": client.goaway}
+
+
+def beyond_rate(client):
+    """Asks until it was told to come back later, with HTTP alone and with gRPC."""
     seen = {}
     until = time.monotonic() + DEADLINE
     while len(seen) < 2 and time.monotonic() < until:
         plain = client.get("/allowed/x")
-        if plain["end"] == 7:
+        if plain["status"] == 429:
             seen["plain"] = plain
         grpc = client.get("/allowed/x", method="POST", more=GRPC)
-        if "x-envoy-overloaded" in dict(grpc.get("headers", ())):
+        if dict(grpc.get("headers", ())).get("grpc-status") == "8":
             seen["grpc"] = grpc
     return seen
 

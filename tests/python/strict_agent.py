@@ -30,13 +30,11 @@ import pathlib
 import queue
 import socket
 import sys
-import tempfile
 import threading
 import time
 from concurrent import futures
 
 import grpc
-import grpc_tools
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
@@ -47,7 +45,8 @@ from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2  # noqa: F401
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import json_format
-from grpc_tools import protoc
+
+import proto_messages
 
 NODE = "host~127.0.0.1~no-id~localdomain"
 PREFIX = "type.googleapis.com/"
@@ -102,19 +101,13 @@ def tell(event, **fields):
         print(json.dumps({"event": event, **fields}), flush=True)
 
 
-def messages(proto_dir, stubs_dir):
+def message_classes(proto_dir, stubs_dir):
     """The message class of each type; those of Cilium generated from the project's own `.proto` files."""
-    well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
-    out = tempfile.mkdtemp(prefix="strict-agent-")
-    arguments = ["protoc", f"-I{proto_dir}", f"-I{stubs_dir}", f"-I{well_known}", f"--python_out={out}"]
-    if protoc.main(arguments + ["cilium/npds.proto", "cilium/nphds.proto"]) != 0:
-        sys.exit("protoc refused the .proto files")
-    sys.path.append(out)
-    from cilium import npds_pb2, nphds_pb2
-
+    own = ["cilium.NetworkPolicy", "cilium.NetworkPolicyHosts"]
+    made = proto_messages.classes(proto_dir, stubs_dir, ["cilium/npds.proto", "cilium/nphds.proto"], own)
     return {
-        "NetworkPolicy": npds_pb2.NetworkPolicy,
-        "NetworkPolicyHosts": nphds_pb2.NetworkPolicyHosts,
+        "NetworkPolicy": made["cilium.NetworkPolicy"],
+        "NetworkPolicyHosts": made["cilium.NetworkPolicyHosts"],
         "Listener": listener_pb2.Listener,
         "Cluster": cluster_pb2.Cluster,
         "RouteConfiguration": route_pb2.RouteConfiguration,
@@ -526,7 +519,7 @@ class Agent:
 
 
 def main():
-    agent = Agent(messages(*sys.argv[1:]))
+    agent = Agent(message_classes(*sys.argv[1:]))
     for line in sys.stdin:
         agent.run(json.loads(line))
 

@@ -25,6 +25,23 @@ impl ControlGroup {
         Self::create("cpu", name, |group| group.set(quota, period))
     }
 
+    /// One that has so many bytes of memory; see [`with_processor_time`](Self::with_processor_time).
+    ///
+    /// # Panics
+    /// As there.
+    pub fn with_memory(name: &str, bytes: u64) -> Option<Self> {
+        Self::create("memory", name, |group| group.set_memory(bytes))
+    }
+
+    /// Gives it so many bytes of memory from now on.
+    ///
+    /// # Errors
+    /// The kernel has no such groups, or not for this user, or what is in it takes more.
+    pub fn set_memory(&self, bytes: u64) -> io::Result<()> {
+        let file = if self.version_1 { "memory.limit_in_bytes" } else { "memory.max" };
+        fs::write(self.folder.join(file), bytes.to_string())
+    }
+
     /// One that can be kept from having more threads; see [`with_processor_time`](Self::with_processor_time).
     ///
     /// # Panics

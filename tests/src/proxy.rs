@@ -31,6 +31,10 @@ pub struct Options {
     pub workers: usize,
     /// The xDS mode.
     pub mode: &'static str,
+    /// Variables of the environment besides.
+    pub environment: &'static [(&'static str, &'static str)],
+    /// The limit of open files, soft and hard; `None` for that of the tests.
+    pub open_files: Option<u32>,
 }
 
 impl Default for Options {
@@ -42,6 +46,8 @@ impl Default for Options {
             identities: "[]".into(),
             workers: 1,
             mode: "split",
+            environment: &[],
+            open_files: None,
         }
     }
 }
@@ -128,7 +134,7 @@ impl Proxy {
              {top}\n",
             admin = admin.display(),
         );
-        Self::launch(site, &configuration, control)
+        Self::launch(site, &configuration, control, options)
     }
 
     /// Starts a proxy that takes its listeners from whatever control plane listens on `control`, and identities from nowhere.
@@ -145,15 +151,22 @@ impl Proxy {
             admin = site.path("admin.sock").display(),
             control = control.display(),
         );
-        Self::launch(site, &configuration, control)
+        Self::launch(site, &configuration, control, &Options::default())
     }
 
-    fn launch(site: &Site, configuration: &str, control: &Path) -> Self {
+    fn launch(site: &Site, configuration: &str, control: &Path, options: &Options) -> Self {
         let (admin, http, tcp) = (site.path("admin.sock"), site.at(HTTP_PORT), site.at(TCP_PORT));
         let file = site.path("tollgate.yaml");
         fs::write(&file, configuration).unwrap();
-        let mut command = Command::new(binary());
-        command.args(["run", "-c"]).arg(&file).args(["--log-level", "info"]);
+        let mut command = match options.open_files {
+            None => Command::new(binary()),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\"")]).arg(binary());
+                shell
+            }
+        };
+        command.args(["run", "-c"]).arg(&file).args(["--log-level", "info"]).envs(options.environment.iter().copied());
         let mut process = Process::start(&site.path(""), "tollgate", command);
         process.until("its admin socket", || UnixStream::connect(&admin).ok().map(drop));
         Self { process, admin: Admin::at(admin), control_socket: control.to_owned(), control: None, http, tcp }

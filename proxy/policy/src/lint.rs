@@ -7,6 +7,7 @@
 
 mod address;
 mod alternatives;
+mod below;
 mod cells;
 mod condition;
 mod cover;

@@ -60,6 +60,17 @@ impl TryFrom<&cilium::NetworkPolicy> for NetworkPolicy {
     }
 }
 
+impl NetworkPolicy {
+    /// What a policy claims that is unusable as a whole, and nothing that it allows; `None` when it claims nothing. Without it, others that
+    /// claim the same would decide alone.
+    pub fn denying(policy: &cilium::NetworkPolicy) -> Option<Self> {
+        let named = policy.endpoint_ips.iter().filter(|text| !text.is_empty());
+        let endpoints: Vec<EndpointKey> = named.map(|text| EndpointKey::parse(text)).collect();
+        let endpoint_id = policy.endpoint_id;
+        (!endpoints.is_empty()).then_some(Self { endpoint_id, endpoints, ingress: Vec::new(), egress: Vec::new() })
+    }
+}
+
 fn port_policy(policy: &PortNetworkPolicy) -> PortPolicy {
     PortPolicy {
         port: policy.port,

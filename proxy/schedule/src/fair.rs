@@ -180,6 +180,12 @@ impl Level {
         self.runnable.is_empty() && self.spared.is_empty() && self.reserve.is_empty()
     }
 
+    /// Whether all who can run would still come after the one in service, whose turn goes on.
+    fn none_before(&self, who: &Standing) -> bool {
+        let after = |line: &Line| line.first().is_none_or(|first| who.start < first.start);
+        self.reserve.is_empty() && after(&self.runnable) && after(&self.spared)
+    }
+
     /// Ends the turn of the one in service.
     fn charge(&mut self, who: &mut Standing, slot: usize, cost: u64, again: bool) {
         let of_rate = |time: u64| Virtual::from(time) * Virtual::from(who.rate);
@@ -208,6 +214,12 @@ impl Level {
     /// Whether forgetting this one would forgive it nothing.
     fn is_even_with(&self, who: &Standing) -> bool {
         who.state == State::Idle && who.finish <= self.now
+    }
+
+    /// Whether it has rested for so long that it would begin as somebody does who was never here.
+    fn is_as_new(&self, who: &Standing) -> bool {
+        let saved = Virtual::from(SAVED) * Virtual::from(who.rate);
+        who.state == State::Idle && who.finish.saturating_add(saved) <= self.now
     }
 
     /// Nor does it earn anything: who comes next has saved no more than this one.
@@ -388,11 +400,12 @@ impl<T> Fair<T> {
         Some(Turn { item: flow.queue.pop_front()?, tenant: tenant_slot, rested, released })
     }
 
-    /// What the flow in service has to run yet, if nobody else has anything: it would be its turn again.
+    /// What the flow in service has to run yet, if nobody has come before whom its turn would not have begun.
     pub(crate) fn more(&mut self) -> Option<T> {
         let flow = &mut self.flows[self.in_service?];
-        let alone = self.level.is_idle() && self.tenants[flow.tenant].flows.is_idle();
-        alone.then(|| flow.queue.pop_front()).flatten()
+        let tenant = &self.tenants[flow.tenant];
+        let first = self.level.none_before(&tenant.standing) && tenant.flows.none_before(&flow.standing);
+        first.then(|| flow.queue.pop_front()).flatten()
     }
 
     /// Ends the turn that [`Fair::next`] began, with its cost in nanoseconds.
@@ -459,7 +472,9 @@ impl<T> Fair<T> {
             let tenant = &mut self.tenants[flow.tenant];
             let last = tenant.count == 1;
             let even = tenant.flows.is_even_with(&flow.standing);
-            if !even || last && (tenant.held || !self.level.is_even_with(&tenant.standing)) {
+            // While others wait, what newcomers have saved is not taken from them because somebody left. Inside a tenant it may be.
+            let even_tenant = if self.level.is_idle() { Level::is_even_with } else { Level::is_as_new };
+            if !even || last && (tenant.held || !even_tenant(&self.level, &tenant.standing)) {
                 self.leaving.push_back(slot);
                 continue;
             }

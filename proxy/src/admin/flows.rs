@@ -27,13 +27,14 @@ pub(super) enum FlowsError {
     TooManyFollowers,
 }
 
-/// The body. Starts with the last `limit` records (100; when following, 0), oldest first; `denied` and
-/// `limited` leave out the others, `tenant` those of other tenants; `follow` goes on until the client goes away.
+/// The body. Starts with the last `limit` records (100; when following, 0), oldest first; `denied`, `limited` and
+/// `would_limit` leave out the others, `tenant` those of other tenants; `follow` goes on until the client goes away.
 pub(super) fn body(query: &Query<'_>, state: &AdminState) -> Result<BoxBody<Bytes, Infallible>, FlowsError> {
-    query.only(&["follow", "denied", "limited", "tenant", "limit"]).map_err(FlowsError::BadQuery)?;
+    query.only(&["follow", "denied", "limited", "would_limit", "tenant", "limit"]).map_err(FlowsError::BadQuery)?;
     let follow = query.flag("follow").map_err(FlowsError::BadQuery)?;
     let denied = query.flag("denied").map_err(FlowsError::BadQuery)?;
     let limited = query.flag("limited").map_err(FlowsError::BadQuery)?;
+    let would_limit = query.flag("would_limit").map_err(FlowsError::BadQuery)?;
     let tenant = query.value("tenant").map(|text| percent_decode(text).ok_or("tenant is not percent-encoded UTF-8"));
     let tenant = tenant.transpose().map_err(|why| FlowsError::BadQuery(why.to_owned()))?;
     let default_limit = if follow { 0 } else { DEFAULT_LIMIT };
@@ -50,7 +51,7 @@ pub(super) fn body(query: &Query<'_>, state: &AdminState) -> Result<BoxBody<Byte
             // Records gather before they reach the log. Who asks after a request was answered wants to see that request.
             tokio::time::sleep(GATHER * 2).await;
         }
-        let reader = log.reader(FlowFilter { denied, limited, tenant }, limit);
+        let reader = log.reader(FlowFilter { denied, limited, would_limit, tenant }, limit);
         Records { end: reader.end_of_log(), reader, follower: slot }
     };
     let frames = stream::once(open).flat_map(|records| Box::pin(stream::unfold(records, next)));

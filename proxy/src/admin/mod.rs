@@ -91,7 +91,7 @@ pub trait Views: Send + Sync + 'static {
     /// Names of the clusters that the control plane has told of.
     fn clusters(&self) -> Vec<String>;
     /// For `/tenants`: who is a tenant, what each may use and has used.
-    fn tenants(&self) -> serde_json::Value;
+    fn tenants(&self, endpoints: bool) -> serde_json::Value;
     /// The listeners that are bound now.
     fn listeners(&self) -> Vec<BoundListener>;
 }

@@ -66,7 +66,11 @@ const ROUTES: &[Route] = &[
          dynamic_active_clusters, dynamic_listeners, dynamic_route_configs, dynamic_endpoint_configs (with ?include_eds)",
     ),
     change("/drain", Endpoint::Drain, "stop accepting, let connections end"),
-    show("/flows", Endpoint::Flows, "flow records as JSON lines; ?follow=1 ?denied=1 ?limited=1 ?tenant=NAME ?limit=N"),
+    show(
+        "/flows",
+        Endpoint::Flows,
+        "flow records as JSON lines; ?follow=1 ?denied=1 ?limited=1 ?would_limit=1 ?tenant=NAME ?limit=N",
+    ),
     show("/healthz", Endpoint::Healthz, "200 while the process serves this"),
     show("/listeners", Endpoint::Listeners, "name and address of each listener; ?format=json"),
     change("/logging", Endpoint::Logging, "change the log level; ?level=off|error|warn|info|debug|trace"),
@@ -83,7 +87,11 @@ const ROUTES: &[Route] = &[
     show("/stats", Endpoint::Stats, "what is counted, under Envoy's names; ?usedonly ?filter=REGEX ?format=json"),
     show("/stats/prometheus", Endpoint::Metrics, "same as /metrics"),
     show("/status", Endpoint::Status, "policy, control plane, listeners, connections, drain state"),
-    show("/tenants", Endpoint::Tenants, "who is a tenant, what each may use and has used"),
+    show(
+        "/tenants",
+        Endpoint::Tenants,
+        "who is a tenant, what each may use and has used; ?endpoints=1 whose policies they own",
+    ),
 ];
 
 impl Surface {
@@ -145,7 +153,7 @@ pub(super) fn respond<B>(request: &Request<B>, surface: Surface, state: &AdminSt
         Endpoint::ServerInfo => json(&server_info(state)),
         Endpoint::Stats => stats(request, &query, state),
         Endpoint::Status => json(&status(state)),
-        Endpoint::Tenants => json(&state.views.tenants()),
+        Endpoint::Tenants => tenants(&query, state),
     }
 }
 
@@ -277,6 +285,13 @@ fn clusters(query: &Query<'_>, state: &AdminState) -> Response<Body> {
             json(&json!({ "cluster_statuses": statuses.collect::<Value>() }))
         }
         Some(_) => bad_request("format is text or json"),
+    }
+}
+
+fn tenants(query: &Query<'_>, state: &AdminState) -> Response<Body> {
+    match query.only(&["endpoints"]).and_then(|()| query.flag("endpoints")) {
+        Ok(endpoints) => json(&state.views.tenants(endpoints)),
+        Err(why) => bad_request(&why),
     }
 }
 

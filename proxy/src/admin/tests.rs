@@ -31,8 +31,8 @@ impl Views for Process {
         })
     }
 
-    fn tenants(&self) -> Value {
-        json!({ "tenants": [{ "name": "team-a" }] })
+    fn tenants(&self, endpoints: bool) -> Value {
+        json!({ "tenants": [{ "name": "team-a", "endpoints": endpoints.then_some([69]) }] })
     }
 
     fn clusters(&self) -> Vec<String> {

@@ -24,6 +24,7 @@ use crate::flow::{AccessLogs, ListenerLog};
 use crate::listener::serving::{Command, Done, Serve};
 use crate::metrics::Metrics;
 use sockets::Sockets;
+pub(super) use sockets::sockets_of_an_address;
 
 /// Why a listener cannot be served as it was asked for.
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,7 @@
 //! Sockets are opened before any worker starts, so that a process that cannot serve says so and exits. The main thread
 //! becomes the control thread; each worker has a thread of its own; one more thread writes flow records.
 
+mod descriptors;
 mod listeners;
 mod tenants;
 #[cfg(test)]
@@ -26,7 +27,7 @@ use crate::config::{Bootstrap, Config, ListenAddress, PolicySource};
 use crate::control::directory::Directory;
 use crate::control::identities::AgentIdentities;
 use crate::control::listeners::{Discovered, ListenerHandler, Report};
-use crate::control::memory::{self, MemoryEnd};
+use crate::control::memory::{self, Memory};
 use crate::control::quota::{self, CpuQuota};
 use crate::control::secrets::SecretFiles;
 use crate::control::tenants::TenantHandler;
@@ -45,8 +46,6 @@ use workers::{Phase, Role, Seed, roles};
 
 /// Records that one worker may have waiting for the flow thread.
 const FLOW_CAPACITY: usize = 8192;
-/// Descriptors that are no connection's.
-const OTHER_DESCRIPTORS: u64 = 512;
 /// Time for the last flow records to reach their sinks.
 const FLOW_SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -66,17 +65,10 @@ enum Request {
 ///
 /// # Errors
 /// Something that it needs cannot be opened: the message names it and the remedy. Nothing was served then.
-pub fn run(config: Config, set_log_level: SetLogLevel) -> anyhow::Result<()> {
+pub fn run(mut config: Config, set_log_level: SetLogLevel) -> anyhow::Result<()> {
     let started = Instant::now();
     overhead::count_this_thread(overhead::Kind::Control);
-    if let Err(error) = tollgate_net::raise_nofile() {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
-    // While there is no other thread: two for each connection.
-    let descriptors = (config.max_connections as u64).saturating_mul(2).saturating_add(OTHER_DESCRIPTORS);
-    if let Err(error) = tollgate_net::make_room_for_descriptors(descriptors) {
-        tracing::warn!(%error, "cannot have the table of descriptors made large; workers will wait for it to grow");
-    }
+    descriptors::prepare(&mut config);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(2)
@@ -125,9 +117,9 @@ struct ControlSide {
     requests: mpsc::Sender<Request>,
     set_log_level: SetLogLevel,
     started: Instant,
-    memory_end: MemoryEnd,
+    memory: Arc<Memory>,
     /// Tells workers of looks at memory.
-    memory: watch::Sender<()>,
+    memory_looked_at: watch::Sender<()>,
     quota: Arc<CpuQuota>,
 }
 
@@ -166,13 +158,14 @@ impl Process {
         }
 
         let sources = control::identities::sources(&config.identities).context("identities")?;
-        let memory_end = MemoryEnd::of(config.limits.memory);
-        let pools = Pools::of(config.max_connections, config.workers, &config.limits, memory_end.bytes);
+        let memory = Memory::new(config.limits.memory);
+        let pools = Pools::of(config.max_connections, config.workers, &config.limits, memory.end().bytes);
         metrics.tenants().limit(Pools { fairness: config.fairness, lanes: config.lanes, ..pools });
         let names = metrics.tenants().names();
         let tenants = Registry::new(metrics.tenants(), config.tenants.clone());
         let store = Arc::new(WorldStore::with_tenants(sources, tenants));
-        let quota = CpuQuota::new(!config.limits.cpu_quota || config.limits.shadow || !config.fairness);
+        let ignored = !config.limits.cpu_quota || config.limits.shadow || !config.fairness;
+        let quota = CpuQuota::new(ignored, config.workers);
         let quota = Arc::new(quota);
         metrics.watch_cpu_quota(Arc::clone(&quota));
         let (requests, incoming) = mpsc::channel(4);
@@ -185,11 +178,11 @@ impl Process {
             requests: requests.clone(),
             set_log_level,
             started,
-            memory_end,
-            memory: watch::Sender::new(()),
+            memory,
+            memory_looked_at: watch::Sender::new(()),
             quota: Arc::clone(&quota),
         };
-        let memory = side.memory.subscribe();
+        let memory = side.memory_looked_at.subscribe();
         let control_tasks = start_control(&config, side)?;
         let phase = watch::Sender::new(Phase::Serve);
         let (ended, workers_ended) = mpsc::channel(1);
@@ -198,6 +191,7 @@ impl Process {
         if let Some(Bootstrap { ignored, .. }) = &config.bootstrap {
             tracing::info!(settings = ignored.join(", "), "settings of the bootstrap without effect");
         }
+        crate::fault::announce();
         tracing::info!(workers = config.workers, listeners = config.listeners.len(), "serving");
         Ok(Self {
             signals,
@@ -281,9 +275,10 @@ fn warn_of_tenants(tenants: &Registry) {
         tracing::warn!("tenant {origin:?}: {reason}");
     }
     let pools = tenants.books().pools();
-    let groups = tenants.groups().map(|(_, group)| (&*group.name, &group.settings));
-    let all = std::iter::once(("default", tenants.table().default_settings())).chain(groups);
-    for problem in all.filter_map(|(name, settings)| control::tenants::without_effect(name, settings, pools)) {
+    let groups = tenants.groups().map(|(_, group)| (&*group.name, group.without_effect(pools)));
+    let of_any = ("default", tenants.table().default_settings().without_effect(pools));
+    let all = std::iter::once(of_any).chain(groups);
+    for problem in all.filter_map(|(name, settings)| control::tenants::without_effect(name, &settings)) {
         tracing::warn!("{problem}");
     }
 }
@@ -301,9 +296,9 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
     }
     tasks.spawn(Arc::clone(&control).follow_identity_maps(side.readiness.clone()));
     tasks.spawn(Arc::clone(&control).retry_background());
-    let memory_end = side.memory_end;
-    control.share_memory(memory_end.bytes.filter(|_| !config.limits.shadow));
-    tasks.spawn(memory::follow(side.metrics.tenants(), memory_end, config.limits.shadow, side.memory));
+    let (memory, shadow) = (side.memory, config.limits.shadow);
+    control.share_memory(memory.end().bytes.filter(|_| !shadow));
+    tasks.spawn(memory::follow(Arc::clone(&control), Arc::clone(&memory), shadow, side.memory_looked_at));
     tasks.spawn(quota::Following::new(Arc::clone(&side.quota)).run());
     let mut streams = None;
     let (report, discovered) = (Report::new(side.readiness.clone()), Discovered::default());
@@ -344,7 +339,7 @@ fn start_control(config: &Config, side: ControlSide) -> anyhow::Result<JoinSet<(
         discovered,
         readiness: side.readiness.clone(),
         metrics: Arc::clone(&side.metrics),
-        memory_end,
+        memory,
         quota: side.quota,
     };
     let state = Arc::new(AdminState {

@@ -1,12 +1,14 @@
 //! What the admin endpoint shows of tenants.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
+use tollgate_policy::EndpointKey;
 use tollgate_schedule::{WORKS, Work};
 
 use crate::control::memory::MemoryEnd;
-use crate::control::{Control, payer};
+use crate::control::{Control, World, payer};
+use crate::listener::connection::tenant_of;
 use crate::metrics::Attribution;
 use crate::reason::Reason;
 use crate::tenant::{Group, Kind, Registry, Tally, TenantId, Totals};
@@ -14,12 +16,11 @@ use crate::tenant::{Group, Kind, Registry, Tally, TenantId, Totals};
 /// The part of `/status`.
 pub(super) fn status(tenants: &Registry) -> Value {
     let pools = tenants.books().pools();
-    let everybody = std::iter::once(("default", tenants.table().default_settings()));
-    let groups = tenants.groups().map(|(_, group)| (&*group.name, &group.settings));
-    let without_effect = everybody.chain(groups).filter_map(|(name, settings)| {
-        let settings = settings.without_effect(pools);
-        (!settings.is_empty()).then(|| json!({ "tenant": name, "settings": settings }))
-    });
+    let everybody = std::iter::once(("default", tenants.table().default_settings().without_effect(pools)));
+    let groups = tenants.groups().map(|(_, group)| (&*group.name, group.without_effect(pools)));
+    let without_effect = everybody
+        .chain(groups)
+        .filter_map(|(name, settings)| (!settings.is_empty()).then(|| json!({ "tenant": name, "settings": settings })));
     json!({
         "groups": tenants.groups().count(),
         "endpoints": tenants.table().endpoints(),
@@ -58,11 +59,18 @@ pub(super) fn policy_memory(control: &Control) -> Value {
     json!({ "bytes": bytes, "limit_bytes": most, "without_room": without_room.collect::<Value>() })
 }
 
-/// All of `/tenants`.
-pub(super) fn all(tenants: &Registry, process: Attribution, cpu_quota: Value) -> Value {
+/// All of `/tenants`; with the endpoints that have policies in a world, if one is given.
+pub(super) fn all(tenants: &Registry, process: Attribution, cpu_quota: Value, world: Option<&World>) -> Value {
     let groups: HashMap<TenantId, &Group> = tenants.groups().map(|(id, group)| (id, &**group)).collect();
     let tallies = tenants.books().tallies();
-    let rows = tallies.iter().map(|tally| tenant(tally, tenants, groups.get(&tally.id).copied()));
+    let mut endpoints = world.map(endpoints);
+    let rows = tallies.iter().map(|tally| {
+        let mut entry = tenant(tally, tenants, groups.get(&tally.id).copied());
+        if let Some(endpoints) = &mut endpoints {
+            entry["endpoints"] = endpoints.remove(&tally.id).unwrap_or_default().into();
+        }
+        entry
+    });
     json!({
         "endpoints": tenants.table().endpoints(),
         "endpoints_sharing_accounts": tenants.crowded(),
@@ -78,6 +86,29 @@ pub(super) fn all(tenants: &Registry, process: Attribution, cpu_quota: Value) ->
             "cpu_quota": cpu_quota,
         },
     })
+}
+
+/// Whose policies each tenant owns, by the numbers of endpoints: of one with several addresses those that are the tenant's.
+fn endpoints(world: &World) -> HashMap<TenantId, Vec<Value>> {
+    let mut all: BTreeMap<(u64, TenantId), Vec<String>> = BTreeMap::new();
+    for policy in world.policy.endpoints() {
+        for key in policy.keys() {
+            let name = match key {
+                EndpointKey::Address(address) => address.to_string(),
+                EndpointKey::Name(name) => name.to_string(),
+            };
+            let addresses = all.entry((policy.endpoint_id(), tenant_of(world, key))).or_default();
+            // Of several policies that claim it.
+            if !addresses.contains(&name) {
+                addresses.push(name);
+            }
+        }
+    }
+    let mut of_tenant: HashMap<TenantId, Vec<Value>> = HashMap::new();
+    for ((number, tenant), addresses) in all {
+        of_tenant.entry(tenant).or_default().push(json!({ "endpoint_id": number, "addresses": addresses }));
+    }
+    of_tenant
 }
 
 fn refused(tenants: &Registry) -> Value {
@@ -104,6 +135,9 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
         "requests": { "forwarded": forwarded, "denied": denied, "limited": limited, "failed": failed },
         "bytes": { "up": totals.bytes_up, "down": totals.bytes_down },
         "refusals": by_reason(totals.refusals()),
+        "denied": refused_by(totals, false),
+        "limited": refused_by(totals, true),
+        "would_limit": totals.shadowed().map(|(_, count)| count).sum::<u64>(),
         "shadow_refusals": by_reason(totals.shadowed()),
         "log_lost": log_lost(totals),
         "paced": totals.paced,
@@ -135,9 +169,16 @@ fn tenant(tally: &Tally, tenants: &Registry, group: Option<&Group>) -> Value {
     }
     if matches!(tally.kind, Kind::Group | Kind::Endpoint) && !tally.gone {
         entry["settings"] = json!(settings);
-        entry["settings_without_effect"] = settings.without_effect(tenants.books().pools()).into();
+        let pools = tenants.books().pools();
+        let of_members = group.map(|group| group.without_effect(pools));
+        entry["settings_without_effect"] = of_members.unwrap_or_else(|| settings.without_effect(pools)).into();
     }
     entry
+}
+
+/// Requests and connections that limits refused, or else policy.
+fn refused_by(totals: &Totals, limits: bool) -> u64 {
+    totals.refusals().filter(|(reason, _)| reason.is_limit() == limits).map(|(_, count)| count).sum()
 }
 
 fn by_kind(spent: [u64; WORKS]) -> Map<String, Value> {

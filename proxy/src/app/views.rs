@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
-use tollgate_policy::{Conflict, EndpointPolicy, Quarantine};
+use tollgate_policy::{Conflict, EndpointKey, EndpointPolicy, Quarantine};
 use tollgate_xds::{Status, Variant};
 
 use super::Request;
@@ -16,10 +16,11 @@ use crate::admin::{Actions, BoundListener, Views};
 use crate::config::{Config, ForwardedProto, Identities, Normalize, PolicySource};
 use crate::control::Control;
 use crate::control::listeners::{Discovered, NotServed, Report};
-use crate::control::memory::MemoryEnd;
+use crate::control::memory::Memory;
 use crate::control::quota::CpuQuota;
-use crate::explanation::{self, Asked, Enforced, Explained};
+use crate::explanation::{self, Asked, Enforced, Explained, PaidBy};
 use crate::identity::Sources;
+use crate::listener::connection::tenant_of;
 use crate::metrics::Metrics;
 use crate::policy_file::FilePlace;
 use crate::readiness::Readiness;
@@ -34,7 +35,7 @@ pub(super) struct ProcessViews {
     pub(super) discovered: Discovered,
     pub(super) readiness: Readiness,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) memory_end: MemoryEnd,
+    pub(super) memory: Arc<Memory>,
     pub(super) quota: Arc<CpuQuota>,
 }
 
@@ -119,7 +120,7 @@ impl Views for ProcessViews {
             status.insert("bootstrap_settings_without_effect".into(), json!(bootstrap.ignored));
         }
         status.insert("limits".into(), json!({ "connections": self.config.max_connections }));
-        status.insert("memory".into(), tenants::memory(&self.control.store().tenants(), self.memory_end));
+        status.insert("memory".into(), tenants::memory(&self.control.store().tenants(), self.memory.end()));
         status.insert("cpu_quota".into(), self.quota.to_json());
         status.insert("policy_memory".into(), tenants::policy_memory(&self.control));
         if let Some(memory) = self.metrics.log_memory() {
@@ -168,15 +169,26 @@ impl Views for ProcessViews {
             reference: None,
             offline: false,
         };
-        explanation::explain(asked, &enforced).map_err(|error| error.to_string())
+        let explained = explanation::explain(asked, &enforced).map_err(|error| error.to_string())?;
+        let tenant = tenant_of(&world, &EndpointKey::from(asked.endpoint));
+        let names = self.control.store().tenants().books().names();
+        let names = names.load();
+        let name = names.of(tenant).unwrap_or_default();
+        Ok(explained.paid_by(PaidBy::new(name, world.tenants.settings(tenant))))
     }
 
     fn clusters(&self) -> Vec<String> {
         self.discovered.clusters.names().into_iter().collect()
     }
 
-    fn tenants(&self) -> Value {
-        tenants::all(&self.control.store().tenants(), self.metrics.attribution(), self.quota.to_json())
+    fn tenants(&self, endpoints: bool) -> Value {
+        let world = endpoints.then(|| self.control.store().load().clone());
+        tenants::all(
+            &self.control.store().tenants(),
+            self.metrics.attribution(),
+            self.quota.to_json(),
+            world.as_deref(),
+        )
     }
 
     fn listeners(&self) -> Vec<BoundListener> {

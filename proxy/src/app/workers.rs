@@ -125,7 +125,12 @@ fn run(seed: Seed) -> io::Result<()> {
         tracing::error!(%error, "a worker cannot start; raise the limit of open files");
     })?;
     let (fairness, quota) = (seed.fairness, seed.quota.clone());
-    let accounts = Accounts { metrics: seed.flows.metrics().clone(), world: Arc::clone(&seed.world) };
+    let is_watched = matches!(seed.role, Role::Worker(_, Some(_)));
+    let accounts = Accounts {
+        metrics: seed.flows.metrics().clone(),
+        world: Arc::clone(&seed.world),
+        arrivals: is_watched.then(Rc::default),
+    };
     // Every task that is left is dropped then: their sockets close and their records are sent.
     let metrics = seed.flows.metrics().clone();
     run_tasks(&runtime, fairness, accounts, quota, |groups| serve(seed, groups)).ok_or_else(|| {

@@ -22,7 +22,8 @@ use crate::policy_file::{self, FilePlace, FileResource, PolicyResource};
 ///
 /// With METHOD and PATH the request is judged, without them the connection alone. The request is read as the proxy reads one
 /// that comes as HTTP/1.1, with the default settings of a listener, or with those of the running proxy's first listener for
-/// the direction: what it refuses or redirects before policy is answered so here.
+/// the direction: what it refuses or redirects before policy is answered so here. Limits of tenants are no matter of policy: a
+/// running proxy names the tenant and its ceilings beside the answer.
 #[derive(Debug, clap::Args)]
 #[command(
     group = ArgGroup::new("direction").required(true),
@@ -232,7 +233,12 @@ fn policies(paths: &[PathBuf]) -> Result<(Vec<NetworkPolicy>, Vec<FilePlace>), F
                     policies.push(policy);
                     places.push(place);
                 }
-                Err(error) => mistakes.push(format!("{place}: {error}")),
+                Err(error) => {
+                    mistakes.push(format!("{place}: {error}"));
+                    let denying = NetworkPolicy::denying(&policy).filter(|_| listed);
+                    places.extend(denying.is_some().then_some(place));
+                    policies.extend(denying);
+                }
             }
         }
     }
@@ -241,7 +247,8 @@ fn policies(paths: &[PathBuf]) -> Result<(Vec<NetworkPolicy>, Vec<FilePlace>), F
     }
     for line in left_out {
         // A standard error that is closed keeps nobody from the answer.
-        let _ = writeln!(std::io::stderr(), "tollgate: warning: {line} (judged without it, as the proxy does)");
+        let _ =
+            writeln!(std::io::stderr(), "tollgate: warning: {line} (judged without what it allows, as the proxy does)");
     }
     match mistakes.is_empty() {
         true => Ok((policies, places)),

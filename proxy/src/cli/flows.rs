@@ -1,10 +1,14 @@
 //! `tollgate flows`: what a running proxy decided, newest last. Records come worker by worker; here they are put in order,
 //! unless they are followed.
 
+use std::io::{self, Write as _};
+
 use http_body_util::BodyExt as _;
 use serde_json::Value;
+use tollgate_proto::nearest::nearest;
 
 use super::{AdminAddress, Exit, Failure, Output, admin_client, asynchronously, print};
+use crate::visible::visible;
 
 /// Show flow records of a running proxy
 ///
@@ -28,6 +32,9 @@ pub(super) struct Args {
     /// Only what a limit refused; with --denied, both
     #[arg(long)]
     limited: bool,
+    /// Only what a limit in shadow would have refused, or held back; with --denied or --limited, those too
+    #[arg(long)]
+    would_limit: bool,
     /// Only what this tenant pays for
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
@@ -45,6 +52,12 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 
 async fn show(args: &Args) -> Result<Exit, Failure> {
     let address = &args.admin.admin;
+    if args.follow
+        && let Some(why) = unknown_tenant(args).await
+    {
+        // It may come yet. A standard error that is closed keeps nobody from following.
+        let _ = writeln!(io::stderr(), "tollgate: warning: {why}");
+    }
     let response = admin_client::open(address, &path(args)).await.map_err(Failure::cannot_tell)?;
     let mut body = response.into_body();
     let (mut partial, mut kept) = (Vec::new(), String::new());
@@ -71,14 +84,37 @@ async fn show(args: &Args) -> Result<Exit, Failure> {
     if args.follow {
         return Err(Failure::cannot_tell(format_args!("admin {address}: the proxy went away")));
     }
+    // One that is gone may have records still, and one that is there none yet.
+    if kept.is_empty()
+        && let Some(why) = unknown_tenant(args).await
+    {
+        return Err(Failure::bad_input(why));
+    }
     show_lines(in_order(&kept).into_iter(), args).map(|_| Exit::Fine)
+}
+
+/// Why there is nothing of the tenant that is asked for: nobody is called so. `None` where that cannot be told.
+async fn unknown_tenant(args: &Args) -> Option<String> {
+    let wanted = args.tenant.as_deref()?;
+    let answer = admin_client::get(&args.admin.admin, "/tenants").await.ok()?;
+    let shown: Value = serde_json::from_slice(&answer).ok()?;
+    let names: Vec<&str> = shown["tenants"].as_array()?.iter().filter_map(|tenant| tenant["name"].as_str()).collect();
+    (!names.contains(&wanted)).then(|| misspelt(wanted, &names))
+}
+
+fn misspelt(wanted: &str, names: &[&str]) -> String {
+    let wanted = wanted.escape_debug();
+    match nearest(&wanted.to_string(), names) {
+        Some(near) => format!("--tenant: no tenant is called \"{wanted}\"; did you mean \"{}\"?", near.escape_debug()),
+        None => format!("--tenant: no tenant is called \"{wanted}\"; `tollgate tenants --all` names all"),
+    }
 }
 
 /// Returns whether anybody still reads.
 fn show_lines<'l>(lines: impl Iterator<Item = &'l str>, args: &Args) -> Result<bool, Failure> {
     print(&match args.output {
         Output::Json => lines.map(|line| format!("{line}\n")).collect::<String>(),
-        Output::Text => lines.map(|line| text(line) + "\n").collect(),
+        Output::Text => lines.map(|line| visible(&text(line)).into_owned() + "\n").collect(),
     })
 }
 
@@ -103,6 +139,9 @@ fn path(args: &Args) -> String {
     }
     if args.limited {
         query.push("limited=1".to_owned());
+    }
+    if args.would_limit {
+        query.push("would_limit=1".to_owned());
     }
     if let Some(tenant) = &args.tenant {
         query.push(format!("tenant={}", percent_encode(tenant)));
@@ -156,12 +195,10 @@ fn text(line: &str) -> String {
     if record.get("tenant").is_some() {
         out += &format!(" tenant={}", word("/tenant"));
     }
-    if record.get("reason").is_some() {
-        out += &format!(" reason={}", word("/reason"));
+    if let Some(held_back) = record["paced_us"].as_u64() {
+        out += &format!(" paced={}", milliseconds(held_back));
     }
-    if record.get("detail").is_some() {
-        out += &format!(" ({})", word("/detail"));
-    }
+    out += &why(&record, word);
     let rule = |path: &str, name: &str| match record.pointer(name) {
         // As JSON, so that a name with quotes or line ends stays one word on one line.
         Some(name) => format!("{} {name}", word(path)),
@@ -183,6 +220,19 @@ fn text(line: &str) -> String {
         out += &format!(" {label}={}", names.join(","));
     }
     out
+}
+
+/// Of microseconds.
+fn milliseconds(microseconds: u64) -> String {
+    format!("{}.{:03}ms", microseconds / 1000, microseconds % 1000)
+}
+
+/// Why it ended as it did, and which limit it would have met. The detail is about the first of the two that there is.
+fn why(record: &Value, word: impl Fn(&str) -> String) -> String {
+    let detail = record.get("detail").map(|_| format!(" ({})", word("/detail")));
+    let said = ["reason", "would_limit"].into_iter().filter(|name| record.get(name).is_some());
+    let said = said.map(|name| format!(" {name}={}", word(&format!("/{name}")))).enumerate();
+    said.map(|(at, text)| if at == 0 { text + detail.as_deref().unwrap_or_default() } else { text }).collect()
 }
 
 #[cfg(test)]
@@ -217,6 +267,30 @@ mod tests {
         assert_eq!(text(line), expected);
         let line = r#"{"policy":{"nearest_miss":{"rule":"69 ingress","name":"n","field":"x","expected":"present"}}}"#;
         assert!(text(line).ends_with(" nearest: x is not present (69 ingress \"n\")"), "{}", text(line));
+    }
+
+    #[test]
+    fn who_is_held_back_is_told_from_who_is_slow() {
+        let line = r#"{"tenant":"a","paced_us":1500023,"paced_by":"tenant_bandwidth"}"#;
+        assert!(text(line).ends_with(" tenant=a paced=1500.023ms"), "{}", text(line));
+    }
+
+    #[test]
+    fn a_name_that_nobody_has_is_no_empty_answer() {
+        let names = ["_unknown", "team-a", "endpoint-69"];
+        assert_eq!(misspelt("taem-a", &names), "--tenant: no tenant is called \"taem-a\"; did you mean \"team-a\"?");
+        let far = misspelt("x\n", &names);
+        assert_eq!(far, "--tenant: no tenant is called \"x\\n\"; `tollgate tenants --all` names all");
+    }
+
+    #[test]
+    fn what_a_shadow_would_have_done_is_said_beside_what_was() {
+        let said = |members: &str| text(&format!("{{{members}}}")).split_once("-> : () ").unwrap().1.to_owned();
+        let would = r#""would_limit":"tenant_rate""#;
+        let alone = format!(r#"{would},"detail":"ceilings.requests: 1/s, burst 4""#);
+        assert_eq!(said(&alone), "would_limit=tenant_rate (ceilings.requests: 1/s, burst 4)");
+        let both = format!(r#""reason":"bad_authority",{would},"detail":"two""#);
+        assert_eq!(said(&both), "reason=bad_authority (two) would_limit=tenant_rate");
     }
 
     #[test]

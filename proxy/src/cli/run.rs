@@ -1,5 +1,6 @@
 //! `tollgate run`: the proxy.
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use super::{Exit, Failure, print};
@@ -21,7 +22,7 @@ pub(super) struct Args {
     /// Configuration file: Tollgate YAML, or the Envoy bootstrap that Cilium's chart writes (JSON or YAML); relative paths in it are relative to the working directory
     #[arg(short, long, value_name = "FILE")]
     config: PathBuf,
-    /// Only check the configuration, and list every mistake in it
+    /// Only check the configuration: list every mistake in it, and warn of settings that have no effect beside others
     #[arg(long)]
     check: bool,
     /// What to log: off, error, warn, info, debug, trace, or a filter such as info,tollgate::http=debug
@@ -41,6 +42,10 @@ pub(super) fn run(args: Args) -> Result<Exit, Failure> {
     let mut config = config::load(&args.config).map_err(Failure::bad_input)?;
     config.reported_version = args.reported_version.or(config.reported_version);
     if args.check {
+        for setting in config.without_effect() {
+            // A standard error that is closed keeps nobody from the answer.
+            let _ = writeln!(io::stderr(), "tollgate: warning: {}: no effect: {setting}", args.config.display());
+        }
         print(&format!("{}: the configuration is right\n", args.config.display()))?;
         return Ok(Exit::Fine);
     }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value};
 
 use super::{AdminAddress, Exit, Failure, Output, admin_client, asynchronously, print, print_json};
+use crate::visible::visible;
 
 /// Show the state of a running proxy
 ///
@@ -135,8 +136,8 @@ fn inline(value: &Value) -> String {
         Value::Bool(true) => "yes".to_owned(),
         Value::Bool(false) => "no".to_owned(),
         Value::Number(number) => number.to_string(),
-        // Control characters of a peer's message must not reach a terminal.
-        Value::String(text) => text.chars().flat_map(printable).collect(),
+        // A peer's message must not steer a terminal.
+        Value::String(text) => visible(text).into_owned(),
         Value::Array(items) if items.is_empty() => "none".to_owned(),
         Value::Array(items) => items.iter().map(inline).collect::<Vec<_>>().join(", "),
         Value::Object(members) if members.is_empty() => "none".to_owned(),
@@ -152,14 +153,6 @@ fn inline(value: &Value) -> String {
             members.collect::<Vec<_>>().join(" ")
         }
     }
-}
-
-fn printable(c: char) -> impl Iterator<Item = char> {
-    let (escaped, plain) = match c.is_control() {
-        true => (Some(c.escape_default()), None),
-        false => (None, Some(c)),
-    };
-    escaped.into_iter().flatten().chain(plain)
 }
 
 #[cfg(test)]
@@ -203,7 +196,7 @@ mod tests {
             "waiting_for": ["first policy", "listener ingress"],
             "policy": {
                 "refused": [{ "name": "9", "reason": "endpoint_ips: is empty" }],
-                "quarantined": [{ "rule": "69", "element": "port", "reason": "\u{1b}[31mbad" }],
+                "quarantined": [{ "rule": "69", "element": "port", "reason": "\u{1b}[31mb\u{202e}ad" }],
                 "conflicts": [{ "endpoint": "10.0.0.1", "enforced": ["1", "2"] }],
                 "missing_secrets": [{ "name": "token", "reason": "is not delivered" }],
             },
@@ -218,7 +211,7 @@ mod tests {
             [
                 "not ready: waits for first policy, listener ingress",
                 "policy refused: name=9 reason=\"endpoint_ips: is empty\"",
-                "not enforced as written: rule=69 element=port reason=\\u{1b}[31mbad",
+                "not enforced as written: rule=69 element=port reason=\\u{1b}[31mb\\u{202e}ad",
                 "claimed by several policies: endpoint=10.0.0.1 enforced=(1, 2)",
                 "secret missing, so the rules that need it admit nothing: name=token reason=\"is not delivered\"",
                 "listener not served as the control plane asks: name=lb reason=\"no cleartext\"",

@@ -1,5 +1,7 @@
 //! `tollgate tenants`: who uses the proxy, and how much of it.
 
+mod endpoints;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,14 +12,15 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use super::{AdminAddress, Exit, Failure, Output, admin_client, asynchronously, print, print_json};
+use crate::visible::misleads;
 
 /// Clears a terminal and goes to its first line (ECMA-48: ED, CUP).
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// Show who uses a running proxy, and how much of it
 ///
-/// One line per tenant: weight, share of what the table is sorted by, requests, refusals, connections, bytes, memory, and what its
-/// ceiling of bytes holds back now. On a terminal it goes on until interrupted, with rates since the line before; otherwise, or
+/// One line per tenant: weight, share of what the table is sorted by, requests, what of requests and connections policy denied, limits
+/// refused and limits in shadow would have refused, connections, bytes, memory, and what its ceiling of bytes holds back now. On a terminal it goes on until interrupted, with rates since the line before; otherwise, or
 /// with --once, it shows what was counted since each tenant came.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -40,6 +43,9 @@ pub(super) struct Args {
     /// Also endpoints that have done nothing; groups are shown in any case
     #[arg(short, long)]
     all: bool,
+    /// Which endpoint is whose: endpoints that have policies, with their addresses and tenants
+    #[arg(long, conflicts_with_all = ["sort", "all"])]
+    endpoints: bool,
     /// How to print it: a table, or what the proxy says, once
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
     output: Output,
@@ -59,8 +65,14 @@ enum Sort {
     Connections,
     /// Memory held now
     Memory,
-    /// Refused requests and connections
+    /// Requests and connections that policy denied or a limit refused
     Refusals,
+    /// Those that policy denied, or that were no proper requests
+    Denied,
+    /// Those that a limit refused
+    Limited,
+    /// Those that a limit in shadow would have refused
+    Shadow,
     /// Name
     Name,
 }
@@ -71,6 +83,9 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 
 async fn show(args: &Args) -> Result<Exit, Failure> {
     let first = look(args).await?;
+    if args.endpoints && args.output == Output::Text {
+        return print(&endpoints::table(&first)).map(|_| Exit::Fine);
+    }
     if args.output == Output::Json {
         return print_json(&first).map(|_| Exit::Fine);
     }
@@ -95,7 +110,8 @@ async fn show(args: &Args) -> Result<Exit, Failure> {
 
 async fn look(args: &Args) -> Result<Value, Failure> {
     let address = &args.admin.admin;
-    let answer = admin_client::get(address, "/tenants").await.map_err(Failure::cannot_tell)?;
+    let path = if args.endpoints { "/tenants?endpoints=1" } else { "/tenants" };
+    let answer = admin_client::get(address, path).await.map_err(Failure::cannot_tell)?;
     let shown: Option<Value> = serde_json::from_slice(&answer).ok();
     shown.filter(|shown| shown["tenants"].is_array()).ok_or_else(|| {
         let reason =
@@ -114,7 +130,10 @@ struct Row {
     /// Seconds; `None` where they are not measured.
     cpu: Option<f64>,
     requests: f64,
-    refusals: f64,
+    denied: f64,
+    limited: f64,
+    /// What limits in shadow would have refused.
+    shadow: f64,
     up: f64,
     down: f64,
     connections: f64,
@@ -135,14 +154,15 @@ fn rows(shown: &Value) -> Vec<Row> {
         counts.as_object().map_or(0.0, |counts| counts.values().filter_map(Value::as_f64).fold(0.0, |sum, n| sum + n))
     };
     let row = |tenant: &Value| Row {
-        // Names of a control plane; no control character of theirs gets to a terminal.
-        name: tenant["name"].as_str().unwrap_or("?").chars().filter(|c| !c.is_control()).collect(),
+        name: printable(tenant["name"].as_str().unwrap_or("?")),
         weight: tenant["weight"].as_u64().unwrap_or(1),
         open: tenant["connections_open"].as_f64().unwrap_or(0.0),
         in_flight: tenant["requests_in_flight"].as_f64().unwrap_or(0.0),
         cpu: tenant["cpu_seconds"].as_f64(),
         requests: sum(&tenant["requests"]),
-        refusals: sum(&tenant["refusals"]),
+        denied: tenant["denied"].as_f64().unwrap_or(0.0),
+        limited: tenant["limited"].as_f64().unwrap_or(0.0),
+        shadow: tenant["would_limit"].as_f64().unwrap_or(0.0),
         up: tenant["bytes"]["up"].as_f64().unwrap_or(0.0),
         down: tenant["bytes"]["down"].as_f64().unwrap_or(0.0),
         connections: tenant["connections"].as_f64().unwrap_or(0.0),
@@ -154,6 +174,11 @@ fn rows(shown: &Value) -> Vec<Row> {
     tenants.iter().map(row).collect()
 }
 
+/// Names of a control plane: none of them steers a terminal.
+fn printable(name: &str) -> String {
+    name.chars().filter(|c| !misleads(*c)).collect()
+}
+
 impl Row {
     /// What has happened since `before`, by the second. What is open is not a rate.
     fn rate(&self, before: &Self, seconds: f64) -> Self {
@@ -161,7 +186,9 @@ impl Row {
         Self {
             cpu: self.cpu.map(|cpu| rate(cpu, before.cpu.unwrap_or(0.0))),
             requests: rate(self.requests, before.requests),
-            refusals: rate(self.refusals, before.refusals),
+            denied: rate(self.denied, before.denied),
+            limited: rate(self.limited, before.limited),
+            shadow: rate(self.shadow, before.shadow),
             up: rate(self.up, before.up),
             down: rate(self.down, before.down),
             connections: rate(self.connections, before.connections),
@@ -176,13 +203,17 @@ impl Row {
             Sort::Bytes => self.up + self.down,
             Sort::Connections => self.open,
             Sort::Memory => self.memory,
-            Sort::Refusals => self.refusals,
+            Sort::Refusals => self.denied + self.limited,
+            Sort::Denied => self.denied,
+            Sort::Limited => self.limited,
+            Sort::Shadow => self.shadow,
         }
     }
 
     fn is_idle(&self) -> bool {
-        let counts =
-            [self.open, self.cpu.unwrap_or(0.0), self.requests, self.refusals, self.up, self.down, self.connections];
+        let cpu = self.cpu.unwrap_or(0.0);
+        let (refusals, bytes) = (self.denied + self.limited + self.shadow, self.up + self.down);
+        let counts = [self.open, cpu, self.requests, refusals, bytes, self.connections];
         counts.iter().all(|count| *count == 0.0)
     }
 }
@@ -204,14 +235,16 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
     let width = rows.iter().map(|row| row.name.len()).chain(["TENANT".len()]).max().unwrap_or(0);
     let by_second = if before.is_some() { "/S" } else { "" };
     let mut out = format!(
-        "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>6} {:>5}\n",
+        "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>6} {:>5}\n",
         "TENANT",
         "WEIGHT",
         "SHARE",
         "CPU",
         format!("REQUESTS{by_second}"),
         "IN FLIGHT",
-        format!("REFUSED{by_second}"),
+        format!("DENIED{by_second}"),
+        format!("LIMITED{by_second}"),
+        format!("SHADOW{by_second}"),
         "OPEN",
         format!("CONNS{by_second}"),
         format!("UP{by_second}"),
@@ -230,14 +263,16 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             out,
-            "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>6} {:>5}",
+            "{:width$} {:>6} {:>6} {:>8} {:>10} {:>9} {:>8} {:>9} {:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>6} {:>5}",
             row.name,
             row.weight,
             format!("{share:.1}%"),
             cpu,
             number(row.requests),
             number(row.in_flight),
-            number(row.refusals),
+            number(row.denied),
+            number(row.limited),
+            number(row.shadow),
             number(row.open),
             number(row.connections),
             bytes(row.up),
@@ -250,7 +285,24 @@ fn table(now: &[Row], before: Option<(&[Row], f64)>, args: &Args) -> String {
     if rows.is_empty() {
         out += "nothing was done for anybody yet; --all shows every tenant\n";
     }
-    out
+    out + &built_in(&rows)
+}
+
+/// What those lines are whose names nobody gave.
+fn built_in(rows: &[Row]) -> String {
+    let known = [
+        ("_accept", "accepting connections"),
+        ("_overhead", "event loops and what else belongs to nobody"),
+        ("_system", "chores of the workers"),
+        ("_unknown", "addresses that no policy and no group knows"),
+    ];
+    let is_shown = |name: &str| rows.iter().any(|row| row.name == name);
+    let mut said: Vec<_> =
+        known.iter().filter(|(name, _)| is_shown(name)).map(|(name, what)| format!("{name}: {what}")).collect();
+    if rows.iter().any(|row| row.name.starts_with("_shared-")) {
+        said.push("_shared-…: endpoints for which there was no other room".to_owned());
+    }
+    if said.is_empty() { String::new() } else { format!("\n{}\n", said.join("; ")) }
 }
 
 /// What the process used and nobody is charged for, and what came from outside.
@@ -316,7 +368,11 @@ fn kinds(shown: &Value) -> String {
     let whole: f64 = spent.values().sum();
     let parts = spent.into_iter().filter(|(_, seconds)| *seconds > 0.0);
     let parts: Vec<_> = largest_first(parts.map(|(kind, part)| (kind, part / whole * 100.0))).collect();
-    if parts.is_empty() { String::new() } else { format!("{}\n", parts.join(", ")) }
+    if parts.is_empty() {
+        String::new()
+    } else {
+        format!("the time of all lines above went to: {}\n", parts.join(", "))
+    }
 }
 
 fn hundredths(value: f64) -> String {

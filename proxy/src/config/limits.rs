@@ -21,7 +21,7 @@ pub struct Limits {
     pub idle_connections: Option<IdleLimits>,
     /// How much memory the process may have.
     pub memory: MemoryLimit,
-    /// Workers keep below the processor time that the control group gives, if it has an end.
+    /// Workers keep below the processor time that the control group gives, if it has an end and is enough for that.
     pub cpu_quota: bool,
     /// Bytes that the kernel holds of what a peer has not been sent yet; `None`: as many as it likes.
     pub unsent: Option<u32>,
@@ -82,7 +82,7 @@ impl Default for Limits {
             http2_resets: Some(Rate { per_second: 200, burst: 1000 }),
             idle_connections: Some(IdleLimits::default()),
             memory: MemoryLimit::default(),
-            cpu_quota: false,
+            cpu_quota: true,
             unsent: Some(128 << 10),
         }
     }

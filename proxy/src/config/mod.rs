@@ -18,6 +18,7 @@ mod sections;
 mod tenants;
 #[cfg(test)]
 mod tests;
+mod without_effect;
 
 pub use dump::{listener as listener_to_json, to_json};
 pub use error::{ConfigError, ConfigErrors};

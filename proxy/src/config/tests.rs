@@ -81,7 +81,7 @@ fn every_key_is_read() {
 node: {{ id: "sidecar~10.0.0.9~pod.ns~ns.svc", cluster: edge }}
 workers: 3
 max_connections: 10
-limits: {{ mode: shadow, in_flight: 77, http2_control_frames: {{ per_second: 7 }}, http2_resets: "off", idle_connections: {{ above_percent: 5, before_request: 0s }}, memory: 512MiB, cpu_quota: cgroup, unsent: 64KiB }}
+limits: {{ mode: shadow, in_flight: 77, http2_control_frames: {{ per_second: 7 }}, http2_resets: "off", idle_connections: {{ above_percent: 5, before_request: 0s }}, memory: 512MiB, cpu_quota: off, unsent: 64KiB }}
 fairness: off
 drain_timeout: 500ms
 admin: {{ address: 127.0.0.1:9901 }}
@@ -130,7 +130,7 @@ listeners:
         http2_resets: None,
         idle_connections: Some(idle),
         memory: MemoryLimit::Bytes(512 << 20),
-        cpu_quota: true,
+        cpu_quota: false,
         unsent: Some(64 << 10),
     };
     assert_eq!(config.limits, limits);
@@ -739,6 +739,23 @@ fn the_group_of_the_example_file_has_every_setting() {
     let shown = serde_json::to_value(&groups[0].settings).expect("settings are JSON");
     let count = |part: &str| shown[part].as_object().map_or(0, serde_json::Map::len);
     assert_eq!(["guarantee", "ceilings", "policy"].map(count), [4, 12, 5], "{shown}");
+}
+
+#[test]
+fn settings_that_others_leave_without_effect_are_named() {
+    let idle = |text: &str| config(&format!("policies: {{ directory: /tmp }}\n{text}")).without_effect();
+    let group = "tenants: { groups: [{ name: a, members: { endpoint_ids: [7] }, ceilings: { cpu: 1, requests: 5 } }] }";
+    assert_eq!(idle(group), Vec::<String>::new());
+    let unmeasured = "with fairness: off no processor time is measured; set fairness: on";
+    assert_eq!(
+        idle(&format!("fairness: off\n{group}")),
+        [format!("tenants.groups, \"a\": ceilings.cpu: {unmeasured}")]
+    );
+    let default = "tenants: { default: { isolation: lane } }";
+    assert_eq!(
+        idle(&format!("lanes: off\n{default}")),
+        ["tenants.default: isolation: lane: with lanes: off there are none; set lanes: on"]
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The control groups that the process is in: where the kernel says what they may have.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 
 /// Where control groups are mounted.
@@ -32,7 +33,15 @@ pub(super) enum Version {
 impl Place {
     /// Of this process, now.
     pub(super) fn of_this_process() -> Self {
-        Self { lines: fs::read_to_string("/proc/self/cgroup").unwrap_or_default(), mounted: MOUNTED.into() }
+        Self::read().unwrap_or_else(|_| Self { lines: String::new(), mounted: MOUNTED.into() })
+    }
+
+    /// The same, where no groups and no answer are not the same.
+    ///
+    /// # Errors
+    /// The kernel's list cannot be read now.
+    pub(super) fn read() -> io::Result<Self> {
+        Ok(Self { lines: fs::read_to_string("/proc/self/cgroup")?, mounted: MOUNTED.into() })
     }
 
     /// The groups that have a say about the resource of this controller, and those that they are in.
@@ -68,7 +77,19 @@ impl Group {
         Some(fs::read_to_string(self.path(file)).ok()?.trim().to_owned())
     }
 
-    /// The same as a number. `None` also where the kernel says that there is no end (`max`, or -1).
+    /// The number in one of its files; `None` if that is not there, or says that there is no end.
+    ///
+    /// # Errors
+    /// It cannot be read now, which says nothing.
+    pub(super) fn read_number(&self, file: &str) -> io::Result<Option<u64>> {
+        match fs::read_to_string(self.path(file)) {
+            Ok(text) => Ok(text.trim().parse().ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What one of them says as a number. `None` also where the kernel says that there is no end (`max`, or -1).
     pub(super) fn number(&self, file: &str) -> Option<u64> {
         self.text(file)?.parse().ok()
     }

@@ -12,6 +12,7 @@ mod aside;
 mod settled;
 #[cfg(test)]
 mod tests;
+mod writers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,14 +21,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use notify::Event;
-use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RemoveKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RemoveKind};
 use tokio::time::{Instant, sleep, timeout};
 use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 use tollgate_proto::tenant::Tenant;
 
 use self::aside::Aside;
-use self::settled::{Attempt, Broken, Content, QUIET, Stamp};
-use super::watch::Watch;
+use self::settled::{Attempt, Broken, Content, Opened, QUIET, Stamp};
+use self::writers::Writers;
+use super::watch::{EVENTS, Watch};
 use crate::policy_file::claims::{Contested, contested};
 use crate::policy_file::{self, FilePlace, FileResource, PolicyFileError, PolicyFileErrors, PolicyResource};
 
@@ -36,6 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Between attempts to watch a directory that has vanished.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// What follows at a start where not all that a file claims can be told.
+const UNTOLD: &str = "not all that it claims can be told, so policies that claim the same decide without it";
 
 /// What the files of a directory hold, in the order of their names.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -64,6 +69,8 @@ pub struct Reading {
     pub set: PolicySet,
     /// Whether `set` differs from the reading before.
     pub changed: bool,
+    /// The directory could be listed once. Before, nothing is known of what it holds, and `set` is not that.
+    pub is_known: bool,
     /// What is wrong now and was not, or not in this way, at the reading before.
     pub errors: Vec<PolicyFileError>,
 }
@@ -95,8 +102,7 @@ pub enum DirectoryError {
 pub struct Directory {
     path: PathBuf,
     files: BTreeMap<PathBuf, File>,
-    /// Files that somebody has written to and not closed yet.
-    being_written: BTreeSet<PathBuf>,
+    writers: Writers,
     /// Why the directory could not be listed the last time.
     unreadable: Option<PolicyFileError>,
     /// Something happened since the last reading, and when it began.
@@ -109,6 +115,7 @@ pub struct Directory {
     errors: Vec<PolicyFileError>,
     /// Something that was wrong is right again.
     mended: bool,
+    /// A reading was handed out in which the directory could be listed.
     delivered: bool,
     aside: Aside,
 }
@@ -130,9 +137,9 @@ enum Found {
     /// Somebody may still be writing it.
     Unsettled,
     /// As another one, to be read aside.
-    Aside { stamp: Stamp, is_settled: bool },
+    Aside { stamp: Stamp, is_settled: bool, wants_claims: bool },
     /// With this content.
-    Read(Stamp, Content),
+    Read(Stamp, Content, Opened),
 }
 
 impl Directory {
@@ -148,7 +155,7 @@ impl Directory {
         Ok(Self {
             path: absolute,
             files: BTreeMap::new(),
-            being_written: BTreeSet::new(),
+            writers: Writers::default(),
             unreadable: None,
             pending_since: Some(Instant::now()),
             looked_too_early: false,
@@ -180,11 +187,13 @@ impl Directory {
                 let again = std::mem::take(&mut self.looked_too_early) || unsettled;
                 self.pending_since = again.then(Instant::now);
             }
-            let mended = std::mem::take(&mut self.mended);
-            if self.changed || !self.errors.is_empty() || mended || !self.delivered {
-                self.delivered = true;
+            let mended = self.writers.take_mended() | std::mem::take(&mut self.mended);
+            let is_first = !self.delivered && self.unreadable.is_none();
+            if self.changed || !self.errors.is_empty() || mended || is_first {
+                // What is broken in a directory that could not be listed at the start claims as much as at the start.
+                self.delivered |= is_first;
                 let (changed, errors) = (std::mem::take(&mut self.changed), std::mem::take(&mut self.errors));
-                return Reading { set: self.set(), changed, errors };
+                return Reading { set: self.set(), changed, is_known: self.delivered, errors };
             }
         }
     }
@@ -192,7 +201,7 @@ impl Directory {
     /// What is wrong with the directory and the files of the last reading, by name.
     pub fn failing(&self) -> impl Iterator<Item = &PolicyFileError> {
         let files = self.files.values().filter_map(|file| file.error.as_ref()).flat_map(PolicyFileErrors::iter);
-        self.unreadable.iter().chain(files)
+        self.unreadable.iter().chain(files).chain(self.writers.said())
     }
 
     fn set(&self) -> PolicySet {
@@ -210,11 +219,18 @@ impl Directory {
         set
     }
 
-    /// When something happened that is to be looked at; `None` when a large file has been read instead.
+    /// When something happened that is to be looked at; `None` when a large file has been read instead, or there is something to say.
     async fn wait_for_change(&mut self) -> Option<Instant> {
         loop {
-            if let Some(read) = self.aside.finished() {
-                self.take_from_aside(read);
+            if self.aside.is_finished() {
+                self.catch_up().await;
+                self.take_from_aside();
+                return None;
+            }
+            let now = Instant::now();
+            if self.writers.deadline().is_some_and(|deadline| deadline <= now) {
+                self.errors.extend(self.writers.say(now));
+                self.pending_since.get_or_insert(now);
                 return None;
             }
             if self.pending_since.is_some() {
@@ -223,16 +239,17 @@ impl Directory {
             match &mut self.watch {
                 Some(watch) => tokio::select! {
                     event = watch.events.recv() => match event {
-                        Some(event) => self.note(event),
+                        Some(event) => _ = self.note(event),
                         None => self.watch = None,
                     },
                     () = self.aside.wait() => {}
+                    () = self.writers.wait() => {}
                 },
                 None => {
                     sleep(RETRY).await;
                     self.watch = Watch::new([&*self.path]).ok();
                     if self.watch.is_some() {
-                        self.being_written.clear();
+                        self.writers.doubt_all(Instant::now());
                         self.pending_since = Some(Instant::now());
                     }
                 }
@@ -240,26 +257,38 @@ impl Directory {
         }
     }
 
-    fn take_from_aside(&mut self, read: aside::Read) {
-        let aside::Read { path, attempt, is_wanted } = read;
+    fn take_from_aside(&mut self) {
+        let Some(aside::Read { path, attempt, is_wanted }) = self.aside.finished() else { return };
         match attempt {
             _ if !is_wanted || !is_there(&path) => {}
-            // Its closing is an event of its own.
-            Attempt::Whole(..) if self.is_being_written(&path) => {}
             // Another may be in its place by now, and yet another when that has been read: this one is newer than what is known.
-            Attempt::Whole(stamp, content) => self.take(path, Some(stamp), content),
-            Attempt::Unsettled => self.pending_since = self.pending_since.or_else(|| Some(Instant::now())),
+            Attempt::Whole(stamp, content, opened) if self.is_finished(&path, &opened) => {
+                self.take(path, Some(stamp), content);
+            }
+            // Its closing is an event of its own, but that may have come already.
+            _ => _ = self.pending_since.get_or_insert_with(Instant::now),
         }
         self.aside.begin();
     }
 
-    /// Whether somebody writes the file who was not known to when it began to be read.
-    fn is_being_written(&mut self, path: &Path) -> bool {
-        while let Some(Ok(event)) = self.watch.as_mut().map(|watch| watch.events.try_recv()) {
-            self.looked_too_early = true;
-            self.note(event);
+    /// Whether nobody writes the file that was read, or has written it since.
+    fn is_finished(&self, path: &Path, opened: &Opened) -> bool {
+        !self.writers.has(path) && opened.stays()
+    }
+
+    /// Notes all that has happened until now: what had no place waits in the kernel until there is one.
+    async fn catch_up(&mut self) {
+        loop {
+            let mut count = 0;
+            while let Some(Ok(event)) = self.watch.as_mut().map(|watch| watch.events.try_recv()) {
+                count += 1;
+                self.looked_too_early |= self.note(event);
+            }
+            if count < EVENTS {
+                return;
+            }
+            sleep(Duration::from_millis(1)).await;
         }
-        self.being_written.contains(path)
     }
 
     /// Waits until nothing has happened for [`QUIET`], but not for ever: somebody may write all the time.
@@ -268,39 +297,33 @@ impl Directory {
             && let Some(watch) = &mut self.watch
             && let Ok(Some(event)) = timeout(QUIET, watch.events.recv()).await
         {
-            self.note(event);
+            let _ = self.note(event);
         }
     }
 
-    fn note(&mut self, event: notify::Result<Event>) {
+    /// Returns whether the directory is to be looked at.
+    fn note(&mut self, event: notify::Result<Event>) -> bool {
         let Ok(event) = event else {
             // The watch itself is in trouble; what it missed cannot be known.
             self.watch = None;
-            return;
+            return true;
         };
-        let written = AccessKind::Close(AccessMode::Write);
-        match event.kind {
-            EventKind::Access(kind) if kind != written => {}
-            EventKind::Modify(ModifyKind::Data(_)) => self.being_written.extend(event.paths),
-            // A new file is followed by its closing, and a new name of a finished one needs nothing else.
-            EventKind::Create(CreateKind::File) => {
-                self.pending_since = self.pending_since.or_else(|| Some(Instant::now()))
-            }
-            kind => {
-                if event.paths.contains(&self.path)
-                    && matches!(kind, EventKind::Remove(RemoveKind::Folder) | EventKind::Modify(ModifyKind::Name(_)))
-                {
-                    self.watch = None;
-                }
-                if event.need_rescan() {
-                    self.being_written.clear();
-                }
-                for path in &event.paths {
-                    self.being_written.remove(path);
-                }
-                self.pending_since = self.pending_since.or_else(|| Some(Instant::now()));
-            }
+        self.writers.note(&event, Instant::now());
+        let is_news = match event.kind {
+            EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
+            EventKind::Modify(ModifyKind::Data(_)) => false, // its closing is another event
+            _ => true,
+        };
+        if event.paths.contains(&self.path)
+            && matches!(event.kind, EventKind::Remove(RemoveKind::Folder) | EventKind::Modify(ModifyKind::Name(_)))
+        {
+            self.watch = None;
+            self.writers.clear();
         }
+        if is_news {
+            self.pending_since.get_or_insert_with(Instant::now);
+        }
+        is_news
     }
 
     /// Reads what has changed. Returns whether a file may still be in the making, which is not waited for any more when patience is over.
@@ -319,30 +342,29 @@ impl Directory {
                 self.changed |= !file.resources.is_empty();
                 self.mended |= file.error.is_some();
             }
-            self.being_written.remove(&path);
+            self.writers.forget(&path);
         }
         self.aside.keep_only(&names);
         let mut unsettled = false;
         for path in names {
             let known = self.files.get(&path);
             let is_missing = !self.delivered && known.is_none();
-            let found = match self.being_written.contains(&path) {
-                true if !is_missing => continue, // its closing is an event of its own
+            let found = match self.writers.has(&path) {
                 true => Found::Unsettled,
                 false => find(&path, known, self.delivered, is_over).await,
             };
-            let found = match found {
-                Found::Read(..) if self.is_being_written(&path) && !is_missing => continue,
-                Found::Read(..) if is_missing && self.being_written.contains(&path) => Found::Unsettled,
-                found => found,
-            };
+            let found = self.confirmed(&path, found).await;
             match found {
                 Found::Same => self.aside.forget(&path),
-                Found::Aside { stamp, is_settled } => self.aside.add(path, stamp, is_settled),
-                Found::Read(stamp, content) => {
+                Found::Aside { stamp, is_settled, wants_claims } => {
+                    self.aside.add(path, stamp, is_settled, wants_claims);
+                }
+                Found::Read(stamp, content, _) => {
                     self.aside.forget(&path);
                     self.take(path, Some(stamp), content);
                 }
+                // Its closing is an event of its own.
+                Found::Unsettled if !is_missing && self.writers.has(&path) => {}
                 Found::Unsettled => {
                     unsettled = true;
                     if is_missing && is_over {
@@ -352,6 +374,13 @@ impl Directory {
             }
         }
         unsettled
+    }
+
+    /// How the file was found, unless somebody has written it while it was read.
+    async fn confirmed(&mut self, path: &Path, found: Found) -> Found {
+        let Found::Read(_, _, opened) = &found else { return found };
+        self.catch_up().await;
+        if self.is_finished(path, opened) { found } else { Found::Unsettled }
     }
 
     /// Takes over what a file claims that is never found settled: the first reading waits for nobody for ever, and misses nothing in silence.
@@ -372,12 +401,16 @@ impl Directory {
                 self.mended |= file.error.take().is_some();
                 resources
             }
-            Err(Broken { errors, claims }) => {
+            Err(Broken { mut errors, claims, is_untold }) => {
+                let is_all = is_first || file.only_claims;
+                if is_all && is_untold {
+                    errors = errors.followed_by(UNTOLD);
+                }
                 if file.error.as_ref() != Some(&errors) {
                     self.errors.extend(errors.iter().cloned());
                 }
                 file.error = Some(errors);
-                if !is_first && !file.only_claims {
+                if !is_all {
                     return;
                 }
                 file.only_claims = true;
@@ -436,13 +469,15 @@ async fn find(path: &Path, known: Option<&File>, may_wait: bool, is_over: bool) 
     if !is_settled && is_waited_for {
         return Found::Unsettled;
     }
+    // Where it held something before, that stays instead.
+    let wants_claims = known.map_or(!may_wait, |file| file.only_claims);
     if may_wait && (!is_settled || stamp.length > aside::LARGE) {
-        return Found::Aside { stamp, is_settled };
+        return Found::Aside { stamp, is_settled, wants_claims };
     }
     let file = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || settled::read(&file, stamp, true)).await;
+    let read = tokio::task::spawn_blocking(move || settled::read(&file, stamp, true, wants_claims)).await;
     match read.unwrap_or_else(|_| Attempt::failed(path, stamp)) {
-        Attempt::Whole(stamp, content) => Found::Read(stamp, content),
+        Attempt::Whole(stamp, content, opened) => Found::Read(stamp, content, opened),
         Attempt::Unsettled => Found::Unsettled,
     }
 }

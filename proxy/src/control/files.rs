@@ -58,6 +58,9 @@ impl Control {
                 })
                 .collect();
             self.note_files(failing, contested);
+            if !reading.is_known {
+                continue;
+            }
             if first && !reading.set.hosts.is_empty() {
                 tracing::warn!("NetworkPolicyHosts in a policy directory have no effect; list them under `identities`");
             }
@@ -105,6 +108,8 @@ struct UnderWay {
     since: Instant,
     /// There is nothing newer, or what is newer waits for this one.
     is_wanted: bool,
+    /// Its endpoint denies until it is compiled.
+    is_overdue: bool,
 }
 
 /// What became of a policy that was compiled beside updates.
@@ -207,12 +212,23 @@ impl PolicyFiles {
             (later.into_iter().cloned().collect(), now.into_iter().cloned().collect())
         };
         let known = all.iter().map(|received| (received.name.clone(), Arc::clone(&received.policy))).collect();
+        // They wait whatever becomes of the others, or each failure would leave what they replace in force for as long again.
+        self.wait(later, &given_up);
+        let mut taken = Ok(());
         if !world.has_policy || !now.is_empty() || !removed.is_empty() {
             self.known.clear(); // all are news if this fails
             let order = if world.has_policy { ClaimOrder::Continues } else { ClaimOrder::BeginsAnew };
-            self.control.update_policies(now, removed, order).await?;
+            taken = self.control.update_policies(now, removed, order).await;
         }
-        self.known = known;
+        if taken.is_ok() {
+            self.known = known;
+        }
+        self.go_on();
+        taken
+    }
+
+    /// Has these compiled beside updates. What is in force now has been out of date since the first change of it that still waits.
+    fn wait(&mut self, later: Vec<Received>, given_up: &HashMap<String, Instant>) {
         for received in later {
             let (endpoint_id, bytes) = (received.policy.endpoint_id, received.policy.encoded_len());
             tracing::info!(
@@ -220,12 +236,9 @@ impl PolicyFiles {
                 bytes,
                 "a large policy is compiled; what its endpoint has now stays until then"
             );
-            // What is in force now has been out of date since the first change of it that still waits.
             let since = given_up.get(&received.name).copied().unwrap_or_else(Instant::now);
             self.waiting.push(Waiting { received, since });
         }
-        self.go_on();
-        Ok(())
     }
 
     /// Takes out of what waits, and of what is under way, whatever `is_over` says of. Returns by name since when it waited. What is under
@@ -258,7 +271,7 @@ impl PolicyFiles {
         let Some((smallest, _)) = sizes.enumerate().min_by_key(|(_, size)| *size) else { return };
         let Waiting { received, since } = self.waiting.swap_remove(smallest);
         let (control, name, policy) = (Arc::clone(&self.control), received.name.clone(), Arc::clone(&received.policy));
-        self.under_way = Some(UnderWay { received, since, is_wanted: true });
+        self.under_way = Some(UnderWay { received, since, is_wanted: true, is_overdue: false });
         self.tasks.spawn(run_soon(move || match NetworkPolicy::try_from(&*policy) {
             Ok(model) => {
                 let prepared = control.prepare_policy(&name, model);
@@ -270,7 +283,8 @@ impl PolicyFiles {
 
     /// What happens next. May be dropped and called again.
     pub(super) async fn next(&mut self) -> Event {
-        let under_way = self.under_way.iter().filter(|under_way| under_way.is_wanted).map(|under_way| under_way.since);
+        let under_way = self.under_way.iter().filter(|under_way| under_way.is_wanted && !under_way.is_overdue);
+        let under_way = under_way.map(|under_way| under_way.since);
         let oldest = self.waiting.iter().map(|waiting| waiting.since).chain(under_way).min();
         tokio::select! {
             biased;
@@ -309,17 +323,20 @@ impl PolicyFiles {
         self.go_on();
     }
 
-    /// Has whoever waits for too long deny until it is compiled.
+    /// Has whoever waits for too long deny until it is compiled. What is under way comes into force all the same, unless what is newer
+    /// denies: else a file that changes all the time would have its endpoint deny nearly all the time.
     async fn deny_overdue(&mut self) {
         let now = Instant::now();
         let is_overdue = |since: Instant| since + self.patience <= now;
         let mut overdue: Vec<Received> =
             self.waiting.extract_if(.., |waiting| is_overdue(waiting.since)).map(|waiting| waiting.received).collect();
-        if let Some(under_way) =
-            self.under_way.as_mut().filter(|under_way| under_way.is_wanted && is_overdue(under_way.since))
-        {
-            under_way.is_wanted = false;
-            overdue.push(under_way.received.clone());
+        if let Some(under_way) = self.under_way.as_mut().filter(|under_way| under_way.is_wanted) {
+            if overdue.iter().any(|newer| newer.name == under_way.received.name) {
+                under_way.is_wanted = false;
+            } else if !under_way.is_overdue && is_overdue(under_way.since) {
+                under_way.is_overdue = true;
+                overdue.push(under_way.received.clone());
+            }
         }
         for received in overdue {
             let (name, endpoint_id) = (received.name.clone(), received.policy.endpoint_id);

@@ -47,7 +47,7 @@ pub struct Control {
 struct State {
     /// The sources as received, by resource name, for dumps: in the form that takes the least memory.
     policies: BTreeMap<String, Box<[u8]>>,
-    /// Resources that cannot be enforced at all: name and reason.
+    /// Resources that cannot be enforced: name and reason.
     refused: BTreeMap<String, RefusedResource>,
     /// Files of the directory that do not load.
     unreadable: Vec<RefusedResource>,
@@ -65,7 +65,7 @@ struct State {
     first_policy: Option<Pending>,
 }
 
-/// A resource without any effect, because it names no endpoint that it could apply to, or a file that does not load.
+/// A resource that cannot be enforced, so that all that it claims denies, or a file that does not load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedResource {
     /// Decimal endpoint id, or the file.
@@ -402,9 +402,11 @@ impl Control {
 
     /// Says what of a policy has no effect or not the one that is written, unless that was said before.
     fn warn_of(&self, name: &str, place: Option<&FilePlace>, refused: Option<&RefusedResource>, snapshot: &Snapshot) {
+        let in_force = snapshot.policy(name);
+        let what = if in_force.is_some() { "allows nothing, and denies for what it claims" } else { "has no effect" };
         let mut problems: Vec<String> =
-            refused.iter().map(|refused| format!("policy {name:?} has no effect: {}", refused.reason)).collect();
-        if let Some(policy) = snapshot.policy(name) {
+            refused.iter().map(|refused| format!("policy {name:?} {what}: {}", refused.reason)).collect();
+        if let Some(policy) = in_force {
             let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
             let quarantined = policy.quarantined();
             problems.extend(quarantined.map(|quarantine| format!("not enforced as written: {quarantine}{place}")));

@@ -18,6 +18,11 @@ const EVERY: Duration = Duration::from_secs(1);
 const AIM: u32 = 965;
 /// The least that they aim at, however often the kernel stops them: others in the control group may be what uses it up.
 const LEAST_AIM: u32 = 700;
+/// A quota of fewer thousandths of a processor is not kept to, nor of fewer for each worker: a worker that waits looks every few
+/// milliseconds whether there is something left, which costs more than there is. T13 of `benches/neighbours`: with a tenth of a
+/// processor some requests wait longer than for the kernel, and with a hundredth hardly any is answered.
+const LEAST: u64 = 200;
+const LEAST_OF_A_WORKER: u64 = 20;
 /// How much lower they aim when they were stopped, and how much higher after a calm time, of so many looks.
 const DOWN: u32 = 20;
 const UP: u32 = 5;
@@ -38,6 +43,11 @@ impl Given {
     fn processors(&self) -> f64 {
         self.quota as f64 / self.period as f64
     }
+
+    /// Whether it is at least so many thousandths of a processor.
+    fn is_at_least(&self, thousandths: u64) -> bool {
+        u128::from(self.quota) * 1000 >= u128::from(self.period) * u128::from(thousandths)
+    }
 }
 
 /// The quota of the process, as the control side sees it.
@@ -46,6 +56,8 @@ pub struct CpuQuota {
     workers: Arc<Quota>,
     /// Nobody keeps to it.
     ignored: bool,
+    /// Nor to less than so many thousandths of a processor.
+    least: u64,
     /// `None` without an end.
     given: Mutex<Option<Given>>,
     aim: AtomicU64,
@@ -53,9 +65,13 @@ pub struct CpuQuota {
 }
 
 impl CpuQuota {
-    /// One that workers keep to, unless it is `ignored`.
-    pub fn new(ignored: bool) -> Self {
-        Self { ignored, ..Self::default() }
+    /// One that so many workers keep to, unless it is `ignored` or too small.
+    pub fn new(ignored: bool, workers: usize) -> Self {
+        Self { ignored, least: LEAST.max(LEAST_OF_A_WORKER.saturating_mul(workers as u64)), ..Self::default() }
+    }
+
+    fn is_kept_to(&self, given: &Given) -> bool {
+        !self.ignored && given.is_at_least(self.least)
     }
 
     /// One of half a processor, which nobody looks for.
@@ -92,7 +108,10 @@ impl CpuQuota {
     /// The part of `/status` and of `/tenants`.
     pub fn to_json(&self) -> Value {
         let given = self.given();
-        let aim = given.as_ref().filter(|_| !self.ignored).map(|_| self.aim.load(Ordering::Relaxed) as f64 / 1e3);
+        let aim = given
+            .as_ref()
+            .filter(|given| self.is_kept_to(given))
+            .map(|_| self.aim.load(Ordering::Relaxed) as f64 / 1e3);
         json!({
             "processors": given.as_ref().map(Given::processors),
             "quota_seconds": given.as_ref().map(|given| given.quota as f64 / 1e6),
@@ -113,14 +132,20 @@ impl CpuQuota {
         if before.as_ref().map(Given::processors) == processors {
             return;
         }
-        match self.ignored {
-            _ if processors.is_none() => tracing::info!("the control group gives processor time without an end"),
-            false => tracing::info!(
+        match given {
+            None => tracing::info!("the control group gives processor time without an end"),
+            Some(given) if self.is_kept_to(given) => tracing::info!(
                 processors,
                 "the control group limits processor time: workers keep below it, a slice at a time, so that the kernel does not \
                  stop them all when it is used up"
             ),
-            true => tracing::warn!(
+            Some(_) if !self.ignored => tracing::warn!(
+                processors,
+                least = self.least as f64 / 1e3,
+                "the control group gives too little processor time for workers to keep below it: when it is used up, the kernel \
+                 stops them all until the next period; raise its limit, or run fewer workers"
+            ),
+            Some(_) => tracing::warn!(
                 processors,
                 "the control group limits processor time, and workers do not keep below it (`limits.cpu_quota`, `limits.mode` or \
                  `fairness`): when it is used up, the kernel stops them all until the next period"
@@ -177,7 +202,8 @@ impl Following {
         self.quota.aim.store(self.aim.thousandths.into(), Ordering::Relaxed);
         let nanoseconds = |microseconds: u64| microseconds.saturating_mul(1000);
         let (cpu, period) = (nanoseconds(given.quota), nanoseconds(given.period));
-        self.quota.workers.set(Some(Allowance { cpu, period, aim: self.aim.thousandths }));
+        let kept = self.quota.given().is_some_and(|given| self.quota.is_kept_to(&given));
+        self.quota.workers.set(kept.then_some(Allowance { cpu, period, aim: self.aim.thousandths }));
     }
 }
 
@@ -267,6 +293,21 @@ mod tests {
         assert_eq!(least("0::/kubepods/pod7\n"), Some((7000, 10_000, "cpu.stat".into())));
         machine.write("cpu.max", "nonsense\n");
         assert_eq!(least("0::/kubepods/pod7\n"), None);
+    }
+
+    #[test]
+    fn a_quota_too_small_for_the_workers_is_not_kept_to() {
+        let kept = |quota, workers, ignored| {
+            let given = Given { quota, period: 100_000, counts: PathBuf::new() };
+            let found = CpuQuota::new(ignored, workers);
+            found.found(Some(&given));
+            (found.is_kept_to(&given), !found.to_json()["aimed_at"].is_null())
+        };
+        assert_eq!(kept(20_000, 1, false), (true, true));
+        assert_eq!(kept(19_999, 1, false), (false, false));
+        assert_eq!(kept(50_000, 25, false), (true, true));
+        assert_eq!(kept(50_000, 26, false), (false, false), "two hundredths for each worker");
+        assert_eq!(kept(50_000, 1, true), (false, false));
     }
 
     #[test]

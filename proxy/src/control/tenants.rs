@@ -13,7 +13,7 @@ use super::Control;
 use super::policies::ClaimOrder;
 use super::world::after_publishing;
 use crate::policy_file::FilePlace;
-use crate::tenant::{Delivered, Group, Pools, RefusedGroup, Settings};
+use crate::tenant::{Delivered, Group, RefusedGroup};
 
 /// Takes each state of `tollgate.tenant.v1.Tenant`.
 pub struct TenantHandler {
@@ -120,7 +120,8 @@ impl Control {
                 false => format!("tenant in force but for one part: {origin}: {reason}"),
             });
             let pools = tenants.books().pools();
-            let idle = tenants.groups().filter_map(|(_, group)| without_effect(&group.name, &group.settings, pools));
+            let idle =
+                tenants.groups().filter_map(|(_, group)| without_effect(&group.name, &group.without_effect(pools)));
             (refused.chain(idle).collect(), tenants.groups().count())
         };
         let news = self.say_once_of_tenants(problems);
@@ -131,9 +132,8 @@ impl Control {
     }
 }
 
-/// Settings of a tenant that are read but have no effect in this process, as a sentence.
-pub(crate) fn without_effect(name: &str, settings: &Settings, pools: Pools) -> Option<String> {
-    let settings = settings.without_effect(pools);
+/// Settings of a tenant that are read but have no effect in this process, if there are any, as a sentence.
+pub(crate) fn without_effect(name: &str, settings: &[String]) -> Option<String> {
     (!settings.is_empty()).then(|| format!("tenant {name:?}: no effect: {}", settings.join(", ")))
 }
 
@@ -143,6 +143,7 @@ mod tests {
 
     use super::*;
     use crate::policy_file::{self, FileResource, PolicyResource};
+    use crate::tenant::Pools;
 
     fn resource(bytes: &[u8]) -> Resource<Tenant> {
         let message = Tenant::decode(bytes).unwrap();

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use crate::overhead;
 
 /// Events between two readings; beyond it the watching thread waits, and the kernel's own queue takes over.
-const EVENTS: usize = 1024;
+pub(super) const EVENTS: usize = 1024;
 
 /// Directories that are watched, not what is below them. Dropped after its receiver, so that it never waits for a reader.
 #[derive(Debug)]

@@ -71,12 +71,12 @@ pub async fn run(directory: Directory, args: Args) -> anyhow::Result<()> {
 /// Connections cannot be accepted any more.
 pub async fn serve(mut directory: Directory, listener: Listener, report: Report) -> anyhow::Result<()> {
     let published = Arc::new(Published::new());
-    let first = directory.next().await;
-    publish(&published, first, &report); // before anyone can ask: a proxy must not take a start for an empty state
+    // Before anyone can ask: a proxy must not take a start for an empty state.
+    while !publish(&published, directory.next().await, &report) {}
     report(&Event::Listening { address: listener.address()? });
     let watching = async {
         loop {
-            publish(&published, directory.next().await, &report);
+            let _ = publish(&published, directory.next().await, &report);
         }
     };
     let service = server::service(Arc::clone(&published), Arc::clone(&report));
@@ -95,7 +95,8 @@ pub async fn serve(mut directory: Directory, listener: Listener, report: Report)
     }
 }
 
-fn publish(published: &Published, reading: crate::control::directory::Reading, report: &Report) {
+/// Returns whether there is something to serve, which there is not while the directory cannot be listed.
+fn publish(published: &Published, reading: crate::control::directory::Reading, report: &Report) -> bool {
     for error in reading.errors {
         report(&Event::FileError { error: error.to_string() });
     }
@@ -104,9 +105,12 @@ fn publish(published: &Published, reading: crate::control::directory::Reading, r
             report(&Event::Contested { error: contested.to_string() });
         }
     }
-    for change in published.replace(&reading.set) {
-        report(&change);
+    if reading.is_known {
+        for change in published.replace(&reading.set) {
+            report(&change);
+        }
     }
+    reading.is_known
 }
 
 /// An open socket for proxies.

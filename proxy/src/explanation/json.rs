@@ -59,6 +59,9 @@ pub(super) fn write(explained: &Explained) -> Value {
     if *checked {
         object["reference"] = "agrees".into();
     }
+    if let Some(paid_by) = &explained.paid_by {
+        object["tenant"] = paid_by.json();
+    }
     object
 }
 

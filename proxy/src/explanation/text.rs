@@ -52,6 +52,9 @@ pub(super) fn write(explained: &Explained) -> String {
     if *checked {
         out.push_str("  reference: agrees\n");
     }
+    if let Some(paid_by) = &explained.paid_by {
+        let _ = writeln!(out, "  tenant: {}", paid_by.text());
+    }
     if matches!(decision, Decision::Refused(_)) {
         return out; // no rule was asked
     }

@@ -63,6 +63,11 @@ fn write(out: &mut Vec<u8>, record: &FlowRecord, tenant: Option<&str>, place: (u
         out.extend_from_slice(b",\"detail\":");
         text(out, detail);
     }
+    if let Some(reason) = record.would_limit {
+        out.extend_from_slice(b",\"would_limit\":\"");
+        out.extend_from_slice(reason.code().as_bytes());
+        out.push(b'"');
+    }
     out.extend_from_slice(b",\"listener\":");
     text(out, &record.listener);
     if let Some(tenant) = tenant {

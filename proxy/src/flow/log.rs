@@ -19,10 +19,12 @@ const PAGE: usize = 128;
 /// What a reader wants to see.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowFilter {
-    /// Flows that policy refused, or that were no proper requests; with `limited`, both.
+    /// Flows that policy refused, or that were no proper requests. With others of these, all that any of them admits.
     pub denied: bool,
     /// Flows that a limit refused.
     pub limited: bool,
+    /// Flows that a limit in shadow would have refused, or held back.
+    pub would_limit: bool,
     /// Only flows of the tenant of this name.
     pub tenant: Option<String>,
 }
@@ -30,8 +32,10 @@ pub struct FlowFilter {
 impl FlowFilter {
     fn admits(&self, record: &FlowRecord, names: &NamesNow) -> bool {
         let of_tenant = || self.tenant.is_none() || names.of(record.tenant) == self.tenant.as_deref();
-        let wanted = (self.limited && record.is_limited()) || (self.denied && record.is_denial());
-        (wanted || !(self.denied || self.limited)) && of_tenant()
+        let wanted = self.limited && record.is_limited()
+            || self.denied && record.is_denial()
+            || self.would_limit && record.would_limit.is_some();
+        (wanted || !(self.denied || self.limited || self.would_limit)) && of_tenant()
     }
 }
 

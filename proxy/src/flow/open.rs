@@ -10,7 +10,7 @@ use tollgate_schedule::{Group, Spent, Work, mark};
 use super::access_log::{LogWay, LoggedFlow};
 use super::{Fields, FlowRecord, FlowSender, LogTarget, Outcome, Protocol};
 use crate::reason::Reason;
-use crate::tenant::{Charge, Head, Limited, LogItem, Payer, Table};
+use crate::tenant::{Charge, Head, Limited, LogItem, Pace, Payer, Scope, Table, WouldLimit};
 
 /// The record of a request or connection that is still open; hold it where the end is seen (for HTTP, in the
 /// response body).
@@ -59,13 +59,22 @@ impl OpenFlow {
     /// # Errors
     /// The limit of the tenant that it would exceed.
     pub(crate) fn admit(&mut self, tenants: &Table, head: &Head<'_>) -> Result<(), Limited> {
-        let admitted = self.charge.as_mut().map_or(Ok(()), |charge| charge.admit(tenants, head));
-        admitted.inspect_err(|limited| self.note_limited(*limited))
+        let admitted = self.charge.as_mut().map_or(Ok(None), |charge| charge.admit(tenants, head));
+        admitted
+            .map(|would_limit| self.note_would_limit(would_limit))
+            .inspect_err(|limited| self.note_limited(*limited))
+    }
+
+    /// Notes in the record the limit that would have refused it, were it not for the shadow: the first.
+    pub(crate) fn note_would_limit(&mut self, limited: WouldLimit) {
+        if let Some(limited) = limited {
+            self.record_mut().note_would_limit(limited);
+        }
     }
 
     /// Notes in the record what only the limit that it has met knows.
     pub(crate) fn note_limited(&mut self, limited: Limited) {
-        self.record_mut().of_remote = limited.of_remote;
+        self.record_mut().of_remote = limited.scope == Scope::Flow;
     }
 
     /// Notes in the record what the tasks of its connection use until its end, if anybody measures it.
@@ -138,10 +147,15 @@ impl OpenFlow {
         self.up.get().wrapping_add(self.down.get())
     }
 
-    /// Notes for how long in all a rate of bytes held it back. Who pays for that is told by [`crate::tenant::Pacing`].
-    pub(crate) fn note_paced(&mut self, time: Duration) {
+    /// Notes for how long in all a rate of bytes held it back, or that one in shadow would have: to be called when nothing of it waits
+    /// any more. Who pays for that is told by [`crate::tenant::Pacing`].
+    pub(crate) fn note_paced(&mut self, pace: Pace<'_>) {
+        let time = pace.rest();
         if !time.is_zero() {
             self.record_mut().paced_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+        }
+        if pace.would_wait() {
+            self.note_would_limit(Some(Limited::by(Reason::TenantBandwidth)));
         }
     }
 
@@ -174,6 +188,13 @@ impl Drop for OpenFlow {
         // Whatever was to be said: it ends by a defect of ours.
         let panicked = std::thread::panicking().then_some((Outcome::Failed, Some(Reason::Internal)));
         (record.outcome, record.reason) = panicked.unwrap_or(self.if_dropped);
+        if panicked.is_some()
+            && record.protocol != Protocol::Http2
+            && let Some(http) = record.http.as_mut().filter(|http| http.status == 0)
+        {
+            // The connection says so when it ends (`http/h1/owed.rs`).
+            http.status = Reason::Internal.answer().status;
+        }
         (record.bytes_up, record.bytes_down) = (self.up.get(), self.down.get());
         record.duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Some((group, before)) = self.work.take() {

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use tollgate_policy::{Direction, HeaderLog, LoggedHeader, NearestMiss, RuleRef, SecurityId};
 
 use crate::reason::Reason;
-use crate::tenant::TenantId;
+use crate::tenant::{Limited, Scope, TenantId};
 
 /// What the proxy did with the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,10 +117,13 @@ pub struct FlowRecord {
     pub outcome: Outcome,
     /// Why, whenever it is not a plain success.
     pub reason: Option<Reason>,
-    /// What exactly is wrong with a message that is refused before policy sees it; which limit it was, for what a limit refused.
+    /// What exactly is wrong with a message that is refused before policy sees it; which limit it was, for what a limit refused or one in
+    /// shadow would have.
     pub detail: Option<Box<str>>,
     /// What its tenant may have was not all taken: it was the part of this remote identity.
     pub of_remote: bool,
+    /// The limit that would have refused it, or held it back, were it not in shadow: the first.
+    pub would_limit: Option<Reason>,
     /// The rule that admitted it.
     pub rule: Option<RuleRef>,
     /// `name` of that rule, when it has one.
@@ -171,6 +174,21 @@ impl FlowRecord {
     /// Whether a limit refused it.
     pub(crate) fn is_limited(&self) -> bool {
         self.outcome == Outcome::Denied && self.reason.is_some_and(Reason::is_limit)
+    }
+
+    /// Notes a limit that would have refused it, were it not in shadow, unless another was noted before.
+    pub(crate) fn note_would_limit(&mut self, limited: Limited) {
+        if self.would_limit.is_none() {
+            (self.would_limit, self.of_remote) = (Some(limited.reason), limited.scope == Scope::Flow);
+        }
+    }
+
+    /// The limit that [`FlowRecord::detail`] is about: the one that refused it, or else, where nothing ended it, the one that would have.
+    pub(super) fn limit_to_explain(&self) -> Option<Reason> {
+        match self.reason {
+            Some(reason) => Some(reason).filter(|_| self.is_limited()),
+            None => self.would_limit,
+        }
     }
 
     /// Approximate memory, in bytes.
@@ -224,6 +242,7 @@ impl FlowRecord {
             reason: None,
             detail: None,
             of_remote: false,
+            would_limit: None,
             rule: None,
             rule_name: None,
             header_log: None,

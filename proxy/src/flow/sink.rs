@@ -1,5 +1,7 @@
-//! Sinks of flow records: one thread each, so that a blocked pipe or a full disk holds up nobody else.
+//! Sinks of flow records: one thread each, so that a blocked pipe or a full disk holds up nobody else. What waits for one has an end,
+//! and is lost beyond it, line by line: denials last, those of a flood first (`room.rs`).
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -12,11 +14,13 @@ use std::time::Duration;
 
 use super::FlowError;
 use super::portion::give_way;
+use super::room::Room;
 use crate::overhead;
+use crate::tenant::TenantId;
 
-/// Batches waiting for one sink, at most.
-const QUEUE: usize = 64;
-/// Bytes waiting for one sink, at most (one batch may exceed it alone).
+/// Records waiting for one sink, at most. Tenants share these places, of which some are for denials only.
+const QUEUE: usize = 8192;
+/// Bytes waiting for one sink, at most (one record may exceed it alone).
 pub(super) const QUEUE_BYTES: usize = 4 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -32,6 +36,7 @@ pub struct SinkCounters {
     pub lost: AtomicU64,
     /// Failed writes; each is tried again.
     pub errors: AtomicU64,
+    queued: AtomicUsize,
     queued_bytes: AtomicUsize,
 }
 
@@ -40,19 +45,45 @@ impl SinkCounters {
     pub(super) fn queued_bytes(&self) -> u64 {
         self.queued_bytes.load(Ordering::Relaxed) as u64
     }
+
+    fn leave(&self, batch: &Batch) {
+        self.queued.fetch_sub(batch.records, Ordering::Relaxed);
+        self.queued_bytes.fetch_sub(batch.bytes.len(), Ordering::Relaxed);
+    }
 }
 
-/// JSON lines for every sink, written at once.
-#[derive(Clone, Debug)]
+/// JSON lines of some records, for every sink.
+#[derive(Debug)]
 pub(super) struct Lines {
     pub(super) bytes: Arc<Vec<u8>>,
-    pub(super) records: u64,
+    pub(super) each: Vec<Line>,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line {
+    /// Where it ends; it begins where the one before does.
+    pub(super) end: usize,
+    /// Whose record it is.
+    pub(super) tenant: TenantId,
+    /// Whether that tells of a denial.
+    pub(super) denied: bool,
+}
+
+/// Lines that are written at once.
+#[derive(Debug)]
+struct Batch {
+    bytes: Arc<Vec<u8>>,
+    records: usize,
 }
 
 /// The flow thread's end of a sink.
 #[derive(Debug)]
 pub(super) struct Sink {
-    queue: SyncSender<Lines>,
+    /// Each batch holds a record, so there is a place for it whenever there is one for the record.
+    queue: SyncSender<Batch>,
+    /// Of places in it, and of bytes.
+    rooms: RefCell<[Room; 2]>,
     counters: Arc<SinkCounters>,
 }
 
@@ -85,6 +116,7 @@ impl Sink {
             written: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            queued: AtomicUsize::new(0),
             queued_bytes: AtomicUsize::new(0),
         });
         let (queue, batches) = sync_channel(QUEUE);
@@ -98,18 +130,47 @@ impl Sink {
                 drop(alive);
             })
             .map_err(FlowError::Thread)?;
-        Ok(Self { queue, counters })
+        let rooms = RefCell::new([Room::new(QUEUE as u64), Room::new(QUEUE_BYTES as u64)]);
+        Ok(Self { queue, rooms, counters })
     }
 
-    /// Queues the lines, or loses and counts them. Never blocks.
-    pub(super) fn offer(&self, lines: Lines) {
-        let (size, records) = (lines.bytes.len(), lines.records);
-        let queued = self.counters.queued_bytes.fetch_add(size, Ordering::Relaxed);
-        let full = queued > 0 && queued + size > QUEUE_BYTES;
-        if full || matches!(self.queue.try_send(lines), Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) {
-            self.counters.queued_bytes.fetch_sub(size, Ordering::Relaxed);
-            self.counters.lost.fetch_add(records, Ordering::Relaxed);
+    /// Queues the lines that there is room for; the others are lost, and counted. Never blocks.
+    pub(super) fn offer(&self, lines: &Lines) {
+        let counters = &self.counters;
+        let batch = self.admitted(lines);
+        counters.lost.fetch_add((lines.each.len() - batch.records) as u64, Ordering::Relaxed);
+        if batch.records == 0 {
+            return;
         }
+        counters.queued.fetch_add(batch.records, Ordering::Relaxed);
+        counters.queued_bytes.fetch_add(batch.bytes.len(), Ordering::Relaxed);
+        if let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = self.queue.try_send(batch) {
+            counters.leave(&batch);
+            counters.lost.fetch_add(batch.records as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// The lines that there is room for. Nothing is copied where that is all of them.
+    fn admitted(&self, lines: &Lines) -> Batch {
+        let [places, bytes] = &mut *self.rooms.borrow_mut();
+        let (queued, held) = (self.counters.queued.load(Ordering::Relaxed), self.counters.queued_bytes());
+        let (mut records, mut begin, mut size) = (0, 0, 0);
+        let mut some: Option<Vec<u8>> = None;
+        for Line { end, tenant, denied } in lines.each.iter().copied() {
+            let (line, length) = (begin..end, (end - begin) as u64);
+            if places.admits((queued + records) as u64, 1, tenant, denied)
+                && bytes.admits(held + size, length, tenant, denied)
+            {
+                places.take(1, tenant);
+                bytes.take(length, tenant);
+                (records, size) = (records + 1, size + length);
+                some.iter_mut().for_each(|some| some.extend_from_slice(&lines.bytes[line.clone()]));
+            } else {
+                some.get_or_insert_with(|| lines.bytes[..begin].to_vec());
+            }
+            begin = end;
+        }
+        Batch { bytes: some.map_or_else(|| Arc::clone(&lines.bytes), Arc::new), records }
     }
 
     pub(super) fn counters(&self) -> Arc<SinkCounters> {
@@ -122,11 +183,11 @@ fn stdout() -> io::Result<File> {
     Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }
 
-fn run(mut target: impl Write, batches: &Receiver<Lines>, counters: &SinkCounters) {
-    for lines in batches {
-        write_all(&mut target, &lines.bytes, counters);
-        counters.queued_bytes.fetch_sub(lines.bytes.len(), Ordering::Relaxed);
-        counters.written.fetch_add(lines.records, Ordering::Relaxed);
+fn run(mut target: impl Write, batches: &Receiver<Batch>, counters: &SinkCounters) {
+    for batch in batches {
+        write_all(&mut target, &batch.bytes, counters);
+        counters.leave(&batch);
+        counters.written.fetch_add(batch.records as u64, Ordering::Relaxed);
     }
 }
 

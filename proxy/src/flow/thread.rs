@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::channel::Doorbell;
 use super::portion::{REST, give_way};
-use super::sink::{Lines, Sink, SinkCounters};
+use super::sink::{Line, Lines, Sink, SinkCounters};
 use super::{AccessLogs, FlowConsumer, FlowLog, LogMemory, Sequenced, json};
 use crate::config::AccessLog;
 use crate::overhead;
@@ -210,16 +210,20 @@ fn hurry(hurries: bool, all: bool, pressed: bool) -> bool {
     pressed || hurries && !all
 }
 
-/// Says in records of what a limit refused which limit it was. Not done where it is refused: whoever floods is refused fast.
+/// Says in records of what a limit refused, or one in shadow would have, which limit it was. Not done where it is refused: whoever floods
+/// is refused fast.
 fn explain(batch: &mut [Sequenced], names: &Names) {
-    let mut limited =
-        batch.iter_mut().filter(|item| item.record.is_limited() && item.record.detail.is_none()).peekable();
+    let mut limited = batch
+        .iter_mut()
+        .filter(|item| item.record.detail.is_none() && item.record.limit_to_explain().is_some())
+        .peekable();
     if limited.peek().is_none() {
         return;
     }
     let names = names.load();
     for Sequenced { record, .. } in limited {
-        let limit = record.reason.and_then(|reason| names.limit(record.tenant, reason, record.http.is_some()));
+        let limit =
+            record.limit_to_explain().and_then(|reason| names.limit(record.tenant, reason, record.http.is_some()));
         let of_remote = |limit| format!("one remote identity's part of {limit}");
         record.detail = limit.map(|limit| if record.of_remote { of_remote(limit) } else { limit }.into());
     }
@@ -228,15 +232,14 @@ fn explain(batch: &mut [Sequenced], names: &Names) {
 /// Returns the size of the lines, a good first size for the next batch.
 fn offer(batch: &[Sequenced], sinks: &[Sink], capacity: usize, names: &Names) -> usize {
     let names = names.load();
-    let mut bytes = Vec::with_capacity(capacity);
+    let (mut bytes, mut each) = (Vec::with_capacity(capacity), Vec::with_capacity(batch.len()));
     for item in batch {
         json::write_line(&mut bytes, item, &names);
+        each.push(Line { end: bytes.len(), tenant: item.record.tenant, denied: item.record.is_denial() });
     }
     let size = bytes.len();
-    let lines = Lines { bytes: Arc::new(bytes), records: batch.len() as u64 };
-    for sink in sinks {
-        sink.offer(lines.clone());
-    }
+    let lines = Lines { bytes: Arc::new(bytes), each };
+    sinks.iter().for_each(|sink| sink.offer(&lines));
     size
 }
 

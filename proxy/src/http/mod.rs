@@ -4,6 +4,7 @@ mod authority;
 pub mod canonical;
 pub(crate) mod h1;
 pub(crate) mod h2;
+mod limit_fields;
 pub(crate) mod limits;
 pub(crate) mod request_id;
 pub(crate) mod respond;

@@ -1,8 +1,9 @@
 //! Local replies: what a client gets when the proxy answers itself. One table (`reason.rs`) says which status.
 
+use super::limit_fields;
 use crate::flow::OpenFlow;
 use crate::reason::Reason;
-use crate::tenant::Limited;
+use crate::tenant::{Limited, Scope};
 
 /// `content-type` values that make a request gRPC (the gRPC over HTTP/2 protocol).
 pub(crate) fn is_grpc(content_type: &[u8]) -> bool {
@@ -33,7 +34,9 @@ pub(crate) struct LocalReply {
     /// `x-envoy-overloaded`.
     overloaded: bool,
     /// The limit of a tenant that this is the answer of.
-    limit: Option<Reason>,
+    limited: Option<Limited>,
+    /// Whose limit it is, if that is known.
+    scope: Option<Scope>,
 }
 
 impl LocalReply {
@@ -50,21 +53,25 @@ impl LocalReply {
             location: None,
             reason: reason_header.then_some(reason),
             close: answer.close,
-            retry_after: None,
+            // Also where the status of HTTP is 200, so that it would not tell.
+            retry_after: (reason.is_limit() && matches!(answer.status, 429 | 503)).then_some(1),
             overloaded: reason.is_overload(),
-            limit: None,
+            limited: None,
+            // What memory lacks may be the tenant's, or everybody's.
+            scope: (reason.is_overload() && reason != Reason::TenantMemory).then(|| Limited::by(reason).scope),
         }
     }
 
     /// The refusal of a tenant's limit.
     pub(crate) fn limited(limited: Limited, grpc: bool, reason_header: bool) -> Self {
         let refusal = Self::refusal(limited.reason, grpc, "", reason_header);
-        Self { retry_after: Some(limited.retry_after_seconds()), limit: Some(limited.reason), ..refusal }
+        let retry_after = Some(limited.retry_after_seconds());
+        Self { retry_after, limited: Some(limited), scope: Some(limited.scope), ..refusal }
     }
 
     /// Whether HTTP/2 refuses the stream instead. gRPC has a status for it, which clients know, and which says why.
     pub(crate) fn refuses_stream(&self) -> bool {
-        self.grpc.is_none() && self.limit.is_some_and(Reason::refuses_streams)
+        self.grpc.is_none() && self.limited.is_some_and(|limited| limited.reason.refuses_streams())
     }
 
     /// 307 to the canonical form of the path.
@@ -80,7 +87,8 @@ impl LocalReply {
             close: answer.close,
             retry_after: None,
             overloaded: false,
-            limit: None,
+            limited: None,
+            scope: None,
         }
     }
 
@@ -102,6 +110,12 @@ impl LocalReply {
         if let Some(seconds) = self.retry_after.or_else(|| matches!(self.status, 429 | 503).then_some(1)) {
             fields.push(("retry-after", seconds.to_string().into_bytes()));
         }
+        if let Some(limited) = self.limited
+            && let Some(rate) = limited.rate
+        {
+            fields.push(("ratelimit-policy", limit_fields::policy(rate).into_bytes()));
+            fields.push(("ratelimit", limit_fields::used_up(limited.retry_after_seconds()).into_bytes()));
+        }
         if self.overloaded {
             fields.push(("x-envoy-overloaded", b"true".to_vec()));
         }
@@ -110,6 +124,9 @@ impl LocalReply {
         }
         if let Some(reason) = self.reason {
             fields.push(("x-tollgate-reason", reason.code().as_bytes().to_vec()));
+            if let Some(scope) = self.scope {
+                fields.push(("x-tollgate-limit", limit_fields::limit(reason, scope).into_bytes()));
+            }
         }
         fields
     }
@@ -119,8 +136,8 @@ impl LocalReply {
     pub(crate) fn log(&self, flow: &OpenFlow) {
         flow.log_response(self.status, |log| {
             self.fields().iter().for_each(|(name, value)| log.push(name.as_bytes(), value));
-            if let Some(limit) = self.limit.filter(|_| self.reason.is_none()) {
-                log.push(b"x-tollgate-reason", limit.code().as_bytes());
+            if let Some(limited) = self.limited.filter(|_| self.reason.is_none()) {
+                log.push(b"x-tollgate-reason", limited.reason.code().as_bytes());
             }
             log.push(b"content-length", self.body.len().to_string().as_bytes());
         });
@@ -129,7 +146,7 @@ impl LocalReply {
     /// The same where the client gets no answer, but a reset.
     pub(crate) fn log_refused_stream(&self, flow: &OpenFlow) {
         flow.log_response(0, |log| {
-            let reason = self.limit.or(self.reason);
+            let reason = self.limited.map(|limited| limited.reason).or(self.reason);
             reason.into_iter().for_each(|reason| log.push(b"x-tollgate-reason", reason.code().as_bytes()));
         });
     }
@@ -191,6 +208,23 @@ mod tests {
             assert_eq!((reply.status, reply.grpc), (200, Some((grpc_status, reason.code()))));
             assert!(reply.fields().contains(&("retry-after", retry_after.to_string().into_bytes())));
         }
+        let reply = LocalReply::refusal(Reason::TenantUpstreams, true, "", true);
+        assert!(reply.fields().contains(&("retry-after", b"1".to_vec())), "found out on the way to the upstream");
+    }
+
+    #[test]
+    fn whose_limit_it_is_is_said_where_the_reason_is() {
+        let said = |reply: LocalReply| {
+            let field = reply.fields().into_iter().find(|(name, _)| *name == "x-tollgate-limit");
+            field.map(|(_, value)| String::from_utf8(value).unwrap())
+        };
+        let limited = Limited { scope: Scope::Flow, ..Limited::by(Reason::TenantInFlight) };
+        assert_eq!(said(LocalReply::limited(limited, false, true)).as_deref(), Some("tenant_in_flight;scope=flow"));
+        assert_eq!(said(LocalReply::limited(limited, false, false)), None);
+        let refusal = |reason| said(LocalReply::refusal(reason, false, "", true));
+        assert_eq!(refusal(Reason::TenantUpstreams).as_deref(), Some("tenant_upstreams;scope=tenant"));
+        assert_eq!(refusal(Reason::TenantShare).as_deref(), Some("tenant_share;scope=shared"));
+        assert_eq!([Reason::TenantMemory, Reason::DenyRule, Reason::UpstreamReset].map(refusal), [None, None, None]);
     }
 
     #[test]

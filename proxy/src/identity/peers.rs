@@ -64,6 +64,15 @@ impl<F> Asking<F> {
     }
 }
 
+/// What a sweep came upon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Swept {
+    /// Another answer than before.
+    pub(crate) changed: bool,
+    /// Addresses that were asked about.
+    pub(crate) asked: usize,
+}
+
 /// One connection's use of an address, which ends with it.
 #[derive(Debug)]
 pub(crate) struct InUse {
@@ -103,28 +112,29 @@ impl Peers {
         self.changed.notify_one();
     }
 
-    /// Asks about at most `most` addresses whose answers have become too old, beginning where the last call ended. Returns
-    /// whether any of them differs.
-    pub(crate) fn sweep(&self, most: usize, asking: &Asking<impl Fn(IpAddr) -> Answer>) -> bool {
+    /// How many places [`Peers::sweep`] looks at before it has come round.
+    pub(crate) fn places(&self) -> usize {
+        self.entries.borrow().capacity()
+    }
+
+    /// Looks at so many places, beginning where the last call ended, and asks about the addresses there whose answers have become too
+    /// old.
+    pub(crate) fn sweep(&self, places: usize, asking: &Asking<impl Fn(IpAddr) -> Answer>) -> Swept {
         let mut entries = self.entries.borrow_mut();
         let (end, begin) = (entries.capacity(), self.cursor.get());
-        let mut changed = false;
-        let mut asked = 0;
+        let mut swept = Swept::default();
         let mut at = begin;
-        for slot in (begin..end).chain(0..begin.min(end)) {
-            if asked == most {
-                break;
-            }
+        for slot in (begin..end).chain(0..begin.min(end)).take(places) {
             at = slot + 1;
             if let Some(entry) = entries.get_mut(slot) {
                 let (epoch, fresh) = (entry.epoch, entry.is_fresh(asking));
                 let _ = entry.answer(asking);
-                changed |= entry.epoch != epoch;
-                asked += usize::from(!fresh);
+                swept.changed |= entry.epoch != epoch;
+                swept.asked += usize::from(!fresh);
             }
         }
         self.cursor.set(at);
-        changed
+        swept
     }
 }
 
@@ -236,7 +246,7 @@ mod tests {
         let _ = one.answer(&asking(&asked, 7, start + TTL));
         assert!(!is_reported().await, "the same as before");
         let _ = one.answer(&asking(&asked, 8, start + 2 * TTL));
-        assert!(!peers.sweep(100, &asking(&asked, 8, start + 3 * TTL)));
+        assert!(!peers.sweep(100, &asking(&asked, 8, start + 3 * TTL)).changed);
         assert!(is_reported().await);
     }
 
@@ -255,7 +265,7 @@ mod tests {
         let (asked, start) = (RefCell::default(), Instant::now());
         let peers = Rc::new(Peers::default());
         let mut users: Vec<_> = (0..10).map(|i| peers.keep(IpAddr::from([10, 0, 0, i]))).collect();
-        assert!(!peers.sweep(4, &asking(&asked, 7, start)), "what nobody knew has not changed");
+        assert!(!peers.sweep(4, &asking(&asked, 7, start)).changed, "what nobody knew has not changed");
         assert_eq!(asked.borrow().len(), 4);
         peers.sweep(4, &asking(&asked, 7, start));
         peers.sweep(4, &asking(&asked, 7, start));
@@ -265,8 +275,14 @@ mod tests {
         assert_eq!((asked.borrow().len(), seen.len()), (10, 10), "each once, and fresh ones not again");
         users.remove(3);
         let epoch = users[0].epoch();
-        assert!(peers.sweep(100, &asking(&asked, 8, start + TTL)));
+        assert_eq!(peers.sweep(100, &asking(&asked, 8, start + TTL)), Swept { changed: true, asked: 9 });
         assert_eq!((asked.borrow().len(), users[0].epoch()), (19, epoch + 1));
-        assert!(!peers.sweep(100, &asking(&asked, 8, start + 2 * TTL)));
+        assert_eq!(peers.sweep(100, &asking(&asked, 8, start + 2 * TTL)), Swept { changed: false, asked: 9 });
+        // Those that are fresh count, too: looking at them takes time.
+        let looks = peers.places().div_ceil(4);
+        let now = start + 2 * TTL;
+        assert!((0..looks).all(|_| peers.sweep(4, &asking(&asked, 8, now)).asked == 0));
+        let asked_in_turn: Vec<_> = (0..looks).map(|_| peers.sweep(4, &asking(&asked, 8, now + TTL)).asked).collect();
+        assert!(asked_in_turn.iter().sum::<usize>() == 9 && asked_in_turn.iter().all(|asked| *asked <= 4));
     }
 }

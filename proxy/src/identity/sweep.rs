@@ -4,14 +4,19 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use tollgate_schedule::rest;
+
 use super::Peers;
+use super::peers::Swept;
 use crate::control::World;
 use crate::worker::Worker;
 
 /// Between two sweeps, or the time to live of answers, if that is longer.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Addresses asked about in one sweep: about half a millisecond of a worker's time. With more, a round takes several.
+/// Addresses asked about in one sweep. With more, a round takes several.
 const BATCH: usize = 256;
+/// Addresses that are looked at before others get their turn, if time is up: asking about one takes 2 us.
+const AT_ONCE: usize = 32;
 
 /// Sweeps for as long as the worker lives. One timer for all connections, and none while no address is in use.
 pub(crate) async fn run(worker: Rc<Worker>) {
@@ -19,14 +24,23 @@ pub(crate) async fn run(worker: Rc<Worker>) {
         worker.peers.occupied().await;
         let ttl = worker.world.load().identities.ttl();
         tokio::time::sleep(INTERVAL.max(ttl)).await;
-        if sweep(&worker.peers, &worker.world.load(), &worker) {
-            worker.peers.report_change();
+        let (mut asked, mut looked_at, all) = (0, 0, worker.peers.places());
+        while asked < BATCH && looked_at < all {
+            let swept = sweep(&worker.peers, &worker.world.load(), &worker);
+            if swept.changed {
+                worker.peers.report_change();
+            }
+            asked += swept.asked;
+            looked_at += AT_ONCE;
+            rest().await;
         }
     }
 }
 
-fn sweep(peers: &Peers, world: &World, worker: &Worker) -> bool {
+fn sweep(peers: &Peers, world: &World, worker: &Worker) -> Swept {
     let metrics = worker.flows.metrics();
-    let Some(asking) = world.identities.asking(Instant::now(), metrics) else { return false };
-    peers.sweep(BATCH, &asking)
+    match world.identities.asking(Instant::now(), metrics) {
+        Some(asking) => peers.sweep(AT_ONCE, &asking),
+        None => Swept::default(),
+    }
 }

@@ -140,7 +140,14 @@ impl Judge {
             all.waited += sample.on_worker.waited;
         }
         let present: HashMap<_, _> = samples.iter().map(|sample| (sample.tenant, ())).collect();
-        self.histories.retain(|tenant, history| history.lane.is_some() || present.contains_key(tenant));
+        self.histories.retain(|tenant, history| {
+            if present.contains_key(tenant) {
+                return true;
+            }
+            history.hogs_since = None;
+            // Who comes again within that time has not become another.
+            history.lane.is_some() || history.slow.back().is_some_and(|(at, _)| now.saturating_sub(*at) < SLOW_WITHIN)
+        });
         let moved = samples.iter().filter_map(|sample| {
             let (to_lane, cause) = self.histories.entry(sample.tenant).or_default().judge(now, sample, all)?;
             Some(Move { tenant: sample.tenant, to_lane, cause })

@@ -76,12 +76,23 @@ impl Watch {
         for tenant in self.judge.in_lane().chain(besides) {
             here.entry(tenant).or_insert_with(|| usage(own, tenant).unwrap_or_default());
         }
+        // What a tenant used between two looks counts, also if it was there at neither. Not if its place is somebody else's by now.
+        let (arrived, names) = (worker.groups.arrivals(), self.names.load());
+        let came_or_went = self.before.keys().chain(arrived.keys()).copied();
+        let gone: Vec<_> = came_or_went
+            .filter(|tenant| tenant.raw() >= TenantId::FIRST)
+            .filter(|tenant| !here.contains_key(tenant) && names.of(*tenant).is_some())
+            .collect();
+        for &tenant in &gone {
+            here.insert(tenant, usage(own, tenant).unwrap_or_default());
+        }
         let mut seen = HashMap::with_capacity(here.len());
         let mut samples = Vec::with_capacity(here.len());
         for (tenant, on_worker) in here {
             let now = [on_worker, usage(&self.lane, tenant).unwrap_or_default()];
-            // Of who has just come nothing is known yet.
-            let before = self.before.get(&tenant).unwrap_or(&now);
+            // Of who is only named so far nothing is known yet.
+            let arrived = arrived.get(&tenant).map(|on_worker| [*on_worker, now[1]]);
+            let before = self.before.get(&tenant).copied().or(arrived).unwrap_or(now);
             let settings = world.tenants.settings(tenant);
             samples.push(Sample {
                 tenant,
@@ -93,6 +104,10 @@ impl Watch {
                 in_lane: used(&before[1], &now[1]),
             });
             seen.insert(tenant, now);
+        }
+        // Who comes again arrives again.
+        for tenant in &gone {
+            seen.remove(tenant);
         }
         self.before = seen;
         samples
@@ -121,5 +136,70 @@ fn used(before: &Usage, now: &Usage) -> Used {
         polls: now.polls.saturating_sub(before.polls),
         slow: now.slow.saturating_sub(before.slow),
         waited: now.waited.saturating_sub(before.waited),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::flow;
+    use crate::metrics::Metrics;
+    use crate::worker::{Accounts, Groups, run_tasks};
+
+    const A: TenantId = TenantId::from_raw(20);
+    const OTHER: TenantId = TenantId::from_raw(21);
+    const REMOTE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    /// A connection of `tenant` comes, holds up everybody, and goes; others come behind it.
+    async fn come_and_go(groups: &Groups, tenant: TenantId) {
+        let began = std::time::Instant::now();
+        let slow = groups.of_connection(tenant, REMOTE).spawn(async move {
+            // By far: time for which the kernel runs somebody else does not count.
+            while began.elapsed() < Duration::from_millis(100) {}
+        });
+        slow.await;
+        others_come(groups).await;
+    }
+
+    /// With them those are forgotten who have no connection any more.
+    async fn others_come(groups: &Groups) {
+        for _ in 0..3 {
+            groups.of_connection(OTHER, REMOTE).spawn(async {}).await;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[test]
+    fn what_comes_and_goes_between_two_looks_is_seen() {
+        let (metrics, mut workers) = Metrics::new(1);
+        let accounts = Accounts { metrics: workers[0].clone(), arrivals: Some(Rc::default()), ..Accounts::for_test() };
+        let flows = flow::channel(vec![workers.remove(0)], 1).0.remove(0);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let ended = run_tasks(&runtime, true, accounts, None, |groups| async move {
+            let worker = Worker::for_test(groups, flows);
+            let mut watch = Watch::new(Arc::default(), metrics.tenants().names());
+            let slow = |samples: Vec<Sample>| {
+                let of = samples.into_iter().find(|sample| sample.tenant == A);
+                of.map(|sample| sample.on_worker.slow)
+            };
+            // As it is the first time, and when it was not there at the look before.
+            for _ in 0..2 {
+                come_and_go(&worker.groups, A).await;
+                assert_eq!(slow(watch.samples(&worker)), Some(1));
+                assert_eq!(slow(watch.samples(&worker)), None, "it is gone");
+            }
+            // What it did between the last look and its end.
+            let stays = worker.groups.of_connection(A, REMOTE);
+            assert_eq!(slow(watch.samples(&worker)), Some(0));
+            come_and_go(&worker.groups, A).await;
+            drop(stays);
+            others_come(&worker.groups).await;
+            assert_eq!(slow(watch.samples(&worker)), Some(1));
+            assert_eq!(slow(watch.samples(&worker)), None);
+        });
+        assert_eq!(ended, Some(()), "it has panicked");
     }
 }

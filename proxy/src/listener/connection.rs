@@ -20,7 +20,7 @@ use crate::http::Buffer;
 use crate::http::h1::Owed;
 use crate::metrics::ListenerSeries;
 use crate::reason::Reason;
-use crate::tenant::{Limited, Lines, LocalEnd, MemoryStep, Payer, Settings, TenantId};
+use crate::tenant::{Limited, Lines, LocalEnd, MemoryStep, Payer, Settings, TenantId, WouldLimit};
 use crate::worker::{Idle, Signals, State, Subscription, Worker};
 
 /// A listener as a worker sees it.
@@ -75,6 +75,8 @@ pub(crate) struct Connection {
     pub(crate) idle: Idle,
     /// Whether its client waits for the answer to a request of HTTP/1.
     pub(crate) owed: Owed,
+    /// Until a record says so.
+    would_limit: Cell<WouldLimit>,
     /// In which its tasks run: those of the same tenant and remote identity share.
     group: Group,
 }
@@ -85,6 +87,8 @@ pub(crate) struct Carried {
     ends: AcceptedEnds,
     /// Requests that it had so far.
     requests: u32,
+    /// What its first record is to say.
+    would_limit: WouldLimit,
 }
 
 impl Connection {
@@ -109,7 +113,8 @@ impl Connection {
     }
 
     fn carried(&self) -> Carried {
-        Carried { ends: self.remembered.carried(), requests: self.requests.get() }
+        let (requests, would_limit) = (self.requests.get(), self.would_limit.get());
+        Carried { ends: self.remembered.carried(), requests, would_limit }
     }
 
     fn on_account(
@@ -127,7 +132,7 @@ impl Connection {
         let tenant = tenant_of(&world, &endpoint_key);
         let payer = charge(&worker.flows, &worker.lines, tenant, world.tenants.settings(tenant));
         Self {
-            group: worker.groups.of_connection(tenant),
+            group: worker.groups.of_connection(tenant, remote_end(config, downstream, original_dst)),
             worker: Rc::clone(worker),
             listener: Rc::clone(listener),
             downstream,
@@ -144,6 +149,7 @@ impl Connection {
             }),
             remembered: Remembered::resume(carried.ends),
             requests: Cell::new(carried.requests),
+            would_limit: Cell::new(carried.would_limit),
             owed: Owed::default(),
         }
     }
@@ -178,7 +184,7 @@ impl Connection {
         if let Some(places) = self.payer.gate(&world.tenants).connections() {
             self.worker.make_room_of(&self.payer, places);
         }
-        admitted
+        admitted.map(|would_limit| self.would_limit.set(would_limit))
     }
 
     /// The remote identity, as far as its address tells.
@@ -319,6 +325,7 @@ impl Connection {
         let mut flow = OpenFlow::started_at(Rc::clone(&self.worker.flows), record, started);
         flow.charge_to(&self.payer, protocol);
         flow.measure(&self.group);
+        flow.note_would_limit(self.would_limit.take());
         if let Some(log) = self.log {
             flow.log_to(log);
         }
@@ -361,6 +368,14 @@ fn local_end(config: &config::Listener, downstream: SocketAddr, original_dst: So
     })
 }
 
+/// The address at the other end.
+const fn remote_end(config: &config::Listener, downstream: SocketAddr, original_dst: SocketAddr) -> IpAddr {
+    match config.direction {
+        Direction::Ingress => downstream.ip(),
+        Direction::Egress => original_dst.ip(),
+    }
+}
+
 /// Who would pay for a connection with these addresses.
 pub(super) fn tenant_of_accepted(
     worker: &Worker,
@@ -372,7 +387,7 @@ pub(super) fn tenant_of_accepted(
 }
 
 /// Who pays for what comes to or from a local endpoint. Only the kernel's addresses have a say.
-fn tenant_of(world: &World, endpoint: &EndpointKey) -> TenantId {
+pub(crate) fn tenant_of(world: &World, endpoint: &EndpointKey) -> TenantId {
     let address = match endpoint {
         EndpointKey::Address(address) => Some(*address),
         EndpointKey::Name(_) => None,

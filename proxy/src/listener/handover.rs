@@ -1,7 +1,9 @@
 //! How connections change threads: out of a worker and into its lane, or back.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::Permit;
@@ -10,9 +12,11 @@ use tollgate_net::Accepted;
 use super::accept;
 use super::connection::{Carried, Connection, ListenerContext, tenant_of_accepted};
 use super::serving::{Served, Serving};
+use crate::flow::{Outcome, Protocol};
 use crate::http::Buffer;
 use crate::http::h1::{self, Paired};
 use crate::lane::{Handover, Resumed, SentUpstream, Stage};
+use crate::reason::Reason;
 use crate::worker::{PanicCount, Worker};
 
 /// What a connection needs to leave.
@@ -65,8 +69,8 @@ pub(crate) fn leave(
 fn handover(
     listener: &ListenerContext,
     stream: std::net::TcpStream,
-    downstream: std::net::SocketAddr,
-    original_dst: std::net::SocketAddr,
+    downstream: SocketAddr,
+    original_dst: SocketAddr,
     stage: Stage,
 ) -> Handover {
     let (config, series, access_log) =
@@ -79,9 +83,13 @@ impl Serving {
     /// that is gone takes it along.
     pub(crate) fn take_up(&self, handover: Handover) {
         let Handover { config, series, access_log, stream, downstream, original_dst, stage } = handover;
-        let Some((served, known)) = self.listener_of(&config).filter(|(served, _)| !served.is_stopping()) else {
+        let found = self.listener_of(&config).filter(|(served, _)| !served.is_stopping());
+        let Some((served, known)) = found else {
             tracing::debug!(listener = config.name, %downstream, "a connection came over whose listener is gone");
-            return reset(stream);
+            let (name, signals) = (Arc::from(config.name.as_str()), Rc::default());
+            let listener = Rc::new(ListenerContext { config, name, series, signals, access_log });
+            reset(stream);
+            return record_loss(self.worker(), &listener, downstream, original_dst, &stage, Reason::Draining);
         };
         let listener = if Arc::ptr_eq(&known.config, &config) {
             known
@@ -93,7 +101,7 @@ impl Serving {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(listener = %listener.name, %error, "a connection cannot change threads; raise the limit of open files");
-                return;
+                return record_loss(self.worker(), &listener, downstream, original_dst, &stage, Reason::Internal);
             }
         };
         match stage {
@@ -129,6 +137,31 @@ fn go_on(worker: &Rc<Worker>, served: &Rc<Served>, connection: Connection, strea
         let _guards = (opened, slot, panics, entered);
         h1::resume(&connection, stream, buffer, paired).await;
     });
+}
+
+/// Leaves a record of a connection that came over and cannot be served.
+fn record_loss(
+    worker: &Rc<Worker>,
+    listener: &Rc<ListenerContext>,
+    downstream: SocketAddr,
+    original_dst: SocketAddr,
+    stage: &Stage,
+    reason: Reason,
+) {
+    let metrics = worker.flows.metrics();
+    let (_opened, protocol, connection) = match stage {
+        Stage::Accepted => (
+            metrics.connection_opened(listener.series.index()),
+            Protocol::Tcp,
+            Connection::new(worker, listener, downstream, original_dst),
+        ),
+        Stage::Between(resumed) => (
+            metrics.connection_resumed(listener.series.index()),
+            Protocol::Http11,
+            Connection::resume(worker, listener, downstream, original_dst, resumed.carried),
+        ),
+    };
+    connection.open_flow(protocol, Instant::now()).finish(Outcome::Failed, Some(reason));
 }
 
 fn reset(stream: std::net::TcpStream) {

@@ -163,6 +163,7 @@ impl Present<'_> {
 
     /// Judges one request.
     pub(crate) fn judge_request(&self, request: &Request<'_>) -> Judged<Admitted> {
+        crate::fault::panic_for(request.path);
         let _work = mark(Work::Policy);
         let verdict = self.identities.map_err(Denied::from).and_then(|identities| {
             if let Some(also) = identities.also {

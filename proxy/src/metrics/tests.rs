@@ -235,6 +235,45 @@ fn dashboards_of_envoy_find_their_names() {
     }
 }
 
+/// Names of metrics that stand in the code as a whole, as a scrape gives them or without the end that their type adds.
+fn names_in_code() -> Vec<String> {
+    let rooms = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/metrics")).unwrap();
+    let files = rooms.map(|file| file.unwrap().path()).filter(|path| !path.ends_with("tests.rs"));
+    let texts: Vec<String> = files.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let literals = texts.iter().flat_map(|text| text.split('"'));
+    let is_name =
+        |text: &&str| text.len() > "tollgate_".len() && text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    literals
+        .filter(is_name)
+        .filter(|text| text.starts_with("tollgate_") || text.starts_with("process_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Whoever meets a metric finds out what it is, and whoever reads the page finds the metric.
+#[test]
+fn every_metric_stands_on_its_page_and_no_other() {
+    let page = include_str!("../../../docs/metrics.md");
+    let (metrics, workers) = Metrics::new(1);
+    crate::tenant::for_test::use_everything(workers.into_iter().next().unwrap());
+    let scrape = metrics.encode(Format::Prometheus).unwrap();
+    let types = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let scraped: Vec<&str> = types.filter(|name| !name.starts_with("envoy_")).collect();
+    let written: Vec<&str> = page.split('`').collect();
+    let code = names_in_code();
+    assert!(scraped.len() > 50 && code.len() > 60, "{} {}", scraped.len(), code.len());
+    let spellings = |name: &str| ["", "_total", "_info"].map(|end| format!("{name}{end}"));
+    for name in scraped.iter().copied().chain(code.iter().map(String::as_str)) {
+        let stands = spellings(name).iter().any(|name| written.contains(&name.as_str()));
+        assert!(stands, "{name} is not in docs/metrics.md");
+    }
+    for name in written.iter().filter(|name| name.starts_with("tollgate_")) {
+        let is_there =
+            scraped.contains(name) || code.iter().any(|known| spellings(known).contains(&(*name).to_owned()));
+        assert!(is_there, "docs/metrics.md has {name}, which is no metric");
+    }
+}
+
 /// What looks like the name of a metric in a text.
 fn named_metrics(text: &str) -> std::collections::BTreeSet<&str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));

@@ -33,7 +33,7 @@ pub(crate) async fn relay(
     let mut flow = connection.open_flow(Protocol::Tcp, Instant::now());
     by.note(&mut flow);
     admitted.note(&mut flow);
-    let Opened { mut stream, path, place: _place } =
+    let Opened { mut stream, path, place: _place, would_limit } =
         match upstream::open(connection, &admitted.permit, admitted.source).await {
             Ok(opened) => opened,
             Err(reason) => {
@@ -43,6 +43,7 @@ pub(crate) async fn relay(
             }
         };
     path.note(flow.record_mut());
+    flow.note_would_limit(would_limit);
     let limits = TimeLimits::of_bytes(connection.listener.config.tcp_idle_timeout);
     let (began, pacing) = (RequestEnd::now(Duration::ZERO), Pacing::default());
     let pace = Pace { payer: &connection.payer, pacing: &pacing, of_all: None };
@@ -74,7 +75,7 @@ async fn withdrawn(connection: &Connection, source: SecurityId) -> Ended {
 
 /// Ends both sides the way the relay ended, and the record with them.
 pub(crate) fn finish(mut flow: OpenFlow, pace: Pace<'_>, ended: Ended, downstream: &TcpStream, upstream: &TcpStream) {
-    flow.note_paced(pace.rest());
+    flow.note_paced(pace);
     let (outcome, reason) = match ended {
         Ended::Both => (Outcome::Forwarded, None),
         Ended::Revoked(reason) => (Outcome::Denied, Some(reason)),

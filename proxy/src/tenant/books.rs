@@ -11,9 +11,7 @@ use arc_swap::{ArcSwap, Guard};
 
 use super::account::{Ledger, Totals};
 use super::commons::{Commons, Pools};
-use super::id::{
-    BUILT_IN, FIRST, FIRST_SHARED, MAX_ENDPOINTS, MAX_GROUPS, PLACES, Placed, SHARED, first_holder, shared,
-};
+use super::id::{BUILT_IN, FIRST, FIRST_SHARED, GROUP_PLACES, PLACES, Placed, SHARED, first_holder, shared};
 use super::{Room, Settings, TenantId, ladder, limit};
 use crate::reason::Reason;
 
@@ -160,8 +158,8 @@ impl Books {
         let places = Places {
             holders,
             by_name: HashMap::new(),
-            free_groups: (FIRST..FIRST + MAX_GROUPS).rev().collect(),
-            free_endpoints: (FIRST + MAX_GROUPS..FIRST + MAX_GROUPS + MAX_ENDPOINTS).rev().collect(),
+            free_groups: (FIRST..FIRST + GROUP_PLACES).rev().collect(),
+            free_endpoints: (FIRST + GROUP_PLACES..PLACES).rev().collect(),
             with_series: BUILT_IN.len(),
             default: Arc::default(),
             retired: Totals::default(),
@@ -176,6 +174,11 @@ impl Books {
     /// Says what tenants share; the first call counts. Before, there is no end to it.
     pub fn limit(&self, pools: Pools) {
         self.commons.limit(pools);
+    }
+
+    /// The process may have so much memory from now on: what can be guaranteed of it to whoever asks for a guarantee next.
+    pub fn limit_memory(&self, bytes: Option<u64>) {
+        self.commons.limit_memory(bytes);
     }
 
     /// See [`Books::limit`].

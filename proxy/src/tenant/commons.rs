@@ -70,11 +70,21 @@ pub(super) enum Space {
     InFlight = 1,
 }
 
+/// A place that somebody has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    Within,
+    /// One of the few beyond its tenant's share, of a remote identity that had none.
+    Beyond,
+}
+
 /// What one tenant has of everything.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Standing {
     spaces: [AtomicU32; 2],
+    /// Those of them that are beyond its share.
+    beyond: [AtomicU32; 2],
     /// WebSockets: those of a tenant have a ceiling, those of all are connections.
     pub(super) long_streams: AtomicU32,
     /// 0 is that of any endpoint.
@@ -94,6 +104,27 @@ impl Standing {
     pub(super) fn of(&self, space: Space) -> &AtomicU32 {
         &self.spaces[space as usize]
     }
+
+    /// Those of them that are [beyond](Taken::Beyond) its share.
+    pub(super) fn beyond(&self, space: Space) -> &AtomicU32 {
+        &self.beyond[space as usize]
+    }
+
+    /// A place goes.
+    fn leave(&self, space: Space, taken: Taken) {
+        self.of(space).fetch_sub(1, Ordering::Relaxed);
+        if taken == Taken::Beyond {
+            self.beyond(space).fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// One comes that somebody else had.
+    fn take_over(&self, space: Space, taken: Taken) {
+        self.of(space).fetch_add(1, Ordering::Relaxed);
+        if taken == Taken::Beyond {
+            self.beyond(space).fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A crowd as it was when it was last counted, which is done for few of those who ask: each would pay for looking at everybody.
@@ -109,17 +140,20 @@ impl KnownCrowd {
     const GOOD_FOR: u32 = 32;
 
     fn look(&self, count: impl FnOnce() -> Crowd) -> Crowd {
-        if self.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(Self::GOOD_FOR) {
+        let known = self.crowd.load(Ordering::Relaxed);
+        // Who asks while the first still counts does so, too: of nobody, a share is anything.
+        if self.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(Self::GOOD_FOR) || known == 0 {
             let crowd = count();
             self.crowd.store(u64::from(crowd.tenants) << 32 | crowd.weight, Ordering::Relaxed);
+            return crowd;
         }
-        let crowd = self.crowd.load(Ordering::Relaxed);
-        let (tenants, weight) = (crowd >> 32, crowd & u64::from(u32::MAX));
+        let (tenants, weight) = (known >> 32, known & u64::from(u32::MAX));
         Crowd { tenants: u32::try_from(tenants).unwrap_or(u32::MAX), weight }
     }
 
-    /// The next who asks counts.
+    /// Whoever asks counts, until somebody has.
     fn forget(&self) {
+        self.crowd.store(0, Ordering::Relaxed);
         self.asked.store(0, Ordering::Relaxed);
     }
 }
@@ -136,6 +170,8 @@ pub(crate) struct Commons {
     pub(super) destinations: Arc<Destinations>,
     pub(super) remotes: Remotes,
     pools: OnceLock<Pools>,
+    /// What of them may change: bytes that the process may have, [`u64::MAX`] without an end.
+    memory_end: AtomicU64,
     room: Room,
     began: Instant,
 }
@@ -151,6 +187,7 @@ impl Default for Commons {
             destinations: Arc::default(),
             remotes: Remotes::default(),
             pools: OnceLock::new(),
+            memory_end: AtomicU64::new(u64::MAX),
             room: Room::default(),
             began: Instant::now(),
         }
@@ -160,7 +197,14 @@ impl Default for Commons {
 impl Commons {
     /// Says what there is; the first call counts. Before, there is no end to it.
     pub(super) fn limit(&self, pools: Pools) {
-        let _ = self.pools.set(pools);
+        if self.pools.set(pools).is_ok() {
+            self.limit_memory(pools.memory);
+        }
+    }
+
+    /// The process may have so much memory from now on.
+    pub(super) fn limit_memory(&self, bytes: Option<u64>) {
+        self.memory_end.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// What counts their memory.
@@ -169,7 +213,8 @@ impl Commons {
     }
 
     pub(super) fn pools(&self) -> Pools {
-        self.pools.get().copied().unwrap_or_default()
+        let memory = Some(self.memory_end.load(Ordering::Relaxed)).filter(|bytes| *bytes != u64::MAX);
+        Pools { memory, ..self.pools.get().copied().unwrap_or_default() }
     }
 
     /// Places that there are.
@@ -191,9 +236,9 @@ impl Commons {
     }
 
     /// Gives a place back.
-    pub(super) fn leave(&self, space: Space, tenant: TenantId) {
+    pub(super) fn leave(&self, space: Space, taken: Taken, tenant: TenantId) {
         // In this order, so that what is taken is never more than what all together have taken.
-        self.standing(tenant).of(space).fetch_sub(1, Ordering::Relaxed);
+        self.standing(tenant).leave(space, taken);
         self.used(space).fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -202,8 +247,8 @@ impl Commons {
         if held.long_stream {
             self.standing(tenant).long_streams.fetch_sub(1, Ordering::Relaxed);
         }
-        if held.in_flight {
-            self.leave(Space::InFlight, tenant);
+        if let Some(taken) = held.in_flight {
+            self.leave(Space::InFlight, taken, tenant);
         }
     }
 
@@ -213,15 +258,15 @@ impl Commons {
             self.standing(from).long_streams.fetch_sub(1, Ordering::Relaxed);
             self.standing(to).long_streams.fetch_add(1, Ordering::Relaxed);
         }
-        if held.in_flight {
-            self.hand_over(Space::InFlight, from, to);
+        if let Some(taken) = held.in_flight {
+            self.hand_over(Space::InFlight, taken, from, to);
         }
     }
 
     /// A place that is `from`'s goes on as `to`'s.
-    pub(super) fn hand_over(&self, space: Space, from: TenantId, to: TenantId) {
-        self.standing(from).of(space).fetch_sub(1, Ordering::Relaxed);
-        self.standing(to).of(space).fetch_add(1, Ordering::Relaxed);
+    pub(super) fn hand_over(&self, space: Space, taken: Taken, from: TenantId, to: TenantId) {
+        self.standing(from).leave(space, taken);
+        self.standing(to).take_over(space, taken);
     }
 
     /// Who has places, beside the `wanting` one, which counts in any case. Where all weigh the same it is enough to know that one.
@@ -267,10 +312,11 @@ impl Commons {
         groups.for_each(|(tenant, weight)| weights[tenant.place()] = weight);
         let has_weights = weights.iter().any(|weight| ![0, default].contains(weight));
         self.has_weights.store(has_weights, Ordering::Relaxed);
-        self.crowds.iter().for_each(KnownCrowd::forget);
         for (standing, weight) in self.standings.iter().zip(weights) {
             standing.weight.store(weight, Ordering::Relaxed);
         }
+        // Last, so that nobody keeps a crowd of weights that are half the old ones.
+        self.crowds.iter().for_each(KnownCrowd::forget);
     }
 
     /// Notes processor time of a tenant, in nanoseconds, and returns for how long it has no more.
@@ -310,5 +356,26 @@ impl Commons {
     /// Time since the beginning, for contracts.
     pub(super) fn since(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.began)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_that_is_being_counted_is_not_taken_for_nobody() {
+        let known = KnownCrowd::default();
+        let crowd = |tenants| Crowd { tenants, weight: 10 * u64::from(tenants) };
+        let seen = |crowd: Crowd| (crowd.tenants, crowd.weight);
+        let of_another = std::cell::Cell::new((0, 0));
+        let first = known.look(|| {
+            of_another.set(seen(known.look(|| crowd(3))));
+            crowd(4)
+        });
+        assert_eq!((of_another.get(), seen(first)), ((3, 30), (4, 40)));
+        assert_eq!(seen(known.look(|| crowd(5))), (4, 40), "counted just now");
+        known.forget();
+        assert_eq!(seen(known.look(|| crowd(5))), (5, 50));
     }
 }

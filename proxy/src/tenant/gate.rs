@@ -5,12 +5,13 @@
 //! contract is asked when they are there; whoever is refused gives them back. A tenant without limits costs two additions, and
 //! more only when places run short.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::commons::{Commons, Space};
+use super::commons::{Commons, Space, Taken};
 use super::destinations::{Full, UpstreamPlace};
 use super::gcra::{Bucket, Contract};
 use super::share::{self, Pool, Wanting};
@@ -27,14 +28,42 @@ pub struct Limited {
     pub reason: Reason,
     /// When it is worth to try again; at least a second is said.
     pub retry_after: Option<Duration>,
-    /// The tenant has places left, which are for other remote identities than this one.
-    pub of_remote: bool,
+    /// Whose it is.
+    pub scope: Scope,
+    /// What was agreed, where it is a rate.
+    pub rate: Option<Rate>,
+}
+
+/// Whose limit it is that somebody has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The tenant's.
+    Tenant,
+    /// One remote identity's: the tenant has places left, which are for others of them.
+    Flow,
+    /// Of what all tenants share.
+    Shared,
+}
+
+impl Scope {
+    /// As clients are told.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Tenant => "tenant",
+            Self::Flow => "flow",
+            Self::Shared => "shared",
+        }
+    }
 }
 
 impl Limited {
     /// One that passes with what is under way, of the tenant as a whole.
     pub(crate) const fn by(reason: Reason) -> Self {
-        Self { reason, retry_after: None, of_remote: false }
+        let scope = match reason {
+            Reason::TenantShare => Scope::Shared,
+            _ => Scope::Tenant,
+        };
+        Self { reason, retry_after: None, scope, rate: None }
     }
 
     /// Value of `retry-after`, in seconds: never 0, which would ask for a retry at once.
@@ -43,6 +72,9 @@ impl Limited {
         (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
     }
 }
+
+/// The limit that would have refused what was admitted, were it not for the shadow.
+pub(crate) type WouldLimit = Option<Limited>;
 
 /// Says how many places the remote identity has that wants another; `None` where nobody knows it.
 pub(super) type OfRemote<'a> = &'a dyn Fn() -> Option<u32>;
@@ -58,7 +90,7 @@ pub(crate) struct Head<'a> {
 /// What a request has been given, and gives back at its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Held {
-    pub(super) in_flight: bool,
+    pub(super) in_flight: Option<Taken>,
     pub(super) long_stream: bool,
 }
 
@@ -93,29 +125,38 @@ pub(crate) struct Gate<'a> {
     table: &'a Table,
     /// `None` when nothing is set for it.
     settings: Option<&'a Settings>,
+    /// See [`Gate::would_limit`].
+    would_limit: Cell<WouldLimit>,
 }
 
 impl<'a> Gate<'a> {
     /// For `tenant`, by this table and on the worker that has this ledger. Settings are looked for only where there are any.
     pub(crate) fn new(tenant: TenantId, has_settings: bool, table: &'a Table, ledger: &'a Ledger) -> Self {
         let settings = has_settings.then(|| table.settings(tenant));
-        Self { tenant, account: ledger.account(tenant), commons: ledger.commons(), table, settings }
+        let (account, commons, would_limit) = (ledger.account(tenant), ledger.commons(), Cell::new(None));
+        Self { tenant, account, commons, table, settings, would_limit }
+    }
+
+    /// The first of what was asked for here and admitted.
+    pub(super) fn would_limit(&self) -> WouldLimit {
+        self.would_limit.get()
     }
 
     /// Takes a place for a connection that was just accepted.
     ///
     /// # Errors
     /// The limit that it would exceed.
-    pub(super) fn admit_connection(&self, of_remote: OfRemote<'_>) -> Result<(), Limited> {
+    pub(super) fn admit_connection(&self, of_remote: OfRemote<'_>) -> Result<Taken, Limited> {
         self.admit_memory()?;
         self.keep_apart()?;
         let ceilings = self.settings.map(|settings| &settings.ceilings);
         let ceiling = ceilings.and_then(|ceilings| ceilings.connections);
-        self.take_place(Space::Connections, ceiling, Reason::TenantConnections, of_remote)?;
+        let taken = self.take_place(Space::Connections, ceiling, Reason::TenantConnections, of_remote)?;
         let rate = ceilings.and_then(|ceilings| ceilings.new_connections);
         let bucket = &self.commons.standing(self.tenant).new_connections;
         self.keep_contract(rate, bucket, Reason::TenantConnectionRate)
-            .inspect_err(|_| self.commons.leave(Space::Connections, self.tenant))
+            .inspect_err(|_| self.commons.leave(Space::Connections, taken, self.tenant))
+            .map(|()| taken)
     }
 
     /// Takes what a request needs whose head is there.
@@ -133,8 +174,8 @@ impl<'a> Gate<'a> {
         self.count_cpu();
         self.keep_to_delay(ceilings)?;
         let in_flight = ceilings.and_then(|ceilings| ceilings.in_flight);
-        self.take_place(Space::InFlight, in_flight, Reason::TenantInFlight, of_remote)?;
-        let mut held = Held { in_flight: true, long_stream: false };
+        let taken = self.take_place(Space::InFlight, in_flight, Reason::TenantInFlight, of_remote)?;
+        let mut held = Held { in_flight: Some(taken), long_stream: false };
         let admitted = match is_long {
             true => self.take_long_stream(ceilings.and_then(|ceilings| ceilings.long_streams)),
             false => Ok(()),
@@ -181,35 +222,52 @@ impl<'a> Gate<'a> {
         ceiling: Option<NonZeroU32>,
         reason: Reason,
         of_remote: OfRemote<'_>,
-    ) -> Result<(), Limited> {
+    ) -> Result<Taken, Limited> {
         let mine = self.commons.standing(self.tenant).of(space);
         // First that of all, so that no two who come at once both find the last place free.
         let all = self.commons.used(space).fetch_add(1, Ordering::Relaxed);
         if all < self.commons.total(space) / 4 && ceiling.is_none() {
             mine.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
+            return Ok(Taken::Within);
         }
         let ceiling = ceiling.map_or(u32::MAX, NonZeroU32::get);
         let used = mine.load(Ordering::Relaxed);
         let share = self.in_sight(space, used, all);
         let why = |used| if used >= ceiling { reason } else { Reason::TenantShare };
         let by_remote = exceeds_part(share.of_remotes.min(ceiling), used, of_remote)
-            .then(|| Limited { of_remote: true, ..Limited::by(why(share.of_remotes)) });
+            .then(|| Limited { scope: Scope::Flow, ..Limited::by(why(share.of_remotes)) });
         let taken = match by_remote.filter(|limited| !self.is_in_shadow(limited.reason)) {
             Some(limited) => Err(limited),
             None => match take(mine, share.now.min(ceiling)) {
                 Ok(_) => {
                     by_remote.into_iter().for_each(|limited| self.shadowed(limited));
-                    Ok(())
+                    Ok(Taken::Within)
                 }
-                Err(used) => self.decide(Limited::by(why(used))).inspect(|()| {
+                Err(_) if self.take_beyond(space, ceiling, all, of_remote) => Ok(Taken::Beyond),
+                Err(used) => self.decide(Limited::by(why(used))).map(|()| {
                     mine.fetch_add(1, Ordering::Relaxed);
+                    Taken::Within
                 }),
             },
         };
         taken.inspect_err(|_| {
             self.commons.used(space).fetch_sub(1, Ordering::Relaxed);
         })
+    }
+
+    /// Takes one of the few places beyond the tenant's share for a remote identity that has none. A share shrinks when other tenants come,
+    /// and who is there keeps what it has: whoever comes next would have to wait for those to end.
+    fn take_beyond(&self, space: Space, ceiling: u32, all: u32, of_remote: OfRemote<'_>) -> bool {
+        if of_remote() != Some(0) {
+            return false;
+        }
+        let standing = self.commons.standing(self.tenant);
+        let (mine, beyond) = (standing.of(space), standing.beyond(space));
+        let free = self.commons.total(space).saturating_sub(all).saturating_sub(self.reserved(space));
+        let give_back = |_: &u32| {
+            beyond.fetch_sub(1, Ordering::Relaxed);
+        };
+        take(beyond, share::beyond(free)).is_ok() && take(mine, ceiling).inspect_err(give_back).is_ok()
     }
 
     /// What the tenant may have, now and when half of all places are taken. Without an end while less than a quarter are.
@@ -229,14 +287,18 @@ impl<'a> Gate<'a> {
 
     /// The tenant's part of the places, of which it has taken some.
     fn share(&self, space: Space, used: u32, all: u32) -> u32 {
-        let unused = |(tenant, guarantee): (TenantId, u32)| {
-            guarantee.saturating_sub(self.commons.standing(tenant).of(space).load(Ordering::Relaxed))
-        };
-        let others = self.table.guarantees(space).filter(|(tenant, _)| *tenant != self.tenant);
-        let pool = Pool { total: self.commons.total(space), used: all, reserved: others.map(unused).sum() };
+        let pool = Pool { total: self.commons.total(space), used: all, reserved: self.reserved(space) };
         let guarantee = self.settings.and_then(|settings| settings.guarantee.of(space)).map_or(0, NonZeroU32::get);
         let wanting = Wanting { used, guarantee, weight: self.commons.weight(self.tenant) };
         share::places(pool, wanting, self.commons.crowd(space, self.tenant))
+    }
+
+    /// Places that others are guaranteed and do not use.
+    fn reserved(&self, space: Space) -> u32 {
+        let unused = |(tenant, guarantee): (TenantId, u32)| {
+            guarantee.saturating_sub(self.commons.standing(tenant).of(space).load(Ordering::Relaxed))
+        };
+        self.table.guarantees(space).filter(|(tenant, _)| *tenant != self.tenant).map(unused).sum()
     }
 
     fn take_long_stream(&self, ceiling: Option<NonZeroU32>) -> Result<(), Limited> {
@@ -253,7 +315,7 @@ impl<'a> Gate<'a> {
         let since = self.commons.since(Instant::now());
         match bucket.take(Contract::new(rate), since, 1) {
             Ok(()) => Ok(()),
-            Err(wait) => self.decide(Limited { retry_after: Some(wait), ..Limited::by(reason) }),
+            Err(wait) => self.decide(Limited { retry_after: Some(wait), rate: Some(rate), ..Limited::by(reason) }),
         }
     }
 
@@ -296,7 +358,7 @@ impl<'a> Gate<'a> {
                 self.shadowed(limited);
                 Ok(())
             }
-            OutOfMemory::Left => Err(limited),
+            OutOfMemory::Left => Err(Limited { scope: Scope::Shared, ..limited }),
         }
     }
 
@@ -315,6 +377,7 @@ impl<'a> Gate<'a> {
     }
 
     fn shadowed(&self, limited: Limited) {
+        self.would_limit.set(self.would_limit.get().or(Some(limited)));
         if let Some(account) = self.account {
             account.shadowed[limited.reason as usize].increment();
         }

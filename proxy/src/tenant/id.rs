@@ -20,12 +20,14 @@ pub(super) const FIRST_SHARED: usize = 16;
 pub(super) const SHARED: usize = 64;
 /// Groups that can be configured.
 pub const MAX_GROUPS: usize = 256;
+/// Places for them: those that are gone and have something open keep theirs, also where all are called otherwise at once.
+pub(super) const GROUP_PLACES: usize = 2 * MAX_GROUPS;
 /// Endpoints that are tenants of their own; more share places.
 pub const MAX_ENDPOINTS: usize = 768;
 /// Where the places of groups and endpoints begin.
 pub(super) const FIRST: usize = FIRST_SHARED + SHARED;
 /// All places.
-pub(crate) const PLACES: usize = FIRST + MAX_GROUPS + MAX_ENDPOINTS;
+pub(crate) const PLACES: usize = FIRST + GROUP_PLACES + MAX_ENDPOINTS;
 
 const _: () = assert!(PLACES <= 1 << PLACE_BITS);
 

@@ -2,7 +2,7 @@
 
 use std::num::{NonZeroU32, NonZeroU64};
 
-use super::{Ceilings, Pools, Rate, Settings};
+use super::{Ceilings, Pools, Rate, Settings, panics};
 use crate::reason::Reason;
 
 /// The setting that `reason` is about, by the name that it has in the configuration. `None` where it is no limit, or none is set.
@@ -36,8 +36,30 @@ pub(super) fn of(reason: Reason, is_request: bool, settings: &Settings, pools: P
             let ceiling = count("connections", ceilings.connections).map(|ceiling| format!("{ceiling}, "));
             Some(format!("limits.idle_connections of {}{key}: {total}", ceiling.unwrap_or_default()))
         }
+        Reason::TenantIsolated => Some(panics::in_words()),
         _ => None,
     }
+}
+
+/// Everything that a tenant may not exceed, by the names that settings have in the configuration.
+pub(super) fn ceilings(ceilings: &Ceilings) -> Vec<String> {
+    [
+        count("connections", ceilings.connections),
+        rate("new_connections", ceilings.new_connections, ""),
+        rate("requests", ceilings.requests, ""),
+        count("in_flight", ceilings.in_flight),
+        count("long_streams", ceilings.long_streams),
+        rate("bytes", ceilings.bytes, " bytes"),
+        ceilings.header_bytes.map(|bytes| format!("ceilings.header: {bytes} bytes")),
+        ceilings.memory_bytes.map(|bytes| format!("ceilings.memory: {bytes} bytes")),
+        ceilings.cpu_millis.map(|millis| format!("ceilings.cpu: {millis}m")),
+        delay(ceilings),
+        count("upstream_connections", ceilings.upstream_connections),
+        rate("log_bytes", ceilings.log_bytes, " bytes"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn delay(ceilings: &Ceilings) -> Option<String> {
@@ -85,6 +107,8 @@ mod tests {
             upstream_connections: two,
             log_bytes: None,
         };
+        let all = super::ceilings(&Ceilings { log_bytes: rate, ..ceilings });
+        assert_eq!((all.len(), &*all[2]), (12, "ceilings.requests: 2000/s, burst 4000"));
         let settings = Settings { ceilings, ..Settings::default() };
         let pools = Pools { connections: 100, in_flight: 50, ..Pools::default() };
         let said = |reason| of(reason, true, &settings, pools);
@@ -96,8 +120,8 @@ mod tests {
         assert_eq!(said(Reason::TenantQueueDelay).unwrap(), "ceilings.queue_delay: 2ms");
         let idle = "limits.idle_connections of ceilings.connections: 2, max_connections: 100";
         assert_eq!(said(Reason::IdleReaped).unwrap(), idle);
-        // No limit goes without, but those that say themselves what they counted, and the one that is not a number.
-        let silent = [Reason::FrameFlood, Reason::ResetFlood, Reason::TenantIsolated];
+        // No limit goes without, but those that say themselves what they counted.
+        let silent = [Reason::FrameFlood, Reason::ResetFlood];
         for reason in Reason::ALL.iter().filter(|reason| !silent.contains(reason)) {
             assert_eq!(said(*reason).is_some(), reason.is_limit(), "{reason:?}");
         }

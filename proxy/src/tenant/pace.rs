@@ -21,6 +21,8 @@ pub(crate) struct Pacing {
     before: Cell<Duration>,
     /// Among whose paced ones it is, or among whose that would be.
     counted: Cell<Option<TenantId>>,
+    /// It would have waited, were the rate not in shadow.
+    would_wait: Cell<bool>,
 }
 
 /// Time that an exchange was held back for, in microseconds, and by whose rate.
@@ -141,6 +143,7 @@ impl Pace<'_> {
         if ceiling.shadow {
             if !self.payer.may_move(bytes) && self.pacing.is_new_to(self.payer.tenant()) {
                 self.payer.would_pace();
+                self.pacing.would_wait.set(true);
             }
             return None;
         }
@@ -165,6 +168,11 @@ impl Pace<'_> {
         if turn.waiting.take().is_some() {
             self.end();
         }
+    }
+
+    /// Whether it would have been held back, were the rate not in shadow.
+    pub(crate) fn would_wait(self) -> bool {
+        self.pacing.would_wait.get()
     }
 
     /// Takes it that nothing waits any more, and returns for how long the exchange was held back so far: to be asked when a try has

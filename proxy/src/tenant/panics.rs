@@ -16,6 +16,12 @@ pub(super) const WITHIN: Duration = Duration::from_secs(60);
 const PACE: Rate = Rate { per_second: TEN, burst: TEN };
 const TEN: NonZeroU64 = NonZeroU64::MIN.saturating_add(9);
 
+/// What keeps a tenant apart, and how far, for whoever reads a record.
+pub(super) fn in_words() -> String {
+    let (seconds, pace) = (WITHIN.as_secs(), PACE.per_second);
+    format!("{MANY} panics within {seconds} s: {pace} new connections a second until there was none for {seconds} s")
+}
+
 /// Panics of one tenant.
 #[derive(Debug, Default)]
 pub(super) struct Panics {

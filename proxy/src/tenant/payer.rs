@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use super::account::{LogItem, LogLoss};
 use super::bandwidth::{Bandwidth, ByteCeiling};
-use super::commons::Space;
-use super::gate::Held;
+use super::commons::{Space, Taken};
+use super::gate::{Held, WouldLimit};
 use super::line::Line;
 use super::remotes::Remote;
 use super::{
@@ -45,7 +45,7 @@ pub(crate) struct Payer {
     log: Cell<Option<ByteCeiling>>,
     agreed: Cell<u32>,
     /// It has a place among its tenant's connections.
-    placed: Cell<bool>,
+    placed: Cell<Option<Taken>>,
     /// Bytes that are held for the connection.
     memory: Cell<u64>,
     /// Of them on their way out.
@@ -66,7 +66,7 @@ impl Payer {
         let (tenant, has_settings) = (Cell::new(tenant), Cell::new(settings.concern_limits()));
         let (bandwidth, agreed) = (Cell::new(ByteCeiling::of_moving(settings)), Cell::default());
         let (flows, log) = (Rc::clone(flows), Cell::new(ByteCeiling::of_log(settings)));
-        let (flow, remote, placed) = (Cell::new(None), Cell::new(None), Cell::new(false));
+        let (flow, remote, placed) = (Cell::new(None), Cell::new(None), Cell::new(None));
         let (memory, leaving) = (Cell::new(0), Cell::new(0));
         let payer = Rc::new(Self {
             flows,
@@ -145,7 +145,7 @@ impl Payer {
     /// Counts the connection for its remote identity, as long as it has a place.
     fn count_as_remote(&self) {
         let remotes = &self.commons().remotes;
-        let flow = self.flow.get().filter(|_| self.placed.get());
+        let flow = self.flow.get().filter(|_| self.placed.get().is_some());
         let now = flow.and_then(|flow| remotes.enter(self.tenant(), flow, Space::Connections));
         if let Some(before) = self.remote.replace(now) {
             remotes.leave(before, Space::Connections);
@@ -171,30 +171,30 @@ impl Payer {
     ///
     /// # Errors
     /// The limit of its tenant that it would exceed.
-    pub(crate) fn admit(&self, table: &Table, identity: impl Fn() -> Option<u32>) -> Result<(), Limited> {
+    pub(crate) fn admit(&self, table: &Table, identity: impl Fn() -> Option<u32>) -> Result<WouldLimit, Limited> {
         let of_remote = || {
             self.set_flow(identity()?);
             self.connections_of_remote()
         };
-        self.gate(table).admit_connection(&of_remote)?;
-        self.placed.set(true);
+        let gate = self.gate(table);
+        self.placed.set(Some(gate.admit_connection(&of_remote)?));
         self.count_as_remote();
-        Ok(())
+        Ok(gate.would_limit())
     }
 
     /// Lets the place go along with a connection that goes to another thread.
     pub(crate) fn send_place(&self) -> Option<SentPlace> {
-        let tenant = Some(self.tenant());
-        let placed = self.placed.replace(false);
+        let placed = self.placed.take();
         self.count_as_remote();
-        placed.then(|| SentPlace { commons: Arc::clone(self.metrics().ledger().commons()), tenant })
+        let place = placed.map(|taken| (self.tenant(), taken));
+        place.is_some().then(|| SentPlace { commons: Arc::clone(self.metrics().ledger().commons()), place })
     }
 
     /// Takes over a place that came along.
     pub(crate) fn take_place(&self, mut place: SentPlace) {
-        if let Some(tenant) = place.tenant.take() {
-            self.commons().hand_over(Space::Connections, tenant, self.tenant());
-            self.placed.set(true);
+        if let Some((tenant, taken)) = place.place.take() {
+            self.commons().hand_over(Space::Connections, taken, tenant, self.tenant());
+            self.placed.set(Some(taken));
             self.count_as_remote();
         }
     }
@@ -203,8 +203,14 @@ impl Payer {
     ///
     /// # Errors
     /// As [`Payer::admit`].
-    pub(crate) fn admit_upstream(&self, table: &Table, destination: SocketAddr) -> Result<UpstreamPlace, Limited> {
-        self.gate(table).admit_upstream(destination)
+    pub(crate) fn admit_upstream(
+        &self,
+        table: &Table,
+        destination: SocketAddr,
+    ) -> Result<(UpstreamPlace, WouldLimit), Limited> {
+        let gate = self.gate(table);
+        let place = gate.admit_upstream(destination)?;
+        Ok((place, gate.would_limit()))
     }
 
     /// What limits its tenant.
@@ -222,8 +228,8 @@ impl Payer {
             self.agreed.set(self.agreed.get().wrapping_add(1));
         }
         if before != tenant {
-            if self.placed.get() {
-                self.commons().hand_over(Space::Connections, before, tenant);
+            if let Some(taken) = self.placed.get() {
+                self.commons().hand_over(Space::Connections, taken, before, tenant);
             }
             self.count_as_remote();
             let at = self.moment();
@@ -323,8 +329,8 @@ impl Payer {
 
 impl Drop for Payer {
     fn drop(&mut self) {
-        if self.placed.replace(false) {
-            self.commons().leave(Space::Connections, self.tenant());
+        if let Some(taken) = self.placed.take() {
+            self.commons().leave(Space::Connections, taken, self.tenant());
         }
         self.count_as_remote();
         let at = self.moment();
@@ -339,13 +345,13 @@ impl Drop for Payer {
 pub(crate) struct SentPlace {
     commons: Arc<Commons>,
     /// Whose it is, until it has arrived.
-    tenant: Option<TenantId>,
+    place: Option<(TenantId, Taken)>,
 }
 
 impl Drop for SentPlace {
     fn drop(&mut self) {
-        if let Some(tenant) = self.tenant {
-            self.commons.leave(Space::Connections, tenant);
+        if let Some((tenant, taken)) = self.place {
+            self.commons.leave(Space::Connections, taken, tenant);
         }
     }
 }
@@ -367,19 +373,20 @@ impl Charge {
     ///
     /// # Errors
     /// The limit that it would exceed.
-    pub(crate) fn admit(&mut self, table: &Table, head: &Head<'_>) -> Result<(), Limited> {
+    pub(crate) fn admit(&mut self, table: &Table, head: &Head<'_>) -> Result<WouldLimit, Limited> {
         self.follow();
         let remotes = &self.payer.commons().remotes;
         let of_remote = || Some(remotes.count(self.payer.remote.get()?, Space::InFlight));
-        self.held = self.payer.gate(table).admit_request(head, &of_remote)?;
+        let gate = self.payer.gate(table);
+        self.held = gate.admit_request(head, &of_remote)?;
         self.count_as_remote();
-        Ok(())
+        Ok(gate.would_limit())
     }
 
     /// Counts the request for its remote identity, as long as it has a place.
     fn count_as_remote(&self) {
         let remotes = &self.payer.commons().remotes;
-        let remote = self.payer.remote.get().filter(|_| self.held.in_flight);
+        let remote = self.payer.remote.get().filter(|_| self.held.in_flight.is_some());
         let now = remote.and_then(|remote| remotes.add(remote, Space::InFlight));
         if let Some(before) = self.remote.replace(now) {
             remotes.leave(before, Space::InFlight);

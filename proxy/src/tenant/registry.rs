@@ -1,7 +1,7 @@
 //! Makes the tables of tenants: out of what is configured, what control planes and files say, and the endpoints that have
 //! policies. Used by whoever publishes a World, one at a time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -128,7 +128,7 @@ impl Registry {
     /// Makes all of the table anew.
     fn regroup(&mut self, policy: &Snapshot) {
         let now = Instant::now();
-        let before: Vec<TenantId> = self.groups.drain(..).map(|(id, _)| id).collect();
+        let before: Vec<(TenantId, Arc<Group>)> = std::mem::take(&mut self.groups);
         self.refused.clear();
         let mut claims = Claims::within(self.books.commons().pools());
         let mut table = GroupTable { default: Arc::new(self.config.default.clone()), ..GroupTable::default() };
@@ -147,14 +147,16 @@ impl Registry {
         let (groups, refused) = self.seniority.settle(&self.delivered, &mut claims);
         in_force.extend(groups);
         self.refused.extend(refused);
+        // First, since those who come may need their places.
+        let present: HashSet<&str> = in_force.iter().map(|group| &*group.name).collect();
+        let gone = before.iter().filter(|(_, group)| !present.contains(&*group.name));
+        gone.for_each(|(id, _)| self.books.dismiss(*id, now));
         for group in in_force {
             let id = self.books.admit(&group.name, Kind::Group, now);
             self.books.agree(id, &Arc::new(group.settings.clone()));
             table.add(id, &group);
             self.groups.push((id, Arc::new(group)));
         }
-        let gone = before.into_iter().filter(|id| self.groups.iter().all(|(present, _)| present != id));
-        gone.for_each(|id| self.books.dismiss(id, now));
         self.limit(&table);
         self.table.groups = Arc::new(table);
         self.endpoints.clear();

@@ -7,6 +7,7 @@ use tollgate_proto::tenant as proto;
 use tollgate_schedule::Part;
 
 use super::commons::Space;
+use super::limit;
 
 /// Largest weight.
 pub const MAX_WEIGHT: u32 = 1000;
@@ -94,6 +95,13 @@ pub struct Guarantee {
     /// Thousandths of a CPU, of all workers together and the same part of each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_millis: Option<NonZeroU32>,
+}
+
+impl Settings {
+    /// What it may not exceed, setting by setting, in words.
+    pub fn ceilings_in_words(&self) -> Vec<String> {
+        limit::ceilings(&self.ceilings)
+    }
 }
 
 impl Guarantee {

@@ -57,6 +57,11 @@ pub(super) fn of_remote(most: u32, used: u32, own: u32) -> u32 {
     equal_share(most, used, own, OF_REMOTE)
 }
 
+/// How many places a tenant may have beyond its share, for remote identities that have none, while so many are free.
+pub(super) fn beyond(free: u32) -> u32 {
+    free / 8
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -314,6 +314,33 @@ fn thousands_may_be_called_otherwise_at_once() {
     assert_eq!((left_out.len(), left_out[0]), (TENANTS as usize - MAX_GROUPS, "crew-257"));
 }
 
+/// Those who are gone keep their places while something of them is open.
+#[test]
+fn as_many_groups_as_there_may_be_find_places_under_other_names() {
+    let ledger = Arc::new(Ledger::default());
+    let books = Arc::new(Books::new(vec![Arc::clone(&ledger)], Arc::default()));
+    let mut registry = Registry::new(Arc::clone(&books), TenantConfig::default());
+    let numbers = || 1..=MAX_GROUPS as u64;
+    let own = |registry: &Registry, prefix: &str| {
+        let name = |number: &u64| name_of(&books, registry, Some(*number), "192.0.2.1") == format!("{prefix}-{number}");
+        numbers().filter(name).count()
+    };
+    let mut deliver = |prefix: &str| {
+        let all: Vec<_> =
+            numbers().map(|number| resource(&format!("{prefix}-{number}"), &[number], &[], &[])).collect();
+        registry.deliver(delivered(&all), &Snapshot::empty());
+        books.settle(Instant::now());
+        own(&registry, prefix)
+    };
+    assert_eq!(deliver("team"), MAX_GROUPS);
+    let open: Vec<TenantId> = books.tallies().into_iter().filter(|t| t.kind == Kind::Group).map(|t| t.id).collect();
+    open.iter().for_each(|id| ledger.account(*id).unwrap().begin());
+    // Whoever comes after them takes places of those who are gone and have nothing open.
+    for prefix in ["crew", "band", "gang"] {
+        assert_eq!(deliver(prefix), MAX_GROUPS, "{prefix}");
+    }
+}
+
 #[test]
 fn of_one_name_that_is_served_which_can_be() {
     let (books, mut registry) = registry();

@@ -4,7 +4,20 @@
 use serde_json::Value;
 
 use super::settings::ENFORCED;
-use super::{Isolation, Pools, Settings};
+use super::{Group, Isolation, Member, PolicyBudget, Pools, Settings};
+
+impl Group {
+    /// What of its settings has no effect for these members in a process that has this, as [`Settings::without_effect`] says it.
+    pub fn without_effect(&self, pools: Pools) -> Vec<String> {
+        // Policies are their endpoints', which have numbers and addresses before anybody looks up an identity.
+        let has_no_policies = self.members.iter().all(|member| matches!(member, Member::Identity(_)))
+            && self.settings.policy != PolicyBudget::default();
+        let of_members = has_no_policies.then(|| {
+            "policy: no policies are found by the identities of members; name endpoint_ids or addresses".to_owned()
+        });
+        self.settings.without_effect(pools).into_iter().chain(of_members).collect()
+    }
+}
 
 impl Settings {
     /// What of it has no effect in a process that has this: each setting by its name in the configuration, and why.
@@ -63,6 +76,21 @@ mod tests {
 
     use super::*;
     use crate::tenant::{Ceilings, Guarantee};
+
+    #[test]
+    fn budgets_of_policies_that_nobody_finds_are_named() {
+        let by_identity = Member::Identity(tollgate_policy::SecurityId(9));
+        let group = |members: &[Member], rules| Group {
+            name: "g".into(),
+            members: members.to_vec(),
+            settings: Settings { policy: PolicyBudget { rules, ..PolicyBudget::default() }, ..Settings::default() },
+        };
+        let said = |group: Group| group.without_effect(Pools::default()).len();
+        let rules = NonZeroU32::new(2);
+        assert_eq!(said(group(&[by_identity], rules)), 1);
+        assert_eq!(said(group(&[by_identity], None)), 0);
+        assert_eq!(said(group(&[by_identity, Member::Endpoint(7)], rules)), 0);
+    }
 
     #[test]
     fn what_rests_on_something_that_is_off_is_named() {

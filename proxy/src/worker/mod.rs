@@ -1,6 +1,7 @@
 //! A worker: one thread, one current-thread runtime, its own connections, buffers and counters. Nothing in here is shared
 //! with another worker but the world (read by one atomic load) and the process-wide connection count.
 
+mod arrivals;
 mod chore;
 mod groups;
 mod held_back;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+pub(crate) use arrivals::Arrivals;
 pub(crate) use chore::keep_doing;
 pub(crate) use groups::Groups;
 pub(crate) use held_back::HeldBack;
@@ -70,6 +72,32 @@ pub(crate) struct Worker {
     pub(crate) opened: Notify,
     /// The lane of this worker, or the worker of this lane.
     pub(crate) side: Option<Side>,
+}
+
+#[cfg(test)]
+impl Worker {
+    /// One without connections, policies and a lane.
+    pub(crate) fn for_test(groups: Groups, flows: FlowSender) -> Self {
+        let identities = crate::identity::Sources::of_table(crate::identity::IdentityTable::default());
+        Self {
+            world: Arc::new(WorldStore::new(identities)),
+            flows: Rc::new(flows),
+            buffers: Rc::default(),
+            own_addresses: RefCell::default(),
+            slots: ConnectionSlots::new(1),
+            limits: Limits::default(),
+            groups,
+            peers: Rc::default(),
+            idle: Rc::default(),
+            held_back: HeldBack::default(),
+            lines: Rc::default(),
+            waiting: Waiting::default(),
+            open: Cell::default(),
+            all_closed: Notify::new(),
+            opened: Notify::new(),
+            side: None,
+        }
+    }
 }
 
 impl Worker {

@@ -1,12 +1,13 @@
 //! Runs the tasks of a worker on its runtime.
 
 use std::convert::Infallible;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
 use tollgate_schedule::{Account, Executor, Ledger, Part, Quota, Share, SystemClock, TenantId, Weight};
 
-use super::Groups;
+use super::{Arrivals, Groups};
 use crate::control::WorldStore;
 use crate::metrics::Worker as Metrics;
 use crate::tenant;
@@ -24,12 +25,13 @@ pub(crate) fn run_tasks<F>(
 where
     F: Future<Output: 'static> + 'static,
 {
+    let arrivals = accounts.arrivals.clone();
     let executor = match quota {
         _ if !fairness => Executor::plain(),
         Some(quota) => Executor::paced(SystemClock::default(), accounts, quota),
         None => Executor::new(SystemClock::default(), accounts),
     };
-    let groups = Groups::new(executor.handle());
+    let groups = Groups::new(executor.handle(), arrivals);
     let main = groups.system.clone().spawn(main(groups));
     // The runtime's budget of operations would be one for all tenants of a quantum.
     runtime.block_on(tokio::task::unconstrained(async {
@@ -60,6 +62,8 @@ async fn pump(executor: &Executor) -> Infallible {
 pub(crate) struct Accounts {
     pub(crate) metrics: Metrics,
     pub(crate) world: Arc<WorldStore>,
+    /// Where to note who begins to run; [`Groups::arrivals`] has them.
+    pub(crate) arrivals: Option<Rc<Arrivals>>,
 }
 
 impl Accounts {
@@ -67,7 +71,7 @@ impl Accounts {
     #[cfg(test)]
     pub(crate) fn for_test() -> Self {
         let identities = crate::identity::Sources::of_table(crate::identity::IdentityTable::default());
-        Self { metrics: Metrics::for_test(), world: Arc::new(WorldStore::new(identities)) }
+        Self { metrics: Metrics::for_test(), world: Arc::new(WorldStore::new(identities)), arrivals: None }
     }
 }
 
@@ -75,6 +79,9 @@ impl Ledger for Accounts {
     fn open(&self, tenant: TenantId) -> (Arc<Account>, Share) {
         // An id of no table has no account; what it costs is nobody's.
         let account = self.metrics.ledger().account(tenant).map(tenant::Account::scheduled).unwrap_or_default();
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.note(tenant, || account.usage());
+        }
         let share = share(self.world.load().tenants.settings(tenant), self.metrics.ledger().workers());
         match tenant {
             TenantId::SYSTEM | TenantId::ACCEPT => (account, Share { at_least: CHORES, has_end: false, ..share }),

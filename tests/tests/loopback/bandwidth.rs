@@ -15,7 +15,7 @@ use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::python::python;
 use tollgate_tests::script;
 use tollgate_tests::site::{HTTP_PORT, Site, TCP_PORT};
-use tollgate_tests::upstream::{OK, Upstream, WEBSOCKET_ACCEPTED, websocket_request};
+use tollgate_tests::upstream::{OK, Upstream, WEBSOCKET_ACCEPTED, next_request, websocket_request};
 use tollgate_tests::wait::until;
 
 use super::tenants::{client_address, connect, message, metric, set_tenants, with_python};
@@ -199,6 +199,44 @@ fn chunks_pass_as_they_came() {
     assert_eq!(two.records("busy", 2)[0]["bytes_down"].as_u64().unwrap(), SIZE + "50000\r\n\r\n0\r\n\r\n".len() as u64);
 }
 
+/// Also trailers that do not pass: they came.
+#[test]
+fn trailers_and_extensions_of_chunks_have_the_same_pace() {
+    const MESSAGES: usize = 20;
+    let site = Site::new();
+    let section = format!("0\r\nx-sum: {}\r\n\r\n", "s".repeat(7000));
+    let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{section}");
+    let upstream = Upstream::scripted(&site, move |peer, _| {
+        while next_request(peer).is_some() {
+            peer.send(&answer);
+        }
+    });
+    let two = Two::start(&site, &upstream, CEILING, "");
+    let body = format!("1;{}\r\na\r\n{section}", "e".repeat(7000));
+    let exchange = |from: IpAddr| {
+        let mut client = connect(from, two.proxy.http());
+        for trailer in ["Trailer: x-sum\r\n", ""].repeat(MESSAGES / 2) {
+            let head = format!("POST /allowed HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n{trailer}\r\n");
+            assert_eq!(ask(&mut client, &(head + &body)).trailers.len() + "0\r\n\r\n".len(), section.len());
+        }
+    };
+    let began = Instant::now();
+    exchange(two.busy);
+    expect_within_rate((MESSAGES * (body.len() + section.len())) as u64, began);
+    for record in two.records("busy", MESSAGES) {
+        assert_eq!(
+            (&record["bytes_up"], &record["bytes_down"]),
+            (&json!(body.len()), &json!(section.len())),
+            "{record}"
+        );
+    }
+    assert!(paced(&two.proxy, "busy") > 0);
+    two.neighbour_is_not_paced(exchange);
+    // One of each two was announced.
+    let passed = upstream.text().matches("x-sum: s").count();
+    assert_eq!(passed, MESSAGES, "half of both tenants' requests");
+}
+
 #[test]
 fn http_2_has_the_same_pace() {
     let Some(python) = python() else { return };
@@ -277,6 +315,9 @@ fn shadow_holds_nobody_back() {
     for record in two.records("busy", 3) {
         assert_eq!((&record["paced_us"], &record["reason"]), (&Value::Null, &Value::Null), "{record}");
     }
+    let marks = two.records("busy", 3).into_iter().map(|record| record["would_limit"].clone());
+    let mark = json!(Reason::TenantBandwidth.code());
+    assert_eq!(marks.collect::<Vec<_>>(), [mark.clone(), mark, Value::Null]);
     let labels = format!("tenant=\"busy\",reason=\"{}\"", Reason::TenantBandwidth.code());
     assert_eq!(metric(&two.proxy, "shadow_refusals_total", &labels), 2, "each exchange once");
     assert_eq!(paced(&two.proxy, "busy"), 0);

@@ -48,7 +48,7 @@ fn flood(source: IpAddr, to: SocketAddr, connections: usize) -> Vec<Socket> {
 
 /// Raises the limit of open files, for this process and those that it starts, and says whether so many are allowed then. If not, this
 /// is an error in CI.
-fn may_open(files: u64) -> bool {
+pub(super) fn may_open(files: u64) -> bool {
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(u64::MAX);
     let enough = most >= files && setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).is_ok();

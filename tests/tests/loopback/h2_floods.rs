@@ -142,6 +142,8 @@ fn rapid_resets_end() {
     const TIMES: u32 = 60;
     let site = Site::new();
     let (proxy, _upstream) = start(&site, LOW);
+    let mut other = connect(&proxy);
+    ask(&mut other, 1);
     let mut client = connect(&proxy);
     for n in 0..TIMES {
         if client.try_send(get(4 * n + 1)).is_err() || client.try_send(denied(4 * n + 3)).is_err() {
@@ -155,6 +157,15 @@ fn rapid_resets_end() {
         |flow: &serde_json::Value| flow["reason"] == Reason::ResetFlood.code() && flow["detail"].is_string();
     let record = until("the record", || proxy.flows().into_iter().find(of_connection));
     assert!(record["detail"].as_str().is_some_and(|detail| detail.contains(" RST_STREAM")), "{record}");
+    assert_eq!((&record["verdict"], &record["tenant"]), (&json!("DROPPED"), &json!("endpoint-7")), "{record}");
+    // The streams that were under way end with the connection, for the same reason; each is counted as its record says.
+    let counted = until("the count", || {
+        let records = proxy.flows().iter().filter(|flow| flow["reason"] == Reason::ResetFlood.code()).count();
+        (refusals(&proxy, Reason::ResetFlood) == records as f64).then_some(records as f64)
+    });
+    let of_tenant = "tollgate_tenant_refusals_total{tenant=\"endpoint-7\",reason=\"reset_flood\"}";
+    assert_eq!(proxy.metric(of_tenant), counted);
+    ask(&mut other, 3);
 }
 
 /// A client that does not read what it is told goes all the same.

@@ -46,6 +46,43 @@ fn head(n: u32) -> Vec<u8> {
     [&b"\x82\x86\x01\x01a\x04\x08/allowed\x40\x01x\x04"[..], small.as_bytes(), &literal("f", 14_000)].concat()
 }
 
+/// A path that tables keep, and a field that they do not, which is large. The table of `h2` keeps a path where it was read.
+fn head_with_path(n: u32) -> Vec<u8> {
+    let path = format!("/allowed/{n:04}");
+    [&b"\x82\x86\x01\x01a\x44\x0d"[..], path.as_bytes(), &literal("f", 14_000)].concat()
+}
+
+#[test]
+fn what_tables_keep_of_paths_is_on_the_account() {
+    const HEADS: u32 = 150;
+    let site = Site::new();
+    let upstream = upstream(&site, b"", |peer, stream, _| {
+        peer.send([headers(stream, false, b"\x88"), frame(0, 1, stream, b"ok")].concat());
+    });
+    let mut proxy = start(&site, upstream.address(), "weight: 1");
+    let mut clients: Vec<Peer> = (0..CLIENTS).map(|_| served(&site, &proxy, GREEDY, b"")).collect();
+    let (before, counted) = (settle(&site, &mut proxy), held(&proxy, "greedy"));
+    for client in &mut clients {
+        for n in 0..HEADS {
+            client.send(headers(2 * n + 3, true, &head_with_path(n)));
+            client.read_until(&end_of(2 * n + 3));
+        }
+    }
+    let grown = settle(&site, &mut proxy).saturating_sub(before);
+    let idle = held(&proxy, "greedy").saturating_sub(counted);
+    println!("{idle} bytes are on the account of idle clients, the process grew by {grown}");
+    assert!(idle > 2 * MIB, "{idle}: nothing is kept");
+    assert!(grown < idle / 10 * 12 + MIB / 2 && idle < grown / 10 * 12 + MIB / 2, "{idle} of {grown}");
+    // Fields that take the place of the paths.
+    for client in &mut clients {
+        let field = [&b"\x40\x01x\x7f\x81\x18"[..], &[b'v'; 3200]].concat();
+        let stream = 2 * HEADS + 3;
+        client.send(headers(stream, true, &[&b"\x82\x86\x01\x01a\x04\x08/allowed"[..], &field, &field].concat()));
+        client.read_until(&end_of(stream));
+    }
+    until("nothing to be kept", || (held(&proxy, "greedy") < counted + MIB / 2).then_some(()));
+}
+
 /// When they are sent on, and when they are read.
 #[test]
 fn what_tables_keep_of_heads_does_not_keep_the_rest() {

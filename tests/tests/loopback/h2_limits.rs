@@ -19,12 +19,12 @@ use tollgate_tests::upstream::Upstream;
 use tollgate_tests::wait::until;
 
 /// Fields of as many streams as may be open with so much each are more than the kernel takes for a peer that does not read.
-const LARGE: usize = 55_000;
+pub(super) const LARGE: usize = 55_000;
 /// Streams that a client may have open.
-const STREAMS: u32 = 100;
+pub(super) const STREAMS: u32 = 100;
 
 /// An upstream that begins as HTTP/2 does, and reads nothing before the sender is dropped; then all until the end.
-fn silent_upstream(site: &Site) -> (Upstream, Sender<()>) {
+pub(super) fn silent_upstream(site: &Site) -> (Upstream, Sender<()>) {
     let listener = TcpListener::bind(site.at(0)).unwrap();
     // So that little of what is sent is with the kernel.
     SockRef::from(&listener).set_recv_buffer_size(4096).unwrap();
@@ -42,31 +42,31 @@ fn silent_upstream(site: &Site) -> (Upstream, Sender<()>) {
 }
 
 /// A client that asks, and knows when the proxy has dealt with what it asked.
-struct Client {
-    peer: Peer,
+pub(super) struct Client {
+    pub(super) peer: Peer,
     next: u32,
 }
 
 impl Client {
-    fn connect(proxy: &Proxy) -> Self {
+    pub(super) fn connect(proxy: &Proxy) -> Self {
         let mut peer = Peer::connect(proxy.http());
         peer.send(CLIENT_START);
         Self { peer, next: 1 }
     }
 
-    fn stream(&mut self) -> u32 {
+    pub(super) fn stream(&mut self) -> u32 {
         self.next += 2;
         self.next - 2
     }
 
-    fn ask(&mut self, path: &str, size: usize) -> u32 {
+    pub(super) fn ask(&mut self, path: &str, size: usize) -> u32 {
         let stream = self.stream();
         self.peer.send(big_get(stream, path, size));
         stream
     }
 
     /// Returns once everything sent so far was judged: the proxy takes streams in order, and answers this one itself.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         let stream = self.ask("/denied", 1);
         self.peer.read_until(&end_of(stream));
     }

@@ -151,6 +151,7 @@ fn who_does_not_read_makes_room() {
     let record = proxy.expect_reason(Reason::SlowReader);
     assert_eq!((&record["verdict"], &record["l7"]["http"]["code"]), (&"DROPPED".into(), &200.into()), "{record}");
     until("its place", || (open(&proxy) == 3.0).then_some(()));
+    assert_eq!(proxy.metric("tollgate_refusals_total{reason=\"slow_reader\"}"), 1.0);
     drop(others);
 }
 

@@ -214,7 +214,18 @@ fn the_third_of_two_connections_is_reset() {
     }
     Peer::expect_reset_at(proxy.http(), "");
     Peer::expect_reset_at(proxy.tcp(), "");
-    proxy.expect_reason(Reason::ConnectionLimit);
+    let refused = || proxy.flows().into_iter().filter(|flow| flow["reason"] == Reason::ConnectionLimit.code());
+    until("the records", || (refused().count() == 2).then_some(()));
+    for record in refused() {
+        assert_eq!(
+            (&record["verdict"], &record["detail"]),
+            (&json!("DROPPED"), &json!("max_connections: 2")),
+            "{record}"
+        );
+    }
+    assert_eq!(proxy.metric("tollgate_refusals_total{reason=\"connection_limit\"}"), 2.0);
+    let of_tenant = "tollgate_tenant_refusals_total{tenant=\"endpoint-7\",reason=\"connection_limit\"}";
+    assert_eq!(proxy.metric(of_tenant), 2.0);
     for client in &mut clients {
         assert_eq!(status_of(client, GET), 200);
     }
@@ -387,6 +398,8 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::TenantCpu, "tenant_limits", "refusals_are_paid_for_like_answers"),
     (Reason::TenantQueueDelay, "tenant_limits", "requests_that_would_only_wait_behind_each_other_are_refused"),
     (Reason::TenantBandwidth, "bandwidth", "shadow_holds_nobody_back"),
+    (Reason::TenantIsolated, "panics", "who_makes_connections_panic_is_kept_apart_and_nobody_else_notices"),
+    (Reason::Internal, "panics", "who_makes_connections_panic_is_kept_apart_and_nobody_else_notices"),
     (Reason::UpstreamConnect, "tcp", "an_upstream_that_refuses_is_a_reset"),
     (Reason::UpstreamReset, "tcp", "a_reset_is_a_reset_on_the_other_side"),
     (Reason::UpstreamMalformed, "http1", "responses_that_could_smuggle_are_502"),
@@ -394,14 +407,9 @@ const REACHED: &[(Reason, &str, &str)] = &[
     (Reason::Draining, "policy_life", "what_does_not_end_in_time_is_cut_and_recorded"),
 ];
 
-/// What their answers are is in a test of `http/respond.rs`.
-const NO_LIMITS: &str = "this version does not limit it";
-
 /// Reasons that no test here can reach, and why.
 const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::Loop, "needs an original destination, so a transparent listener; the configuration refuses it otherwise"),
-    (Reason::TenantIsolated, NO_LIMITS),
-    (Reason::Internal, "a defect of ours, if there were one"),
     (Reason::Dropped, "flow/channel/tests.rs: a record whose task ended without a word"),
 ];
 
@@ -416,6 +424,7 @@ fn every_reason_is_reached() {
         ("limits", include_str!("limits.rs")),
         ("malformed", include_str!("malformed.rs")),
         ("memory", include_str!("memory.rs")),
+        ("panics", include_str!("panics.rs")),
         ("policy_life", include_str!("policy_life.rs")),
         ("tcp", include_str!("tcp.rs")),
         ("tenant_limits", include_str!("tenant_limits.rs")),

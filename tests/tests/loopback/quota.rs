@@ -12,8 +12,8 @@ use tollgate_tests::wait::until;
 use super::fairness::{Crowd, expensive};
 
 const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
-/// A tenth of a processor: one tenant uses it up, however busy the machine is.
-const QUOTA: u64 = 10_000;
+/// A fifth of a processor, the least that is kept to: one tenant uses it up, however busy the machine is.
+const QUOTA: u64 = 20_000;
 const PERIOD: u64 = 100_000;
 /// Until the process has looked at its control group, and the kernel at the load.
 const FIRST: u64 = 15;
@@ -30,8 +30,8 @@ struct Seen {
 }
 
 /// None where there are no control groups.
-fn look(name: &str, top: &str) -> Option<Seen> {
-    let group = ControlGroup::with_processor_time(name, QUOTA, PERIOD)?;
+fn look(name: &str, quota: u64, top: &str) -> Option<Seen> {
+    let group = ControlGroup::with_processor_time(name, quota, PERIOD)?;
     let (busy, calm) = (Site::new(), Site::new());
     let upstream = Upstream::ok(&calm);
     let upstream = upstream.address();
@@ -44,7 +44,7 @@ fn look(name: &str, top: &str) -> Option<Seen> {
     let before = status(&proxy);
     assert_eq!(before["processors"], Value::Null, "this machine's own control group has an end");
     group.take_in(proxy.process().id());
-    until("the quota in /status", || (status(&proxy)["processors"] == 0.1).then_some(()));
+    until("the quota in /status", || (status(&proxy)["processors"] == quota as f64 / PERIOD as f64).then_some(()));
     let crowd = Crowd::start(proxy.http(), 16);
     let (start, _) = group.periods();
     until("the first periods", || (group.periods().0 >= start + FIRST).then_some(()));
@@ -59,7 +59,7 @@ fn look(name: &str, top: &str) -> Option<Seen> {
     });
     assert!(crowd.answers() > answers, "the busy tenant is not served");
     let tenants: Value = serde_json::from_str(&proxy.get("/tenants").1).unwrap();
-    assert_eq!(tenants["process"]["cpu_quota"]["quota_seconds"], 0.01, "{tenants}");
+    assert_eq!(tenants["process"]["cpu_quota"]["quota_seconds"], quota as f64 / 1e6, "{tenants}");
     let seen = Seen {
         periods: periods as f64,
         throttled: throttled as f64,
@@ -84,13 +84,13 @@ fn metric(seen: &Seen, name: &str) -> f64 {
 
 #[test]
 fn the_kernel_hardly_ever_stops_a_proxy_that_is_kept_busy() {
-    let Some(seen) = look("paced", "limits: { cpu_quota: cgroup }") else { return };
+    let Some(seen) = look("paced", QUOTA, "") else { return };
     assert!(seen.throttled <= seen.periods / 4.0, "stopped in {} of {} periods", seen.throttled, seen.periods);
     assert!(seen.status["waited_seconds"].as_f64().unwrap() > 0.0, "{}", seen.status);
     let aim = seen.status["aimed_at"].as_f64().unwrap();
     assert!((0.7..=0.965).contains(&aim), "{aim}");
-    assert_eq!((&seen.status["quota_seconds"], &seen.status["period_seconds"]), (&json!(0.01), &json!(0.1)));
-    assert_eq!(metric(&seen, "tollgate_cpu_quota_processors"), 0.1);
+    assert_eq!((&seen.status["quota_seconds"], &seen.status["period_seconds"]), (&json!(0.02), &json!(0.1)));
+    assert_eq!(metric(&seen, "tollgate_cpu_quota_processors"), 0.2);
     assert!(metric(&seen, "tollgate_cpu_quota_wait_seconds_total") > 0.0);
     assert!(metric(&seen, "tollgate_cpu_quota_throttled_periods_total") <= seen.periods);
     assert!(seen.log.contains("workers keep below it"), "{}", seen.log);
@@ -98,11 +98,15 @@ fn the_kernel_hardly_ever_stops_a_proxy_that_is_kept_busy() {
 
 #[test]
 fn without_pacing_it_does_in_most_periods() {
-    for top in ["", "limits: { mode: shadow, cpu_quota: cgroup }"] {
-        let Some(seen) = look("unpaced", top) else { return };
+    for (quota, top, why) in [
+        (QUOTA, "limits: { cpu_quota: \"off\" }", "workers do not keep below it"),
+        (QUOTA, "limits: { mode: shadow }", "workers do not keep below it"),
+        (QUOTA - 1, "", "too little processor time for workers to keep below it"),
+    ] {
+        let Some(seen) = look("unpaced", quota, top) else { return };
         assert!(seen.throttled >= seen.periods * 0.6, "what the other test shows is not pacing: {}", seen.throttled);
         assert_eq!((&seen.status["aimed_at"], &seen.status["waited_seconds"]), (&Value::Null, &0.0.into()));
         assert!(seen.status["throttled_periods"].as_u64().unwrap() > 0, "{}", seen.status);
-        assert!(seen.log.contains("workers do not keep below it"), "{}", seen.log);
+        assert!(seen.log.contains(why), "{}", seen.log);
     }
 }

@@ -2,8 +2,6 @@
 //! neighbour.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use tollgate::reason::Reason;
@@ -12,14 +10,12 @@ use tollgate_tests::peer::{Message, Peer};
 use tollgate_tests::policy::{http_rule, usual};
 use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::site::Site;
-use tollgate_tests::upstream::{OK, Upstream};
+use tollgate_tests::upstream::Upstream;
 use tollgate_tests::wait::until;
 
 use super::tenants::{client_address, connect};
+use super::two_tenants::{AT_ONCE, GET, ask, expect_overload, held_upstream, waiting};
 
-const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
-/// For which the upstream does not wait.
-const AT_ONCE: &str = "GET /allowed/now HTTP/1.1\r\nHost: a\r\n\r\n";
 const FLOOD: u32 = 100;
 const NEIGHBOUR_PORT: u16 = 25082;
 const NEIGHBOUR: &str = "192.0.2.1";
@@ -100,42 +96,14 @@ impl Shared {
 
     /// Requests that wait for the upstream, of whoever floods.
     fn waiting(&self, upstream: &Upstream, requests: usize) -> Vec<Peer> {
-        let begin = |number| {
-            let mut client = self.flood();
-            client.send(GET);
-            until("the request", || (upstream.connections() == number).then_some(()));
-            client
-        };
-        (1..=requests).map(begin).collect()
+        waiting(upstream, requests, || self.flood())
     }
 }
 
-fn ask(client: &mut Peer, request: &str) -> Message {
-    client.send(request);
-    client.read_message()
-}
-
-fn expect_overload(answer: &Message, reason: Reason) {
-    assert_eq!(answer.status(), 503);
-    assert_eq!(answer.field("retry-after"), Some("1"));
-    assert_eq!(answer.field("x-envoy-overloaded"), Some("true"));
-    assert_eq!(answer.field("x-tollgate-reason"), Some(reason.code()));
-    assert_eq!(answer.field("connection"), None, "the connection goes on");
-}
-
-/// An upstream that answers when it is told to, but for what is wanted at once.
-fn held_upstream(site: &Site) -> (Upstream, Sender<()>) {
-    let (go_on, wait) = channel::<()>();
-    let wait = Arc::new(Mutex::new(wait));
-    let upstream = Upstream::scripted(site, move |peer, _| {
-        while peer.wait_for_bytes() {
-            if !peer.read_head().contains("/now") {
-                let _ = wait.lock().unwrap().recv();
-            }
-            peer.send(OK);
-        }
-    });
-    (upstream, go_on)
+/// One of the reasons that mean overload, and whose limit it is.
+fn expect_refusal(answer: &Message, reason: Reason, scope: &str) {
+    expect_overload(answer, reason);
+    assert_eq!(answer.field("x-tollgate-limit"), Some(&*format!("{};scope={scope}", reason.code())));
 }
 
 #[test]
@@ -146,7 +114,7 @@ fn a_flood_of_requests_leaves_others_room_below_the_ceiling() {
     let mut waiting = shared.waiting(&upstream, 14);
     let mut more = shared.flood();
     for _ in 0..3 {
-        expect_overload(&ask(&mut more, GET), Reason::TenantInFlight);
+        expect_refusal(&ask(&mut more, GET), Reason::TenantInFlight, "flow");
     }
     shared.others_are_served(3);
     shared.expect_refused(Reason::TenantInFlight, 3, "one remote identity's part of ceilings.in_flight: 16");
@@ -163,10 +131,25 @@ fn a_flood_of_requests_leaves_others_room_in_the_share() {
     let (upstream, _go_on) = held_upstream(&site);
     let shared = Shared::start(&site, &upstream, "weight: 1", "limits: { in_flight: 32 }");
     let _waiting = shared.waiting(&upstream, 14);
-    expect_overload(&ask(&mut shared.flood(), GET), Reason::TenantShare);
+    expect_refusal(&ask(&mut shared.flood(), GET), Reason::TenantShare, "flow");
     shared.others_are_served(3);
     let detail = "one remote identity's part of its share of limits.in_flight: 32";
     shared.expect_refused(Reason::TenantShare, 1, detail);
+}
+
+/// The neighbour comes when the flood has its part: the tenant may have less now than it has, and others of it are served all the same.
+#[test]
+fn a_share_that_shrinks_shuts_nobody_out() {
+    let site = Site::new();
+    let (upstream, _go_on) = held_upstream(&site);
+    let shared = Shared::start(&site, &upstream, "weight: 1", "limits: { in_flight: 32 }");
+    let _waiting = shared.waiting(&upstream, 14);
+    let _of_neighbour = waiting(&upstream, 7, || connect(shared.flood, shared.neighbour));
+    expect_refusal(&ask(&mut shared.flood(), GET), Reason::TenantShare, "shared");
+    shared.others_are_served(1);
+    expect_refusal(&ask(&mut shared.flood(), GET), Reason::TenantShare, "shared");
+    shared.others_are_served(1);
+    shared.expect_refused(Reason::TenantShare, 2, "its share of limits.in_flight: 32");
 }
 
 #[test]

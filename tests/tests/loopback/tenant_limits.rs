@@ -1,10 +1,7 @@
 //! Limits of tenants: what whoever exceeds them sees, and that nobody else does. Each is driven past with real clients.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
@@ -12,120 +9,14 @@ use serde_json::{Value, json};
 use tollgate::reason::Reason;
 use tollgate_tests::http2::{CLIENT_START, big_get, get};
 use tollgate_tests::peer::{Message, Peer};
-use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::python::python;
 use tollgate_tests::script;
 use tollgate_tests::site::Site;
 use tollgate_tests::upstream::{OK, Upstream, WEBSOCKET_ACCEPTED, websocket_request};
 use tollgate_tests::wait::until;
 
-use super::tenants::{client_address, connect, message, metric, policy, set_tenants, with_python};
-
-const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
-
-/// A proxy with a tenant `busy` that has limits, and `endpoint-8`, which has none.
-struct Two {
-    proxy: Proxy,
-    busy: IpAddr,
-    calm: IpAddr,
-}
-
-impl Two {
-    fn start(site: &Site, upstream: &Upstream, settings: &str) -> Self {
-        Self::with(site, upstream, settings, "")
-    }
-
-    fn with(site: &Site, upstream: &Upstream, settings: &str, top: &str) -> Self {
-        Self::to(site, upstream.address(), settings, top)
-    }
-
-    fn to(site: &Site, upstream: SocketAddr, settings: &str, top: &str) -> Self {
-        let (busy, calm) = (client_address(site, 1), client_address(site, 2));
-        let group = format!("{{ name: busy, members: {{ endpoint_ids: [7] }}, {settings} }}");
-        let top = format!("tenants: {{ groups: [{group}] }}\n{top}");
-        let options = Options { direction: "egress", top, workers: 2, ..Options::default() };
-        let policies = [message(policy(7, busy)), message(policy(8, calm))];
-        Self { proxy: Proxy::with(site, upstream, &options, &policies), busy, calm }
-    }
-
-    fn busy(&self) -> Peer {
-        connect(self.busy, self.proxy.http())
-    }
-
-    /// A value of the busy tenant's entry of `/tenants`.
-    fn busy_shows(&self, key: &str) -> Value {
-        let shown: Value = serde_json::from_str(&self.proxy.get("/tenants").1).unwrap();
-        let all = shown["tenants"].as_array().unwrap();
-        all.iter().find(|entry| entry["name"] == "busy").unwrap()[key].clone()
-    }
-
-    /// An endpoint that has done nothing is served as ever.
-    fn neighbour_is_served(&self) {
-        assert_eq!(ask(&mut connect(self.calm, self.proxy.http()), GET).status(), 200);
-        let refused = self.proxy.get("/metrics").1;
-        let of_calm = |line: &&str| line.starts_with("tollgate_tenant_refusals_total{tenant=\"endpoint-8\"");
-        assert_eq!(refused.lines().find(of_calm), None);
-    }
-
-    /// So many were refused, by the metric and by the records.
-    fn expect_refused(&self, reason: Reason, times: u64) {
-        let of_reason = |proxy: &Proxy| {
-            let flows = proxy.flows();
-            flows.into_iter().filter(|flow| flow["reason"] == reason.code()).collect::<Vec<_>>()
-        };
-        let records = until("the records", || {
-            let records = of_reason(&self.proxy);
-            (records.len() as u64 >= times).then_some(records)
-        });
-        assert_eq!(records.len() as u64, times);
-        assert!(
-            records.iter().all(|record| record["tenant"] == "busy" && record["verdict"] == "DROPPED"),
-            "{records:?}"
-        );
-        assert!(records.iter().all(|record| record["detail"].is_string()), "which limit? {records:?}");
-        assert_eq!(self.counted("refusals_total", reason), times);
-    }
-
-    /// By the metric, which is there once something was refused.
-    fn counted(&self, metric: &str, reason: Reason) -> u64 {
-        let series = format!("tollgate_tenant_{metric}{{tenant=\"busy\",reason=\"{}\"}} ", reason.code());
-        let scrape = self.proxy.get("/metrics").1;
-        scrape.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
-    }
-
-    fn expect_shadowed(&self, reason: Reason, times: u64) {
-        assert_eq!(self.counted("shadow_refusals_total", reason), times);
-        assert!(self.proxy.flows().iter().all(|flow| flow["reason"] != reason.code()));
-    }
-}
-
-fn ask(client: &mut Peer, request: &str) -> Message {
-    client.send(request);
-    client.read_message()
-}
-
-/// An answer to an HTTP/1 client for one of the reasons that mean overload.
-fn expect_overload(answer: &Message, reason: Reason) {
-    assert_eq!(answer.status(), 503);
-    assert_eq!(answer.field("retry-after"), Some("1"));
-    assert_eq!(answer.field("x-envoy-overloaded"), Some("true"));
-    assert_eq!(answer.field("x-tollgate-reason"), Some(reason.code()));
-    assert_eq!(answer.field("connection"), None, "the connection goes on");
-}
-
-/// An upstream that answers when it is told to.
-fn held_upstream(site: &Site) -> (Upstream, Sender<()>) {
-    let (go_on, wait) = channel::<()>();
-    let wait = Arc::new(Mutex::new(wait));
-    let upstream = Upstream::scripted(site, move |peer, _| {
-        while peer.wait_for_bytes() {
-            peer.read_head();
-            let _ = wait.lock().unwrap().recv();
-            peer.send(OK);
-        }
-    });
-    (upstream, go_on)
-}
+use super::tenants::{client_address, connect, metric, policy, set_tenants, with_python};
+use super::two_tenants::{GET, Two, ask, expect_overload, expect_told_grpc, held_upstream, waiting};
 
 #[test]
 fn more_requests_than_the_rate_are_told_when_to_come_back() {
@@ -182,11 +73,7 @@ fn requests_under_way_have_a_ceiling() {
     let site = Site::new();
     let (upstream, go_on) = held_upstream(&site);
     let two = Two::start(&site, &upstream, "ceilings: { in_flight: 2 }");
-    let mut waiting = [two.busy(), two.busy()];
-    for (index, client) in waiting.iter_mut().enumerate() {
-        client.send(GET);
-        until("the request", || (upstream.connections() == index + 1).then_some(()));
-    }
+    let mut waiting = waiting(&upstream, 2, || two.busy());
     let mut third = two.busy();
     for _ in 0..3 {
         expect_overload(&ask(&mut third, GET), Reason::TenantInFlight);
@@ -307,11 +194,7 @@ fn connections_to_a_destination_have_a_ceiling() {
     let site = Site::new();
     let (upstream, go_on) = held_upstream(&site);
     let two = Two::start(&site, &upstream, "ceilings: { upstream_connections: 2 }");
-    let mut waiting = [two.busy(), two.busy()];
-    for (index, client) in waiting.iter_mut().enumerate() {
-        client.send(GET);
-        until("the request", || (upstream.connections() == index + 1).then_some(()));
-    }
+    let mut waiting = waiting(&upstream, 2, || two.busy());
     let mut third = two.busy();
     for _ in 0..2 {
         expect_overload(&ask(&mut third, GET), Reason::TenantUpstreams);
@@ -484,24 +367,13 @@ fn streams_that_would_only_wait_are_refused_and_grpc_is_told() {
         let (address, source) = (two.proxy.http().to_string(), two.busy.to_string());
         // Also when the client fails.
         let _over = Over(&over);
-        script::run(python, &site, "h2_client.py", &["overloaded", &address, &source])
+        script::run(python, &site, "h2_client.py", &["refused", &address, &source])
     });
     assert_eq!((&seen["plain"]["status"], &seen["plain"]["end"]), (&json!(null), &json!(7)), "REFUSED_STREAM");
     expect_told_grpc(&seen["grpc"], Reason::TenantQueueDelay);
     // Records of the load have taken the place of these by now.
     assert!(two.counted("refusals_total", Reason::TenantQueueDelay) >= 2);
     two.neighbour_is_served();
-}
-
-/// What a limit says to a client of gRPC.
-fn expect_told_grpc(answer: &Value, reason: Reason) {
-    assert_eq!((&answer["status"], &answer["end"]), (&json!(200), &json!("end")), "{answer}");
-    let fields: HashMap<String, String> = serde_json::from_value(answer["headers"].clone())
-        .map(|fields: Vec<(String, String)>| fields.into_iter().collect())
-        .unwrap();
-    let field = |name: &str| fields.get(name).map(String::as_str);
-    assert_eq!((field("grpc-status"), field("grpc-message")), (Some("14"), Some(reason.code())));
-    assert_eq!((field("retry-after"), field("x-envoy-overloaded")), (Some("1"), Some("true")));
 }
 
 /// Nothing of them was forwarded, and the client may know.
@@ -595,11 +467,7 @@ fn requests_under_way_are_shared_too() {
     let site = Site::new();
     let (upstream, go_on) = held_upstream(&site);
     let two = Two::with(&site, &upstream, "weight: 1", "limits: { in_flight: 4 }");
-    let mut waiting: Vec<Peer> = (0..2).map(|_| two.busy()).collect();
-    for (index, client) in waiting.iter_mut().enumerate() {
-        client.send(GET);
-        until("the request", || (upstream.connections() == index + 1).then_some(()));
-    }
+    let _waiting = waiting(&upstream, 2, || two.busy());
     expect_overload(&ask(&mut two.busy(), GET), Reason::TenantShare);
     two.expect_refused(Reason::TenantShare, 1);
     (0..3).for_each(|_| go_on.send(()).unwrap());

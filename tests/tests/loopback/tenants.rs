@@ -29,10 +29,14 @@ pub(crate) fn client_address(site: &Site, last: u8) -> IpAddr {
 }
 
 pub(crate) fn connect(from: IpAddr, to: SocketAddr) -> Peer {
+    try_connect(from, to).unwrap()
+}
+
+pub(crate) fn try_connect(from: IpAddr, to: SocketAddr) -> std::io::Result<Peer> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
-    socket.connect(&to.into()).unwrap();
-    Peer::new(TcpStream::from(socket))
+    socket.connect(&to.into())?;
+    Ok(Peer::new(TcpStream::from(socket)))
 }
 
 /// What an endpoint may ask for, as JSON.

@@ -1,6 +1,7 @@
 //! Matchers on `:path`: the canonical path with its query, compared in full.
 
 use super::alternatives::Alternatives;
+use super::below;
 use super::condition::{Condition, Others};
 use super::finding::{Element, Finding, Lint};
 use super::probe::{Probe, Probes};
@@ -44,13 +45,11 @@ pub(super) fn check(
             },
         ));
     }
-    if probe.listed().is_none() {
-        return;
-    }
+    let Some(listed) = probe.listed() else { return };
     // A last segment with a dot names a file, which has nothing below it.
     let directory = |path: &&String| {
         let file = path.rsplit('/').next().is_some_and(|segment| segment.contains('.'));
-        path.len() > 1 && !path.ends_with('/') && !path.contains(['?', ';']) && !file
+        path.starts_with('/') && path.len() > 1 && !path.ends_with('/') && !path.contains(['?', ';']) && !file
     };
     for path in examples.iter().filter(directory) {
         let missed: Vec<String> =
@@ -61,7 +60,10 @@ pub(super) fn check(
                 Lint::PathWithoutSlash,
                 element.clone(),
                 format!("{} allows {path:?} and not {}", matcher.value, missed.join(" or ")),
-                format!("the regex {:?}, if everything below is meant too", format!("{}([/;?].*)?", escape(path))),
+                match below::allowed(matcher, listed, directory) {
+                    Some(pattern) => format!("the regex {pattern:?}, if everything below is meant too"),
+                    None => format!("a regex with `{}` behind each path, if everything below is meant too", below::END),
+                },
             ));
             return;
         }
@@ -97,12 +99,15 @@ fn check_exclusion(
             .map(|way| format!("{way:?}"))
             .collect();
         if !ways.is_empty() {
-            let pattern = format!("{}([/;?].*)?", escape(bare));
+            let inverted = match below::excluded(matcher, probe) {
+                Some(pattern) => format!("invert the regex {pattern:?}"),
+                None => format!("invert a regex that has `{}` behind each path that is not", below::END),
+            };
             findings.push(Finding::new(
                 Lint::PathExclusionDodged,
                 element.clone(),
                 format!("everything but {} is allowed, and so is {}", matcher.value, ways.join(", ")),
-                format!("list the paths that are fine; or invert the regex {pattern:?}"),
+                format!("list the paths that are fine; or {inverted}"),
             ));
             return;
         }

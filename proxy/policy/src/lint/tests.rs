@@ -241,6 +241,41 @@ fn exclusions() {
     assert!(what.is_some_and(|what| !what.contains("A.B") && what.contains("\"a.b:8080\"")), "{what:?}");
 }
 
+/// What is advised is about all of several alternatives, and about nothing else.
+#[test]
+fn advice_keeps_alternatives() {
+    let advised = |pattern: &str, invert: bool, lint: Lint| {
+        let headers = vec![HeaderMatcher { invert, ..HeaderMatcher::new(":path", regex(pattern)) }];
+        let rule = PortRule { http: Some(vec![HttpRule { headers, ..HttpRule::default() }]), ..PortRule::default() };
+        let found = lint_of(vec![on_port(80, vec![rule])]).into_iter().find(|finding| finding.lint == lint);
+        let instead = found.unwrap_or_else(|| panic!("{pattern}")).instead;
+        let Some(start) = instead.find('"') else { return instead };
+        let mut quoted = serde_json::Deserializer::from_str(&instead[start..]).into_iter::<String>();
+        quoted.next().unwrap().unwrap()
+    };
+    for (pattern, allowed, excluded) in [
+        ("/a", "/a([/;?].*)?", "/a([/;?].*)?"),
+        ("/(a|b)", "/(a|b)([/;?].*)?", "/(a|b)([/;?].*)?"),
+        ("/a|/b", "(/a|/b)([/;?].*)?", "(/a|/b)([/;?].*)?"),
+        ("/(a|b[.]html)", "/(a|b[.]html)([/;?].*)?", "/(a|b[.]html)([/;?].*)?"),
+        ("/a|/b/", "(/a|/b/)([/;?].*)?", "(/a|/b)([/;?].*)?"),
+    ] {
+        assert_eq!(advised(pattern, false, Lint::PathWithoutSlash), allowed, "{pattern}");
+        assert_eq!(advised(pattern, true, Lint::PathExclusionDodged), excluded, "{pattern}");
+    }
+    for (pattern, excluded) in [
+        ("^/(a|b)$", "/(a|b)([/;?].*)?"),
+        ("/v[0-9]/admin", "/v[0-9]/admin([/;?].*)?"),
+        ("/a/|/b/", "(/a|/b)([/;?].*)?"),
+    ] {
+        assert_eq!(advised(pattern, true, Lint::PathExclusionDodged), excluded, "{pattern}");
+    }
+    // In its own words it would be about every path.
+    assert_eq!(advised("/login|", false, Lint::PathWithoutSlash), "/login([/;?].*)?");
+    let generic = advised("/v[a-z]+/", true, Lint::PathExclusionDodged);
+    assert!(generic.contains("behind each path"), "{generic}");
+}
+
 fn lint_of(ingress: Vec<PortPolicy>) -> Vec<Finding> {
     lint(&[policy(ingress)], &Known::default())
 }

@@ -1,11 +1,11 @@
-//! Turns of more than one poll, while nobody else can run.
+//! Turns of more than one poll.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::{Bench, again};
 use crate::executor::TURN;
-use crate::{QUANTUM, SLICE, TenantId};
+use crate::{QUANTUM, TenantId};
 
 /// Lets so many tasks of each tenant and flow run, each poll of which takes `cost` nanoseconds. Returns whose polls they were, in order.
 fn run(groups: &[(u32, u32, usize)], cost: u64) -> Vec<(u32, u32)> {
@@ -29,13 +29,20 @@ fn run(groups: &[(u32, u32, usize)], cost: u64) -> Vec<(u32, u32)> {
     order.take()
 }
 
+/// How often somebody's polls followed each other without those of others, at most.
+fn longest_run(order: &[(u32, u32)]) -> usize {
+    order.chunk_by(|one, next| one == next).map(<[_]>::len).max().unwrap_or_default()
+}
+
 #[test]
-fn nobody_waits_for_a_turn_that_goes_on() {
-    for cost in [1_000, TURN, SLICE] {
-        for order in [run(&[(20, 0, 64), (21, 0, 1)], cost), run(&[(20, 0, 64), (20, 1, 1)], cost)] {
-            let alike = order.windows(2).filter(|two| two[0] == two[1]).count();
-            // Who comes first is alone for one poll.
-            assert!(alike <= 1, "{alike} of {}", order.len());
+fn a_turn_goes_on_for_as_long_as_a_long_poll() {
+    for cost in [1_000, 30_000, TURN] {
+        for others in [(21, 0, 64), (20, 1, 64)] {
+            let order = run(&[(20, 0, 64), others], cost);
+            let polls = TURN.div_ceil(cost) as usize;
+            assert_eq!(longest_run(&order), polls, "polls of {cost} ns beside {others:?}");
+            let first = order.iter().filter(|who| **who == (20, 0)).count();
+            assert!(first.abs_diff(order.len() - first) <= polls, "{first} of {}", order.len());
         }
     }
 }
@@ -76,9 +83,11 @@ fn a_turn_of_one_alone_ends_too() {
 #[test]
 fn a_turn_ends_with_its_quantum() {
     const COST: u64 = QUANTUM / 5;
-    const { assert!(!QUANTUM.is_multiple_of(TURN.next_multiple_of(COST)), "the last turn is cut off") };
+    const { assert!(TURN > QUANTUM / 2 + COST, "the turn would end anyway") };
     let bench = Bench::new();
+    let time = bench.time.clone();
+    bench.group(21, 0).spawn(async move { time.work(QUANTUM / 2) }).detach();
     let polls = bench.greedy(&bench.group(20, 0), COST);
-    bench.turns(10);
-    assert_eq!(polls.get(), 10 * QUANTUM / COST);
+    bench.turn();
+    assert_eq!(polls.get(), (QUANTUM / 2).div_ceil(COST));
 }

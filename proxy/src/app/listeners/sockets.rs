@@ -97,6 +97,11 @@ impl Sockets {
     }
 }
 
+/// How many sockets one address of a listener takes, at most.
+pub(in crate::app) fn sockets_of_an_address(workers: usize) -> usize {
+    shape(workers).sockets()
+}
+
 /// How many queues the connections of `workers` are sorted into.
 fn shape(workers: usize) -> Shards {
     let shards = (SOCKETS / workers.max(1)).clamp(MIN_SHARDS, MAX_SHARDS);

@@ -57,7 +57,9 @@ impl FileRule {
                 ("unknown-field", Severity::Error, "a misspelt condition would be no condition, so the file is refused")
             }
             Self::InvalidValue => ("invalid-value", Severity::Error, "nothing of the file is enforced"),
-            Self::UnusablePolicy => ("unusable-policy", Severity::Error, "the policy could never be found"),
+            Self::UnusablePolicy => {
+                ("unusable-policy", Severity::Error, "nothing of it is enforced; the addresses that it names deny")
+            }
             Self::NotTranslated => ("not-translated", Severity::Note, "nothing can be said about it"),
             Self::SelectsNobody => ("selects-nobody", Severity::Warning, "an agent leaves out what selects nobody"),
             Self::CoveredAsGiven => (

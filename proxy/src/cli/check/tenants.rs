@@ -76,7 +76,7 @@ pub(super) fn beside(configured: &TenantsConfigured, tenants: &[(Place, Group)])
         for error in claims.take(&mut group).unwrap_or_default() {
             findings.push(mistake(place, FileRule::TenantInPart, &error));
         }
-        for problem in group.settings.without_effect(*pools) {
+        for problem in group.without_effect(*pools) {
             let (what, instead) = problem.split_once("; ").unwrap_or((&problem, "leave it out"));
             findings.push(place.report(FileRule::TenantInPart, "", what.to_owned(), instead));
         }

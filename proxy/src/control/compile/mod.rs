@@ -183,6 +183,12 @@ impl Control {
         self.holdings().share_of(bytes);
     }
 
+    /// The same when that is another amount than before: what had no room may have some now. What is in force stays.
+    pub(super) fn memory_changes(self: &Arc<Self>, bytes: Option<u64>) {
+        self.share_memory(bytes);
+        self.use_room();
+    }
+
     /// Has the tenants answer for the memory of what is in force now, and was not `before`; with a tenant's settings, of everything.
     pub(super) fn answer_for_memory(self: &Arc<Self>, before: Option<&Snapshot>) {
         let world = self.store().load().clone();

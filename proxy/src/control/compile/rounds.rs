@@ -36,6 +36,8 @@ struct Item {
     terms: Terms,
     /// Once it was read.
     model: Option<NetworkPolicy>,
+    /// Why that allows nothing, where it is unusable.
+    refused: Option<RefusedResource>,
     /// Nanoseconds until now.
     took: u64,
 }
@@ -104,9 +106,9 @@ impl Control {
     /// Compiles one within `most` nanoseconds of effort. Returns what that took of it, and what came of it: the policy where there is
     /// more to be had.
     fn compile_item(self: &Arc<Self>, update: &mut Update, mut item: Item, most: u64) -> (u64, Result<Judged, Item>) {
-        let (mut spent, mut compiled, mut refused) = (0, None, None);
-        match item.model.take().map_or_else(|| item.read(), Ok) {
-            Ok(model) => {
+        let (mut spent, mut compiled) = (0, None);
+        match item.model.take().or_else(|| item.read()) {
+            Some(model) => {
                 let mut attempt = self.attempt(update, &item.received.name, model, item.terms, most);
                 spent = attempt.used;
                 if let Some(first) = &mut update.first {
@@ -120,16 +122,13 @@ impl Control {
                 attempt.took += item.took;
                 compiled = Some(self.conclude(update, &item.received.name, attempt));
             }
-            Err(error) => {
-                update.builder.set_aside(&item.received.name);
-                refused = Some(error);
-            }
+            None => update.builder.set_aside(&item.received.name),
         }
         if let Some(first) = &mut update.first {
             first.compiled += 1;
             addresses(&item.received.policy).for_each(|address| _ = first.coming.remove(&address));
         }
-        let Received { name, policy, place, .. } = item.received;
+        let Item { received: Received { name, policy, place, .. }, refused, .. } = item;
         (spent, Ok(Judged { name, policy, place, refused, compiled }))
     }
 
@@ -149,26 +148,28 @@ impl Item {
     fn new(received: Received, tenants: &Table) -> Self {
         let keys: Vec<EndpointKey> = keys(&received.policy).collect();
         let terms = Terms::of_endpoint(received.policy.endpoint_id, keys.iter(), tenants);
-        Self { received, terms, model: None, took: 0 }
+        Self { received, terms, model: None, refused: None, took: 0 }
     }
 
     fn in_line(self) -> (Owner, usize, Self) {
         (self.terms.owner, self.received.policy.encoded_len(), self)
     }
 
-    /// The policy as it is to be enforced.
-    ///
-    /// # Errors
-    /// There is nothing that it could be enforced on.
-    fn read(&self) -> Result<NetworkPolicy, RefusedResource> {
+    /// The policy as it is to be enforced: one that is unusable denies for what it claims. `None` when there is nothing to enforce it on.
+    fn read(&mut self) -> Option<NetworkPolicy> {
         let Received { policy, partly_read, place, .. } = &self.received;
-        let mut model = NetworkPolicy::try_from(&**policy).map_err(|error| RefusedResource {
-            name: policy.endpoint_id.to_string(),
-            reason: place.as_ref().map_or_else(|| error.to_string(), |place| format!("{place}: {error}")),
-        })?;
-        if let Some(bytes) = partly_read {
-            set_unknown_fields_aside(&mut model, bytes);
+        match NetworkPolicy::try_from(&**policy) {
+            Ok(mut model) => {
+                if let Some(bytes) = partly_read {
+                    set_unknown_fields_aside(&mut model, bytes);
+                }
+                Some(model)
+            }
+            Err(error) => {
+                let reason = place.as_ref().map_or_else(|| error.to_string(), |place| format!("{place}: {error}"));
+                self.refused = Some(RefusedResource { name: policy.endpoint_id.to_string(), reason });
+                NetworkPolicy::denying(policy)
+            }
         }
-        Ok(model)
     }
 }

@@ -26,6 +26,7 @@ pub(super) struct Aside {
 struct Waiting {
     stamp: Stamp,
     is_settled: bool,
+    wants_claims: bool,
     /// Since when, whatever came in its place meanwhile.
     since: Instant,
 }
@@ -34,6 +35,7 @@ struct Waiting {
 struct UnderWay {
     path: PathBuf,
     stamp: Stamp,
+    since: Instant,
     is_wanted: bool,
     outcome: Option<oneshot::Receiver<Attempt>>,
     /// Once it is there.
@@ -50,14 +52,22 @@ pub(super) struct Read {
 }
 
 impl Aside {
-    /// The file, which is as the stamp says, is to be read.
-    pub(super) fn add(&mut self, path: PathBuf, stamp: Stamp, is_settled: bool) {
-        if let Some(read) = self.under_way.as_mut().filter(|read| read.path == path && read.stamp == stamp) {
-            read.is_wanted = true;
-            return;
+    /// The file, which is as the stamp says, is to be read. What is read of it now counts only if it has waited for long, so that a mistake
+    /// which is corrected at once does not come into force.
+    pub(super) fn add(&mut self, path: PathBuf, stamp: Stamp, is_settled: bool, wants_claims: bool) {
+        let now = Instant::now();
+        let mut since = self.waiting.remove(&path).map_or(now, |waiting| waiting.since);
+        if let Some(read) = self.under_way.as_mut().filter(|read| read.path == path) {
+            if read.stamp == stamp {
+                read.is_wanted = true;
+                return;
+            }
+            read.is_wanted &= now - read.since >= PATIENCE;
+            if !read.is_wanted {
+                since = since.min(read.since);
+            }
         }
-        let since = self.waiting.get(&path).map_or_else(Instant::now, |waiting| waiting.since);
-        self.waiting.insert(path, Waiting { stamp, is_settled, since });
+        self.waiting.insert(path, Waiting { stamp, is_settled, wants_claims, since });
     }
 
     /// Others are gone.
@@ -81,14 +91,15 @@ impl Aside {
         if self.under_way.is_some() {
             return;
         }
-        let Some((path, Waiting { stamp, is_settled, .. })) = self.take_next(Instant::now()) else { return };
+        let Some((path, waiting)) = self.take_next(Instant::now()) else { return };
+        let Waiting { stamp, is_settled, wants_claims, since } = waiting;
         let file = path.clone();
-        let (outcome, attempt) = match begun(SOON, move || settled::read(&file, stamp, is_settled)) {
+        let (outcome, attempt) = match begun(SOON, move || settled::read(&file, stamp, is_settled, wants_claims)) {
             Ok(outcome) => (Some(outcome), None),
             // Without a thread there is this one.
-            Err(_) => (None, Some(settled::read(&path, stamp, is_settled))),
+            Err(_) => (None, Some(settled::read(&path, stamp, is_settled, wants_claims))),
         };
-        self.under_way = Some(UnderWay { path, stamp, is_wanted: true, outcome, attempt });
+        self.under_way = Some(UnderWay { path, stamp, since, is_wanted: true, outcome, attempt });
     }
 
     /// The smallest is next, but no longer than others have patience.
@@ -112,15 +123,23 @@ impl Aside {
         }
     }
 
-    /// The one that has been read.
-    pub(super) fn finished(&mut self) -> Option<Read> {
-        let read = self.under_way.as_mut()?;
+    /// Whether one has been read.
+    pub(super) fn is_finished(&mut self) -> bool {
+        let Some(read) = &mut self.under_way else { return false };
         if let (None, Some(outcome)) = (&read.attempt, &mut read.outcome) {
             read.attempt = match outcome.try_recv() {
                 Ok(attempt) => Some(attempt),
                 Err(TryRecvError::Empty) => None,
                 Err(TryRecvError::Closed) => Some(Attempt::failed(&read.path, read.stamp)),
             };
+        }
+        read.attempt.is_some()
+    }
+
+    /// The one that has been read.
+    pub(super) fn finished(&mut self) -> Option<Read> {
+        if !self.is_finished() {
+            return None;
         }
         let UnderWay { path, is_wanted, attempt, .. } = self.under_way.take_if(|read| read.attempt.is_some())?;
         Some(Read { path, attempt: attempt?, is_wanted })
@@ -144,15 +163,44 @@ mod tests {
         let (small, large) = (file("small", 1), file("large", 3));
         let mut aside = Aside::default();
         let next = |aside: &mut Aside| aside.take_next(Instant::now()).map(|(path, _)| path);
-        aside.add(large.0.clone(), large.1, true);
+        aside.add(large.0.clone(), large.1, true, false);
         for _ in 0..3 {
-            aside.add(small.0.clone(), small.1, true);
+            aside.add(small.0.clone(), small.1, true, false);
             assert_eq!(next(&mut aside), Some(small.0.clone()));
             tokio::time::advance(PATIENCE / 4).await;
-            aside.add(large.0.clone(), file("large", 4).1, true); // another one, which has waited for as long
+            aside.add(large.0.clone(), file("large", 4).1, true, false); // another one, which has waited for as long
         }
         tokio::time::advance(PATIENCE / 4).await;
-        aside.add(small.0.clone(), small.1, true);
+        aside.add(small.0.clone(), small.1, true, false);
         assert_eq!((next(&mut aside), next(&mut aside), next(&mut aside)), (Some(large.0), Some(small.0), None));
+    }
+
+    /// Else a mistake that is corrected at once would come into force.
+    #[tokio::test(start_paused = true)]
+    async fn a_form_that_was_replaced_at_once_has_no_effect() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        let form = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Stamp::of(&path).unwrap()
+        };
+        let mut aside = Aside::default();
+        for (paused, is_wanted) in [(PATIENCE / 4, false), (PATIENCE / 4, false), (PATIENCE / 2, true)] {
+            let stamp = form("1");
+            aside.add(path.clone(), stamp, true, false);
+            aside.begin();
+            tokio::time::advance(paused).await;
+            aside.add(path.clone(), form("22"), true, false);
+            aside.wait().await;
+            assert_eq!(aside.finished().map(|read| read.is_wanted), Some(is_wanted), "{paused:?}");
+        }
+        // One that is the same again is.
+        let stamp = form("1");
+        aside.add(path.clone(), stamp, true, false);
+        aside.begin();
+        aside.add(path.clone(), form("22"), true, false);
+        aside.add(path.clone(), stamp, true, false);
+        aside.wait().await;
+        assert!(aside.finished().is_some_and(|read| read.is_wanted) && aside.waiting.is_empty());
     }
 }

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::policy_file::{self, FileResource, PolicyFileError, PolicyFileErrors, broken};
+use crate::policy_file::{self, FileResource, MAX_BYTES, PolicyFileError, PolicyFileErrors, broken};
 
 /// How long nothing may happen before the directory is read, and how old a file's last change must be.
 pub(super) const QUIET: Duration = Duration::from_millis(50);
@@ -32,22 +32,39 @@ pub(super) struct Broken {
     pub(super) errors: PolicyFileErrors,
     /// What it claims, as far as that can be told: policies that allow nothing.
     pub(super) claims: Vec<FileResource>,
+    /// Not all of it could be looked at, or need be.
+    pub(super) is_untold: bool,
 }
 
 /// What came of reading a file.
 #[derive(Debug)]
 pub(super) enum Attempt {
-    /// What it says, in this state. Another file may be in its place by now.
-    Whole(Stamp, Content),
+    /// What it says, in this state. Another file may be in its place by now, or somebody may have written it on.
+    Whole(Stamp, Content, Opened),
     /// Somebody writes it, or it is gone.
     Unsettled,
+}
+
+/// A file that was read, and how it was then; nothing where it could not be opened.
+#[derive(Debug)]
+pub(super) struct Opened(Option<(File, Form)>);
+
+impl Opened {
+    const NOTHING: Self = Self(None);
+
+    /// Whether nobody has written it on since, whatever has its name by now. The kernel's events may come later than that.
+    pub(super) fn stays(&self) -> bool {
+        self.0.as_ref().is_none_or(|(file, before)| Form::of(file).is_ok_and(|now| now == *before))
+    }
 }
 
 /// Reads the file that is there now, which need not be there any more afterwards. Unless it `is_settled`, as it was when `looked` at, it
 /// has to stay as it is for [`QUIET`] first: the first half of a file can be a valid one. Nor is that enough: who writes may rest for
 /// longer. So one that was written in place since is not read, and of another in its place the caller has to know that nobody writes it.
-pub(super) fn read(path: &Path, looked: Stamp, is_settled: bool) -> Attempt {
-    let unusable = |stamp, error: PolicyFileError| Attempt::Whole(stamp, Err(Broken::silent(error.into())));
+/// What a broken one claims is looked for only if somebody `wants_claims`.
+pub(super) fn read(path: &Path, looked: Stamp, is_settled: bool, wants_claims: bool) -> Attempt {
+    let unusable =
+        |stamp, error: PolicyFileError| Attempt::Whole(stamp, Err(Broken::silent(error.into())), Opened::NOTHING);
     let file = match policy_file::open(path) {
         Ok(file) => file,
         Err(error) => {
@@ -72,12 +89,18 @@ pub(super) fn read(path: &Path, looked: Stamp, is_settled: bool) -> Attempt {
     if !stays() {
         return Attempt::Unsettled;
     }
-    let bytes = policy_file::bytes_of(&file, path);
-    match bytes {
-        _ if !stays() => Attempt::Unsettled,
-        Ok(bytes) => Attempt::Whole(stamp, content(&bytes, path)),
-        Err(error) => unusable(stamp, error),
+    let found = match policy_file::bytes_of(&file, path) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if stamp.length > MAX_BYTES && wants_claims => {
+            Err(Broken::too_large(error, &file, path, stamp.length))
+        }
+        Err(error) => Err(Broken::silent(error.into())),
+    };
+    if !stays() {
+        return Attempt::Unsettled;
     }
+    let content = found.and_then(|bytes| content(&bytes, path, wants_claims));
+    Attempt::Whole(stamp, content, Opened(Some((file, before))))
 }
 
 /// What can be told of a file that is never found in a settled state; `None` where there is nothing in it.
@@ -85,20 +108,23 @@ pub(super) fn look(path: &Path) -> Option<Broken> {
     let bytes = policy_file::read_bytes(path).ok().filter(|bytes| !bytes.is_empty())?;
     let message =
         "somebody writes it, or puts another in its place, all the time; its endpoints deny until it can be read";
-    let claims = match content(&bytes, path) {
+    let claims = match content(&bytes, path, true) {
         Ok(resources) => broken::denying(resources),
         Err(broken) => broken.claims,
     };
-    Some(Broken { errors: PolicyFileError::new(path, None, message).into(), claims })
+    Some(Broken { errors: PolicyFileError::new(path, None, message).into(), claims, is_untold: false })
 }
 
-fn content(bytes: &[u8], path: &Path) -> Content {
+fn content(bytes: &[u8], path: &Path, wants_claims: bool) -> Content {
     let parse =
         || policy_file::text_of(bytes, path).map_err(Into::into).and_then(|text| policy_file::parse(text, path));
     catch_unwind(AssertUnwindSafe(parse)).unwrap_or_else(|_| Err(reader_failed(path))).map_err(|errors| {
+        if !wants_claims {
+            return Broken::silent(errors);
+        }
         let text = String::from_utf8_lossy(bytes);
         let claims = catch_unwind(AssertUnwindSafe(|| broken::claims(&text, path)));
-        Broken { errors, claims: claims.unwrap_or_default() }
+        Broken { errors, is_untold: claims.is_err(), claims: claims.unwrap_or_default() }
     })
 }
 
@@ -109,14 +135,21 @@ fn reader_failed(path: &Path) -> PolicyFileErrors {
 impl Broken {
     /// One of which nothing can be told.
     fn silent(errors: PolicyFileErrors) -> Self {
-        Self { errors, claims: Vec::new() }
+        Self { errors, claims: Vec::new(), is_untold: true }
+    }
+
+    /// One that nobody reads as a whole. What it claims is looked for all the same, in as much of it as takes no more than some seconds.
+    fn too_large(error: PolicyFileError, file: &File, path: &Path, length: u64) -> Self {
+        let searched = catch_unwind(AssertUnwindSafe(|| broken::claims_of_large(file, path)));
+        let (claims, is_untold) = searched.ok().and_then(Result::ok).unwrap_or((Vec::new(), true));
+        Self { errors: error.into(), claims, is_untold: is_untold || length > broken::SEARCHED }
     }
 }
 
 impl Attempt {
     /// The thread that reads has panicked.
     pub(super) fn failed(path: &Path, stamp: Stamp) -> Self {
-        Self::Whole(stamp, Err(Broken::silent(reader_failed(path))))
+        Self::Whole(stamp, Err(Broken::silent(reader_failed(path))), Opened::NOTHING)
     }
 }
 

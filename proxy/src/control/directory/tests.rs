@@ -1,6 +1,6 @@
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 
 use tempfile::TempDir;
 
@@ -47,7 +47,7 @@ async fn the_first_reading_holds_every_policy_file_and_nothing_else() {
 async fn an_empty_directory_is_a_reading_too() {
     let directory = tempfile::tempdir().unwrap();
     let reading = open(&directory).next().await;
-    assert_eq!(reading, Reading { set: PolicySet::default(), changed: false, errors: vec![] });
+    assert_eq!(reading, Reading { set: PolicySet::default(), changed: false, is_known: true, errors: vec![] });
 }
 
 #[tokio::test]
@@ -462,4 +462,242 @@ async fn a_file_that_is_being_written_at_a_start_allows_nothing() {
     drop(writer);
     assert_eq!(ids(&with_any_of(&mut watched, [3, 3]).await), [1, 3, 2]);
     assert_eq!(watched.failing().count(), 0);
+}
+
+/// What is in it counts as at any start: nothing of it was in force before.
+#[tokio::test]
+async fn a_directory_that_cannot_be_listed_at_a_start_is_waited_for() {
+    let parent = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (parent.path().join("policies"), parent.path().join("elsewhere"));
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("a.yaml"), "endpoint_ips: [10.0.0.8]\nrules: 1\n").unwrap();
+    fs::write(path.join("b.json"), policy(2)).unwrap();
+    let mut watched = Directory::open(&path).unwrap();
+    fs::rename(&path, &elsewhere).unwrap();
+    let reading = watched.next().await;
+    assert_eq!((ids(&reading), reading.is_known, reading.errors.len()), (vec![], false, 1));
+    fs::rename(&elsewhere, &path).unwrap();
+    let reading = timeout(Duration::from_secs(60), watched.next()).await.expect("it is there again");
+    assert_eq!((ids(&reading), reading.is_known, reading.changed), (vec![u64::MAX, 2], true, true));
+}
+
+#[tokio::test]
+async fn what_a_file_claims_is_looked_for_in_more_of_it_than_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let large = fs::File::create(directory.path().join("a.json")).unwrap();
+    let spread = |at: u64, text: &str| large.write_all_at(text.as_bytes(), at).unwrap();
+    spread(0, "[{\"endpointId\": 1, \"endpointIps\": [\"10.0.0.1\", ");
+    spread((1 << 20) - 5, " \"10.0.0.2\"]}, ");
+    spread(65 << 20, " {\"endpointId\": \"3\", \"endpointIps\": [\"10.0.0.3\"]}]");
+    // Nothing is known of one that cannot even be opened.
+    symlink("b.json", directory.path().join("b.json")).unwrap();
+    replace(&directory, "c.json", &policy(4));
+    let mut watched = open(&directory);
+    let reading = watched.next().await;
+    let policies = reading.set.policies.iter();
+    let claims: Vec<(u64, String)> =
+        policies.map(|policy| (policy.endpoint_id, policy.endpoint_ips.join(" "))).collect();
+    let expected = [(1, "10.0.0.1 10.0.0.2"), (3, "10.0.0.3"), (4, "10.0.0.4")];
+    assert_eq!(claims, expected.map(|(id, addresses)| (id, addresses.to_owned())));
+    let untold: Vec<bool> = reading.errors.iter().map(|error| error.message.ends_with(UNTOLD)).collect();
+    assert_eq!(untold, [true, true], "a gap without an end of a word, too: {:?}", reading.errors);
+}
+
+/// The first half of a list of policies can be a valid one, and what is missing may be what it denies.
+#[tokio::test]
+async fn a_file_that_is_finished_while_its_first_half_is_read_is_read_again() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, text) in [("a.json", policy(1)), ("b.yaml", "- {endpointId: 2}\n".to_owned()), ("c.json", policy(3))] {
+        replace(&directory, name, &text);
+    }
+    let mut watched = open(&directory);
+    assert_eq!(ids(&watched.next().await), [1, 2, 3]);
+    // One that is read for long, and then one that waits.
+    replace(&directory, "a.json", &huge(20));
+    replace(&directory, "c.json", &policy(4));
+    assert_eq!(ids(&watched.next().await), [1, 2, 4]);
+    replace(&directory, "b.yaml", &format!("- {}\n", large(5)));
+    replace(&directory, "c.json", &policy(6));
+    assert_eq!(ids(&watched.next().await), [1, 2, 6]);
+    let path = directory.path().join("b.yaml");
+    fs::remove_file(&path).unwrap();
+    let mut writer = fs::File::create(path).unwrap();
+    writer.write_all(b"- {endpointId: 10}\n").unwrap();
+    assert_eq!(ids(&with_any_of(&mut watched, [20, 20]).await), [20, 2, 6]);
+    watched.aside.wait().await;
+    // The kernel's word comes before anybody asks what was read.
+    let before = watched.watch.as_ref().unwrap().events.len();
+    writer.write_all(b"- {endpointId: 11}\n").unwrap();
+    drop(writer);
+    fs::write(directory.path().join("notes.txt"), "").unwrap();
+    while watched.watch.as_ref().unwrap().events.len() < before + 5 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let reading = with_any_of(&mut watched, [10, 11]).await;
+    assert_eq!(ids(&reading), [20, 10, 11, 6]);
+}
+
+/// What others do to a file says nothing about who writes it.
+#[tokio::test]
+async fn who_only_touches_a_file_is_not_who_writes_it() {
+    let acts: [fn(&Path); 4] = [
+        |path| fs::set_permissions(path, fs::Permissions::from_mode(0o640)).unwrap(),
+        |path| {
+            let file = fs::File::options().append(true).open(path).unwrap();
+            let now = std::time::SystemTime::now();
+            file.set_times(fs::FileTimes::new().set_accessed(now).set_modified(now)).unwrap();
+        },
+        |path| _ = fs::read(path).unwrap(),
+        |path| fs::rename(path, path.with_file_name("a.yaml")).unwrap(),
+    ];
+    let mut halves = Vec::new();
+    for (which, act) in acts.into_iter().enumerate() {
+        let directory = tempfile::tempdir().unwrap();
+        replace(&directory, "a.yaml", "- {endpointId: 1}\n");
+        let mut watched = open(&directory);
+        watched.next().await;
+        let path = directory.path().join(if which == 3 { ".a.yaml.tmp" } else { "a.yaml" });
+        let mut writer = fs::File::create(&path).unwrap();
+        writer.write_all(b"- {endpointId: 10}\n").unwrap();
+        act(&path);
+        for id in 20..25 {
+            replace(&directory, "b.json", &policy(id));
+            if with_any_of(&mut watched, [id, id]).await.set.policies[0].endpoint_id != 1 {
+                halves.push(which);
+                break;
+            }
+        }
+        writer.write_all(b"- {endpointId: 11}\n").unwrap();
+        drop(writer);
+        assert_eq!(ids(&with_any_of(&mut watched, [11, 11]).await)[..2], [10, 11], "act {which}");
+    }
+    assert_eq!(halves, [0; 0]);
+}
+
+/// Nor does the kernel's word have to be there already: it has the file itself.
+#[tokio::test]
+async fn a_file_that_was_written_since_it_was_read_is_not_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.yaml");
+    let mut writer = fs::File::create(&path).unwrap();
+    writer.write_all(b"- {endpointId: 10}\n").unwrap();
+    std::thread::sleep(2 * QUIET);
+    for is_finished in [true, false] {
+        let mut watched = open(&directory); // which does not know of the writer
+        let found = find(&path, None, false, true).await;
+        assert!(matches!(found, Found::Read(_, Ok(_), _)));
+        if !is_finished {
+            watched.watch = None;
+            writer.write_all(b"- {endpointId: 11}\n").unwrap();
+        }
+        let found = watched.confirmed(&path, found).await;
+        assert_eq!(matches!(found, Found::Read(..)), is_finished);
+    }
+}
+
+fn overflow(watched: &mut Directory) {
+    let overflow = Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
+    watched.note(Ok(overflow));
+}
+
+/// Whoever has lost some of the kernel's words does not know less of what was said before.
+#[tokio::test]
+async fn who_writes_a_file_is_known_when_events_were_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    replace(&directory, "a.yaml", "- {endpointId: 1}\n");
+    let mut watched = open(&directory);
+    watched.next().await;
+    let mut writer = fs::File::create(directory.path().join("a.yaml")).unwrap();
+    writer.write_all(b"- {endpointId: 10}\n").unwrap();
+    replace(&directory, "b.json", &policy(20));
+    assert_eq!(ids(&watched.next().await), [1, 20]);
+    overflow(&mut watched);
+    for id in 21..25 {
+        replace(&directory, "b.json", &policy(id));
+        assert_eq!(ids(&watched.next().await), [1, id]);
+    }
+    // Its closing may be what was lost.
+    writer.write_all(b"- {endpointId: 11}\n").unwrap();
+    replace(&directory, "b.json", &policy(25));
+    assert_eq!(ids(&watched.next().await), [1, 25]);
+    drop(writer);
+    while watched.watch.as_mut().unwrap().events.recv().await.unwrap().unwrap().kind
+        != EventKind::Access(AccessKind::Close(AccessMode::Write))
+    {}
+    overflow(&mut watched);
+    tokio::time::pause();
+    let reading = timeout(Duration::from_secs(60), watched.next()).await.expect("it waits for nobody for ever");
+    assert_eq!((ids(&reading), reading.errors), (vec![10, 11, 25], vec![]));
+}
+
+/// Else what is in force would be out of date for ever without a word.
+#[tokio::test]
+async fn a_file_that_is_not_closed_for_long_is_named_once() {
+    let directory = tempfile::tempdir().unwrap();
+    replace(&directory, "a.yaml", "- {endpointId: 1}\n");
+    let mut watched = open(&directory);
+    watched.next().await;
+    let path = directory.path().join("a.yaml");
+    let mut writer = fs::File::create(&path).unwrap();
+    let mut other = fs::File::create(directory.path().join("notes.txt")).unwrap();
+    writer.write_all(b"- {endpointId: 10}\n").unwrap();
+    other.write_all(b"nobody reads it").unwrap();
+    replace(&directory, "b.json", &policy(2));
+    assert_eq!(ids(&watched.next().await), [1, 2]);
+    tokio::time::pause();
+    let reading = timeout(Duration::from_secs(60), watched.next()).await.expect("it is named");
+    assert_eq!((ids(&reading), reading.changed), (vec![1, 2], false));
+    let [error] = &reading.errors[..] else { panic!("one error, not {:?}", reading.errors) };
+    assert_eq!(error.place.file.as_ref(), path);
+    assert!(error.message.contains("rename a finished one to its name"), "{error}");
+    assert_eq!(watched.failing().collect::<Vec<_>>(), [error]);
+    assert!(timeout(Duration::from_secs(60), watched.next()).await.is_err(), "once");
+    tokio::time::resume();
+    drop(writer);
+    let reading = with_any_of(&mut watched, [10, 10]).await;
+    assert_eq!((ids(&reading), watched.failing().count()), (vec![10, 2], 0));
+}
+
+/// A large one would be searched each time that it changes.
+#[tokio::test]
+async fn claims_are_looked_for_only_where_they_count() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = |name: &str, length: u64| {
+        let path = directory.path().join(name);
+        fs::write(&path, "endpointIps: [10.0.0.1] : 1\n").unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(length).unwrap();
+        path
+    };
+    let files =
+        [broken("a.yaml", 100), broken("b.yaml", aside::LARGE + 1), broken("c.yaml", policy_file::MAX_BYTES + 1)];
+    std::thread::sleep(2 * QUIET);
+    let before = |only_claims| Some(File { only_claims, ..File::default() });
+    for (known, may_wait, count) in [
+        (None, false, 1),
+        (None, true, 0),
+        (before(true), false, 1),
+        (before(true), true, 1),
+        (before(false), false, 0),
+        (before(false), true, 0),
+    ] {
+        for path in &files {
+            let content = match find(path, known.as_ref(), may_wait, true).await {
+                Found::Read(_, content, _) => content,
+                Found::Aside { stamp, is_settled, wants_claims } => {
+                    let mut aside = Aside::default();
+                    aside.add(path.clone(), stamp, is_settled, wants_claims);
+                    aside.begin();
+                    aside.wait().await;
+                    let Some(Attempt::Whole(_, content, _)) = aside.finished().map(|read| read.attempt) else {
+                        panic!("nobody writes it");
+                    };
+                    content
+                }
+                Found::Same | Found::Unsettled => panic!("it is there"),
+            };
+            let Broken { claims, is_untold, .. } = content.expect_err("it is broken");
+            assert_eq!(claims.len(), count, "{} {known:?} {may_wait}", path.display());
+            assert!(count > 0 || is_untold);
+        }
+    }
 }

@@ -117,6 +117,7 @@ async fn what_is_newer_counts() {
 #[tokio::test]
 async fn what_is_changed_all_the_time_comes_into_force_step_by_step() {
     let mut files = files();
+    files.patience = Duration::from_secs(60); // however slow this machine is
     replace(&mut files, &[small(1, 1), large(2, 0), small(3, 1)]).await;
     replace(&mut files, &[small(1, 1), large(2, 1), small(3, 1)]).await;
     // Who corrects a mistake at once is not kept waiting for it to come into force.
@@ -264,4 +265,77 @@ async fn without_a_thread_it_is_done_on_this_one() {
     put(&mut files).await;
     assert_eq!(in_force(&files), [(1, 2), (2, LARGE_ONE + 1)]);
     drop(shortage);
+}
+
+/// Else each failure would leave what an endpoint had in force for as long again.
+#[tokio::test]
+async fn what_waits_goes_on_waiting_when_others_are_not_taken_over() {
+    let mut files = files();
+    replace(&mut files, &[small(1, 1), small(2, 1)]).await;
+    let shortage = Shortage::with_defects(1);
+    files.replace(vec![small(1, 2), large(2, 0)]).await;
+    drop(shortage);
+    let failed = Instant::now();
+    assert!(in_force(&files) == [(1, 1), (2, 1)] && files.again.is_some());
+    files.take_over().await;
+    assert_eq!((in_force(&files), files.again), (vec![(1, 2), (2, 1)], None));
+    assert!(files.waiting.len() == 1 && files.waiting[0].since < failed);
+    put(&mut files).await; // for nothing
+    put(&mut files).await;
+    assert_eq!(in_force(&files), [(1, 2), (2, LARGE_ONE)]);
+}
+
+/// Else an endpoint whose file changes all the time would deny nearly all the time.
+#[tokio::test]
+async fn what_is_overdue_comes_into_force_all_the_same_unless_what_is_newer_denies() {
+    let mut files = files();
+    replace(&mut files, &[small(1, 1), large(2, 0)]).await;
+    replace(&mut files, &[small(1, 1), large(2, 1)]).await;
+    files.patience = Duration::ZERO;
+    files.follow(Event::Overdue).await;
+    assert!(files.under_way.as_ref().unwrap().is_wanted);
+    files.patience = Duration::from_secs(60);
+    put(&mut files).await;
+    assert_eq!(in_force(&files), [(1, 1), (2, LARGE_ONE + 1)]);
+    assert!(files.under_way.is_none());
+    // What is newer counts also while it denies.
+    replace(&mut files, &[small(1, 1), large(2, 2)]).await;
+    files.under_way.as_mut().unwrap().since -= files.patience;
+    files.follow(Event::Overdue).await;
+    replace(&mut files, &[small(1, 1), large(2, 3)]).await;
+    assert!(files.under_way.as_ref().unwrap().is_wanted && files.waiting.len() == 1);
+    files.waiting[0].since -= files.patience;
+    files.follow(Event::Overdue).await;
+    assert!(!files.under_way.as_ref().unwrap().is_wanted && files.waiting.is_empty());
+    put(&mut files).await;
+    assert!(!in_force(&files).contains(&(2, LARGE_ONE + 2)));
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_listed_is_not_taken_for_an_empty_one() {
+    let parent = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (parent.path().join("policies"), parent.path().join("elsewhere"));
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("a.yaml"), "endpoint_id: 2\nendpoint_ips: [10.0.0.2]\n").unwrap();
+    let directory = Directory::open(&path).unwrap();
+    std::fs::rename(&path, &elsewhere).unwrap();
+    let control = files().control;
+    let until = async |is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let observed = async {
+        until(&|| !control.refused().is_empty()).await;
+        // What would be taken over is before the next event.
+        tokio::task::yield_now().await;
+        assert!(!control.store().load().has_policy);
+        std::fs::rename(&elsewhere, &path).unwrap();
+        until(&|| control.store().load().has_policy).await;
+        assert_eq!(control.store().load().policy.endpoint_count(), 1);
+    };
+    tokio::select! {
+        () = Arc::clone(&control).follow_directory(directory) => unreachable!("it follows for ever"),
+        observed = tokio::time::timeout(Duration::from_secs(60), observed) => observed.unwrap(),
+    }
 }

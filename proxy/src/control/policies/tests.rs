@@ -145,3 +145,30 @@ fn a_field_from_the_future_never_widens_a_rule() {
     assert!(!admits_with_unknown_field(&unknown, &[]));
     assert!(!admits_with_unknown_field(&[], &unknown));
 }
+
+/// It is a mistake in a policy, not a permission for others.
+#[tokio::test]
+async fn what_an_unusable_policy_claims_nobody_decides_alone() {
+    for (id, addresses) in [(0, &["10.0.0.1"][..]), (7, &["", "10.0.0.1"])] {
+        let (store, control, _) = control();
+        let mut other = received(5);
+        let all = cilium::PortNetworkPolicy::default();
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let policy = Arc::make_mut(&mut other.policy);
+        policy.endpoint_ips = vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()];
+        policy.ingress_per_port_policies = vec![all.clone()];
+        let mut unusable = received(id);
+        let policy = Arc::make_mut(&mut unusable.policy);
+        (policy.endpoint_ips, policy.ingress_per_port_policies) = (addresses, vec![all]);
+        control.update_policies(vec![other, unusable], Vec::new(), ClaimOrder::BeginsAnew).await.unwrap();
+        let refused: Vec<String> = control.refused().into_iter().map(|refused| refused.name).collect();
+        assert_eq!(refused, [id.to_string()]);
+        let admits = |endpoint: &str| {
+            let endpoint = EndpointKey::parse(endpoint);
+            let (direction, remote, server_name) = (Direction::Ingress, SecurityId(7), ServerName::Unknown);
+            let flow = Flow { direction, endpoint: &endpoint, remote, port: 80, proxy_id: 0, server_name };
+            !matches!(store.load().policy.evaluate_connection(&flow), ConnectionVerdict::Deny { .. })
+        };
+        assert_eq!((admits("10.0.0.1"), admits("10.0.0.2")), (false, true), "{id}");
+    }
+}

@@ -141,6 +141,46 @@ fn a_target_that_is_no_path_stands_alone() {
 }
 
 #[test]
+fn what_a_limit_in_shadow_would_have_refused_says_so() {
+    let mut record = FlowRecord::for_test(Outcome::Forwarded);
+    record.would_limit = Some(Reason::TenantRate);
+    let said = parse(&Sequenced { worker: 0, seq: 0, record: Box::new(record) });
+    assert_eq!((&said["verdict"], &said["would_limit"]), (&"FORWARDED".into(), &"tenant_rate".into()));
+    assert_eq!(said["reason"], Value::Null);
+}
+
+/// Whoever meets a field finds out what it is.
+#[test]
+fn every_field_and_reason_stands_on_its_page() {
+    let page = include_str!("../../../../docs/flow-records.md");
+    let written: Vec<&str> = page.split('`').collect();
+    let Sequenced { mut record, .. } = *Box::new(denied(b"GET", b"a", b"/"));
+    (record.rule, record.rule_name) = (Some(RULE), Some("n".into()));
+    (record.detail, record.would_limit) = (Some("d".into()), Some(Reason::TenantRate));
+    (record.upstream, record.upstream_source) = (Some(record.original_dst), Some(record.downstream));
+    let field = |name: &str| LoggedHeader { name: name.into(), value: b"v".as_slice().into() };
+    record.header_log = Some(Box::new(HeaderLog { missing: vec![field("a")], rejected: vec![field("b")] }));
+    let said = parse(&Sequenced { worker: 0, seq: 0, record });
+    let mut open = vec![&said];
+    let mut fields = 0;
+    while let Some(value) = open.pop() {
+        let members = value.as_object().into_iter().flatten();
+        for (name, value) in members {
+            let path = [name.clone(), format!("l7.{name}"), format!("l7.http.{name}"), format!("policy.{name}")];
+            let stands = path.iter().any(|name| written.contains(&name.as_str()));
+            assert!(stands, "docs/flow-records.md does not say what {name} is");
+            open.push(value);
+            fields += 1;
+        }
+        open.extend(value.as_array().into_iter().flatten());
+    }
+    assert!(fields > 45, "{fields}");
+    for reason in Reason::ALL {
+        assert!(page.contains(&format!("\n| `{}` | ", reason.code())), "docs/flow-records.md has no {}", reason.code());
+    }
+}
+
+#[test]
 fn a_forged_line_stays_inside_its_string() {
     let json = parse(&denied(b"GET\"}\n{\"verdict\":\"FORWARDED", b"a", b"/\x1b[2J\xff\\x41"));
     assert_eq!(json["verdict"], "DROPPED");

@@ -52,6 +52,13 @@ fn the_last_matching_records_are_read() {
     assert_eq!(read_all(&mut log.reader(of_limits.clone(), 9)), [10]);
     assert_eq!(read_all(&mut log.reader(denied(), 2)), [6, 9]);
     assert_eq!(read_all(&mut log.reader(FlowFilter { denied: true, ..of_limits }, 2)), [9, 10]);
+    // What it would have refused is neither.
+    let mut shadowed = item(11, Outcome::Forwarded);
+    shadowed.record.would_limit = Some(Reason::TenantRate);
+    log.append(&mut vec![shadowed]);
+    let of_shadow = FlowFilter { would_limit: true, ..FlowFilter::default() };
+    assert_eq!(read_all(&mut log.reader(of_shadow.clone(), 9)), [11]);
+    assert_eq!(read_all(&mut log.reader(FlowFilter { limited: true, ..of_shadow }, 9)), [10, 11]);
 }
 
 #[test]

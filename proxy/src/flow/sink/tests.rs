@@ -83,6 +83,21 @@ impl Write for Blocked {
     }
 }
 
+/// The same, and keeps what it gets then.
+struct Gated(Receiver<()>, Arc<Mutex<Vec<u8>>>);
+
+impl Write for Gated {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.0.recv();
+        self.1.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[test]
 fn a_failed_write_is_retried_without_tearing_lines() {
     let (sender, consumer) = one_worker();
@@ -98,6 +113,13 @@ fn a_failed_write_is_retried_without_tearing_lines() {
     assert_eq!(sinks[0].errors.load(Ordering::Relaxed), 1);
 }
 
+/// One line of a record with this number.
+fn line(seq: u64, tenant: u32, denied: bool) -> Lines {
+    let bytes = format!("{{\"seq\":{seq}}}\n").into_bytes();
+    let each = vec![Line { end: bytes.len(), tenant: TenantId::from_raw(tenant), denied }];
+    Lines { bytes: Arc::new(bytes), each }
+}
+
 #[test]
 fn a_blocked_sink_holds_up_nobody_and_its_losses_are_exact() {
     let (alive, ended) = sync_channel(0);
@@ -106,21 +128,52 @@ fn a_blocked_sink_holds_up_nobody_and_its_losses_are_exact() {
     let flaky = Flaky { calls: 2, ..Flaky::default() };
     let working = Sink::start("working".into(), flaky.clone(), alive).unwrap();
     let counters = blocked.counters();
-    let batch = |seq| Lines { bytes: Arc::new(format!("{{\"seq\":{seq}}}\n").into_bytes()), records: 1 };
-    let count = 500;
+    let count = 10_000;
     for seq in 0..count {
-        blocked.offer(batch(seq));
+        blocked.offer(&line(seq, 80, false));
     }
-    working.offer(batch(7));
+    working.offer(&line(7, 80, false));
     drop(working);
     let lost = counters.lost.load(Ordering::Relaxed);
-    // One batch may already be in the hands of the writer.
-    assert!((count - QUEUE as u64 - 1..=count - QUEUE as u64).contains(&lost), "{lost}");
+    assert_eq!(lost, count - QUEUE as u64 / 4 * 3);
     drop((release, blocked));
     assert_eq!(ended.recv_timeout(Duration::from_secs(60)), Err(RecvTimeoutError::Disconnected));
     assert_eq!(seqs(&flaky.written.lock().unwrap()), [7]);
     assert_eq!(counters.written.load(Ordering::Relaxed) + lost, count);
-    assert_eq!(counters.queued_bytes.load(Ordering::Relaxed), 0);
+    assert_eq!((counters.queued.load(Ordering::Relaxed), counters.queued_bytes()), (0, 0));
+}
+
+/// What comes while nobody takes anything: allowed flows find no room behind three quarters, a tenant's denials half of the rest, and
+/// somebody else's denial finds some. Of one batch, only what has no room is lost.
+#[test]
+fn denials_are_lost_last_and_those_of_a_flood_first() {
+    let (alive, ended) = sync_channel(0);
+    let (release, gate) = sync_channel(0);
+    let written = Arc::new(Mutex::new(Vec::new()));
+    let sink = Sink::start("gated".into(), Gated(gate, Arc::clone(&written)), alive).unwrap();
+    let counters = sink.counters();
+    let fill = |tenant, denied| {
+        let lost = || counters.lost.load(Ordering::Relaxed);
+        let before = lost();
+        (0..QUEUE as u64)
+            .take_while(|_| {
+                sink.offer(&line(1, tenant, denied));
+                lost() == before
+            })
+            .count()
+    };
+    assert_eq!([(80, false), (90, false), (80, true)].map(|(tenant, denied)| fill(tenant, denied)), [6144, 0, 1024]);
+    let mixed = [line(2, 80, false), line(3, 90, true), line(4, 80, true), line(5, 100, true)];
+    let mut all = Lines { bytes: Arc::default(), each: Vec::new() };
+    for one in &mixed {
+        Arc::make_mut(&mut all.bytes).extend_from_slice(&one.bytes);
+        all.each.push(Line { end: all.bytes.len(), ..one.each[0] });
+    }
+    sink.offer(&all);
+    assert_eq!(counters.lost.load(Ordering::Relaxed), 3 + 2);
+    drop((release, sink));
+    assert_eq!(ended.recv_timeout(Duration::from_secs(60)), Err(RecvTimeoutError::Disconnected));
+    assert_eq!(seqs(&written.lock().unwrap())[6144 + 1024..], [3, 5]);
 }
 
 #[test]
@@ -128,9 +181,11 @@ fn bytes_waiting_for_a_sink_are_bounded() {
     let (alive, _ended) = sync_channel(0);
     let (_release, gate) = sync_channel(0);
     let blocked = Sink::start("blocked".into(), Blocked(gate), alive).unwrap();
-    let lines = Lines { bytes: Arc::new(vec![b'\n'; QUEUE_BYTES / 2]), records: 10 };
-    for _ in 0..3 {
-        blocked.offer(lines.clone());
-    }
-    assert_eq!(blocked.counters.lost.load(Ordering::Relaxed), 10);
+    let of = |size: usize, denied| {
+        let each = vec![Line { end: size, tenant: TenantId::from_raw(80), denied }];
+        blocked.offer(&Lines { bytes: Arc::new(vec![b'\n'; size]), each });
+        blocked.counters.lost.load(Ordering::Relaxed)
+    };
+    assert_eq!([of(QUEUE_BYTES / 2, false), of(QUEUE_BYTES / 2, false)], [0, 1]);
+    assert_eq!([of(QUEUE_BYTES / 4, false), of(QUEUE_BYTES / 8, false), of(QUEUE_BYTES / 8, true)], [1, 2, 2]);
 }

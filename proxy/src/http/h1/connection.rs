@@ -22,7 +22,7 @@ use crate::http::retry::Failure;
 use crate::listener::connection::Connection;
 use crate::listener::handover::{self, Leave};
 use crate::reason::Reason;
-use crate::tenant::Turn;
+use crate::tenant::{Turn, WouldLimit};
 use crate::upstream::{self, Opened};
 
 /// Body bytes of a refused request that are read and thrown away so that the connection can go on.
@@ -259,7 +259,11 @@ impl<'c> Session<'c> {
         // A client whose address now carries another identity gets an upstream marked with that one.
         let mut paired = match self.paired.take().filter(|paired| paired.source == forward.source) {
             Some(paired) => paired,
-            None => open_upstream(self.connection, forward, head, reader, progress).await?,
+            None => {
+                let (paired, would_limit) = open_upstream(self.connection, forward, head, reader, progress).await?;
+                forward.flow.note_would_limit(would_limit);
+                paired
+            }
         };
         paired.path.note(forward.flow.record_mut());
         let downstream = Downstream { reader, writer, buffer: &mut self.buffer };
@@ -352,7 +356,7 @@ async fn open_upstream(
     head: &[u8],
     reader: &ReadHalf<'_>,
     progress: &Progress,
-) -> Result<Paired, NotOpened> {
+) -> Result<(Paired, WouldLimit), NotOpened> {
     let opened = tokio::select! {
         biased;
         opened = upstream::open(connection, &forward.permit, forward.source) => opened.map_err(NotOpened::Failed)?,
@@ -365,9 +369,9 @@ async fn open_upstream(
         let revoked = |reason| NotOpened::Over(ExchangeError::Revoked(reason));
         still_admitted(connection, head, forward.source).map_err(revoked)?;
     }
-    let Opened { stream, path, place } = opened;
+    let Opened { stream, path, place, would_limit } = opened;
     let (source, buffer) = (forward.source, connection.buffer());
-    Ok(Paired { stream, path, place, source, buffer, reused: false })
+    Ok((Paired { stream, path, place, source, buffer, reused: false }, would_limit))
 }
 
 /// Waits before the next try, unless something ends the exchange meanwhile.
@@ -387,7 +391,7 @@ async fn pause(
 }
 
 fn note_progress(connection: &Connection, flow: &mut OpenFlow, progress: &Progress) {
-    flow.note_paced(progress.pace(connection).rest());
+    flow.note_paced(progress.pace(connection));
     if let Some(http) = &mut flow.record_mut().http {
         http.status = progress.status.get();
     }

@@ -312,6 +312,7 @@ impl From<BodyError> for ExchangeError {
             BodyError::Read(error) => Self::Downstream(error),
             // A client that gives up is no attack.
             BodyError::Truncated => Self::Downstream(io::ErrorKind::UnexpectedEof.into()),
+            BodyError::Barred => Self::Revoked(Reason::Revoked),
             error => Self::RequestBody(error),
         }
     }
@@ -349,10 +350,7 @@ async fn send_whole(
     reader: &ReadHalf<'_>,
     writer: &mut WriteHalf<'_>,
 ) -> Result<(), BodyError> {
-    let mut left = body.len();
-    while left > 0 {
-        left -= relay.turn(left, reader).await?;
-    }
+    relay.turns(body.len(), reader).await?;
     write_from(reader, writer, wire.chain(body)).await?;
     relay.meter.add(body.len());
     Ok(())

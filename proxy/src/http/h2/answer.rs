@@ -82,7 +82,7 @@ pub(super) async fn answer(
         return Ok(());
     }
     let mut sink = Sink::new(&mut stream, Queue::new(&shared.down, ahead), Meter::Down(flow), progress.pace(shared));
-    let moved = transfer(&mut body, &mut sink, |bytes| shared.budget.moved(bytes), |_| false, None).await;
+    let moved = transfer(&mut body, &mut sink, |bytes| shared.budget.moved(bytes), None, None).await;
     drop(sink);
     moved.map_err(|error| match error {
         TransferError::Source(code) => {

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
 use super::budget::Budget;
+use super::owed::Answering;
 use super::prefixed::Prefixed;
 use super::queue::{Piece, Way};
 use super::stream;
@@ -109,7 +110,7 @@ pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer
     let budget = Budget::new(&connection.worker.limits, metrics);
     let _held = connection.payer.hold_for_a_while(CONNECTION_MEMORY);
     let (down, up) = (Way::new(connection), Way::new(connection));
-    let handshake = builder.handshake(Prefixed::new(connection, stream, buffer, &budget, &down));
+    let handshake = builder.handshake(Prefixed::new(connection, stream, buffer, &budget, (&down, &up)));
     let timeout = connection.listener.config.request_head_timeout;
     let Ok(Ok(server)) = tokio::time::timeout(timeout, handshake).await else { return };
     let (open, mut closed) = mpsc::channel(1);
@@ -167,7 +168,9 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
     let upstream_idle = shared.upstream.let_go_when_idle(idle.unwrap_or_default());
     tokio::pin!(upstream_idle);
     let mut ending = false;
-    let mut leaves_at: Option<tokio::time::Instant> = None;
+    let mut leaves_at: Option<Instant> = None;
+    // From then on nothing is taken any more, though its client may not have heeded the GOAWAY.
+    let mut refuses_at: Option<Instant> = None;
     loop {
         // All that has come is there at once: as many streams as a client likes.
         tollgate_schedule::rest().await;
@@ -177,16 +180,20 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
         }
         let has_to_leave = async {
             match leaves_at {
-                Some(at) => tokio::time::sleep_until(at).await,
+                Some(at) => tokio::time::sleep_until(at.into()).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             biased;
-            accepted = accept(&mut server, &shared.down) => match accepted {
+            accepted = accept(&mut server, &shared) => match accepted {
+                Some(Ok((_, mut respond))) if refuses_at.is_some_and(|at| at <= Instant::now()) => {
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    shared.down.queue_answer(&http::HeaderMap::new(), 0);
+                }
                 Some(Ok((request, respond))) => {
                     connection.count_request();
-                    connection.spawn(stream::serve(Rc::clone(&shared), request, respond));
+                    connection.spawn(stream::serve(Rc::clone(&shared), request, Answering::new(respond)));
                 }
                 Some(Err(error)) => {
                     tracing::debug!(downstream = %connection.downstream, %error, "HTTP/2 connection failed");
@@ -196,7 +203,7 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
             },
             () = over(&shared.budget) => {
                 // What has come is no longer served; `server` only says so.
-                let last_words = async { while let Some(Ok(_)) = server.accept().await {} };
+                let last_words = async { while let Some(Ok(_)) = accept(&mut server, &shared).await {} };
                 let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
                 return Abuse::of(&shared.budget);
             }
@@ -210,19 +217,24 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
                     shared.budget.end(reason);
                     return None;
                 }
-                leaves_at = Some(tokio::time::Instant::now() + LAST_WORDS);
+                leaves_at = Some(Instant::now() + LAST_WORDS);
+                refuses_at = leaves_at;
                 if !std::mem::replace(&mut ending, true) {
                     server.graceful_shutdown();
                 }
             }
             // Requests that the client had sent by then are served.
             () = has_to_leave => match connection.idle.is_working() {
-                true => leaves_at = Some(tokio::time::Instant::now() + LAST_WORDS),
+                true => leaves_at = Some(Instant::now() + LAST_WORDS),
                 false => return None,
             },
             () = shared.goaway.notified(), if !ending => {
                 ending = true;
                 server.graceful_shutdown();
+                if connection.payer.is_kept_apart() && leaves_at.is_none() {
+                    leaves_at = Some(Instant::now() + LAST_WORDS);
+                    refuses_at = leaves_at;
+                }
             }
             never = &mut upstream_idle, if idle.is_some() => match never {},
         }
@@ -232,12 +244,17 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
 /// The next stream. Reading frames on the way to it, and writing those that wait, is what takes time.
 async fn accept(
     server: &mut h2::server::Connection<Prefixed, Piece>,
-    down: &Way,
+    shared: &Shared,
 ) -> Option<Result<(http::Request<h2::RecvStream>, h2::server::SendResponse<Piece>), h2::Error>> {
+    let mut again = false;
     poll_fn(|cx| {
+        if std::mem::replace(&mut again, true) {
+            // Its task was, and meanwhile streams had their turn.
+            shared.up.polled_again();
+        }
         let _work = mark(Work::Http);
         let accepted = server.poll_accept(cx);
-        down.written();
+        shared.down.written();
         accepted
     })
     .await

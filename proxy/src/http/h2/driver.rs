@@ -15,7 +15,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tollgate_schedule::{Work, mark, poll_slice};
 
+use super::frames::Frames;
 use super::queue::{Piece, Way};
+use super::table::ChargedTable;
+use crate::tenant::Payer;
 
 /// How long a connection that nobody uses any more may take to send the rest, such as resets and GOAWAY.
 const GRACE: Duration = Duration::from_secs(1);
@@ -32,6 +35,8 @@ pub(super) struct Outbound {
     queued: Cell<u64>,
     /// Of these, the ones that have left for certain.
     left: Cell<u64>,
+    /// How often the socket had taken all there was.
+    flushes: Cell<u64>,
     /// Of the others, those given up.
     abandoned: Cell<u32>,
     cut: Cell<bool>,
@@ -84,9 +89,15 @@ impl Outbound {
     /// Notes that `h2` has written what it could.
     fn written(&self) {
         if !self.blocked.get() {
+            self.flushes.set(self.flushes.get() + 1);
             self.left.set(self.queued.get());
             self.abandoned.set(0);
         }
+    }
+
+    /// How often nothing was left to send: what was queued at an earlier number has left.
+    pub(super) fn flushes(&self) -> u64 {
+        self.flushes.get()
     }
 
     /// Whether the socket took no more at the last write.
@@ -99,13 +110,20 @@ impl Outbound {
 /// client whose tenant has no more memory.
 #[derive(Debug)]
 pub(super) struct UpstreamSocket {
-    pub(super) stream: TcpStream,
-    pub(super) outbound: Rc<Outbound>,
+    stream: TcpStream,
+    outbound: Rc<Outbound>,
     /// What waits for the client.
-    pub(super) down: Rc<Way>,
+    down: Rc<Way>,
+    frames: Frames,
+    table: ChargedTable,
 }
 
 impl UpstreamSocket {
+    pub(super) fn new(stream: TcpStream, outbound: &Rc<Outbound>, down: &Rc<Way>, payer: &Rc<Payer>) -> Self {
+        let (outbound, down) = (Rc::clone(outbound), Rc::clone(down));
+        Self { stream, outbound, down, frames: Frames::of_server(), table: ChargedTable::new(payer) }
+    }
+
     /// Writes with `write`, unless the task's slice of time is spent: what waits for its next poll has not left either.
     fn write<T>(
         &mut self,
@@ -134,9 +152,20 @@ impl Drop for UpstreamSocket {
 impl AsyncRead for UpstreamSocket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         ready!(self.down.poll_room(cx));
+        ready!(self.down.poll_read_ahead(cx));
         ready!(poll_slice(cx));
-        let _work = mark(Work::Io);
-        Pin::new(&mut self.stream).poll_read(cx, out)
+        let before = out.filled().len();
+        {
+            let _work = mark(Work::Io);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, out))?;
+        }
+        let Self { frames, table, .. } = &mut *self;
+        let followed = frames.follow(&out.filled()[before..], |seen| {
+            table.see(seen);
+            true
+        });
+        self.down.read(followed);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -167,15 +196,16 @@ impl AsyncWrite for UpstreamSocket {
 }
 
 /// Drives the connection until it ends, is cut, or has been out of use for [`GRACE`]; `in_use` ends with its last user.
-/// What waits for it is `up`.
+/// What waits for it is `up`, and for its client `down`.
 pub(super) async fn drive(
     mut connection: client::Connection<UpstreamSocket, Piece>,
     outbound: Rc<Outbound>,
-    up: Rc<Way>,
+    (up, down): (Rc<Way>, Rc<Way>),
     in_use: oneshot::Receiver<Infallible>,
 ) {
     let mut room = connection.max_concurrent_send_streams();
     let driven = poll_fn(|cx| {
+        down.polled_again();
         let ended = {
             let _work = mark(Work::Http);
             Pin::new(&mut connection).poll(cx)

@@ -1,15 +1,16 @@
-//! Follows the frames of a byte stream (RFC 9113 section 4.1) without looking into them: nine bytes each, whatever a read
-//! cuts apart.
+//! Follows the frames of a byte stream (RFC 9113 section 4.1): nine bytes each, whatever a read cuts apart, and the payloads of those that
+//! hold header blocks. Others are skipped.
 
 use crate::detect::PREFACE;
 
 /// Bytes of a frame's header.
-const HEADER: usize = 9;
+pub(super) const HEADER: usize = 9;
 
 /// Frame types that matter here (RFC 9113 section 6); all others cost what an unknown one does.
 pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
 pub(super) const RST_STREAM: u8 = 3;
+pub(super) const CONTINUATION: u8 = 9;
 /// The flag of DATA and HEADERS that ends a stream.
 pub(super) const END_STREAM: u8 = 1;
 
@@ -37,7 +38,16 @@ impl FrameHead {
     }
 }
 
-/// A place in a client's byte stream, from its preface on.
+/// What comes by.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Seen<'b> {
+    /// A frame begins.
+    Head(FrameHead),
+    /// Its payload goes on, if it is one of HEADERS or CONTINUATION.
+    Block(&'b [u8]),
+}
+
+/// A place in a peer's byte stream, a client's from its preface on.
 #[derive(Debug)]
 pub(super) struct Frames {
     /// The beginning of a header that was cut apart.
@@ -45,30 +55,40 @@ pub(super) struct Frames {
     have: usize,
     /// Bytes until the next header: the rest of the preface, or of a payload.
     skip: usize,
+    /// What is skipped is shown.
+    is_block: bool,
     /// No further frame is wanted.
     stopped: bool,
 }
 
 impl Default for Frames {
     fn default() -> Self {
-        Self { partial: [0; HEADER], have: 0, skip: PREFACE.len(), stopped: false }
+        Self { partial: [0; HEADER], have: 0, skip: PREFACE.len(), is_block: false, stopped: false }
     }
 }
 
 impl Frames {
+    /// Of a server, which begins with a frame.
+    pub(super) fn of_server() -> Self {
+        Self { skip: 0, ..Self::default() }
+    }
+
     /// Whether the last frame that is wanted has ended.
     pub(super) fn is_over(&self) -> bool {
         self.stopped && self.have == 0 && self.skip == 0
     }
 
-    /// Shows `each` the frames whose headers end in `bytes`. The first of which it returns false is the last; returns how
-    /// many bytes come before its end.
-    pub(super) fn follow(&mut self, bytes: &[u8], mut each: impl FnMut(FrameHead) -> bool) -> usize {
+    /// Shows `each` the frames whose headers end in `bytes`, and what of blocks is there. The first frame for which it returns false is the
+    /// last; returns how many bytes come before its end.
+    pub(super) fn follow(&mut self, bytes: &[u8], mut each: impl FnMut(Seen<'_>) -> bool) -> usize {
         let mut at = 0;
         while at < bytes.len() {
             let rest = &bytes[at..];
             if self.skip > 0 {
                 let n = self.skip.min(rest.len());
+                if self.is_block {
+                    each(Seen::Block(&rest[..n]));
+                }
                 (self.skip, at) = (self.skip - n, at + n);
                 continue;
             }
@@ -77,10 +97,8 @@ impl Frames {
                     return at;
                 }
                 if let Some(header) = rest.first_chunk::<HEADER>() {
-                    let head = FrameHead::read(*header);
                     at += HEADER;
-                    self.skip = head.length as usize;
-                    self.stopped = !each(head);
+                    self.begin(FrameHead::read(*header), &mut each);
                     continue;
                 }
             }
@@ -88,13 +106,17 @@ impl Frames {
             self.partial[self.have..self.have + n].copy_from_slice(&rest[..n]);
             (self.have, at) = (self.have + n, at + n);
             if self.have == HEADER {
-                let head = FrameHead::read(self.partial);
                 self.have = 0;
-                self.skip = head.length as usize;
-                self.stopped = !each(head);
+                self.begin(FrameHead::read(self.partial), &mut each);
             }
         }
         at
+    }
+
+    fn begin(&mut self, head: FrameHead, each: &mut impl FnMut(Seen<'_>) -> bool) {
+        self.skip = head.length as usize;
+        self.is_block = matches!(head.kind, HEADERS | CONTINUATION);
+        self.stopped = !each(Seen::Head(head));
     }
 }
 
@@ -122,15 +144,19 @@ mod tests {
     fn any_split_is_the_same() {
         let bytes = stream();
         for size in 1..=bytes.len() {
-            let (mut frames, mut seen) = (Frames::default(), Vec::new());
+            let (mut frames, mut seen, mut blocks) = (Frames::default(), Vec::new(), Vec::new());
             for piece in bytes.chunks(size) {
-                let followed = frames.follow(piece, |head| {
-                    seen.push(head);
+                let followed = frames.follow(piece, |part| {
+                    match part {
+                        Seen::Head(head) => seen.push(head),
+                        Seen::Block(bytes) => blocks.extend_from_slice(bytes),
+                    }
                     true
                 });
                 assert_eq!(followed, piece.len());
             }
             assert_eq!(seen, heads(), "in pieces of {size}");
+            assert_eq!(blocks, b"abc", "in pieces of {size}");
             assert!(!frames.is_over());
         }
     }
@@ -145,8 +171,8 @@ mod tests {
             let mut seen = 0;
             let mut taken = 0;
             for piece in bytes.chunks(size) {
-                taken += frames.follow(piece, |_| {
-                    seen += 1;
+                taken += frames.follow(piece, |part| {
+                    seen += u32::from(matches!(part, Seen::Head(_)));
                     seen < 2
                 });
             }

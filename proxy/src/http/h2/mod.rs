@@ -11,11 +11,13 @@ mod driver;
 mod frames;
 mod held;
 mod incoming;
+mod owed;
 mod prefixed;
 mod queue;
 mod request;
 mod retry;
 mod stream;
+mod table;
 mod transfer;
 mod upstream;
 

@@ -11,8 +11,9 @@ use tokio::net::TcpStream;
 use tollgate_schedule::{Work, mark, poll_slice};
 
 use super::budget::Budget;
-use super::frames::Frames;
+use super::frames::{Frames, Seen};
 use super::queue::Way;
+use super::table::ChargedTable;
 use crate::http::Buffer;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
@@ -28,10 +29,12 @@ pub(super) struct Prefixed {
     buffer: Buffer,
     stream: TcpStream,
     frames: Frames,
+    table: ChargedTable,
     budget: Rc<Budget>,
     connection: Rc<Connection>,
-    /// What waits for the client.
+    /// What waits for the client, and what for the upstream.
     down: Rc<Way>,
+    up: Rc<Way>,
     last_words: LastWords,
 }
 
@@ -51,10 +54,12 @@ impl Prefixed {
         stream: TcpStream,
         buffer: Buffer,
         budget: &Rc<Budget>,
-        down: &Rc<Way>,
+        (down, up): (&Rc<Way>, &Rc<Way>),
     ) -> Self {
-        let (connection, budget, down) = (Rc::clone(connection), Rc::clone(budget), Rc::clone(down));
-        Self { buffer, stream, frames: Frames::default(), budget, connection, down, last_words: LastWords::None }
+        let (connection, budget) = (Rc::clone(connection), Rc::clone(budget));
+        let (down, up) = (Rc::clone(down), Rc::clone(up));
+        let (frames, table) = (Frames::default(), ChargedTable::new(&connection.payer));
+        Self { buffer, stream, frames, table, budget, connection, down, up, last_words: LastWords::None }
     }
 
     /// Writes with `write`, unless the task's slice of time is spent: what waits for its next poll has not left either.
@@ -140,14 +145,23 @@ impl AsyncRead for Prefixed {
         if self.frames.is_over() {
             return Poll::Ready(Ok(()));
         }
+        ready!(self.down.poll_answers_taken(cx));
+        ready!(self.up.poll_read_ahead(cx));
         let before = out.filled().len();
         {
             let _work = mark(Work::Io);
             ready!(self.poll_bytes(cx, out))?;
         }
-        let Self { frames, budget, .. } = &mut *self;
-        let followed = frames.follow(&out.filled()[before..], |head| budget.take(head));
+        let Self { frames, budget, table, .. } = &mut *self;
+        let followed = frames.follow(&out.filled()[before..], |seen| {
+            table.see(seen);
+            match seen {
+                Seen::Head(head) => budget.take(head),
+                Seen::Block(_) => true,
+            }
+        });
         out.set_filled(before + followed);
+        self.up.read(followed);
         Poll::Ready(Ok(()))
     }
 }

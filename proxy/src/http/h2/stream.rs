@@ -3,21 +3,24 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
 use super::answer::answer;
 use super::connection::{EndIfPanicked, Shared};
 use super::detach::detach;
+use super::driver::Outbound;
 use super::held::HeldBack;
 use super::incoming::Incoming;
-use super::queue::{Ahead, Piece, Queue};
+use super::owed::Answering;
+use super::queue::{Piece, Queue};
 use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show};
 use super::retry::Retries;
 use super::transfer::{Sink, TransferError, transfer};
@@ -36,7 +39,7 @@ use crate::worker::{PanicCount, Subscription};
 const STREAM: usize = 13 * 512;
 
 /// Serves one stream from request to record.
-pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>, mut respond: SendResponse<Piece>) {
+pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>, mut respond: Answering) {
     let connection = &shared.connection;
     let _ends = EndIfPanicked::new(&shared);
     let _panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
@@ -57,7 +60,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
             flow.record_mut().detail = Some(detail.into());
             // Nothing of the head is known for certain.
             flow.log_request(Some(reason), Fields::default());
-            return reply(&mut respond, &reply_to(reason, false), &mut flow, Outcome::Denied, reason);
+            return reply(&shared, &mut respond, &reply_to(reason, false), &mut flow, Outcome::Denied, reason);
         }
     };
     let text =
@@ -72,14 +75,14 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         // No verdict yet: the client is only told to ask in another way.
         write_log(&flow, None, &HeaderEdits::default(), None);
         let redirect = LocalReply::redirect(location.clone(), config.reason_header);
-        return reply(&mut respond, &redirect, &mut flow, Outcome::Denied, Reason::PathRedirect);
+        return reply(&shared, &mut respond, &redirect, &mut flow, Outcome::Denied, Reason::PathRedirect);
     }
     if let Err(limited) = present.admit_request(&mut flow, &Head { is_long: false, bytes: &|| head.size() }) {
         // No verdict, so no denial in the access log.
         write_log(&flow, None, &HeaderEdits::default(), None);
         let limit = LocalReply::limited(limited, head.is_grpc(), config.reason_header);
         shared.end_if(limit.close);
-        return reply(&mut respond, &limit, &mut flow, Outcome::Denied, limited.reason);
+        return reply(&shared, &mut respond, &limit, &mut flow, Outcome::Denied, limited.reason);
     }
     // Each stream waits for changes of its own: the connection's subscription tells one waiter only.
     let judged = present.judge_request(&head.policy_view());
@@ -94,7 +97,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         Err(denied) => {
             let reason = denied.note(&mut flow);
             write_log(&flow, Some(reason), &HeaderEdits::default(), None);
-            reply(&mut respond, &reply_to(reason, head.is_grpc()), &mut flow, Outcome::Denied, reason);
+            reply(&shared, &mut respond, &reply_to(reason, head.is_grpc()), &mut flow, Outcome::Denied, reason);
             shared.end_if_refused();
             return;
         }
@@ -122,9 +125,17 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
 }
 
 /// Sends an answer of our own, or refuses the stream, and says so in the record, which leaves when the stream's task ends.
-fn reply(respond: &mut SendResponse<Piece>, reply: &LocalReply, flow: &mut OpenFlow, outcome: Outcome, reason: Reason) {
+fn reply(
+    shared: &Shared,
+    respond: &mut SendResponse<Piece>,
+    reply: &LocalReply,
+    flow: &mut OpenFlow,
+    outcome: Outcome,
+    reason: Reason,
+) {
     if reply.refuses_stream() {
         respond.send_reset(h2::Reason::REFUSED_STREAM);
+        shared.down.queue_answer(&HeaderMap::new(), 0);
         reply.log_refused_stream(flow);
         return flow.if_dropped(outcome, Some(reason));
     }
@@ -143,6 +154,8 @@ fn reply(respond: &mut SendResponse<Piece>, reply: &LocalReply, flow: &mut OpenF
     }
     reply.log(flow);
     let end = reply.body.is_empty();
+    // It stays in `h2` until the client takes it, and the task that has the stream on its account ends here.
+    shared.down.queue_answer(response.headers(), reply.body.len());
     // A client that is gone gets no answer; the record is the same.
     if let Ok(mut stream) = respond.send_response(response, end)
         && !end
@@ -169,7 +182,7 @@ struct Exchange<'a> {
     limits: TimeLimits,
     retries: Retries,
     flow: OpenFlow,
-    respond: SendResponse<Piece>,
+    respond: Answering,
     body: Incoming,
 }
 
@@ -325,12 +338,13 @@ impl Exchange<'_> {
             return Some(Broken::Revoked(reason));
         }
         turn.path().note(self.flow.record_mut());
+        self.flow.note_would_limit(turn.would_limit());
         // The engine makes no edit that cannot be made; not a request without it goes out.
         let Ok(request) = self.request() else { return Some(Broken::Unsent(Reason::Internal)) };
         let Ok((response, mut upstream_body)) = turn.send(request, bodiless) else {
             return Some(Broken::Unsent(Reason::UpstreamReset));
         };
-        let broken = self.relay(response, &mut upstream_body, bodiless, progress).await;
+        let broken = self.relay(response, (&mut upstream_body, turn.outbound()), bodiless, progress).await;
         if let Some(broken) = &broken {
             // No effect on a stream that was reset already.
             upstream_body.send_reset(h2::Reason::CANCEL);
@@ -363,7 +377,7 @@ impl Exchange<'_> {
     async fn relay(
         &mut self,
         response: ResponseFuture,
-        upstream_body: &mut SendStream<Piece>,
+        (upstream_body, outbound): (&mut SendStream<Piece>, &Rc<Outbound>),
         bodiless: bool,
         progress: &Progress,
     ) -> Option<Broken> {
@@ -377,16 +391,26 @@ impl Exchange<'_> {
             }
             progress.held_back.begin(&self.shared.pacing);
             let dropped = |name: &HeaderName| connection.bars_trailer(name.as_str());
-            let queue = Queue::new(&self.shared.up, Ahead::default());
-            let mut sink = Sink::new(upstream_body, queue, Meter::Up(flow), progress.pace(self.shared));
+            let queue = Queue::of_request(&self.shared.up, outbound);
+            let pace = progress.pace(self.shared);
+            let mut sink = Sink::new(upstream_body, Rc::clone(&queue), Meter::Up(flow), pace);
             let sent = match retries.body() {
                 Some(body) => sink.send_whole(body).await,
-                None => transfer(from_client, &mut sink, |_| {}, dropped, Some(retries)).await,
+                None => transfer(from_client, &mut sink, |_| {}, Some(&dropped), Some(retries)).await,
             };
             drop(sink);
             match sent {
                 // The response decides from here on.
-                Ok(()) | Err(TransferError::Sink) => {
+                Ok(()) => {
+                    progress.request_ends(self.shared);
+                    // Whenever the world changes the task is polled, and this with it.
+                    poll_fn(|_| match queue.may_still_hold(dropped) {
+                        true => Poll::Ready(Broken::Revoked(Reason::Revoked)),
+                        false => Poll::Pending,
+                    })
+                    .await
+                }
+                Err(TransferError::Sink) => {
                     progress.request_ends(self.shared);
                     std::future::pending().await
                 }
@@ -414,7 +438,7 @@ impl Exchange<'_> {
             }),
         };
         progress.held_back.end_all(&self.shared.pacing);
-        self.flow.note_paced(progress.pace(self.shared).rest());
+        self.flow.note_paced(progress.pace(self.shared));
         if let Some(http) = &mut self.flow.record_mut().http {
             http.status = progress.status.get();
         }
@@ -454,7 +478,7 @@ impl Exchange<'_> {
     fn fail(&mut self, outcome: Outcome, reason: Reason) {
         let config = &self.shared.connection.listener.config;
         let local = LocalReply::refusal(reason, self.head.is_grpc(), &config.denied_body, config.reason_header);
-        reply(&mut self.respond, &local, &mut self.flow, outcome, reason);
+        reply(self.shared, &mut self.respond, &local, &mut self.flow, outcome, reason);
     }
 }
 

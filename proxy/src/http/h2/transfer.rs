@@ -63,8 +63,14 @@ enum Step {
     Turn,
 }
 
+/// Whether the trailer field of this name may not pass by now.
+pub(super) type Dropped<'a> = &'a dyn Fn(&HeaderName) -> bool;
+
 /// Moves everything that is left of `from`, its end included, without the trailer fields that are to be `dropped` when they go. `came`
 /// is told the size of each piece as it was sent. What can be sent again is `kept`.
+///
+/// Trailers of which some may have to be dropped wait here until the receiver's windows have let the body before them pass, for as long as that takes: in
+/// `h2` nobody could drop them. What has not left even then can be asked of the queue.
 ///
 /// What came is queued at once, and its sender may send as much again when there is room: so nothing waits where nobody
 /// sees it, and what is queued is no more than the windows that were given. Beyond its tenant's rate it is held here before.
@@ -72,7 +78,7 @@ pub(super) async fn transfer(
     from: &mut Incoming,
     to: &mut Sink<'_>,
     came: impl Fn(usize),
-    dropped: impl Fn(&HeaderName) -> bool,
+    dropped: Option<Dropped<'_>>,
     kept: Option<&Retries>,
 ) -> Result<(), TransferError> {
     // Bytes that were queued and not yet given back to the sender's window.
@@ -125,7 +131,13 @@ pub(super) async fn transfer(
     };
     match end {
         End::WithBytes => Ok(()),
-        End::Trailers(trailers) => trailers.without(dropped).send(to.stream),
+        End::Trailers(trailers) => match dropped {
+            Some(dropped) => {
+                to.until_passed().await?;
+                trailers.without(dropped).followed().send(to.stream)
+            }
+            None => trailers.send(to.stream),
+        },
         End::Alone => to.stream.send_data(Piece::uncharged(Bytes::new()), true),
     }
     .map_err(|_| TransferError::Sink)?;
@@ -224,6 +236,17 @@ impl<'a> Sink<'a> {
         let last = ends && self.held.is_empty();
         self.put(piece, last)?;
         Ok(size)
+    }
+
+    /// Waits until nothing of the body is left.
+    async fn until_passed(&mut self) -> Result<(), TransferError> {
+        poll_fn(|cx| {
+            if self.queue.poll_empty(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            self.stream.poll_reset(cx).map(|_| Err(TransferError::Sink))
+        })
+        .await
     }
 
     /// Waits until little enough is left for the stream to be forgotten: what its sender may send is free with it.

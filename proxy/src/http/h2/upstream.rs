@@ -18,6 +18,7 @@ use super::driver::{Outbound, UpstreamSocket, drive};
 use super::queue::{Piece, Way};
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
+use crate::tenant::WouldLimit;
 use crate::upstream::{Opened, UpstreamPath};
 use crate::worker::PanicCount;
 
@@ -48,6 +49,8 @@ struct UpstreamConnection {
     outbound: Rc<Outbound>,
     /// Streams open now.
     streams: Cell<usize>,
+    /// Until a record says so.
+    would_limit: Cell<WouldLimit>,
     /// Tells the driver by its drop.
     _in_use: oneshot::Sender<Infallible>,
 }
@@ -141,7 +144,7 @@ impl UpstreamSlot {
         permit: &Permit,
         source: SecurityId,
     ) -> Result<UpstreamConnection, Reason> {
-        let Opened { stream, path, place } = crate::upstream::open(connection, permit, source).await?;
+        let Opened { stream, path, place, would_limit } = crate::upstream::open(connection, permit, source).await?;
         let outbound = Rc::new(Outbound::default());
         let mut builder = h2::client::Builder::new();
         builder
@@ -149,14 +152,15 @@ impl UpstreamSlot {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADER_LIST)
             .enable_push(false);
-        let socket = UpstreamSocket { stream, outbound: Rc::clone(&outbound), down: Rc::clone(&self.down) };
+        let socket = UpstreamSocket::new(stream, &outbound, &self.down, &connection.payer);
         let handshake = builder.handshake::<_, Piece>(socket);
         let connect_timeout = connection.listener.config.connect_timeout;
         let Ok(Ok((sender, driver))) = tokio::time::timeout(connect_timeout, handshake).await else {
             return Err(Reason::UpstreamConnect);
         };
         let (in_use, used) = oneshot::channel();
-        let driven = drive(driver, Rc::clone(&outbound), Rc::clone(&self.up), used);
+        let ways = (Rc::clone(&self.up), Rc::clone(&self.down));
+        let driven = drive(driver, Rc::clone(&outbound), ways, used);
         let panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
         let held = connection.payer.hold_for_a_while(CONNECTION_MEMORY);
         let guards = (self.open.clone(), panics, place, held);
@@ -164,7 +168,8 @@ impl UpstreamSlot {
             let _guards = guards;
             driven.await;
         });
-        Ok(UpstreamConnection { sender, path, source, outbound, streams: Cell::default(), _in_use: in_use })
+        let (streams, would_limit) = (Cell::default(), Cell::new(would_limit));
+        Ok(UpstreamConnection { sender, path, source, outbound, streams, would_limit, _in_use: in_use })
     }
 }
 
@@ -177,9 +182,19 @@ impl UpstreamConnection {
 }
 
 impl Turn {
+    /// What its connection has not sent yet.
+    pub(super) fn outbound(&self) -> &Rc<Outbound> {
+        &self.connection.outbound
+    }
+
     /// Where the connection goes.
     pub(super) fn path(&self) -> UpstreamPath {
         self.connection.path
+    }
+
+    /// Whether its connection would have been refused; the first who asks is told.
+    pub(super) fn would_limit(&self) -> WouldLimit {
+        self.connection.would_limit.take()
     }
 
     /// Sends the request.

@@ -69,6 +69,22 @@ fn three_slow_polls_within_a_second() {
     assert_eq!(run.next(&[slow(2, false)]), [TO_LANE]);
 }
 
+/// Whoever closes all connections between two looks is not forgotten.
+#[test]
+fn slow_polls_count_also_if_their_tenant_was_away_meanwhile() {
+    let mut run = Run::new();
+    assert_eq!(run.next(&[slow(1, false)]), []);
+    assert_eq!(run.until_moved(&[], 4), None);
+    assert_eq!(run.next(&[slow(1, false)]), []);
+    assert_eq!(run.until_moved(&[], 3), None);
+    assert_eq!(run.next(&[slow(1, false)]), [TO_LANE]);
+    let mut run = Run::new();
+    assert_eq!(run.next(&[slow(2, false)]), []);
+    assert_eq!(run.until_moved(&[], 10), None);
+    assert_eq!(run.0.histories.len(), 0, "it was too long ago");
+    assert_eq!(run.next(&[slow(2, false)]), []);
+}
+
 #[test]
 fn five_seconds_without_an_offence_lead_back() {
     let mut run = Run::new();

@@ -1,42 +1,26 @@
-use std::cell::Cell;
-
-use tokio::sync::Notify;
 use tollgate_policy::Direction;
 
 use super::*;
-use crate::control::WorldStore;
-use crate::flow::{self, ListenerLog};
-use crate::http::BufferPool;
-use crate::identity::{IdentityTable, Sources};
+use crate::flow::{self, FlowConsumer, ListenerLog, Outcome};
 use crate::lane::{Handover, Stage};
 use crate::metrics::Metrics;
-use crate::worker::{Accounts, ConnectionSlots, Groups, HeldBack, Waiting, run_tasks};
+use crate::reason::Reason;
+use crate::worker::{Accounts, Groups, run_tasks};
 
 /// Longer than a test runs.
 const LONG: Duration = Duration::from_secs(600);
 
 fn serving(groups: Groups) -> (Serving, ListenerSeries) {
+    let (serving, series, _) = recorded(groups);
+    (serving, series)
+}
+
+/// With what takes its records.
+fn recorded(groups: Groups) -> (Serving, ListenerSeries, FlowConsumer) {
     let (metrics, counters) = Metrics::new(1);
-    let (senders, _) = flow::channel(counters, 1);
-    let worker = Worker {
-        world: Arc::new(WorldStore::new(Sources::of_table(IdentityTable::default()))),
-        flows: Rc::new(senders.into_iter().next().unwrap()),
-        buffers: Rc::new(BufferPool::default()),
-        own_addresses: RefCell::default(),
-        slots: ConnectionSlots::new(1),
-        limits: config::Limits::default(),
-        groups,
-        peers: Rc::default(),
-        idle: Rc::default(),
-        held_back: HeldBack::default(),
-        lines: Rc::default(),
-        waiting: Waiting::default(),
-        open: Cell::default(),
-        all_closed: Notify::new(),
-        opened: Notify::new(),
-        side: None,
-    };
-    (Serving::new(Rc::new(worker)), metrics.listener("l", Direction::Ingress))
+    let (senders, flows) = flow::channel(counters, 1);
+    let worker = Worker::for_test(groups, senders.into_iter().next().unwrap());
+    (Serving::new(Rc::new(worker)), metrics.listener("l", Direction::Ingress), flows)
 }
 
 fn serve(series: ListenerSeries, direction: Direction) -> Command {
@@ -173,9 +157,9 @@ fn a_connection_from_another_thread_finds_the_listener_that_accepted_it() {
 }
 
 #[test]
-fn a_connection_that_comes_from_another_thread_too_late_is_reset() {
+fn a_connection_that_comes_from_another_thread_too_late_is_reset_and_on_record() {
     on_a_worker(|groups| async move {
-        let (mut serving, series) = serving(groups);
+        let (mut serving, series, mut flows) = recorded(groups);
         let Command::Serve(of_lane) = serve(series.clone(), Direction::Ingress) else { unreachable!() };
         let config = Arc::clone(&of_lane.config);
         serving.obey(Command::Serve(of_lane)).await;
@@ -197,6 +181,11 @@ fn a_connection_that_comes_from_another_thread_too_late_is_reset() {
         assert_eq!(served.connections.borrow().len(), 0, "nobody would end it");
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         assert_eq!(client.peek(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        let mut records = Vec::new();
+        assert_eq!(flows.drain(&mut records, 8), 1);
+        let record = &records[0].record;
+        assert_eq!((&*record.listener, record.downstream, record.original_dst), ("l", downstream, original_dst));
+        assert_eq!((record.outcome, record.reason), (Outcome::Failed, Some(Reason::Draining)));
     });
 }
 

@@ -87,7 +87,7 @@ fn one_tenant_has_half_of_what_there_is_and_the_next_finds_room() {
     assert_eq!(process.hoard(2, 10), (10, None));
     assert_eq!(process.hoard(0, 1), (0, Some(Reason::TenantShare)));
     // Whatever one gives back, it may have again once it has less than is free.
-    (0..300).for_each(|_| process.ledgers[0].commons().leave(Space::Connections, TENANTS[0]));
+    (0..300).for_each(|_| process.ledgers[0].commons().leave(Space::Connections, Taken::Within, TENANTS[0]));
     assert_eq!(process.hoard(0, 10), (10, None));
 }
 
@@ -109,12 +109,12 @@ fn ceilings_are_exact_whoever_asks() {
     let process = Process::new(Pools::default(), only(with(ceilings)));
     assert_eq!(process.hoard(0, 100), (7, Some(Reason::TenantConnections)));
     assert_eq!(process.hoard(1, 100), (100, None));
-    process.ledgers[1].commons().leave(Space::Connections, TENANTS[0]);
+    process.ledgers[1].commons().leave(Space::Connections, Taken::Within, TENANTS[0]);
     assert_eq!(process.hoard(0, 100), (1, Some(Reason::TenantConnections)));
 }
 
 const fn of_remote(reason: Reason) -> Option<Limited> {
-    Some(Limited { of_remote: true, ..Limited::by(reason) })
+    Some(Limited { scope: Scope::Flow, ..Limited::by(reason) })
 }
 
 #[test]
@@ -125,9 +125,10 @@ fn one_remote_identity_leaves_room_in_its_tenants_share() {
     assert_eq!(process.hoard_of(0, 7, 1), (0, of_remote(Reason::TenantShare)));
     assert_eq!(process.hoard_of(0, 8, 2000), (15, of_remote(Reason::TenantShare)));
     assert_eq!(process.hoard_of(0, 9, 5), (5, None));
-    // Together they have no more than ever.
-    assert_eq!((10..40).map(|identity| process.hoard_of(0, identity, 10).0).sum::<u32>(), 2);
-    assert_eq!(process.hoard_of(0, 50, 10), (0, Some(Limited::by(Reason::TenantShare))));
+    // Together they have no more than ever, but for one each of those who had none, up to an eighth of what is free.
+    assert_eq!((10..40).map(|identity| process.hoard_of(0, identity, 10).0).sum::<u32>(), 2 + 29);
+    assert_eq!(process.hoard_of(0, 10, 10), (0, Some(Limited::by(Reason::TenantShare))));
+    assert_eq!((50..200).map(|identity| process.hoard_of(0, identity, 10).0).sum::<u32>(), 55 - 29);
     assert_eq!(process.hoard_of(1, 7, 100), (100, None), "the next tenant has its own");
 }
 
@@ -144,6 +145,40 @@ fn one_remote_identity_leaves_room_below_a_ceiling() {
     let ceilings = Ceilings { connections: NonZeroU32::new(7), ..Ceilings::default() };
     let process = Process::new(Pools::default(), only(with(ceilings)));
     assert_eq!(process.hoard_of(0, 7, 100), (7, Some(Limited::by(Reason::TenantConnections))));
+}
+
+/// Another tenant comes when one identity has all that it may: the share shrinks below that, and who is new finds a place all the same.
+#[test]
+fn a_share_that_shrinks_shuts_out_no_remote_identity() {
+    let process = Process::new(Pools { connections: 1000, ..Pools::default() }, only(Settings::default()));
+    let commons = process.ledgers[0].commons();
+    assert_eq!(process.hoard_of(0, 7, 2000), (438, of_remote(Reason::TenantShare)));
+    assert_eq!(process.hoard(1, 2000), (281, Some(Reason::TenantShare)));
+    assert_eq!(process.hoard_of(0, 7, 1), (0, Some(Limited::by(Reason::TenantShare))), "its share is 360 now");
+    assert_eq!(process.hoard_of(0, 8, 5), (1, Some(Limited::by(Reason::TenantShare))), "it has one");
+    // As many as an eighth of what is free, and no more: the others are for those who come next.
+    let newcomers: u32 = (100..200).map(|identity| process.hoard_of(0, identity, 1).0).sum();
+    assert_eq!(newcomers, 30);
+    assert_eq!(process.hoard(2, 2000).0, 125, "half of the 250 that are free");
+    // What ends of the others leaves the share to shrink; what ends of these goes to the next of them.
+    (0..50).for_each(|_| commons.leave(Space::Connections, Taken::Within, TENANTS[0]));
+    assert_eq!(process.hoard_of(0, 300, 1).0, 0);
+    (0..31).for_each(|_| commons.leave(Space::Connections, Taken::Beyond, TENANTS[0]));
+    assert_eq!(process.hoard_of(0, 300, 1).0, 1);
+    assert_eq!(commons.standing(TENANTS[0]).beyond(Space::Connections).load(Ordering::Relaxed), 1);
+}
+
+/// A ceiling is no share: nobody is beyond it.
+#[test]
+fn who_is_new_finds_no_place_beyond_a_ceiling() {
+    let ceilings = Ceilings { connections: NonZeroU32::new(360), ..Ceilings::default() };
+    let process = Process::new(Pools { connections: 1000, ..Pools::default() }, only(with(ceilings)));
+    assert_eq!(process.hoard_of(0, 7, 2000), (315, of_remote(Reason::TenantConnections)));
+    assert_eq!(process.hoard(1, 2000).0, 343);
+    let newcomers: u32 = (100..200).map(|identity| process.hoard_of(0, identity, 1).0).sum();
+    assert_eq!(newcomers, 360 - 315, "the share is 329");
+    let standing = process.ledgers[0].commons().standing(TENANTS[0]);
+    assert_eq!(standing.beyond(Space::Connections).load(Ordering::Relaxed), 360 - 329);
 }
 
 /// Below that no place is kept from anybody, however little the tenant weighs.
@@ -205,10 +240,10 @@ fn whoever_is_refused_holds_nothing() {
     let process = Process::new(Pools::default(), only(with(ceilings)));
     let ask = |is_long| process.gate(0, 0).admit_request(&head(is_long), &|| None).map_err(|limited| limited.reason);
     let held = ask(true).unwrap();
-    assert_eq!(held, Held { in_flight: true, long_stream: true });
+    assert_eq!(held, Held { in_flight: Some(Taken::Within), long_stream: true });
     // A long stream too many takes nothing of the rate.
     assert_eq!(ask(true), Err(Reason::TenantLongStreams));
-    assert_eq!(ask(false), Ok(Held { in_flight: true, long_stream: false }));
+    assert_eq!(ask(false), Ok(Held { in_flight: Some(Taken::Within), long_stream: false }));
     assert_eq!(ask(false), Err(Reason::TenantRate));
     let standing = process.ledgers[1].commons().standing(TENANTS[0]);
     let counts = || {
@@ -230,6 +265,7 @@ fn a_rate_says_when_to_come_back() {
     let gate = process.gate(0, 0);
     gate.admit_request(&head(false), &|| None).unwrap();
     let limited = gate.admit_request(&head(false), &|| None).unwrap_err();
+    assert_eq!(limited.rate, rate(2, 1));
     let wait = limited.retry_after.unwrap();
     assert!(wait > Duration::ZERO && wait <= Duration::from_millis(500), "{wait:?}");
     assert_eq!(limited.retry_after_seconds(), 1);
@@ -247,9 +283,13 @@ fn shadow_counts_and_refuses_nothing() {
     let settings = Settings { shadow: true, ceilings, ..Settings::default() };
     let process = Process::new(Pools { connections: 10, ..Pools::default() }, only(settings));
     assert_eq!(process.hoard(0, 20), (20, None));
-    for _ in 0..4 {
-        process.gate(1, 0).admit_request(&head(true), &|| None).unwrap();
+    for (asked, first) in [None, Some(Reason::TenantLongStreams), Some(Reason::TenantInFlight)].into_iter().enumerate()
+    {
+        let gate = process.gate(1, 0);
+        gate.admit_request(&head(true), &|| None).unwrap();
+        assert_eq!(gate.would_limit().map(|limited| limited.reason), first, "{asked}");
     }
+    process.gate(1, 0).admit_request(&head(true), &|| None).unwrap();
     let reasons = [Reason::TenantConnections, Reason::TenantRate, Reason::TenantInFlight, Reason::TenantLongStreams];
     assert_eq!(reasons.map(|reason| process.shadowed(reason)), [19, 3, 2, 3]);
     assert_eq!(process.ledgers[0].commons().standing(TENANTS[0]).of(Space::Connections).load(Ordering::Relaxed), 20);
