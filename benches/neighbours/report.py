@@ -5,7 +5,12 @@ NOT_TRIED = """
 ## Not tried here
 
 - T20, the end of a child process: there are no children.
+- T25, a tenant that is alone: T23 compares what it gets done with and without fair shares, and T4 says how busy the core is. One worker,
+  since the load has the other core.
 - T26, the scheduler's bound: a test of its crate.
+- Envoy in T15, T16 and T17: Cilium's filter, which reads policies, is not in the Envoy that can be installed here; it gets its rules with
+  its configuration, once. In T18, since Cilium's access log is that filter's, too. In T19 and T22: it has no defect on demand, and no
+  accounts.
 """
 HEADER = (
     "| proxy | alone p50 / p99 | with neighbours p50 / p99 (best p99) | errors | neighbours get | CPU of core | waited for core |"

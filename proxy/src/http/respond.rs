@@ -65,7 +65,8 @@ impl LocalReply {
     /// The refusal of a tenant's limit.
     pub(crate) fn limited(limited: Limited, grpc: bool, reason_header: bool) -> Self {
         let refusal = Self::refusal(limited.reason, grpc, "", reason_header);
-        let retry_after = Some(limited.retry_after_seconds());
+        // Who sends the same head again gets the same answer.
+        let retry_after = refusal.retry_after.map(|_| limited.retry_after_seconds());
         Self { retry_after, limited: Some(limited), scope: Some(limited.scope), ..refusal }
     }
 
@@ -194,19 +195,23 @@ mod tests {
     #[test]
     fn limits_say_when_to_come_back() {
         for (reason, status, grpc_status, retry_after, overloaded) in [
-            (Reason::TenantRate, 429, 8, 3, false),
-            (Reason::TenantInFlight, 503, 14, 1, true),
-            (Reason::TenantHeaders, 431, 8, 1, false),
+            (Reason::TenantRate, 429, 8, Some("3"), false),
+            (Reason::TenantInFlight, 503, 14, Some("3"), true),
+            // Whoever sends the same head again has no better luck.
+            (Reason::TenantHeaders, 431, 8, None, false),
         ] {
-            let wait = std::time::Duration::from_secs(retry_after - 1) + std::time::Duration::from_millis(1);
+            let wait = std::time::Duration::from_millis(2_001);
             let limited = Limited { retry_after: Some(wait), ..Limited::by(reason) };
+            let retry_after = retry_after.map(|seconds| seconds.as_bytes().to_vec());
+            let said = |reply: &LocalReply| {
+                reply.fields().into_iter().find(|(name, _)| *name == "retry-after").map(|(_, seconds)| seconds)
+            };
             let reply = LocalReply::limited(limited, false, true);
-            assert_eq!(reply.status, status);
-            assert!(reply.fields().contains(&("retry-after", retry_after.to_string().into_bytes())));
+            assert_eq!((reply.status, said(&reply)), (status, retry_after.clone()));
             assert_eq!(reply.fields().contains(&("x-envoy-overloaded", b"true".to_vec())), overloaded);
             let reply = LocalReply::limited(limited, true, true);
             assert_eq!((reply.status, reply.grpc), (200, Some((grpc_status, reason.code()))));
-            assert!(reply.fields().contains(&("retry-after", retry_after.to_string().into_bytes())));
+            assert_eq!(said(&reply), retry_after);
         }
         let reply = LocalReply::refusal(Reason::TenantUpstreams, true, "", true);
         assert!(reply.fields().contains(&("retry-after", b"1".to_vec())), "found out on the way to the upstream");

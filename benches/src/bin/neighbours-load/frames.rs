@@ -56,6 +56,30 @@ pub(crate) fn request(out: &mut Vec<u8>, stream: u32, path: &str, ends: bool) {
     push(out, HEADERS, END_HEADERS | if ends { END_STREAM } else { 0 }, stream, &fields(path));
 }
 
+/// Appends a GET that puts a field of `bytes` bytes into the peer's table (RFC 7541 section 6.2.1) and then names it `references` times.
+/// A peer whose table has no room for it reads of an index that is not there.
+pub(crate) fn bomb(out: &mut Vec<u8>, stream: u32, path: &str, bytes: u16, references: usize) {
+    const NEW_NAME: u8 = 0x40;
+    const NEWEST: u8 = 0x80 | 62;
+    let mut block = fields(path);
+    block.extend_from_slice(&[NEW_NAME, 1, b'x']);
+    integer(&mut block, 0x7f, bytes);
+    block.resize(block.len() + usize::from(bytes), b'a');
+    block.resize(block.len() + references, NEWEST);
+    push(out, HEADERS, END_HEADERS | END_STREAM, stream, &block);
+}
+
+/// An integer that does not fit into a prefix of ones (RFC 7541 section 5.1).
+fn integer(block: &mut Vec<u8>, prefix: u8, value: u16) {
+    block.push(prefix);
+    let mut rest = value - u16::from(prefix);
+    while rest >= 0x80 {
+        block.push((rest & 0x7f) as u8 | 0x80);
+        rest >>= 7;
+    }
+    block.push(rest as u8);
+}
+
 /// Appends a HEADERS frame that CONTINUATION has to follow.
 pub(crate) fn open_request(out: &mut Vec<u8>, stream: u32, path: &str) {
     push(out, HEADERS, 0, stream, &fields(path));
