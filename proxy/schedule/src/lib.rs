@@ -13,6 +13,8 @@ mod clock;
 mod current;
 mod executor;
 mod fair;
+mod flows;
+mod level;
 mod meter;
 mod plain;
 mod quota;
@@ -71,8 +73,17 @@ impl TenantId {
 pub struct GroupKey {
     /// Who pays.
     pub tenant: TenantId,
-    /// Any number; flows of one tenant share alike.
+    /// Any number; flows of one tenant share alike, but for those of [`GroupKey::NEWCOMER`].
     pub flow: u32,
+}
+
+impl GroupKey {
+    /// Set in flows of whom nobody knows yet who it is. All of them together have what one other flow has, and share that alike.
+    pub const NEWCOMER: u32 = 1 << 31;
+
+    const fn is_newcomer(self) -> bool {
+        self.flow & Self::NEWCOMER != 0
+    }
 }
 
 /// A tenant's part of a worker's time, in proportion to the weights of the others that want to run.

@@ -4,7 +4,7 @@
 //! the promise. While that moment is past, it is behind, and goes before everybody else; the earliest first. What it is given
 //! beyond comes from its turns by weight, as everybody's, and both count for both: a promise is the least, not an extra.
 
-use crate::fair::{Place, Virtual};
+use crate::level::{Place, Virtual};
 
 /// How far a promise may fall behind, in nanoseconds: what could not be given for so long is not made up for.
 const LAG: u64 = 100_000_000;

@@ -11,9 +11,6 @@ use super::Arrivals;
 use super::run::share;
 use crate::tenant::Table;
 
-/// Set in the flow of a remote end whose identity is not known yet; no identity has so large a number.
-const BY_ADDRESS: u32 = 1 << 31;
-
 /// Makes the groups that the tasks of a worker run in.
 #[derive(Debug)]
 pub(crate) struct Groups {
@@ -67,10 +64,13 @@ impl Groups {
 fn flow_of(remote: IpAddr, keys: &impl BuildHasher) -> u32 {
     let network = match remote.to_canonical() {
         IpAddr::V4(address) => address.to_bits().into(),
-        // Whoever has one address has all of its network.
+        // Of a cluster's own addresses each is another pod, and a node has many in one network.
+        IpAddr::V6(address) if address.is_unique_local() => address.to_bits(),
+        // Whoever else has one address has all of its network.
         IpAddr::V6(address) => address.to_bits() >> 64,
     };
-    BY_ADDRESS | keys.hash_one(network) as u32
+    // No identity has so large a number.
+    GroupKey::NEWCOMER | keys.hash_one(network) as u32
 }
 
 #[cfg(test)]
@@ -83,8 +83,9 @@ mod tests {
         let flow = |address: &str| flow_of(address.parse().unwrap(), &keys);
         assert_eq!(flow("10.0.0.1"), flow("::ffff:10.0.0.1"));
         assert_eq!(flow("2001:db8::1"), flow("2001:db8::ffff:2"));
+        assert_ne!(flow("fd00::1"), flow("fd00::2"), "pods of one node");
         let others: std::collections::BTreeSet<u32> = (1..=100).map(|last| flow(&format!("10.0.0.{last}"))).collect();
         assert!(others.len() > 95, "{}", others.len());
-        assert!(others.iter().all(|flow| flow & BY_ADDRESS != 0), "no identity has such a number");
+        assert!(others.iter().all(|flow| flow & GroupKey::NEWCOMER != 0), "no identity has such a number");
     }
 }

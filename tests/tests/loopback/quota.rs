@@ -90,7 +90,8 @@ fn the_kernel_hardly_ever_stops_a_proxy_that_is_kept_busy() {
     let mut looks = (0..LOOKS).map_while(|_| look("paced", QUOTA, ""));
     let Some(first) = looks.next() else { return };
     let kept = |seen: &Seen| seen.throttled <= seen.periods / 4.0;
-    let seen = if kept(&first) { first } else { looks.find(kept).expect("a look at which the kernel hardly ever stops it") };
+    let seen =
+        if kept(&first) { first } else { looks.find(kept).expect("a look at which the kernel hardly ever stops it") };
     assert!(seen.status["waited_seconds"].as_f64().unwrap() > 0.0, "{}", seen.status);
     let aim = seen.status["aimed_at"].as_f64().unwrap();
     assert!((0.7..=0.965).contains(&aim), "{aim}");

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::key;
-use crate::fair::{Fair, SAVED};
+use crate::fair::Fair;
+use crate::level::SAVED;
 use crate::reserve::AHEAD;
 use crate::{GroupKey, Part, Share, TenantId, Weight};
 
@@ -551,4 +552,46 @@ fn a_promise_counts_time_of_the_event_loop() {
     }
     let share = f64::from(given) / f64::from(passed);
     assert!((0.330..0.336).contains(&share), "{share}");
+}
+
+#[test]
+fn newcomers_from_however_many_addresses_have_the_part_of_one_flow() {
+    const TURNS: usize = 20_000;
+    // One connects before each turn: always the same, of a hundred, or each time another one.
+    for addresses in [1, 100, u32::MAX / 4] {
+        let mut fair = Fair::default();
+        let known = fair.join(key(1, 7), || Share::of(Weight::DEFAULT)).0;
+        fair.push(known, 0);
+        let (mut given, mut next) = (0, 0);
+        for _ in 0..TURNS {
+            next = (next + 1) % addresses;
+            let newcomer = fair.join(key(1, GroupKey::NEWCOMER | next), || Share::of(Weight::DEFAULT)).0;
+            fair.push(newcomer, 1);
+            // Its first turn is its last one: it is refused.
+            fair.leave(newcomer);
+            if fair.next().expect("there are two at least").item == 0 {
+                given += 1;
+                fair.push(known, 0);
+            }
+            fair.charge(50_000);
+        }
+        let percent = given * 100 / TURNS;
+        assert!((45..=55).contains(&percent), "{percent} % beside {addresses} addresses");
+    }
+}
+
+#[test]
+fn newcomers_that_are_gone_are_forgotten_while_others_come() {
+    let mut fair = Fair::default();
+    for next in 0..10_000 {
+        let newcomer = fair.join(key(1, GroupKey::NEWCOMER | next), || Share::of(Weight::DEFAULT)).0;
+        fair.push(newcomer, 0);
+        if next == 0 {
+            continue; // There is always another one.
+        }
+        fair.next().expect("there are two");
+        fair.leave(newcomer);
+        fair.charge(50_000);
+    }
+    assert!(fair.known().1 < 10, "{} flows", fair.known().1);
 }

@@ -8,7 +8,7 @@ use std::task::Waker;
 
 use super::{Bench, Books, again, key};
 use crate::executor::TURN;
-use crate::fair::SAVED;
+use crate::level::SAVED;
 use crate::{Executor, QUANTUM, SLICE, SystemClock, TenantId, rest, slice_spent};
 
 #[test]
