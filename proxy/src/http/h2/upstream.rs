@@ -23,7 +23,7 @@ use crate::upstream::{Opened, UpstreamPath};
 use crate::worker::PanicCount;
 
 /// Bytes that a connection to an upstream takes beside what is queued, in `h2` and here. Measured.
-const CONNECTION_MEMORY: usize = 45 * 512;
+const CONNECTION_MEMORY: usize = 56 * 512;
 
 /// Opens the connection when the first stream needs it, and again if it has ended or the client's identity has changed.
 #[derive(Debug)]
