@@ -177,6 +177,11 @@ impl Reason {
             )
     }
 
+    /// Whether a connection that is told to go for this ends at once, whatever is under way on it.
+    pub(crate) const fn ends_at_work(self) -> bool {
+        matches!(self, Self::SlowReader | Self::TenantMemory)
+    }
+
     /// Whether an HTTP/2 stream is refused for it rather than answered. It passes by itself, and nothing of the request was
     /// forwarded: so a client may send it again, whatever it asks for (RFC 9113 section 8.7).
     pub(crate) const fn refuses_streams(self) -> bool {

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tollgate_policy::{Direction, EndpointKey, REDACTED, SecurityId};
 use tollgate_schedule::{Group, GroupKey, Work, mark};
@@ -206,7 +206,15 @@ impl Connection {
 
     /// Waits until it is told to make room for others, and leaves a record of that. It has to end then.
     pub(crate) async fn reaped(&self, protocol: Protocol) -> Reason {
-        let (idle, reason) = self.idle.told().await;
+        self.record_end(protocol, self.idle.told().await)
+    }
+
+    /// The same for one that is at work; see [`Idle::told_at_work`].
+    pub(crate) async fn reaped_at_work(&self, protocol: Protocol) -> Reason {
+        self.record_end(protocol, self.idle.told_at_work().await)
+    }
+
+    fn record_end(&self, protocol: Protocol, (idle, reason): (Duration, Reason)) -> Reason {
         let began = Instant::now().checked_sub(idle).unwrap_or_else(Instant::now);
         self.open_flow(protocol, began).finish(Outcome::Denied, Some(reason));
         reason

@@ -55,7 +55,7 @@ pub(crate) async fn relay(
             ended = withdrawn(connection, admitted.source) => ended,
             ended = pumps => ended,
             reason = limits.exceeded_as_a_whole(|| Moved::of(&flow, &pacing), || Some(began)) => Ended::TimedOut(reason),
-            reason = connection.idle.told_at_work() => Ended::Revoked(reason),
+            (_, reason) = connection.idle.told_at_work() => Ended::Revoked(reason),
         }
     };
     finish(flow, pace, ended, &downstream, &stream);

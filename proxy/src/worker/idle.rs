@@ -96,6 +96,10 @@ struct Node {
     /// Milliseconds of [`now`].
     since: u64,
     leaving: bool,
+    /// It was told for a reason that ends what is under way, too.
+    stops_work: bool,
+    /// No request is under way.
+    rests: bool,
     /// How long it was idle when it was told to go, and why, until it hears of it.
     told: Option<(Duration, Reason)>,
     waker: Option<Waker>,
@@ -106,7 +110,19 @@ struct Node {
 impl Node {
     fn new(tenant: TenantId) -> Self {
         let (list, previous, next, told, waker, payer) = (None, None, None, None, None, None);
-        Self { tenant, list, previous, next, since: 0, leaving: false, told, waker, payer }
+        Self {
+            tenant,
+            list,
+            previous,
+            next,
+            since: 0,
+            leaving: false,
+            stops_work: false,
+            rests: false,
+            told,
+            waker,
+            payer,
+        }
     }
 }
 
@@ -186,14 +202,16 @@ impl IdleConnections {
     }
 
     /// Tells those connections of a tenant to go that hold the most memory, until so many bytes are on their way, with those of
-    /// connections that were told before.
+    /// connections that were told before. Who was told to go when its work is done may be at work for ever, so that is not counted.
     pub(super) fn send_away(&self, place: usize, bytes: u64) {
         let mut lists = self.0.borrow_mut();
         let mut left = bytes;
         let mut holders = Vec::new();
         for (key, node) in &lists.nodes {
             match node.payer.as_ref().filter(|payer| payer.tenant().place() == place) {
-                Some(payer) if node.leaving => left = left.saturating_sub(payer.memory()),
+                Some(payer) if node.leaving && (node.rests || node.stops_work) => {
+                    left = left.saturating_sub(payer.memory())
+                }
                 Some(payer) => holders.push((payer.memory(), key)),
                 None => {}
             }
@@ -241,6 +259,7 @@ impl Lists {
     fn tell(&mut self, key: usize, idle: Duration, reason: Reason) -> Option<Waker> {
         let node = &mut self.nodes[key];
         node.told = Some((idle, reason));
+        node.stops_work |= reason.ends_at_work();
         // It may have been at work when it was told before.
         self.leaving += usize::from(!std::mem::replace(&mut node.leaving, true));
         if let Some(payer) = &node.payer {
@@ -302,7 +321,9 @@ impl Idle {
     /// Begins a request; while any is under way it does not wait.
     pub(crate) fn work(&self) -> Work<'_> {
         if self.work.replace(self.work.get() + 1) == 0 {
-            self.all.0.borrow_mut().unlink(self.key);
+            let mut lists = self.all.0.borrow_mut();
+            lists.unlink(self.key);
+            lists.nodes[self.key].rests = false;
         }
         self.asked.set(true);
         Work(self)
@@ -333,8 +354,8 @@ impl Idle {
 
     /// The same for one that is at work, which only goes if its client does not read, or its tenant holds too much: what came
     /// since it was told for another reason is served first.
-    pub(crate) async fn told_at_work(&self) -> Reason {
-        self.told_for(|reason| matches!(reason, Reason::SlowReader | Reason::TenantMemory)).await.1
+    pub(crate) async fn told_at_work(&self) -> (Duration, Reason) {
+        self.told_for(Reason::ends_at_work).await
     }
 
     async fn told_for(&self, counts: impl Fn(Reason) -> bool) -> (Duration, Reason) {
@@ -356,7 +377,9 @@ impl Idle {
         let left = self.work.get().saturating_sub(1);
         self.work.set(left);
         if left == 0 {
-            self.all.0.borrow_mut().link(self.key, if self.asked.get() { BETWEEN_REQUESTS } else { BEFORE_REQUEST });
+            let mut lists = self.all.0.borrow_mut();
+            lists.link(self.key, if self.asked.get() { BETWEEN_REQUESTS } else { BEFORE_REQUEST });
+            lists.nodes[self.key].rests = true;
         }
     }
 }
@@ -382,89 +405,4 @@ impl Drop for Work<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: IdleLimits = IdleLimits {
-        above_percent: 50,
-        before_request: Duration::ZERO,
-        while_not_reading: Duration::ZERO,
-        between_requests: Duration::ZERO,
-    };
-
-    fn told(idle: &Idle) -> bool {
-        idle.all.0.borrow().nodes[idle.key].told.is_some()
-    }
-
-    #[test]
-    fn the_longest_idle_goes_first_and_who_never_asked_before_who_did() {
-        let all = Rc::new(IdleConnections::default());
-        let idle: Vec<Idle> = (0..6).map(|_| Idle::new(&all, TenantId::UNKNOWN)).collect();
-        idle.iter().take(5).for_each(Idle::wait);
-        // 0 and 1 have asked, 1 before 0; 2 is asking; 3 and 4 never did; 5 is not judged yet.
-        drop(idle[1].work());
-        drop(idle[0].work());
-        let asking = idle[2].work();
-        let make_room =
-            |excess, shadow| all.make_room(&LIMITS, Crowding { excess, share: 1.0 }, &Whose::Anybody, shadow).len();
-        assert_eq!(make_room(1, false), 1);
-        assert!(told(&idle[3]) && !told(&idle[4]));
-        assert_eq!(make_room(1, false), 0, "one is leaving");
-        assert_eq!(make_room(3, false), 2);
-        assert!(told(&idle[4]) && told(&idle[1]) && !told(&idle[0]));
-        assert_eq!(make_room(10, true), 1);
-        assert_eq!(make_room(10, true), 0, "counted once");
-        assert!(!told(&idle[0]) && !told(&idle[2]) && !told(&idle[5]));
-        drop(asking);
-        drop(idle);
-        assert_eq!((all.0.borrow().leaving, all.0.borrow().nodes.len()), (0, 0));
-    }
-
-    #[test]
-    fn who_does_not_read_goes_before_who_rests() {
-        let all = Rc::new(IdleConnections::default());
-        let (rests, reads, blocked) = (
-            Idle::new(&all, TenantId::UNKNOWN),
-            Idle::new(&all, TenantId::UNKNOWN),
-            Idle::new(&all, TenantId::UNKNOWN),
-        );
-        drop(rests.work());
-        rests.wait();
-        for idle in [&reads, &blocked] {
-            assert!(idle.wrote(Poll::<()>::Pending).is_pending());
-        }
-        assert!(reads.wrote(Poll::Ready(())).is_ready());
-        let crowding = Crowding { excess: 10, share: 1.0 };
-        assert_eq!(all.make_room(&LIMITS, crowding, &Whose::Anybody, false), [Reason::SlowReader, Reason::IdleReaped]);
-        assert!(told(&blocked) && told(&rests) && !told(&reads));
-    }
-
-    #[test]
-    fn those_of_one_tenant_make_room_for_it() {
-        let all = Rc::new(IdleConnections::default());
-        let (one, two) = (TenantId::from_raw(100), TenantId::from_raw(101));
-        let idle = [one, two, one, two].map(|tenant| Idle::new(&all, tenant));
-        idle.iter().for_each(Idle::wait);
-        idle[2].follow(two);
-        let crowding = Crowding { excess: 10, share: 1.0 };
-        let make_room = |tenant| all.make_room(&LIMITS, crowding, &Whose::Hoarders { tenant, above: 3 }, false).len();
-        assert_eq!(make_room(two), 2);
-        assert_eq!(idle.each_ref().map(told), [false, true, true, false]);
-        assert_eq!(make_room(one), 1);
-        assert_eq!(make_room(one), 0);
-    }
-
-    #[test]
-    fn patience_ends_as_places_do() {
-        let all = Rc::new(IdleConnections::default());
-        let idle = Idle::new(&all, TenantId::UNKNOWN);
-        idle.wait();
-        all.0.borrow_mut().nodes[idle.key].since -= 6_000;
-        let limits = IdleLimits { before_request: Duration::from_secs(10), ..LIMITS };
-        let goes = |share| {
-            all.make_room(&limits, Crowding { excess: 1, share }, &Whose::Anybody, true) == [Reason::IdleReaped]
-        };
-        assert!(!goes(0.0) && !goes(0.4));
-        assert!(goes(0.5));
-    }
-}
+mod tests;

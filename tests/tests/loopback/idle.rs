@@ -16,17 +16,22 @@ use tollgate_tests::wait::until;
 
 const GET: &str = "GET /allowed HTTP/1.1\r\nHost: a\r\n\r\n";
 
+/// A request for it panics.
+const PANIC: &str = "/allowed/panic";
+
 /// A proxy with eighteen places, of which one tenant may have nine and one remote identity of it eight; four of these are thought enough,
 /// and there is no patience above that.
 fn start(site: &Site, upstream: &Upstream, mode: &str) -> Proxy {
-    start_at(site, upstream.address(), mode)
+    start_at(site, upstream.address(), mode, "")
 }
 
-fn start_at(site: &Site, upstream: SocketAddr, mode: &str) -> Proxy {
+/// With more at the top of the configuration.
+fn start_at(site: &Site, upstream: SocketAddr, mode: &str, top: &str) -> Proxy {
     let idle =
         "idle_connections: { above_percent: 50, before_request: 0s, while_not_reading: 0s, between_requests: 0s }";
-    let top = format!("max_connections: 18\nlimits: {{ mode: {mode}, {idle} }}");
-    Proxy::with(site, upstream, &Options { top, ..Options::default() }, &[usual(site)])
+    let top = format!("max_connections: 18\nlimits: {{ mode: {mode}, {idle} }}\n{top}");
+    let environment = &[("TOLLGATE_FAULT_PANIC_PATH", PANIC), ("RUST_BACKTRACE", "0")];
+    Proxy::with(site, upstream, &Options { top, environment, ..Options::default() }, &[usual(site)])
 }
 
 fn open(proxy: &Proxy) -> f64 {
@@ -157,10 +162,25 @@ fn who_does_not_read_makes_room() {
 
 #[test]
 fn a_client_of_http_2_that_does_not_read_makes_room() {
+    who_does_not_read_makes_room_after("", |_, _| {});
+}
+
+/// As its tenant is kept apart, it is told to come again in time, which it does not heed.
+#[test]
+fn a_client_of_http_2_that_is_sent_away_and_does_not_read_makes_room() {
+    // In a lane there would be places of another thread's to make room in.
+    who_does_not_read_makes_room_after("lanes: off", |proxy, client| {
+        [3, 5, 7].into_iter().for_each(|stream| client.send(big_get(stream, PANIC, 1)));
+        until("the panics", || (proxy.metric("tollgate_connection_panics_total") == 3.0).then_some(()));
+    });
+}
+
+/// A client of HTTP/2 does not read an answer, and `then` does that before places run short. The configuration has `top`, too.
+fn who_does_not_read_makes_room_after(top: &str, then: impl FnOnce(&Proxy, &mut Peer)) {
     let Some(python) = python() else { return };
     let site = Site::new();
     let (_upstream, address) = script::serve(python, &site, "h2_upstream.py", &[&site.ip().to_string()]);
-    let proxy = start_at(&site, address.parse().unwrap(), "enforce");
+    let proxy = start_at(&site, address.parse().unwrap(), "enforce", top);
     let mut slow = Peer::connect(proxy.http());
     SockRef::from(slow.stream()).set_recv_buffer_size(4096).unwrap();
     slow.send(CLIENT_START);
@@ -176,6 +196,7 @@ fn a_client_of_http_2_that_does_not_read_makes_room() {
         peer
     };
     let others: Vec<Peer> = (2..=4).map(hang).collect();
+    then(&proxy, &mut slow);
     until("its end", || {
         drop(Peer::try_connect(proxy.http()));
         let of_connection = |flow: &serde_json::Value| flow["reason"] == "slow_reader" && flow["l7"].is_null();

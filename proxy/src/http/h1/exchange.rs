@@ -245,7 +245,7 @@ async fn cut_short(connection: &Connection, forward: &Forward, head: &[u8], prog
         biased;
         error = withdrawn(connection, forward, head) => error,
         exceeded = limits_exceeded(forward, progress) => exceeded,
-        reason = connection.idle.told_at_work() => ExchangeError::TimedOut(reason),
+        (_, reason) = connection.idle.told_at_work() => ExchangeError::TimedOut(reason),
     }
 }
 
@@ -268,7 +268,7 @@ pub(crate) async fn cut_short_between(
         biased;
         error = withdrawn(connection, forward, head) => error,
         reason = timed_out => ExchangeError::TimedOut(reason),
-        reason = connection.idle.told_at_work() => ExchangeError::TimedOut(reason),
+        (_, reason) = connection.idle.told_at_work() => ExchangeError::TimedOut(reason),
         error = reader.failed() => ExchangeError::Downstream(error),
     }
 }

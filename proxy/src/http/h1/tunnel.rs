@@ -52,7 +52,7 @@ pub(super) async fn serve(
         ended = withdrawn => ended,
         ended = pump_both(pace, &flow, &mut downstream, buffer, &mut upstream, paired.buffer) => ended,
         reason = limits.exceeded_as_a_whole(|| Moved::of(&flow, &pacing), || Some(began)) => Ended::TimedOut(reason),
-        reason = connection.idle.told_at_work() => Ended::Revoked(reason),
+        (_, reason) = connection.idle.told_at_work() => Ended::Revoked(reason),
     };
     tcp::finish(flow, pace, ended, &downstream, &upstream);
 }

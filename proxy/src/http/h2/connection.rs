@@ -211,8 +211,8 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
             _ = connection.changed() => if connection.is_over() || connection.is_misplaced() {
                 shared.goaway.notify_one();
             },
-            reason = connection.reaped(Protocol::Http2), if leaves_at.is_none() => {
-                if matches!(reason, Reason::SlowReader | Reason::TenantMemory) {
+            reason = reaped(connection, leaves_at.is_some()) => {
+                if reason.ends_at_work() {
                     // It is on record, and nothing reaches the client.
                     shared.budget.end(reason);
                     return None;
@@ -238,6 +238,15 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
             }
             never = &mut upstream_idle, if idle.is_some() => match never {},
         }
+    }
+}
+
+/// Waits until the connection is told to make room for others. One that is `leaving` already, but for its streams, only hears what ends
+/// those too: how long they go on is up to its client and the upstream.
+async fn reaped(connection: &Connection, leaving: bool) -> Reason {
+    match leaving {
+        true => connection.reaped_at_work(Protocol::Http2).await,
+        false => connection.reaped(Protocol::Http2).await,
     }
 }
 
