@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tollgate::reason::Reason;
-use tollgate_tests::http2::{CLIENT_START, big_get, end_of, frame, frames, go_away};
+use tollgate_tests::http2::{CLIENT_START, big_get, end_of, frame, frames, get, go_away, headers};
 use tollgate_tests::peer::Peer;
 use tollgate_tests::proxy::Options;
 use tollgate_tests::site::Site;
@@ -14,6 +14,7 @@ use tollgate_tests::upstream::Upstream;
 use tollgate_tests::wait::{until, within};
 
 use super::first_policy::may_open;
+use super::h2_memory;
 use super::tenants::policy;
 use super::two_tenants::{GET, Two, answer_if_let_in, ask};
 
@@ -24,8 +25,15 @@ const A_MINUTE_AND_MORE: Duration = Duration::from_secs(120);
 const LET_IN: u64 = 10;
 
 fn start(site: &Site, settings: &str, top: &str) -> Two {
-    let upstream = Upstream::ok(site);
-    let environment = &[("TOLLGATE_FAULT_PANIC_PATH", "/allowed/panic"), ("RUST_BACKTRACE", "0")];
+    start_before(site, &Upstream::ok(site), settings, top)
+}
+
+fn start_before(site: &Site, upstream: &Upstream, settings: &str, top: &str) -> Two {
+    let environment = &[
+        ("TOLLGATE_FAULT_PANIC_PATH", "/allowed/panic"),
+        ("TOLLGATE_FAULT_PANIC_BODY", "panic!"),
+        ("RUST_BACKTRACE", "0"),
+    ];
     let options = Options { environment, top: top.to_owned(), workers: 2, ..Options::default() };
     Two::under(site, upstream.address(), settings, options, |busy| policy(7, busy))
 }
@@ -195,4 +203,43 @@ fn a_stream_that_panics_is_reset_alone_until_its_tenant_is_kept_apart() {
     assert!(records.iter().all(|record| record["tenant"] == "busy" && record["verdict"] == "ERROR"), "{records:?}");
     assert_eq!(streams_at_a_time(&mut two.calm()), 100);
     two.neighbour_is_served();
+}
+
+/// The answer to the third request, which panics as it is written, under a lock that the streams of its connection share. The second gets none.
+fn answer_the_third(peer: &mut Peer, stream: u32, _: bool) {
+    if stream == 5 {
+        peer.send([headers(stream, false, b"\x88"), frame(0, 1, stream, b"panic!")].concat());
+    }
+}
+
+#[test]
+fn a_panic_in_the_midst_of_h2_ends_its_connection_alone() {
+    const LONG: usize = 1000;
+    let site = Site::new();
+    let two = start_before(&site, &h2_memory::upstream(&site, b"", answer_the_third), "weight: 1", "");
+    let ask_over_http_2 = |client: &mut Peer, stream| {
+        client.send(get(stream));
+        client.read_until(&end_of(stream));
+    };
+    let (mut client, mut calm) = (two.busy(), two.calm());
+    for client in [&mut client, &mut calm] {
+        client.send(CLIENT_START);
+        ask_over_http_2(client, 1);
+    }
+    client.send(big_get(3, "/allowed", LONG));
+    until("the one that waits", || (two.busy_shows("requests_in_flight") == 1).then_some(()));
+    client.send(big_get(5, "/allowed", LONG));
+    let (answer, _) = client.read_to_any_end();
+    assert!(!answer.ends_with(b"panic!"), "{}", answer.escape_ascii());
+    // The one that waits does not go on for ever: its task knows no other end than a panic of its own.
+    until("all to be over", || {
+        let left = ["requests_in_flight", "connections_open"].map(|key| two.busy_shows(key));
+        left.iter().all(|left| left == 0).then_some(())
+    });
+    assert!(two.proxy.metric("tollgate_tenant_panics_total{tenant=\"busy\"}") >= 1.0);
+    ask_over_http_2(&mut calm, 3);
+    two.neighbour_is_refused_nothing();
+    let mut again = two.busy();
+    again.send(CLIENT_START);
+    ask_over_http_2(&mut again, 1);
 }

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
 use super::budget::Budget;
+use super::incoming::Incoming;
 use super::owed::Answering;
 use super::prefixed::Prefixed;
 use super::queue::{Piece, Way};
@@ -90,6 +91,18 @@ impl Drop for EndIfPanicked<'_> {
     }
 }
 
+/// Cuts the upstream connection off when a panic ends the connection's own task: if that was under the lock of `h2`, nobody tells its
+/// streams, and they would wait for their answers.
+struct CutIfPanicked<'s>(&'s Shared);
+
+impl Drop for CutIfPanicked<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.upstream.cut();
+        }
+    }
+}
+
 /// Serves `stream` to its end, which is also that of its streams and of its upstream connections.
 pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer: Buffer) {
     let started = Instant::now();
@@ -163,6 +176,7 @@ impl Abuse {
 
 /// Starts a task for each stream until the connection ends.
 async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<Prefixed, Piece>) -> Option<Abuse> {
+    let _cut = CutIfPanicked(&shared);
     let connection = &shared.connection;
     let idle = connection.listener.config.http.upstream_idle_timeout;
     let upstream_idle = shared.upstream.let_go_when_idle(idle.unwrap_or_default());
@@ -193,7 +207,8 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
                 }
                 Some(Ok((request, respond))) => {
                     connection.count_request();
-                    connection.spawn(stream::serve(Rc::clone(&shared), request, Answering::new(respond)));
+                    let (request, respond) = (request.map(Incoming::new), Answering::new(respond));
+                    connection.spawn(stream::serve(Rc::clone(&shared), request, respond));
                 }
                 Some(Err(error)) => {
                     tracing::debug!(downstream = %connection.downstream, %error, "HTTP/2 connection failed");

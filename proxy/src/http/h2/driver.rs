@@ -76,7 +76,7 @@ impl Outbound {
     }
 
     /// Ends the connection with a reset, without sending anything more.
-    fn cut(&self) {
+    pub(super) fn cut(&self) {
         self.cut.set(true);
         self.cut_now.notify_one();
     }

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use http::HeaderMap;
 
+use super::handle::Handle;
 use super::queue::charge_of;
 use crate::tenant::{Charged, Payer};
 
@@ -17,7 +18,7 @@ const PIECE: usize = 16 * 1024;
 /// What is still to come of a message.
 #[derive(Debug)]
 pub(super) struct Incoming {
-    stream: RecvStream,
+    stream: Handle<RecvStream>,
     gathered: Option<Box<Gathered>>,
 }
 
@@ -31,7 +32,7 @@ struct Gathered {
 
 impl Incoming {
     pub(super) fn new(stream: RecvStream) -> Self {
-        Self { stream, gathered: None }
+        Self { stream: Handle::new(stream), gathered: None }
     }
 
     /// Takes out what comes, on the account of `payer`, until this is dropped. The windows stay as they are. Ends only with

@@ -9,6 +9,7 @@ mod connection;
 mod detach;
 mod driver;
 mod frames;
+mod handle;
 mod held;
 mod incoming;
 mod owed;

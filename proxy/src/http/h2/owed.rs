@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 
 use h2::server::SendResponse;
 
+use super::handle::despite_a_panic;
 use super::queue::Piece;
 
 /// The way to the client of one stream, which resets it when a panic ends its task.
@@ -33,7 +34,7 @@ impl DerefMut for Answering {
 impl Drop for Answering {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.send_reset(h2::Reason::INTERNAL_ERROR);
+            despite_a_panic(|| self.0.send_reset(h2::Reason::INTERNAL_ERROR));
         }
     }
 }

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName};
 
 use super::driver::Outbound;
 use super::request::size_of_fields;
+use crate::fault;
 use crate::listener::connection::Connection;
 use crate::tenant::{Charged, MemoryStep, Payer};
 use crate::worker::Worker;
@@ -438,6 +439,7 @@ impl Buf for Piece {
     }
 
     fn advance(&mut self, count: usize) {
+        fault::panic_for_body(&self.bytes);
         self.bytes.advance(count);
     }
 }

@@ -7,9 +7,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::SendStream;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
-use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
@@ -39,7 +39,7 @@ use crate::worker::{PanicCount, Subscription};
 const STREAM: usize = 14 * 512;
 
 /// Serves one stream from request to record.
-pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>, mut respond: Answering) {
+pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<Incoming>, mut respond: Answering) {
     let connection = &shared.connection;
     let _ends = EndIfPanicked::new(&shared);
     let _panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
@@ -119,7 +119,7 @@ pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<RecvStream>
         retries,
         flow,
         respond,
-        body: Incoming::new(body),
+        body,
     };
     exchange.run(permit).await;
 }

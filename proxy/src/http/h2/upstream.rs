@@ -91,6 +91,13 @@ impl UpstreamSlot {
         }
     }
 
+    /// Ends the connection with a reset, unless it is being opened.
+    pub(super) fn cut(&self) {
+        if let Some(open) = self.current.try_lock().ok().as_deref().and_then(Option::as_ref) {
+            open.outbound.cut();
+        }
+    }
+
     /// Lets go of a connection that was not in use for `limit`, again and again. That is noticed within half of it: a request
     /// need not tell anybody.
     pub(super) async fn let_go_when_idle(&self, limit: Duration) -> Infallible {
