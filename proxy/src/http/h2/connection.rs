@@ -122,7 +122,7 @@ pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer
     let metrics = connection.worker.flows.metrics();
     let budget = Budget::new(&connection.worker.limits, metrics);
     let _held = connection.payer.hold_for_a_while(CONNECTION_MEMORY);
-    let (down, up) = (Way::new(connection), Way::new(connection));
+    let (down, up) = (Way::new(&connection.payer, &connection.worker), Way::new(&connection.payer, &connection.worker));
     let handshake = builder.handshake(Prefixed::new(connection, stream, buffer, &budget, (&down, &up)));
     let timeout = connection.listener.config.request_head_timeout;
     let Ok(Ok(server)) = tokio::time::timeout(timeout, handshake).await else { return };
@@ -133,7 +133,7 @@ pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer
         Shared { connection: Rc::clone(connection), upstream, budget, down, up, pacing, goaway: Notify::new() };
     let shared = Rc::new(shared);
     let abuse = accept_streams(Rc::clone(&shared), server).await;
-    shared.down.flushed();
+    shared.down.flushed(shared.down.client());
     // Its end is that of the upstream connection.
     drop(shared);
     if let Some(Abuse { reason, detail }) = abuse {
@@ -278,7 +278,7 @@ async fn accept(
         }
         let _work = mark(Work::Http);
         let accepted = server.poll_accept(cx);
-        shared.down.written();
+        shared.down.written(shared.down.client());
         accepted
     })
     .await

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, oneshot};
 use tollgate_schedule::{Work, mark, poll_slice};
 
 use super::frames::Frames;
+use super::outlet::Outlet;
 use super::queue::{Piece, Way};
 use super::table::ChargedTable;
 use crate::tenant::Payer;
@@ -29,14 +30,11 @@ const MAX_ABANDONED: u32 = 32;
 /// order of their numbers, from 1.
 #[derive(Debug, Default)]
 pub(super) struct Outbound {
-    /// The socket took no more at the last write.
-    blocked: Cell<bool>,
+    outlet: Rc<Outlet>,
     /// Requests handed to `h2`.
     queued: Cell<u64>,
     /// Of these, the ones that have left for certain.
     left: Cell<u64>,
-    /// How often the socket had taken all there was.
-    flushes: Cell<u64>,
     /// Of the others, those given up.
     abandoned: Cell<u32>,
     cut: Cell<bool>,
@@ -70,7 +68,7 @@ impl Outbound {
 
     /// Sees to it that nothing of a request leaves from now on. What waits in `h2` cannot be taken back one by one.
     pub(super) fn revoke(&self, request: u64) {
-        if self.blocked.get() || request > self.left.get() {
+        if self.outlet.is_blocked() || request > self.left.get() {
             self.cut();
         }
     }
@@ -88,21 +86,15 @@ impl Outbound {
 
     /// Notes that `h2` has written what it could.
     fn written(&self) {
-        if !self.blocked.get() {
-            self.flushes.set(self.flushes.get() + 1);
+        if !self.outlet.is_blocked() {
             self.left.set(self.queued.get());
             self.abandoned.set(0);
         }
     }
 
-    /// How often nothing was left to send: what was queued at an earlier number has left.
-    pub(super) fn flushes(&self) -> u64 {
-        self.flushes.get()
-    }
-
-    /// Whether the socket took no more at the last write.
-    fn is_blocked(&self) -> bool {
-        self.blocked.get()
+    /// Its socket, and the trailers that wait for it.
+    pub(super) fn outlet(&self) -> &Rc<Outlet> {
+        &self.outlet
     }
 }
 
@@ -135,7 +127,7 @@ impl UpstreamSocket {
             Poll::Ready(()) => write(Pin::new(&mut self.stream), cx),
             Poll::Pending => Poll::Pending,
         };
-        self.outbound.blocked.set(written.is_pending());
+        self.outbound.outlet.wrote(&written);
         written
     }
 }
@@ -211,9 +203,7 @@ pub(super) async fn drive(
             Pin::new(&mut connection).poll(cx)
         };
         outbound.written();
-        if !outbound.is_blocked() {
-            up.flushed();
-        }
+        up.written(&outbound.outlet);
         if std::mem::replace(&mut room, connection.max_concurrent_send_streams()) != room {
             outbound.turns.notify_waiters();
         }
@@ -236,7 +226,7 @@ pub(super) async fn drive(
         () = out_of_use => {}
     }
     drop(connection);
-    up.flushed();
+    up.flushed(&outbound.outlet);
     outbound.turns.notify_waiters();
 }
 
@@ -249,7 +239,7 @@ mod tests {
         let outbound = Outbound::default();
         let sent = outbound.queue();
         outbound.written();
-        outbound.blocked.set(true);
+        outbound.outlet.wrote(&Poll::<()>::Pending);
         for _ in 0..MAX_ABANDONED {
             outbound.abandon(sent);
             let waiting = outbound.queue();
@@ -257,9 +247,9 @@ mod tests {
             outbound.abandon(waiting);
         }
         assert!(!outbound.is_cut(), "what has left does not count");
-        outbound.blocked.set(false);
+        outbound.outlet.wrote(&Poll::Ready(()));
         outbound.written();
-        outbound.blocked.set(true);
+        outbound.outlet.wrote(&Poll::<()>::Pending);
         for _ in 0..MAX_ABANDONED {
             outbound.abandon(outbound.queue());
         }
@@ -281,7 +271,7 @@ mod tests {
         let outbound = Outbound::default();
         let request = outbound.queue();
         outbound.written();
-        outbound.blocked.set(true);
+        outbound.outlet.wrote(&Poll::<()>::Pending);
         outbound.revoke(request);
         assert!(outbound.is_cut(), "its body may be what is blocked");
     }

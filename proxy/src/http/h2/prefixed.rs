@@ -75,7 +75,7 @@ impl Prefixed {
             }
             Poll::Pending => Poll::Pending,
         };
-        self.down.wrote(&written);
+        self.down.client().wrote(&written);
         written
     }
 

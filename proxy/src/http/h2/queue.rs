@@ -9,10 +9,9 @@ use bytes::{Buf, Bytes};
 use h2::SendStream;
 use http::{HeaderMap, HeaderName};
 
-use super::driver::Outbound;
+use super::outlet::Outlet;
 use super::request::size_of_fields;
 use crate::fault;
-use crate::listener::connection::Connection;
 use crate::tenant::{Charged, MemoryStep, Payer};
 use crate::worker::Worker;
 
@@ -41,13 +40,10 @@ pub(super) struct Way {
     payer: Rc<Payer>,
     worker: Rc<Worker>,
     held: Cell<usize>,
-    /// Of that, heads and trailers. `h2` tells nobody when it has written them, so they count until the socket has taken all
-    /// there was.
+    /// Of that, heads and trailers: of each outlet of this way, or what is left of it.
     heads: Cell<usize>,
-    /// How often it has.
-    flushes: Cell<u64>,
-    /// It took no more at the last write.
-    blocked: Cell<bool>,
+    /// Where answers leave. Each connection to an upstream has its own, with its [`Outbound`].
+    client: Rc<Outlet>,
     /// Bytes read for this way in the present poll of whoever reads them.
     read: Cell<usize>,
     /// Whoever reads requests whose answers are queued here, while the client takes none.
@@ -61,14 +57,13 @@ pub(super) struct Way {
 }
 
 impl Way {
-    pub(super) fn new(connection: &Connection) -> Rc<Self> {
+    pub(super) fn new(payer: &Rc<Payer>, worker: &Rc<Worker>) -> Rc<Self> {
         Rc::new(Self {
-            payer: Rc::clone(&connection.payer),
-            worker: Rc::clone(&connection.worker),
+            payer: Rc::clone(payer),
+            worker: Rc::clone(worker),
             held: Cell::default(),
             heads: Cell::default(),
-            flushes: Cell::default(),
-            blocked: Cell::default(),
+            client: Rc::default(),
             read: Cell::default(),
             asking: RefCell::default(),
             asking_listed: Cell::default(),
@@ -110,7 +105,7 @@ impl Way {
     /// memory, few are many.
     pub(super) fn poll_answers_taken(&self, cx: &mut Context<'_>) -> Poll<()> {
         let little = || self.heads.get() > EASY && self.payer.memory_step() >= MemoryStep::Shrink;
-        if !self.blocked.get() || !(self.has_many_heads() || little()) {
+        if !self.client.is_blocked() || !(self.has_many_heads() || little()) {
             return Poll::Ready(());
         }
         *self.asking.borrow_mut() = Some(cx.waker().clone());
@@ -145,31 +140,37 @@ impl Way {
 
     /// Notes that a head was queued that [counts](charge_of) so much, with those `ahead` of the same body.
     pub(super) fn queue_head(&self, bytes: usize, ahead: &mut Ahead) {
-        if ahead.flushes != self.flushes.get() {
-            *ahead = Ahead { flushes: self.flushes.get(), bytes: 0 };
+        let flushes = self.client.flushes();
+        if ahead.flushes != flushes {
+            *ahead = Ahead { flushes, bytes: 0 };
         }
         ahead.bytes += bytes;
-        self.heads.set(self.heads.get() + bytes);
+        self.queue_on(&self.client, bytes);
         self.take(bytes);
     }
 
-    /// Notes how a write to the socket went.
-    pub(super) fn wrote<T>(&self, written: &Poll<T>) {
-        self.blocked.set(written.is_pending());
+    /// Bytes that are held already leave with the heads of this outlet.
+    fn queue_on(&self, outlet: &Outlet, bytes: usize) {
+        outlet.queue(bytes);
+        self.heads.set(self.heads.get() + bytes);
     }
 
-    /// To be called when `h2` has written what it could.
-    pub(super) fn written(&self) {
-        if !self.blocked.get() {
-            self.flushed();
+    /// Where answers leave.
+    pub(super) fn client(&self) -> &Rc<Outlet> {
+        &self.client
+    }
+
+    /// To be called when `h2` has written what it could there.
+    pub(super) fn written(&self, outlet: &Outlet) {
+        if !outlet.is_blocked() {
+            self.flushed(outlet);
         }
     }
 
-    /// To be called when no head can be left in `h2`.
-    pub(super) fn flushed(&self) {
-        let heads = self.heads.get();
+    /// To be called when no head can be left in `h2` of the connection that has this outlet.
+    pub(super) fn flushed(&self, outlet: &Outlet) {
+        let heads = outlet.flush();
         if heads > 0 {
-            self.flushes.set(self.flushes.get() + 1);
             self.let_go_of_heads(heads);
         }
     }
@@ -232,8 +233,8 @@ pub(super) struct Queue {
     writer: RefCell<Option<Waker>>,
     listed: Cell<Option<u64>>,
     leaving: RefCell<Option<Leaving>>,
-    /// The upstream connection of a request: one client's streams may have several.
-    outbound: Option<Rc<Outbound>>,
+    /// Where it leaves: the streams of one client may have several connections to upstreams.
+    outlet: Rc<Outlet>,
 }
 
 /// Trailers that were queued with nothing before them.
@@ -248,15 +249,15 @@ struct Leaving {
 impl Queue {
     /// For a body behind the heads `ahead` of it.
     pub(super) fn new(way: &Rc<Way>, ahead: Ahead) -> Rc<Self> {
-        Self::on(way, ahead, None)
+        Self::on(way, ahead, way.client())
     }
 
-    /// For the body of a request on this connection, behind its head.
-    pub(super) fn of_request(way: &Rc<Way>, outbound: &Rc<Outbound>) -> Rc<Self> {
-        Self::on(way, Ahead::default(), Some(Rc::clone(outbound)))
+    /// For the body of a request that leaves there, behind its head.
+    pub(super) fn of_request(way: &Rc<Way>, outlet: &Rc<Outlet>) -> Rc<Self> {
+        Self::on(way, Ahead::default(), outlet)
     }
 
-    fn on(way: &Rc<Way>, ahead: Ahead, outbound: Option<Rc<Outbound>>) -> Rc<Self> {
+    fn on(way: &Rc<Way>, ahead: Ahead, outlet: &Rc<Outlet>) -> Rc<Self> {
         Rc::new(Self {
             way: Rc::clone(way),
             held: Cell::default(),
@@ -265,7 +266,7 @@ impl Queue {
             writer: RefCell::default(),
             listed: Cell::default(),
             leaving: RefCell::default(),
-            outbound,
+            outlet: Rc::clone(outlet),
         })
     }
 
@@ -298,7 +299,7 @@ impl Queue {
     /// Trailers are a head like others when nothing is left before them that could wait for the peer's window.
     fn follow_pieces(&self) {
         if self.held.get() == 0 {
-            self.way.heads.set(self.way.heads.get() + self.trailers.take());
+            self.way.queue_on(&self.outlet, self.trailers.take());
         }
     }
 
@@ -340,19 +341,16 @@ impl Queue {
     /// Whether a trailer that is `barred` by now has not left for certain.
     pub(super) fn may_still_hold(&self, barred: impl Fn(&HeaderName) -> bool) -> bool {
         let leaving = self.leaving.borrow();
-        let leaving = leaving.as_ref().filter(|leaving| leaving.flushes == self.flushes());
+        let leaving = leaving.as_ref().filter(|leaving| leaving.flushes == self.outlet.flushes());
         leaving.is_some_and(|leaving| leaving.names.iter().any(barred))
-    }
-
-    fn flushes(&self) -> u64 {
-        self.outbound.as_ref().map_or(0, |outbound| outbound.flushes())
     }
 
     fn give_back(&self, bytes: usize) {
         self.held.set(self.held.get().saturating_sub(bytes));
         // They left before it.
         let ahead = self.ahead.take();
-        if ahead.bytes > 0 && ahead.flushes == self.way.flushes.get() {
+        if ahead.bytes > 0 && ahead.flushes == self.outlet.flushes() {
+            self.outlet.let_go(ahead.bytes);
             self.way.let_go_of_heads(ahead.bytes);
         }
         self.follow_pieces();
@@ -387,7 +385,7 @@ impl Trailers {
         if !names.is_empty() {
             let way = &self.queue.way;
             let bytes = names.iter().map(|name| name.as_str().len() + size_of::<HeaderName>()).sum();
-            let (flushes, charge) = (self.queue.flushes(), way.payer.hold_for_a_while(bytes));
+            let (flushes, charge) = (self.queue.outlet.flushes(), way.payer.hold_for_a_while(bytes));
             *self.queue.leaving.borrow_mut() = Some(Leaving { names, flushes, _charge: charge });
         }
         self
@@ -450,5 +448,47 @@ impl Drop for Piece {
         if let Some((queue, charged)) = self.charge.take() {
             queue.give_back(charged);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::channel;
+    use crate::metrics::Metrics;
+    use crate::tenant::{Settings, TenantId};
+    use crate::worker::{Accounts, run_tasks};
+
+    /// Trailers of requests of one client on two connections to upstreams.
+    #[test]
+    fn what_one_connection_has_written_is_no_other_ones() {
+        let (_, workers) = Metrics::new(1);
+        let (mut senders, _consumer) = channel(workers, 8);
+        let flows = senders.remove(0);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let ended = run_tasks(&runtime, true, Accounts::for_test(), None, |groups| async move {
+            let worker = Rc::new(Worker::for_test(groups, flows));
+            let payer = Payer::accept(&worker.flows, &worker.lines, TenantId::UNKNOWN, &Settings::default());
+            let (before, up) = (payer.memory(), Way::new(&payer, &worker));
+            let outlets: [Rc<Outlet>; 2] = std::array::from_fn(|_| Rc::default());
+            let queues = outlets.each_ref().map(|outlet| Queue::of_request(&up, outlet));
+            // The second is behind a piece of its body.
+            let piece = queues[1].piece(Bytes::from_static(b"body"));
+            queues[0].queue_trailers(100);
+            queues[1].queue_trailers(1000);
+            let held = || payer.memory() - before;
+            assert_eq!(held(), 1100 + piece.charge.as_ref().unwrap().1 as u64);
+            drop(piece);
+            outlets.each_ref().iter().for_each(|outlet| outlet.wrote(&Poll::<()>::Pending));
+            outlets[0].wrote(&Poll::Ready(()));
+            outlets.each_ref().iter().for_each(|outlet| up.written(outlet));
+            assert_eq!((held(), outlets.each_ref().map(|outlet| outlet.flushes())), (1000, [1, 0]));
+            up.flushed(&outlets[0]);
+            assert_eq!(held(), 1000, "the first has ended");
+            outlets[1].wrote(&Poll::Ready(()));
+            up.written(&outlets[1]);
+            assert_eq!(held(), 0);
+        });
+        assert_eq!(ended, Some(()), "it has panicked");
     }
 }

@@ -16,9 +16,9 @@ use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 use super::answer::answer;
 use super::connection::{EndIfPanicked, Shared};
 use super::detach::detach;
-use super::driver::Outbound;
 use super::held::HeldBack;
 use super::incoming::Incoming;
+use super::outlet::Outlet;
 use super::owed::Answering;
 use super::queue::{Piece, Queue};
 use super::request::{Refusal, RequestHead, apply_edits, new_request_id, show};
@@ -344,7 +344,7 @@ impl Exchange<'_> {
         let Ok((response, mut upstream_body)) = turn.send(request, bodiless) else {
             return Some(Broken::Unsent(Reason::UpstreamReset));
         };
-        let broken = self.relay(response, (&mut upstream_body, turn.outbound()), bodiless, progress).await;
+        let broken = self.relay(response, (&mut upstream_body, turn.outlet()), bodiless, progress).await;
         if let Some(broken) = &broken {
             // No effect on a stream that was reset already.
             upstream_body.send_reset(h2::Reason::CANCEL);
@@ -377,7 +377,7 @@ impl Exchange<'_> {
     async fn relay(
         &mut self,
         response: ResponseFuture,
-        (upstream_body, outbound): (&mut SendStream<Piece>, &Rc<Outbound>),
+        (upstream_body, outlet): (&mut SendStream<Piece>, &Rc<Outlet>),
         bodiless: bool,
         progress: &Progress,
     ) -> Option<Broken> {
@@ -391,7 +391,7 @@ impl Exchange<'_> {
             }
             progress.held_back.begin(&self.shared.pacing);
             let dropped = |name: &HeaderName| connection.bars_trailer(name.as_str());
-            let queue = Queue::of_request(&self.shared.up, outbound);
+            let queue = Queue::of_request(&self.shared.up, outlet);
             let pace = progress.pace(self.shared);
             let mut sink = Sink::new(upstream_body, Rc::clone(&queue), Meter::Up(flow), pace);
             let sent = match retries.body() {

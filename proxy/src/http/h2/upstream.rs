@@ -15,6 +15,7 @@ use tollgate_policy::{Permit, SecurityId};
 
 use super::connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, STREAM_WINDOW};
 use super::driver::{Outbound, UpstreamSocket, drive};
+use super::outlet::Outlet;
 use super::queue::{Piece, Way};
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
@@ -189,9 +190,9 @@ impl UpstreamConnection {
 }
 
 impl Turn {
-    /// What its connection has not sent yet.
-    pub(super) fn outbound(&self) -> &Rc<Outbound> {
-        &self.connection.outbound
+    /// Where what is sent on it leaves.
+    pub(super) fn outlet(&self) -> &Rc<Outlet> {
+        self.connection.outbound.outlet()
     }
 
     /// Where the connection goes.
