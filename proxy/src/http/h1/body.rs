@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use super::buffer::Buffer;
 use super::chunked::{ChunkError, ChunkScanner};
 use super::head::{HeadEnd, HeadScanner};
-use super::trailers::{self, MAX_TRAILERS, Passes, TrailerError};
+use super::trailers::{self, MAX_TRAILERS, Passes, Passing, TrailerError};
 use crate::flow::Meter;
 use crate::tcp::{Sender, Unwritten, fill, wait_for_turn, write_from};
 use crate::tenant::{Pace, Turn};
@@ -137,7 +137,8 @@ impl Relay<'_> {
                 let section = read_trailers(reader, buffer).await?;
                 // As it came: what does not pass was sent, too. Which of it passes is decided behind the wait.
                 self.turns(section, reader).await?;
-                self.pass_trailers(reader, writer, &buffer.filled()[..section]).await?;
+                let left_out = trailers::keep_harmless(&mut buffer.filled_mut()[..section])?;
+                self.pass_trailers(reader, writer, &buffer.filled()[left_out..section]).await?;
                 buffer.consume(section);
                 self.meter.add(section);
                 self.cursor = Cursor::Done;
@@ -178,44 +179,32 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Writes what may pass of a trailer `section`. Each field is judged whenever the receiver takes some of it: one that does not read
-    /// may be waited for while policy changes.
+    /// Writes what may pass of a `section` of harmless trailers. Each field is judged whenever the receiver takes some of it: one that does
+    /// not read may be waited for while policy changes.
     async fn pass_trailers(
         &self,
         reader: &impl Sender,
         writer: &mut (impl AsyncWrite + Unpin),
         section: &[u8],
     ) -> Result<(), BodyError> {
-        const END: &[u8] = b"\r\n";
-        let fields = trailers::harmless(section)?;
-        let Some(passes) = self.trailers else {
-            let mut all: Vec<u8> = fields.into_iter().flat_map(|(_, line)| line).collect();
-            all.extend_from_slice(END);
-            return self.write(reader, writer, &all).await;
-        };
-        for (name, line) in fields {
-            let mut written = 0;
-            while written < line.len() {
-                let taken = poll_fn(|cx| match passes(name.as_bytes()) {
-                    true => {
-                        Pin::new(&mut *writer).poll_write(cx, &line[written..]).map_err(BodyError::Write).map_ok(Some)
-                    }
-                    false if written == 0 => Poll::Ready(Ok(None)),
-                    false => Poll::Ready(Err(BodyError::Barred)),
-                });
-                let taken = tokio::select! {
-                    biased;
-                    taken = taken => taken?,
-                    error = reader.failed() => return Err(BodyError::Read(error)),
-                };
-                match taken {
-                    None => break,
-                    Some(0) => return Err(BodyError::Write(io::ErrorKind::WriteZero.into())),
-                    Some(more) => written += more,
-                }
+        let Some(passes) = self.trailers else { return self.write(reader, writer, section).await };
+        let mut passing = Passing::new(section);
+        while !passing.is_done() {
+            let taken = poll_fn(|cx| match passing.next(passes) {
+                Some(bytes) => Pin::new(&mut *writer).poll_write(cx, bytes).map_err(BodyError::Write),
+                None => Poll::Ready(Err(BodyError::Barred)),
+            });
+            let taken = tokio::select! {
+                biased;
+                taken = taken => taken?,
+                error = reader.failed() => return Err(BodyError::Read(error)),
+            };
+            if taken == 0 {
+                return Err(BodyError::Write(io::ErrorKind::WriteZero.into()));
             }
+            passing.took(taken);
         }
-        self.write(reader, writer, END).await
+        Ok(())
     }
 
     async fn write(

@@ -71,6 +71,11 @@ impl Buffer {
         &self.storage[self.start..self.end]
     }
 
+    /// The same, to be changed in place.
+    pub(crate) fn filled_mut(&mut self) -> &mut [u8] {
+        &mut self.storage[self.start..self.end]
+    }
+
     /// Whether nothing is queued.
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end

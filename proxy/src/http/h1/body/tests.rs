@@ -1,5 +1,6 @@
 use std::cell::Cell;
 use std::rc::Rc;
+use std::task::Context;
 
 use tokio::io::AsyncReadExt as _;
 
@@ -93,6 +94,46 @@ async fn trailers_are_filtered() {
     let (result, out, rest) = relay(chunked(), body, &[b"Sum"]).await;
     assert!(result.is_ok());
     assert_eq!((&out[..], &rest[..]), (&b"1\r\na\r\n0\r\nSum: 1\r\n\r\n"[..], &b"GET"[..]));
+}
+
+/// Takes all of each write, and notes it.
+#[derive(Default)]
+struct Writes(Vec<Vec<u8>>);
+
+impl AsyncWrite for Writes {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.push(bytes.to_vec());
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn trailers_go_in_one_write_as_they_came() {
+    const BODY: &[u8] = b"1\r\na\r\n0\r\n";
+    const TRAILERS: &[u8] = b"Sum:1\r\nSize: 2 \r\nRole:  b\r\n\r\n";
+    for passes in [Some(&(|_: &[u8]| true) as Passes<'_>), None] {
+        let turn = Turn::default();
+        let mut relay = Relay {
+            cursor: chunked(),
+            trailers: passes,
+            meter: Meter::Off,
+            needs_sender: passes.is_some(),
+            pace: None,
+            turn,
+        };
+        let mut buffer = Buffer::for_test(&Rc::new(BufferPool::default()));
+        let (input, mut writer) = ([BODY, TRAILERS].concat(), Writes::default());
+        relay.run(&mut &input[..], &mut buffer, &mut writer).await.unwrap();
+        assert_eq!(writer.0, [BODY, TRAILERS]);
+    }
 }
 
 #[tokio::test]
