@@ -47,8 +47,8 @@ impl Logged for Sequenced {
 
 /// Connects workers to the one consumer of their flow records.
 ///
-/// Each worker's ring holds `capacity` records (raised to 8), of which a quarter is reserved for denials and shared by tenants, and
-/// so many bytes; so does another ring for entries of the access log. The senders come in the order of `workers`; each belongs to one worker thread.
+/// Each worker's ring holds `capacity` records (raised to 8) and so many bytes, which tenants share, with a quarter reserved for
+/// denials; so does another ring for entries of the access log. The senders come in the order of `workers`; each belongs to one worker thread.
 pub fn channel(workers: Vec<metrics::Worker>, capacity: usize) -> (Vec<FlowSender>, FlowConsumer) {
     let capacity = capacity.max(8);
     let doorbell = Arc::new(Doorbell::default());

@@ -5,57 +5,98 @@ use crate::tenant::{Placed as _, TenantId};
 
 /// Room for so many things, or so many bytes of them.
 ///
-/// Anybody may have the first three quarters. The last one is for denials: a tenant has as much of it as is left for others, so that
-/// one alone gets half. What tenants have of it is counted until all of it is free again: whoever counts sees what comes, not what
-/// goes.
+/// Anybody may have the first quarter. Of the two behind it a tenant has as much as is left of them for others, so that one alone gets half.
+/// The last one is for denials, which find no room before it or whose tenant has had its part there: of that, too, a tenant has as
+/// much as is left. What tenants have is counted until no more than the first quarter is taken: whoever counts sees what comes, not what goes.
 #[derive(Debug)]
 pub(super) struct Room {
     size: u64,
-    /// The first three quarters are taken.
+    /// More than the first quarter is taken.
     crowded: bool,
     /// How often it was. What was counted before is void.
     times: u32,
-    /// By place of the tenant: when it was counted, and how much.
-    had: Vec<(u32, u64)>,
+    /// What denials have had of their own part since then.
+    reserved: u64,
+    /// Where the one that was admitted last goes.
+    part: Part,
+    /// By place of the tenant.
+    had: Vec<Had>,
+}
+
+/// What a tenant has had.
+#[derive(Clone, Copy, Debug, Default)]
+struct Had {
+    /// When it was counted.
+    times: u32,
+    common: u64,
+    reserved: u64,
+}
+
+/// Parts of the room.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    /// Nobody counts.
+    Free,
+    /// Tenants share it.
+    Common,
+    /// Tenants share it, for denials alone.
+    Reserved,
 }
 
 impl Room {
     pub(super) const fn new(size: u64) -> Self {
-        Self { size, crowded: false, times: 0, had: Vec::new() }
+        Self { size, crowded: false, times: 0, reserved: 0, part: Part::Free, had: Vec::new() }
     }
 
-    /// Whether so much is taken that it is not anybody's any more.
+    /// Whether so much is taken that tenants share what is left.
     pub(super) const fn is_crowded(&self, taken: u64) -> bool {
-        taken > self.size - self.size / 4
+        taken > self.size / 4
     }
 
     /// Whether a tenant may have so much more, where so much is `taken`. What is larger than all of it may be there alone.
     pub(super) fn admits(&mut self, taken: u64, more: u64, tenant: TenantId, denied: bool) -> bool {
         if !self.is_crowded(taken) && std::mem::take(&mut self.crowded) {
             self.times = self.times.wrapping_add(1);
+            self.reserved = 0;
         }
+        self.part = Part::Free;
         if taken == 0 || !self.is_crowded(taken.saturating_add(more)) {
             return true;
         }
         self.crowded = true;
-        denied && self.had(tenant).saturating_add(more) <= self.size.saturating_sub(taken)
+        let (had, reserve) = (self.had(tenant), self.size / 4);
+        let common = self.size - reserve;
+        if had.common.saturating_add(more) <= common.saturating_sub(taken) {
+            self.part = Part::Common;
+            return true;
+        }
+        // Who has used up its part of the common room leaves the rest of it to others.
+        let left = if taken < common { reserve.saturating_sub(self.reserved) } else { self.size.saturating_sub(taken) };
+        self.part = Part::Reserved;
+        denied && had.reserved.saturating_add(more) <= left
     }
 
-    /// Notes that it has it.
+    /// Notes that the tenant has what was admitted last.
     pub(super) fn take(&mut self, more: u64, tenant: TenantId) {
-        if !self.crowded {
-            return;
+        let mut had = self.had(tenant);
+        match self.part {
+            Part::Free => return,
+            Part::Common => had.common += more,
+            Part::Reserved => {
+                had.reserved += more;
+                self.reserved += more;
+            }
         }
-        let had = self.had(tenant);
         let place = tenant.place();
         if self.had.len() <= place {
-            self.had.resize(place + 1, (0, 0));
+            self.had.resize(place + 1, Had::default());
         }
-        self.had[place] = (self.times, had + more);
+        self.had[place] = had;
     }
 
-    fn had(&self, tenant: TenantId) -> u64 {
-        self.had.get(tenant.place()).filter(|(times, _)| *times == self.times).map_or(0, |(_, had)| *had)
+    fn had(&self, tenant: TenantId) -> Had {
+        let had = self.had.get(tenant.place()).filter(|had| had.times == self.times);
+        had.copied().unwrap_or_else(|| Had { times: self.times, ..Had::default() })
     }
 }
 
@@ -80,24 +121,46 @@ mod tests {
     #[test]
     fn there_is_room_for_whoever_comes_next() {
         let (mut room, mut taken) = (Room::new(800), 0);
-        assert_eq!(fill(&mut room, &mut taken, A, false), 600);
-        assert_eq!(fill(&mut room, &mut taken, C, false), 0, "the last quarter is for denials");
+        assert_eq!(fill(&mut room, &mut taken, A, false), 400);
+        assert_eq!(fill(&mut room, &mut taken, B, false), 100);
+        assert_eq!(fill(&mut room, &mut taken, C, true), 175, "of the common room, and of that for denials");
+        assert_eq!(fill(&mut room, &mut taken, A, true), 63, "its own are lost last, too");
+        assert_eq!(fill(&mut room, &mut taken, A, false), 0);
+    }
+
+    #[test]
+    fn denials_take_no_room_from_others() {
+        let (mut room, mut taken) = (Room::new(800), 0);
+        assert_eq!(fill(&mut room, &mut taken, A, true), 500);
+        assert_eq!(fill(&mut room, &mut taken, B, false), 50);
+        assert_eq!(fill(&mut room, &mut taken, C, false), 25);
+        assert_eq!(fill(&mut room, &mut taken, B, true), 113);
+    }
+
+    #[test]
+    fn the_last_quarter_is_for_denials() {
+        let (mut room, mut taken) = (Room::new(800), 0);
+        let tenants = || (100..).map(TenantId::from_raw);
+        let others: u64 =
+            tenants().map(|tenant| fill(&mut room, &mut taken, tenant, false)).take_while(|taken| *taken > 0).sum();
+        assert_eq!(others, 600);
         assert_eq!(fill(&mut room, &mut taken, A, true), 100);
-        assert_eq!(fill(&mut room, &mut taken, B, true), 50);
-        assert_eq!(fill(&mut room, &mut taken, C, true), 25);
+        let others: u64 =
+            tenants().map(|tenant| fill(&mut room, &mut taken, tenant, true)).take_while(|taken| *taken > 0).sum();
+        assert_eq!(others, 100);
     }
 
     #[test]
     fn it_is_lent_again_when_it_is_free() {
         let (mut room, mut taken) = (Room::new(800), 0);
-        assert_eq!(fill(&mut room, &mut taken, A, true), 700);
-        taken = 601;
-        assert_eq!(fill(&mut room, &mut taken, A, true), 50, "more is left than it had");
-        taken = 500;
-        assert_eq!(fill(&mut room, &mut taken, A, true), 200);
-        assert_eq!(fill(&mut room, &mut taken, B, true), 50);
-        // Also where what comes next is large.
-        assert!(room.admits(590, 150, A, true));
+        assert_eq!(fill(&mut room, &mut taken, A, false), 400);
+        taken = 390;
+        assert_eq!(fill(&mut room, &mut taken, A, false), 5, "more is left than it had");
+        taken = 201;
+        assert_eq!(fill(&mut room, &mut taken, A, false), 97);
+        taken = 200;
+        assert_eq!(fill(&mut room, &mut taken, A, false), 200);
+        assert_eq!(fill(&mut room, &mut taken, B, true), 250);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! A ring from one worker to the flow thread. It has room for so many items and for so many bytes, since long requests make long
-//! records; a quarter of either is for denials alone, which tenants share.
+//! records; tenants share either, a quarter of which is for denials alone (`room.rs`).
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
