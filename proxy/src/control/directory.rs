@@ -9,12 +9,14 @@
 //! it claims nobody else decides about alone.
 
 mod aside;
+mod found;
+mod rewritten;
 mod settled;
 #[cfg(test)]
 mod tests;
 mod writers;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,11 +29,13 @@ use tollgate_proto::cilium::{NetworkPolicy, NetworkPolicyHosts};
 use tollgate_proto::tenant::Tenant;
 
 use self::aside::Aside;
+use self::found::{Found, find, is_there, list};
+use self::rewritten::Rewritten;
 use self::settled::{Attempt, Broken, Content, Opened, QUIET, Stamp};
 use self::writers::Writers;
 use super::watch::{EVENTS, Watch};
 use crate::policy_file::claims::{Contested, contested};
-use crate::policy_file::{self, FilePlace, FileResource, PolicyFileError, PolicyFileErrors, PolicyResource};
+use crate::policy_file::{FilePlace, FileResource, PolicyFileError, PolicyFileErrors, PolicyResource};
 
 /// Longest time that a change waits for others to end, and that a file is only waited for that is never found settled.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -103,6 +107,7 @@ pub struct Directory {
     path: PathBuf,
     files: BTreeMap<PathBuf, File>,
     writers: Writers,
+    rewritten: Rewritten,
     /// Why the directory could not be listed the last time.
     unreadable: Option<PolicyFileError>,
     /// Something happened since the last reading, and when it began.
@@ -130,18 +135,6 @@ struct File {
     error: Option<PolicyFileErrors>,
 }
 
-/// How a file was found.
-enum Found {
-    /// As it was.
-    Same,
-    /// Somebody may still be writing it.
-    Unsettled,
-    /// As another one, to be read aside.
-    Aside { stamp: Stamp, is_settled: bool, wants_claims: bool },
-    /// With this content.
-    Read(Stamp, Content, Opened),
-}
-
 impl Directory {
     /// Begins to watch the directory. Nothing is read before [`next`](Self::next).
     ///
@@ -156,6 +149,7 @@ impl Directory {
             path: absolute,
             files: BTreeMap::new(),
             writers: Writers::default(),
+            rewritten: Rewritten::default(),
             unreadable: None,
             pending_since: Some(Instant::now()),
             looked_too_early: false,
@@ -345,6 +339,7 @@ impl Directory {
             self.writers.forget(&path);
         }
         self.aside.keep_only(&names);
+        self.rewritten.keep_only(&names);
         let mut unsettled = false;
         for path in names {
             let known = self.files.get(&path);
@@ -354,8 +349,15 @@ impl Directory {
                 false => find(&path, known, self.delivered, is_over).await,
             };
             let found = self.confirmed(&path, found).await;
+            let is_unsettled = matches!(found, Found::Unsettled | Found::Aside { is_settled: false, .. });
+            if is_unsettled && self.rewritten.note(&path, self.writers.since(&path), Instant::now()) {
+                self.give_up(path.clone()).await;
+            }
             match found {
-                Found::Same => self.aside.forget(&path),
+                Found::Same => {
+                    self.aside.forget(&path);
+                    self.rewritten.forget(&path);
+                }
                 Found::Aside { stamp, is_settled, wants_claims } => {
                     self.aside.add(path, stamp, is_settled, wants_claims);
                 }
@@ -385,14 +387,28 @@ impl Directory {
 
     /// Takes over what a file claims that is never found settled: the first reading waits for nobody for ever, and misses nothing in silence.
     async fn take_claims(&mut self, path: PathBuf) {
-        let file = path.clone();
-        if let Ok(Some(broken)) = tokio::task::spawn_blocking(move || settled::look(&file)).await {
-            self.take(path, None, Err(broken));
+        if let Some(claims) = rewritten::claims(&path).await {
+            self.take(path.clone(), None, Err(Broken::rewritten(&path, claims, true)));
         }
+    }
+
+    /// What a file held before does not stay in force if that is how it is kept from being read.
+    async fn give_up(&mut self, path: PathBuf) {
+        let now = rewritten::claims(&path).await.unwrap_or_default();
+        let known = self.files.get_mut(&path).filter(|file| !file.resources.is_empty());
+        let denies = known.is_some();
+        let claims = known.map_or_else(Vec::new, |file| {
+            file.only_claims = true;
+            rewritten::denying(file.resources.clone(), now)
+        });
+        self.take(path.clone(), None, Err(Broken::rewritten(&path, claims, denies)));
     }
 
     fn take(&mut self, path: PathBuf, stamp: Option<Stamp>, content: Content) {
         let is_first = !self.delivered && !self.files.contains_key(&path);
+        if stamp.is_some() {
+            self.rewritten.forget(&path);
+        }
         let file = self.files.entry(path).or_default();
         file.stamp = stamp;
         let resources = match content {
@@ -430,54 +446,5 @@ impl Directory {
             self.errors.push(error.clone());
             self.unreadable = Some(error);
         }
-    }
-}
-
-fn list(path: &Path) -> io::Result<BTreeSet<PathBuf>> {
-    let mut names = BTreeSet::new();
-    for entry in std::fs::read_dir(path)? {
-        let path = entry?.path();
-        if policy_file::is_policy_file(&path) && is_there(&path) {
-            names.insert(path);
-        }
-    }
-    Ok(names)
-}
-
-/// A link to nowhere is a deleted file: mounted configuration is deleted so.
-fn is_there(path: &Path) -> bool {
-    match std::fs::metadata(path) {
-        Ok(metadata) => metadata.is_file(),
-        Err(error) => error.kind() != io::ErrorKind::NotFound,
-    }
-}
-
-async fn find(path: &Path, known: Option<&File>, may_wait: bool, is_over: bool) -> Found {
-    let stamp = match Stamp::of(path) {
-        Ok(stamp) => stamp,
-        // Its deletion is an event of its own.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Same,
-        Err(_) => Stamp::UNKNOWN,
-    };
-    if known.and_then(|file| file.stamp) == Some(stamp) && stamp != Stamp::UNKNOWN {
-        return Found::Same;
-    }
-    // An empty file that nobody knew is mostly one that somebody is about to write; after a while it is a mistake.
-    let begun = stamp.length > 0 || known.is_some();
-    let is_settled = stamp.age().is_none_or(|age| age >= if begun { QUIET } else { PATIENCE });
-    let is_waited_for = !is_over || !begun || !may_wait;
-    if !is_settled && is_waited_for {
-        return Found::Unsettled;
-    }
-    // Where it held something before, that stays instead.
-    let wants_claims = known.map_or(!may_wait, |file| file.only_claims);
-    if may_wait && (!is_settled || stamp.length > aside::LARGE) {
-        return Found::Aside { stamp, is_settled, wants_claims };
-    }
-    let file = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || settled::read(&file, stamp, true, wants_claims)).await;
-    match read.unwrap_or_else(|_| Attempt::failed(path, stamp)) {
-        Attempt::Whole(stamp, content, opened) => Found::Read(stamp, content, opened),
-        Attempt::Unsettled => Found::Unsettled,
     }
 }

@@ -103,16 +103,13 @@ pub(super) fn read(path: &Path, looked: Stamp, is_settled: bool, wants_claims: b
     Attempt::Whole(stamp, content, Opened(Some((file, before))))
 }
 
-/// What can be told of a file that is never found in a settled state; `None` where there is nothing in it.
-pub(super) fn look(path: &Path) -> Option<Broken> {
+/// What a file claims that is never found in a settled state; `None` where there is nothing in it.
+pub(super) fn look(path: &Path) -> Option<Vec<FileResource>> {
     let bytes = policy_file::read_bytes(path).ok().filter(|bytes| !bytes.is_empty())?;
-    let message =
-        "somebody writes it, or puts another in its place, all the time; its endpoints deny until it can be read";
-    let claims = match content(&bytes, path, true) {
+    Some(match content(&bytes, path, true) {
         Ok(resources) => broken::denying(resources),
         Err(broken) => broken.claims,
-    };
-    Some(Broken { errors: PolicyFileError::new(path, None, message).into(), claims, is_untold: false })
+    })
 }
 
 fn content(bytes: &[u8], path: &Path, wants_claims: bool) -> Content {
@@ -136,6 +133,16 @@ impl Broken {
     /// One of which nothing can be told.
     fn silent(errors: PolicyFileErrors) -> Self {
         Self { errors, claims: Vec::new(), is_untold: true }
+    }
+
+    /// One that is never found in a settled state, and claims that. Its endpoints deny, unless nothing of it was in force.
+    pub(super) fn rewritten(path: &Path, claims: Vec<FileResource>, denies: bool) -> Self {
+        let effect = if denies { "its endpoints deny until it can be read" } else { "it cannot be read" };
+        let message = format!(
+            "somebody writes it, or puts another in its place, all the time; {effect}: end whoever does, or rename a finished one to its name \
+             less often"
+        );
+        Self { errors: PolicyFileError::new(path, None, message).into(), claims, is_untold: false }
     }
 
     /// One that nobody reads as a whole. What it claims is looked for all the same, in as much of it as takes no more than some seconds.

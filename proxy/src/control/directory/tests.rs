@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use tempfile::TempDir;
 
 use super::*;
+use crate::policy_file;
 
 fn policy(id: u64) -> String {
     format!("{{\"endpointId\": \"{id}\", \"endpointIps\": [\"10.0.0.{id}\"]}}")
@@ -656,6 +657,75 @@ async fn a_file_that_is_not_closed_for_long_is_named_once() {
     drop(writer);
     let reading = with_any_of(&mut watched, [10, 10]).await;
     assert_eq!((ids(&reading), watched.failing().count()), (vec![10, 2], 0));
+}
+
+/// Writes a file in place until it is dropped, never leaving it alone for as long as it takes to be read.
+fn rewrite(directory: &TempDir, name: &'static str, text: String) -> Swapping {
+    let path = directory.path().join(name);
+    let (end, ended) = std::sync::mpsc::channel();
+    let rewrite = move || {
+        while ended.recv_timeout(Duration::from_millis(5)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            fs::write(&path, &text).unwrap();
+        }
+    };
+    Swapping(end, Some(std::thread::spawn(rewrite)))
+}
+
+/// Whoever keeps writing a file must not keep in force what it held before.
+#[tokio::test]
+async fn a_file_that_is_written_again_and_again_denies_after_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let open_to_all = |id| policy(id).replace('}', ", \"ingressPerPortPolicies\": [{\"port\": 80}]}");
+    replace(
+        &directory,
+        "a.yaml",
+        &format!("- {}\n- {{name: team, members: {{addresses: [10.0.0.1]}}}}\n", open_to_all(1)),
+    );
+    replace(&directory, "b.json", &open_to_all(2));
+    let mut watched = open(&directory);
+    let denying = |reading: &Reading| -> Vec<u64> {
+        let policies = reading.set.policies.iter();
+        policies.filter(|policy| policy.ingress_per_port_policies.is_empty()).map(|policy| policy.endpoint_id).collect()
+    };
+    let reading = watched.next().await;
+    assert_eq!((ids(&reading), denying(&reading)), (vec![1, 2], vec![]));
+    let rewriting = [rewrite(&directory, "a.yaml", open_to_all(3)), rewrite(&directory, "c.json", open_to_all(4))];
+    while !directory.path().join("c.json").exists() {
+        std::thread::yield_now();
+    }
+    let mut errors = Vec::new();
+    let named = async {
+        loop {
+            match timeout(PATIENCE, watched.next()).await {
+                Ok(reading) => errors.extend(reading.errors.clone().into_iter().map(|error| (error, reading.clone()))),
+                Err(_) => watched.rewritten.backdate(writers::LONG),
+            }
+            if errors.len() >= 2 {
+                break;
+            }
+        }
+    };
+    timeout(Duration::from_secs(60), named).await.expect("they are named");
+    let reading = errors.last().unwrap().1.clone();
+    errors.sort_by(|a, b| a.0.place.file.cmp(&b.0.place.file));
+    assert_eq!(denying(&reading).into_iter().filter(|id| *id != 3).collect::<Vec<_>>(), [1], "{reading:?}");
+    assert!(!ids(&reading).contains(&4), "of which nothing was in force");
+    assert_eq!(reading.set.tenants.len(), 1);
+    for ((error, _), effect) in errors.iter().zip(["its endpoints deny until it can be read", "it cannot be read"]) {
+        assert!(error.message.contains(effect) && error.message.contains("rename a finished one"), "{error}");
+    }
+    assert_eq!(watched.failing().count(), 2);
+    drop(rewriting);
+    let read = async {
+        loop {
+            let reading = watched.next().await;
+            if ids(&reading) == [3, 2, 4] && denying(&reading).is_empty() {
+                break;
+            }
+        }
+    };
+    timeout(Duration::from_secs(60), read).await.expect("they have to be read");
+    assert_eq!(watched.failing().count(), 0);
 }
 
 /// A large one would be searched each time that it changes.

@@ -51,6 +51,11 @@ impl Writers {
         self.files.contains_key(path)
     }
 
+    /// Since when somebody writes it who has not closed it.
+    pub(super) fn since(&self, path: &Path) -> Option<Instant> {
+        self.files.get(path).map(|writing| writing.since)
+    }
+
     /// The file is gone, or another in its place.
     pub(super) fn forget(&mut self, path: &Path) {
         let _ = self.take(path);
