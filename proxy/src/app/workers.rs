@@ -1,6 +1,5 @@
 //! Starts the worker threads and ends them.
 
-use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
 use std::mem::forget;
@@ -10,20 +9,19 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tollgate_schedule::Quota;
 
 use crate::config::Limits;
 use crate::control::WorldStore;
 use crate::flow::FlowSender;
-use crate::http::BufferPool;
 use crate::identity::sweep;
-use crate::lane::{Crossing, Handover, NICER, Side, Watch, crossing};
+use crate::lane::{Crossing, Handover, NICER, Watch, crossing};
 use crate::listener::serving::{CUT, Command, Serving};
 use crate::metrics::Chore;
 use crate::readiness::Pending;
 use crate::tenant::Names;
-use crate::worker::{Accounts, ConnectionSlots, Groups, HeldBack, State, Waiting, Worker, keep_doing, run_tasks};
+use crate::worker::{Accounts, ConnectionSlots, Groups, State, Worker, keep_doing, run_tasks};
 
 /// How long a worker's turns on the processor are to be: the shortest that the kernel gives, and what one poll may take.
 const TURN: Duration = Duration::from_micros(100);
@@ -149,32 +147,6 @@ fn ask_for_short_turns() {
     }
 }
 
-/// What the connections of a thread share.
-fn worker(
-    (world, flows, slots, limits): (Arc<WorldStore>, FlowSender, ConnectionSlots, Limits),
-    groups: Groups,
-    side: Option<Side>,
-) -> Rc<Worker> {
-    Rc::new(Worker {
-        world,
-        flows: Rc::new(flows),
-        buffers: Rc::new(BufferPool::default()),
-        own_addresses: RefCell::default(),
-        slots,
-        limits,
-        groups,
-        peers: Rc::default(),
-        idle: Rc::default(),
-        held_back: HeldBack::default(),
-        lines: Rc::default(),
-        waiting: Waiting::default(),
-        open: Cell::default(),
-        all_closed: Notify::new(),
-        opened: Notify::new(),
-        side,
-    })
-}
-
 async fn serve(seed: Seed, groups: Groups) {
     let Seed { role, crossing, world, flows, slots, limits, mut commands, mut phase, mut memory, starting, .. } = seed;
     let (side, mut incoming) = crossing.map(|crossing| (crossing.side, crossing.incoming)).unzip();
@@ -182,7 +154,7 @@ async fn serve(seed: Seed, groups: Groups) {
         Role::Worker(_, watch) => watch,
         Role::Lane(_) => None,
     };
-    let worker = worker((world, flows, slots, limits), groups, side);
+    let worker = Rc::new(Worker::new((world, flows, slots, limits), groups, side));
     let (metrics, of) = (worker.flows.metrics().clone(), Rc::clone(&worker));
     worker.groups.system.spawn(keep_doing(Chore::Sweep, metrics, move || sweep::run(Rc::clone(&of)))).detach();
     let mut serving = Serving::new(Rc::clone(&worker));

@@ -79,13 +79,25 @@ impl Worker {
     /// One without connections, policies and a lane.
     pub(crate) fn for_test(groups: Groups, flows: FlowSender) -> Self {
         let identities = crate::identity::Sources::of_table(crate::identity::IdentityTable::default());
+        let world = Arc::new(WorldStore::new(identities));
+        Self::new((world, flows, ConnectionSlots::new(1), Limits::default()), groups, None)
+    }
+}
+
+impl Worker {
+    /// What the connections of a thread share that has none yet.
+    pub(crate) fn new(
+        (world, flows, slots, limits): (Arc<WorldStore>, FlowSender, ConnectionSlots, Limits),
+        groups: Groups,
+        side: Option<Side>,
+    ) -> Self {
         Self {
-            world: Arc::new(WorldStore::new(identities)),
+            world,
             flows: Rc::new(flows),
             buffers: Rc::default(),
             own_addresses: RefCell::default(),
-            slots: ConnectionSlots::new(1),
-            limits: Limits::default(),
+            slots,
+            limits,
             groups,
             peers: Rc::default(),
             idle: Rc::default(),
@@ -95,12 +107,10 @@ impl Worker {
             open: Cell::default(),
             all_closed: Notify::new(),
             opened: Notify::new(),
-            side: None,
+            side,
         }
     }
-}
 
-impl Worker {
     /// Counts a connection of this worker until the guard is dropped.
     pub(crate) fn enter(self: &Rc<Self>) -> Open {
         if self.open.replace(self.open.get() + 1) == 0 {

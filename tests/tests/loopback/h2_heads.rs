@@ -2,7 +2,9 @@
 
 use tollgate_tests::http2::{end_of, frame, get, headers, literal};
 use tollgate_tests::peer::Peer;
+use tollgate_tests::proxy::Proxy;
 use tollgate_tests::site::Site;
+use tollgate_tests::upstream::Upstream;
 use tollgate_tests::wait::until;
 
 use super::h2_memory::{Windows, post, served, upstream};
@@ -52,25 +54,37 @@ fn head_with_path(n: u32) -> Vec<u8> {
     [&b"\x82\x86\x01\x01a\x44\x0d"[..], path.as_bytes(), &literal("f", 14_000)].concat()
 }
 
-#[test]
-fn what_tables_keep_of_paths_is_on_the_account() {
-    const HEADS: u32 = 150;
-    let site = Site::new();
-    let upstream = upstream(&site, b"", |peer, stream, _| {
-        peer.send([headers(stream, false, b"\x88"), frame(0, 1, stream, b"ok")].concat());
-    });
-    let mut proxy = start(&site, upstream.address(), "weight: 1");
-    let mut clients: Vec<Peer> = (0..CLIENTS).map(|_| served(&site, &proxy, GREEDY, b"")).collect();
-    let (before, counted) = (settle(&site, &mut proxy), held(&proxy, "greedy"));
+/// So many of these heads.
+const HEADS: u32 = 150;
+
+/// Clients of a proxy that have sent these heads and got their answers; what is on the account without them and with them, and what the
+/// process grew by.
+fn clients_of(site: &Site, upstream: &Upstream, head: fn(u32) -> Vec<u8>) -> (Proxy, Vec<Peer>, [u64; 2], u64) {
+    let mut proxy = start(site, upstream.address(), "weight: 1");
+    let mut clients: Vec<Peer> = (0..CLIENTS).map(|_| served(site, &proxy, GREEDY, b"")).collect();
+    let (before, counted) = (settle(site, &mut proxy), held(&proxy, "greedy"));
     for client in &mut clients {
         for n in 0..HEADS {
-            client.send(headers(2 * n + 3, true, &head_with_path(n)));
+            client.send(headers(2 * n + 3, true, &head(n)));
             client.read_until(&end_of(2 * n + 3));
         }
     }
-    let grown = settle(&site, &mut proxy).saturating_sub(before);
-    let idle = held(&proxy, "greedy").saturating_sub(counted);
-    println!("{idle} bytes are on the account of idle clients, the process grew by {grown}");
+    let grown = settle(site, &mut proxy).saturating_sub(before);
+    let counted = [counted, held(&proxy, "greedy")];
+    println!("{counted:?} bytes are on the account, the process grew by {grown}");
+    (proxy, clients, counted, grown)
+}
+
+fn ok(peer: &mut Peer, stream: u32, _: bool) {
+    peer.send([headers(stream, false, b"\x88"), frame(0, 1, stream, b"ok")].concat());
+}
+
+#[test]
+fn what_tables_keep_of_paths_is_on_the_account() {
+    let site = Site::new();
+    let upstream = upstream(&site, b"", ok);
+    let (proxy, mut clients, [counted, with_paths], grown) = clients_of(&site, &upstream, head_with_path);
+    let idle = with_paths.saturating_sub(counted);
     assert!(idle > 2 * MIB, "{idle}: nothing is kept");
     assert!(grown < idle / 10 * 12 + MIB / 2 && idle < grown / 10 * 12 + MIB / 2, "{idle} of {grown}");
     // Fields that take the place of the paths.
@@ -86,22 +100,9 @@ fn what_tables_keep_of_paths_is_on_the_account() {
 /// When they are sent on, and when they are read.
 #[test]
 fn what_tables_keep_of_heads_does_not_keep_the_rest() {
-    const HEADS: u32 = 150;
     let site = Site::new();
-    let upstream = upstream(&site, b"", |peer, stream, _| {
-        peer.send([headers(stream, false, b"\x88"), frame(0, 1, stream, b"ok")].concat());
-    });
-    let mut proxy = start(&site, upstream.address(), "weight: 1");
-    let mut clients: Vec<Peer> = (0..CLIENTS).map(|_| served(&site, &proxy, GREEDY, b"")).collect();
-    let (before, counted) = (settle(&site, &mut proxy), held(&proxy, "greedy"));
-    for client in &mut clients {
-        for n in 0..HEADS {
-            client.send(headers(2 * n + 3, true, &head(n)));
-            client.read_until(&end_of(2 * n + 3));
-        }
-    }
-    let grown = settle(&site, &mut proxy).saturating_sub(before);
-    let counted = held(&proxy, "greedy").saturating_sub(counted);
-    println!("{counted} bytes are on the account, the process grew by {grown}");
+    let upstream = upstream(&site, b"", ok);
+    let (_proxy, _clients, [before, after], grown) = clients_of(&site, &upstream, head);
+    let counted = after.saturating_sub(before);
     assert!(grown < counted + MIB, "{counted} of {grown}");
 }
