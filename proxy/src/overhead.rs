@@ -21,7 +21,7 @@ pub(crate) enum Kind {
     Log,
     /// Access logs.
     AccessLog,
-    /// Compiling policies: reading what is to be compiled, and putting it in force.
+    /// Compiling policies: reading what is to be compiled, putting it in force, and freeing what that replaces.
     Compile,
 }
 

@@ -214,15 +214,17 @@ impl PolicyFiles {
         let known = all.iter().map(|received| (received.name.clone(), Arc::clone(&received.policy))).collect();
         // They wait whatever becomes of the others, or each failure would leave what they replace in force for as long again.
         self.wait(later, &given_up);
+        // All are news if this fails.
+        let before = std::mem::take(&mut self.known);
         let mut taken = Ok(());
         if !world.has_policy || !now.is_empty() || !removed.is_empty() {
-            self.known.clear(); // all are news if this fails
             let order = if world.has_policy { ClaimOrder::Continues } else { ClaimOrder::BeginsAnew };
             taken = self.control.update_policies(now, removed, order).await;
         }
         if taken.is_ok() {
             self.known = known;
         }
+        self.control.store().retired.free(before);
         self.go_on();
         taken
     }
@@ -305,9 +307,17 @@ impl PolicyFiles {
     /// Puts in force what was compiled, unless there is something newer.
     async fn put(&mut self, done: Result<Done, JoinError>) {
         let Some(UnderWay { received, is_wanted, .. }) = self.under_way.take() else { return };
-        let name = received.name.clone();
+        let (name, policy) = (received.name.clone(), Arc::clone(&received.policy));
         let put = match done {
-            _ if !is_wanted => Ok(()),
+            Ok(Ok(Outcome::Compiled(prepared))) if !is_wanted => {
+                drop(received);
+                self.control.store().retired.free(prepared.give_up());
+                Ok(())
+            }
+            _ if !is_wanted => {
+                drop(received);
+                Ok(())
+            }
             Ok(Ok(Outcome::Compiled(prepared))) => self.control.put_policy(received, *prepared).await,
             // How long that takes has no end on a busy node, and what was there may allow what is forbidden now: it denies meanwhile.
             Ok(Ok(Outcome::Beyond | Outcome::Nothing)) => {
@@ -319,6 +329,8 @@ impl PolicyFiles {
             }
             Err(_) => Ok(()), // the process ends
         };
+        // Nobody else may have it any more.
+        self.control.store().retired.free(policy);
         self.note(&name, put);
         self.go_on();
     }

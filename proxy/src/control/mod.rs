@@ -10,6 +10,7 @@ pub mod listeners;
 pub mod memory;
 mod policies;
 pub mod quota;
+mod retired;
 mod sds;
 mod secret_sources;
 pub mod secrets;

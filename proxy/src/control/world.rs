@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tollgate_policy::{EndpointKey, Secrets, Snapshot};
 
 use super::policies::ClaimOrder;
+use super::retired::Retired;
 use crate::identity::{IdentityTable, Sources};
 use crate::tenant::{Delivered, Registry, Table, TenantConfig};
 
@@ -84,6 +85,8 @@ pub struct WorldStore {
     /// Serialises publishers, and what only they need; never touched by workers.
     publishing: Mutex<Registry>,
     generation: watch::Sender<u64>,
+    /// Where worlds go that were replaced, and what they were made of.
+    pub(super) retired: Retired,
 }
 
 impl WorldStore {
@@ -109,6 +112,7 @@ impl WorldStore {
             current: ArcSwap::from_pointee(world),
             publishing: Mutex::new(tenants),
             generation: watch::Sender::new(0),
+            retired: Retired::begin(),
         }
     }
 
@@ -174,10 +178,12 @@ impl WorldStore {
             tenants: old.tenants.clone(),
         };
         let next = change(world, &mut tenants);
-        self.current.store(Arc::new(next));
+        let replaced = self.current.swap(Arc::new(next));
         after_publishing(|| {
             self.generation.send_replace(generation);
         });
+        drop(old);
+        self.retired.take(replaced);
         generation
     }
 

@@ -30,6 +30,13 @@ pub(in crate::control) struct Prepared {
     pub(super) took: Unpaid,
 }
 
+impl Prepared {
+    /// Gives its room back. What is left needs to be freed only.
+    pub(in crate::control) fn give_up(self) -> Draft {
+        self.draft
+    }
+}
+
 impl Control {
     /// Compiles the policy beside updates, within the budget that its tenant has left. `None` where that does not suffice.
     pub(in crate::control) fn prepare_policy(

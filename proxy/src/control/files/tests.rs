@@ -1,4 +1,5 @@
 use std::num::NonZeroU32;
+use std::sync::mpsc;
 
 use tollgate_policy::EndpointPolicy;
 use tollgate_proto::json::network_policy_from_json;
@@ -337,5 +338,34 @@ async fn a_directory_that_cannot_be_listed_is_not_taken_for_an_empty_one() {
     tokio::select! {
         () = Arc::clone(&control).follow_directory(directory) => unreachable!("it follows for ever"),
         observed = tokio::time::timeout(Duration::from_secs(60), observed) => observed.unwrap(),
+    }
+}
+
+/// To free ten thousand rules takes as long as some hundred requests: no work for a thread that the kernel takes for as important as a
+/// worker, whether they came into force or not.
+#[tokio::test]
+async fn large_policies_are_freed_aside() {
+    /// Holds up whoever frees it.
+    struct Stone(mpsc::Sender<()>, mpsc::Receiver<()>);
+    impl Drop for Stone {
+        fn drop(&mut self) {
+            let _ = (self.0.send(()), self.1.recv());
+        }
+    }
+    let mut files = files();
+    let replaced = |file: &File| Arc::downgrade(&file.0);
+    let (first, never, last) = (large(1, 0), large(1, 1), large(1, 2));
+    let all = [&first, &never].map(replaced);
+    replace(&mut files, &[first]).await;
+    let ((begin, begun), (release, held_up)) = (mpsc::channel(), mpsc::channel());
+    files.control.store().retired.free(Stone(begin, held_up));
+    begun.recv().unwrap();
+    replace(&mut files, &[never]).await;
+    replace(&mut files, &[last]).await;
+    put(&mut files).await;
+    assert_eq!(all.each_ref().map(|policy| policy.strong_count() > 0), [true; 2], "nobody has freed them yet");
+    drop(release);
+    while all.iter().any(|policy| policy.strong_count() > 0) {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
