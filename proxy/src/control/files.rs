@@ -9,7 +9,6 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prost::Message as _;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tollgate_policy::{EndpointKey, NetworkPolicy};
@@ -192,7 +191,7 @@ impl PolicyFiles {
         let world = self.control.store().load().clone();
         let may_wait = |received: &&Received| {
             let own = |key: EndpointKey| world.policy.endpoint(&key).all(|policy| policy.resource() == received.name);
-            let is_large = received.policy.encoded_len() > LARGE;
+            let is_large = received.bytes() > LARGE;
             world.has_policy && is_large && !is_shared(received) && keys(&received.policy).all(own)
         };
         // Else whoever changes a file all the time would keep in force what it said at first.
@@ -232,7 +231,7 @@ impl PolicyFiles {
     /// Has these compiled beside updates. What is in force now has been out of date since the first change of it that still waits.
     fn wait(&mut self, later: Vec<Received>, given_up: &HashMap<String, Instant>) {
         for received in later {
-            let (endpoint_id, bytes) = (received.policy.endpoint_id, received.policy.encoded_len());
+            let (endpoint_id, bytes) = (received.policy.endpoint_id, received.bytes());
             tracing::info!(
                 endpoint_id,
                 bytes,
@@ -269,7 +268,7 @@ impl PolicyFiles {
         if self.under_way.is_some() {
             return;
         }
-        let sizes = self.waiting.iter().map(|waiting| waiting.received.policy.encoded_len());
+        let sizes = self.waiting.iter().map(|waiting| waiting.received.bytes());
         let Some((smallest, _)) = sizes.enumerate().min_by_key(|(_, size)| *size) else { return };
         let Waiting { received, since } = self.waiting.swap_remove(smallest);
         let (control, name, policy) = (Arc::clone(&self.control), received.name.clone(), Arc::clone(&received.policy));
@@ -398,7 +397,7 @@ fn named(policies: Vec<(Arc<cilium::NetworkPolicy>, FilePlace)>) -> Vec<Received
             copies += 1;
             name = format!("{} ({copies})", policy.endpoint_id);
         }
-        all.push(Received { name, policy, partly_read: None, place: Some(place) });
+        all.push(Received::new(name, policy, None, Some(place)));
     }
     all
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -85,6 +85,25 @@ pub struct Received {
     pub partly_read: Option<Bytes>,
     /// Where it stands, when it comes out of a file.
     pub place: Option<FilePlace>,
+    /// What [`Received::bytes`] said.
+    size: OnceLock<usize>,
+}
+
+impl Received {
+    /// A policy of this name.
+    pub const fn new(
+        name: String,
+        policy: Arc<cilium::NetworkPolicy>,
+        partly_read: Option<Bytes>,
+        place: Option<FilePlace>,
+    ) -> Self {
+        Self { name, policy, partly_read, place, size: OnceLock::new() }
+    }
+
+    /// Bytes of its message. Found out once: of ten thousand rules that takes as long as some hundred requests.
+    pub(super) fn bytes(&self) -> usize {
+        *self.size.get_or_init(|| self.policy.encoded_len())
+    }
 }
 
 /// Whose claim to an address counts, when several resources make it: the latest, or all that were made at once.

@@ -76,12 +76,8 @@ impl Handler for PolicyHandler {
         }
         let Update { changed, removed, first_on_stream, .. } = update;
         let order = if first_on_stream { ClaimOrder::BeginsAnew } else { ClaimOrder::Continues };
-        let received = |Resource { name, message: policy, partly_read }| Received {
-            name,
-            policy: Arc::new(policy),
-            partly_read,
-            place: None,
-        };
+        let received =
+            |Resource { name, message, partly_read }| Received::new(name, Arc::new(message), partly_read, None);
         let changed = changed.into_iter().map(received).collect();
         self.control.update_policies(changed, removed, order).await.map_err(|error| Rejection::new(error.to_string()))
     }

@@ -8,7 +8,6 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use prost::Message as _;
 use tollgate_policy::{EndpointKey, NetworkPolicy};
 
 use super::budget::{OF_EACH, Owner};
@@ -98,7 +97,7 @@ impl Control {
             }
             turns.add(left_over.into_iter().map(Item::in_line));
         }
-        together.sort_by_cached_key(|item| item.received.policy.encoded_len());
+        together.sort_by_cached_key(|item| item.received.bytes());
         judged.extend(together.into_iter().filter_map(|item| self.compile_item(update, item, u64::MAX).1.ok()));
         judged
     }
@@ -152,7 +151,7 @@ impl Item {
     }
 
     fn in_line(self) -> (Owner, usize, Self) {
-        (self.terms.owner, self.received.policy.encoded_len(), self)
+        (self.terms.owner, self.received.bytes(), self)
     }
 
     /// The policy as it is to be enforced: one that is unusable denies for what it claims. `None` when there is nothing to enforce it on.

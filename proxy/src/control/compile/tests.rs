@@ -49,7 +49,7 @@ fn with_paths(endpoint: u64, paths: impl Iterator<Item = String>) -> Received {
         "ingressPerPortPolicies": [{ "port": 80, "rules": [{ "httpRules": { "httpRules": rules } }] }],
     });
     let policy: cilium::NetworkPolicy = network_policy_from_json(&policy.to_string()).unwrap();
-    Received { name: endpoint.to_string(), policy: Arc::new(policy), partly_read: None, place: None }
+    Received::new(endpoint.to_string(), Arc::new(policy), None, None)
 }
 
 /// More than five milliseconds' work.

@@ -36,7 +36,7 @@ fn received(id: u64) -> Received {
         endpoint_id: id,
         ..cilium::NetworkPolicy::default()
     };
-    Received { name: id.to_string(), policy: Arc::new(policy), partly_read: None, place: None }
+    Received::new(id.to_string(), Arc::new(policy), None, None)
 }
 
 #[tokio::test]
