@@ -51,6 +51,11 @@ impl Client {
     pub(super) fn connect(proxy: &Proxy) -> Self {
         let mut peer = Peer::connect(proxy.http());
         peer.send(CLIENT_START);
+        Self::on(peer)
+    }
+
+    /// One that has begun.
+    pub(super) fn on(peer: Peer) -> Self {
         Self { peer, next: 1 }
     }
 

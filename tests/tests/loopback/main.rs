@@ -21,6 +21,7 @@ mod h2_floods;
 mod h2_heads;
 mod h2_limits;
 mod h2_memory;
+mod h2_pending;
 mod header_matches;
 mod http1;
 mod http2;

@@ -18,7 +18,7 @@ use super::h2_limits::{Client, LARGE, STREAMS, silent_upstream};
 use super::h2_memory::next_frame;
 
 /// Has a rule look at the field from now on.
-fn have_role_read(site: &Site, proxy: &Proxy) {
+pub(super) fn have_role_read(site: &Site, proxy: &Proxy) {
     let admins: Value = json!({"headers": [{"name": "x-role", "stringMatch": {"exact": "admin"}}]});
     proxy.push(&[ingress(site, json!([http_port(HTTP_PORT, &[http_rule(".*", "/|/allowed.*"), admins])]))]);
 }

@@ -13,6 +13,8 @@ pub(super) const RST_STREAM: u8 = 3;
 pub(super) const CONTINUATION: u8 = 9;
 /// The flag of DATA and HEADERS that ends a stream.
 pub(super) const END_STREAM: u8 = 1;
+/// The flag of HEADERS and CONTINUATION that ends a header block.
+pub(super) const END_HEADERS: u8 = 4;
 
 /// What a frame's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +77,12 @@ impl Frames {
 
     /// Whether the last frame that is wanted has ended.
     pub(super) fn is_over(&self) -> bool {
-        self.stopped && self.have == 0 && self.skip == 0
+        self.stopped && self.are_between()
+    }
+
+    /// Whether a frame has ended, and no other one has begun.
+    pub(super) fn are_between(&self) -> bool {
+        self.have == 0 && self.skip == 0
     }
 
     /// Shows `each` the frames whose headers end in `bytes`, and what of blocks is there. The first frame for which it returns false is the

@@ -12,6 +12,7 @@ mod frames;
 mod handle;
 mod held;
 mod incoming;
+mod opened;
 mod outlet;
 mod owed;
 mod prefixed;

@@ -31,8 +31,9 @@ const HEADS: usize = 256 * 1024;
 /// Bytes that are read ahead in one poll. What was read counts when its streams have passed it on, so they have to come to it before
 /// more is read, also where one poll could read all that a peer may send.
 const AHEAD: usize = 64 * 1024;
-/// What `h2` keeps of a stream that was answered without being passed on, until that has left, beside the head. Measured.
-const ANSWERED: usize = 7 * 512;
+/// What `h2` keeps of a stream whose task has ended, beside the head: one that was answered without being passed on, until that has left. Measured.
+/// One that was given up before it was opened takes no more.
+pub(super) const QUEUED: usize = 7 * 512;
 
 /// One direction of a connection: all its streams together.
 #[derive(Debug)]
@@ -135,7 +136,7 @@ impl Way {
 
     /// Notes that an answer of our own was queued, with a body of so many bytes; or a reset, which has no fields.
     pub(super) fn queue_answer(&self, fields: &HeaderMap, body: usize) {
-        self.queue_head(ANSWERED + charge_of(fields) + body, &mut Ahead::default());
+        self.queue_head(QUEUED + charge_of(fields) + body, &mut Ahead::default());
     }
 
     /// Notes that a head was queued that [counts](charge_of) so much, with those `ahead` of the same body.

@@ -348,10 +348,7 @@ impl Exchange<'_> {
         if let Some(broken) = &broken {
             // No effect on a stream that was reset already.
             upstream_body.send_reset(h2::Reason::CANCEL);
-            turn.abandon();
-            if matches!(broken, Broken::Revoked(_)) {
-                turn.revoke();
-            }
+            turn.end(broken, &connection.payer, &self.head.parts);
         }
         broken
     }

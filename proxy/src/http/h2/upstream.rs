@@ -9,6 +9,7 @@ use std::time::Duration;
 use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
+use http::request::Parts;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 use tollgate_policy::{Permit, SecurityId};
@@ -16,10 +17,12 @@ use tollgate_policy::{Permit, SecurityId};
 use super::connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, STREAM_WINDOW};
 use super::driver::{Outbound, UpstreamSocket, drive};
 use super::outlet::Outlet;
-use super::queue::{Piece, Way};
+use super::queue::{Piece, QUEUED, Way};
+use super::request::size_of_head;
+use super::stream::Broken;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
-use crate::tenant::WouldLimit;
+use crate::tenant::{Payer, WouldLimit};
 use crate::upstream::{Opened, UpstreamPath};
 use crate::worker::PanicCount;
 
@@ -60,8 +63,8 @@ struct UpstreamConnection {
 #[derive(Debug)]
 pub(super) struct Turn {
     connection: Rc<UpstreamConnection>,
-    /// The number of the request that was sent with it, 0 before.
-    request: u64,
+    /// The one that a request was sent on, 0 before.
+    stream: u32,
 }
 
 impl UpstreamSlot {
@@ -71,11 +74,12 @@ impl UpstreamSlot {
         Self { current: Mutex::default(), attempts: Cell::default(), open, down, up }
     }
 
-    /// Waits until a request can be sent, and `h2` has no reason to queue it: what waits here can be given up or revoked
-    /// without a trace.
+    /// Waits until a request can be sent and the upstream takes another stream, as far as is known: what waits here can be given up or revoked
+    /// without a trace. `h2` may queue it all the same: before the upstream's settings are known it takes any number, and it counts a stream that was
+    /// answered until its body has left. What it has not opened is known to [`Outbound`].
     pub(super) async fn turn(
         &self,
-        connection: &Connection,
+        connection: &Rc<Connection>,
         permit: &Permit,
         source: SecurityId,
     ) -> Result<Turn, Reason> {
@@ -86,7 +90,7 @@ impl UpstreamSlot {
             }
             if upstream.streams.get() < upstream.sender.current_max_send_streams() {
                 upstream.streams.set(upstream.streams.get() + 1);
-                return Ok(Turn { connection: upstream, request: 0 });
+                return Ok(Turn { connection: upstream, stream: 0 });
             }
             upstream.outbound.turns.notified().await;
         }
@@ -121,7 +125,7 @@ impl UpstreamSlot {
     /// The connection for `source`, opened if there is none.
     async fn connection(
         &self,
-        connection: &Connection,
+        connection: &Rc<Connection>,
         permit: &Permit,
         source: SecurityId,
     ) -> Result<Rc<UpstreamConnection>, Reason> {
@@ -148,7 +152,7 @@ impl UpstreamSlot {
     /// Connects, and starts the task that drives the connection.
     async fn connect(
         &self,
-        connection: &Connection,
+        connection: &Rc<Connection>,
         permit: &Permit,
         source: SecurityId,
     ) -> Result<UpstreamConnection, Reason> {
@@ -168,7 +172,7 @@ impl UpstreamSlot {
         };
         let (in_use, used) = oneshot::channel();
         let ways = (Rc::clone(&self.up), Rc::clone(&self.down));
-        let driven = drive(driver, Rc::clone(&outbound), ways, used);
+        let driven = drive(driver, Rc::clone(&outbound), Rc::clone(connection), ways, used);
         let panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
         let held = connection.payer.hold_for_a_while(CONNECTION_MEMORY);
         let guards = (self.open.clone(), panics, place, held);
@@ -214,19 +218,22 @@ impl Turn {
         request: Request<()>,
         end: bool,
     ) -> Result<(ResponseFuture, SendStream<Piece>), h2::Error> {
-        let sent = self.connection.sender.clone().send_request(request, end)?;
-        self.request = self.connection.outbound.queue();
-        Ok(sent)
+        let (response, body) = self.connection.sender.clone().send_request(request, end)?;
+        self.stream = body.stream_id().as_u32();
+        self.connection.outbound.queue(self.stream);
+        Ok((response, body))
     }
 
-    /// To be called when the stream was reset before its end.
-    pub(super) fn abandon(&self) {
-        self.connection.outbound.abandon(self.request);
-    }
-
-    /// To be called when policy no longer allows the request: nothing of it leaves from here on.
-    pub(super) fn revoke(&self) {
-        self.connection.outbound.revoke(self.request);
+    /// To be called when the stream of a request with this head was reset before its end.
+    pub(super) fn end(&self, broken: &Broken, payer: &Rc<Payer>, head: &Parts) {
+        let outbound = &self.connection.outbound;
+        match broken {
+            // Nothing of it leaves from here on.
+            Broken::Revoked(_) => outbound.revoke(self.stream),
+            // What the upstream has ended itself, `h2` has dropped.
+            Broken::Upstream(_) => {}
+            _ => outbound.abandon(self.stream, payer, QUEUED + size_of_head(head)),
+        }
     }
 }
 
