@@ -110,8 +110,10 @@ impl Way {
             return Poll::Ready(());
         }
         *self.asking.borrow_mut() = Some(cx.waker().clone());
-        // What others let go of makes room as well.
-        self.wait(&self.asking_listed, cx.waker());
+        // What others let go of makes room as well, but not for many heads.
+        if !self.has_many_heads() {
+            self.wait(&self.asking_listed, cx.waker());
+        }
         Poll::Pending
     }
 
