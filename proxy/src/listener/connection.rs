@@ -281,7 +281,8 @@ impl Connection {
             Direction::Ingress => identities.source,
             Direction::Egress => identities.destination,
         });
-        self.group.set_key(GroupKey { tenant: self.tenant_in(world), flow: remote.0 });
+        // A list may give a number that large to an identity.
+        self.group.set_key(GroupKey { tenant: self.tenant_in(world), flow: remote.0 & !GroupKey::NEWCOMER });
         self.payer.set_flow(remote.0);
         identities
     }

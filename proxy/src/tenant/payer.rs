@@ -111,6 +111,11 @@ impl Payer {
         self.ledger().room().leave(self.tenant(), self.memory.get().saturating_sub(before));
     }
 
+    /// Takes that back: it has something to do yet.
+    pub(crate) fn stay(&self) {
+        self.ledger().room().left_or_stays(self.tenant(), self.leaving.replace(0));
+    }
+
     /// Bytes that are held for the connection.
     pub(crate) fn memory(&self) -> u64 {
         self.memory.get()

@@ -69,7 +69,6 @@ fn flow_of(remote: IpAddr, keys: &impl BuildHasher) -> u32 {
         // Whoever else has one address has all of its network.
         IpAddr::V6(address) => address.to_bits() >> 64,
     };
-    // No identity has so large a number.
     GroupKey::NEWCOMER | keys.hash_one(network) as u32
 }
 
@@ -86,6 +85,6 @@ mod tests {
         assert_ne!(flow("fd00::1"), flow("fd00::2"), "pods of one node");
         let others: std::collections::BTreeSet<u32> = (1..=100).map(|last| flow(&format!("10.0.0.{last}"))).collect();
         assert!(others.len() > 95, "{}", others.len());
-        assert!(others.iter().all(|flow| flow & GroupKey::NEWCOMER != 0), "no identity has such a number");
+        assert!(others.iter().all(|flow| flow & GroupKey::NEWCOMER != 0), "no identity has it");
     }
 }

@@ -39,7 +39,7 @@ struct Lists {
     nodes: Slab<Node>,
     /// Each from the longest idle on.
     ends: [Ends; 3],
-    /// Told to go, and still there.
+    /// Told to go, and still there, though nothing keeps them.
     leaving: usize,
 }
 
@@ -95,8 +95,11 @@ struct Node {
     next: Option<usize>,
     /// Milliseconds of [`now`].
     since: u64,
+    /// It was told to go, and nothing keeps it.
     leaving: bool,
-    /// It was told for a reason that ends what is under way, too.
+    /// It was told to go.
+    has_to_go: bool,
+    /// For a reason that ends what is under way, too.
     stops_work: bool,
     /// No request is under way.
     rests: bool,
@@ -117,6 +120,7 @@ impl Node {
             next,
             since: 0,
             leaving: false,
+            has_to_go: false,
             stops_work: false,
             rests: false,
             told,
@@ -202,16 +206,14 @@ impl IdleConnections {
     }
 
     /// Tells those connections of a tenant to go that hold the most memory, until so many bytes are on their way, with those of
-    /// connections that were told before. Who was told to go when its work is done may be at work for ever, so that is not counted.
+    /// connections that were told before.
     pub(super) fn send_away(&self, place: usize, bytes: u64) {
         let mut lists = self.0.borrow_mut();
         let mut left = bytes;
         let mut holders = Vec::new();
         for (key, node) in &lists.nodes {
             match node.payer.as_ref().filter(|payer| payer.tenant().place() == place) {
-                Some(payer) if node.leaving && (node.rests || node.stops_work) => {
-                    left = left.saturating_sub(payer.memory())
-                }
+                Some(payer) if node.leaving => left = left.saturating_sub(payer.memory()),
                 Some(payer) => holders.push((payer.memory(), key)),
                 None => {}
             }
@@ -259,13 +261,28 @@ impl Lists {
     fn tell(&mut self, key: usize, idle: Duration, reason: Reason) -> Option<Waker> {
         let node = &mut self.nodes[key];
         node.told = Some((idle, reason));
+        node.has_to_go = true;
         node.stops_work |= reason.ends_at_work();
-        // It may have been at work when it was told before.
-        self.leaving += usize::from(!std::mem::replace(&mut node.leaving, true));
-        if let Some(payer) = &node.payer {
-            payer.leave();
+        let waker = node.waker.take();
+        self.leaves_or_stays(key);
+        waker
+    }
+
+    /// Counts a connection that was told to go as on its way, unless it is at work: that may last for ever, and what is not free soon
+    /// is no room for anybody.
+    fn leaves_or_stays(&mut self, key: usize) {
+        let node = &mut self.nodes[key];
+        let leaves = node.has_to_go && (node.rests || node.stops_work);
+        match (std::mem::replace(&mut node.leaving, leaves), leaves) {
+            (false, true) => self.leaving += 1,
+            (true, false) => self.leaving -= 1,
+            _ => {}
         }
-        node.waker.take()
+        match &node.payer {
+            Some(payer) if leaves => payer.leave(),
+            Some(payer) if node.has_to_go => payer.stay(),
+            _ => {}
+        }
     }
 }
 
@@ -324,6 +341,7 @@ impl Idle {
             let mut lists = self.all.0.borrow_mut();
             lists.unlink(self.key);
             lists.nodes[self.key].rests = false;
+            lists.leaves_or_stays(self.key);
         }
         self.asked.set(true);
         Work(self)
@@ -380,6 +398,7 @@ impl Idle {
             let mut lists = self.all.0.borrow_mut();
             lists.link(self.key, if self.asked.get() { BETWEEN_REQUESTS } else { BEFORE_REQUEST });
             lists.nodes[self.key].rests = true;
+            lists.leaves_or_stays(self.key);
         }
     }
 }

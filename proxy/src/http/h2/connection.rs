@@ -201,7 +201,8 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
         tokio::select! {
             biased;
             accepted = accept(&mut server, &shared) => match accepted {
-                Some(Ok((_, mut respond))) if refuses_at.is_some_and(|at| at <= Instant::now()) => {
+                Some(Ok((request, mut respond))) if refuses_at.is_some_and(|at| at <= Instant::now()) => {
+                    let _request = request.map(Incoming::new);
                     respond.send_reset(h2::Reason::REFUSED_STREAM);
                     shared.down.queue_answer(&http::HeaderMap::new(), 0);
                 }

@@ -119,3 +119,21 @@ fn memory_of_who_is_at_work_is_not_on_its_way() {
     assert_eq!(holders.each_ref().map(reason), [None; 3], "that ends what is under way, too");
     drop(work);
 }
+
+#[test]
+fn places_of_who_is_at_work_are_not_on_their_way() {
+    let all = Rc::new(IdleConnections::default());
+    let (_consumer, holders) = holders(&all, [1, 1]);
+    let make_room = || all.make_room(&LIMITS, Crowding { excess: 1, share: 1.0 }, &Whose::Anybody, false).len();
+    let leaving = || (all.0.borrow().leaving, holders.each_ref().map(|idle| all.0.borrow().nodes[idle.key].leaving));
+    holders.iter().for_each(Idle::wait);
+    assert_eq!((make_room(), make_room(), leaving()), (1, 0, (1, [true, false])));
+    // It asks for something before it has heard of it, and what it asks for may not end.
+    let work = holders[0].work();
+    assert_eq!(leaving(), (0, [false, false]));
+    assert_eq!((make_room(), leaving()), (1, (1, [false, true])), "another one makes room");
+    drop(work);
+    assert_eq!(leaving(), (2, [true, true]), "now both do");
+    drop(holders);
+    assert_eq!(all.0.borrow().leaving, 0);
+}
