@@ -225,7 +225,10 @@ impl Directory {
             if self.writers.deadline().is_some_and(|deadline| deadline <= now) {
                 self.errors.extend(self.writers.say(now));
                 self.pending_since.get_or_insert(now);
-                return None;
+                // The first reading says it, too, but not before it is whole.
+                if self.delivered {
+                    return None;
+                }
             }
             if self.pending_since.is_some() {
                 return self.pending_since;
@@ -255,6 +258,7 @@ impl Directory {
         let Some(aside::Read { path, attempt, is_wanted }) = self.aside.finished() else { return };
         match attempt {
             _ if !is_wanted || !is_there(&path) => {}
+            Attempt::BeingWritten => self.writers.found(&path, Instant::now()),
             // Another may be in its place by now, and yet another when that has been read: this one is newer than what is known.
             Attempt::Whole(stamp, content, opened) if self.is_finished(&path, &opened) => {
                 self.take(path, Some(stamp), content);
@@ -340,6 +344,7 @@ impl Directory {
         }
         self.aside.keep_only(&names);
         self.rewritten.keep_only(&names);
+        self.writers.keep_only(&names);
         let mut unsettled = false;
         for path in names {
             let known = self.files.get(&path);
@@ -349,7 +354,8 @@ impl Directory {
                 false => find(&path, known, self.delivered, is_over).await,
             };
             let found = self.confirmed(&path, found).await;
-            let is_unsettled = matches!(found, Found::Unsettled | Found::Aside { is_settled: false, .. });
+            let is_unsettled =
+                matches!(found, Found::Unsettled | Found::BeingWritten | Found::Aside { is_settled: false, .. });
             if is_unsettled && self.rewritten.note(&path, self.writers.since(&path), Instant::now()) {
                 self.give_up(path.clone()).await;
             }
@@ -365,9 +371,9 @@ impl Directory {
                     self.aside.forget(&path);
                     self.take(path, Some(stamp), content);
                 }
-                // Its closing is an event of its own.
-                Found::Unsettled if !is_missing && self.writers.has(&path) => {}
-                Found::Unsettled => {
+                // Its closing is an event of its own, or asked for.
+                Found::Unsettled | Found::BeingWritten if !is_missing && self.writers.has(&path) => {}
+                Found::Unsettled | Found::BeingWritten => {
                     unsettled = true;
                     if is_missing && is_over {
                         self.take_claims(path).await;
@@ -380,6 +386,11 @@ impl Directory {
 
     /// How the file was found, unless somebody has written it while it was read.
     async fn confirmed(&mut self, path: &Path, found: Found) -> Found {
+        match found {
+            Found::BeingWritten => self.writers.found(path, Instant::now()),
+            Found::Aside { is_settled: true, .. } => {} // it is asked when it is read
+            _ => self.writers.answered(path),
+        }
         let Found::Read(_, _, opened) = &found else { return found };
         self.catch_up().await;
         if self.is_finished(path, opened) { found } else { Found::Unsettled }
@@ -387,14 +398,15 @@ impl Directory {
 
     /// Takes over what a file claims that is never found settled: the first reading waits for nobody for ever, and misses nothing in silence.
     async fn take_claims(&mut self, path: PathBuf) {
-        if let Some(claims) = rewritten::claims(&path).await {
-            self.take(path.clone(), None, Err(Broken::rewritten(&path, claims, true)));
+        if let Some((claims, is_untold)) = rewritten::claims(&path).await {
+            let broken = Broken { is_untold, ..Broken::rewritten(&path, claims, true) };
+            self.take(path, None, Err(broken));
         }
     }
 
     /// What a file held before does not stay in force if that is how it is kept from being read.
     async fn give_up(&mut self, path: PathBuf) {
-        let now = rewritten::claims(&path).await.unwrap_or_default();
+        let (now, _) = rewritten::claims(&path).await.unwrap_or_default();
         let known = self.files.get_mut(&path).filter(|file| !file.resources.is_empty());
         let denies = known.is_some();
         let claims = known.map_or_else(Vec::new, |file| {
@@ -408,6 +420,7 @@ impl Directory {
         let is_first = !self.delivered && !self.files.contains_key(&path);
         if stamp.is_some() {
             self.rewritten.forget(&path);
+            self.writers.forget(&path);
         }
         let file = self.files.entry(path).or_default();
         file.stamp = stamp;

@@ -1,6 +1,8 @@
 //! Who waits for the first policy of an endpoint: places for that are shared, and given back when the client goes.
 
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 use std::{env, fs, thread};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -230,18 +232,39 @@ fn a_file_that_does_not_load_at_a_start_allows_nothing() {
     let options = Options { listener: "reason_header: true".into(), ..Options::default() };
     let mut proxy = Proxy::watching(&site, upstream.address(), &options, &directory);
     let address = proxy.http();
-    let is_served = || {
-        // It may be reset at any of these steps.
-        let Ok(mut peer) = Peer::try_connect(address) else { return false };
-        let _ = peer.try_send("GET /allowed HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-        peer.read_to_any_end().0.starts_with(b"HTTP/1.1 200")
-    };
     Peer::expect_reset_at(address, GET);
     assert!(proxy.process().output().contains("its endpoints deny"), "{}", proxy.process().output());
     fs::write(directory.join("other.json"), &other).unwrap();
-    until("it loads", || is_served().then_some(()));
+    until("it loads", || is_served(address).then_some(()));
     // What was read once goes on, as it always did.
     fs::write(directory.join("other.json"), "[").unwrap();
     until("the error", || proxy.process().output().contains("other.json:1:").then_some(()));
-    assert!(is_served());
+    assert!(is_served(address));
+}
+
+fn is_served(address: SocketAddr) -> bool {
+    // It may be reset at any of these steps.
+    let Ok(mut peer) = Peer::try_connect(address) else { return false };
+    let _ = peer.try_send("GET /allowed HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    peer.read_to_any_end().0.starts_with(b"HTTP/1.1 200")
+}
+
+/// The first half of a file can be a valid one, and of who writes it since before the start there was no event.
+#[test]
+fn a_file_that_somebody_began_to_write_before_the_start_allows_nothing() {
+    let site = Site::new();
+    let upstream = Upstream::ok(&site);
+    let directory = site.path("policies");
+    fs::create_dir(&directory).unwrap();
+    let text = network_policy_to_json(&usual(&site)).unwrap().to_string();
+    let mut writer = fs::File::create(directory.join("7.yaml")).unwrap();
+    writeln!(writer, "- {text}").unwrap();
+    thread::sleep(Duration::from_millis(200)); // as long as makes a file look finished
+    let options = Options { listener: "reason_header: true".into(), ..Options::default() };
+    let mut proxy = Proxy::watching(&site, upstream.address(), &options, &directory);
+    let address = proxy.http();
+    Peer::expect_reset_at(address, GET);
+    assert!(proxy.process().output().contains("its endpoints deny"), "{}", proxy.process().output());
+    drop(writer);
+    until("it is read", || is_served(address).then_some(()));
 }

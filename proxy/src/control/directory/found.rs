@@ -16,6 +16,8 @@ pub(super) enum Found {
     Same,
     /// Somebody may still be writing it.
     Unsettled,
+    /// Somebody has it open to write, which may have no event.
+    BeingWritten,
     /// As another one, to be read aside.
     Aside { stamp: Stamp, is_settled: bool, wants_claims: bool },
     /// With this content.
@@ -57,6 +59,9 @@ pub(super) async fn find(path: &Path, known: Option<&File>, may_wait: bool, is_o
     // An empty file that nobody knew is mostly one that somebody is about to write; after a while it is a mistake.
     let begun = stamp.length > 0 || known.is_some();
     let is_settled = stamp.age().is_none_or(|age| age >= if begun { QUIET } else { PATIENCE });
+    if !is_settled && has_writer(path).await {
+        return Found::BeingWritten;
+    }
     let is_waited_for = !is_over || !begun || !may_wait;
     if !is_settled && is_waited_for {
         return Found::Unsettled;
@@ -71,5 +76,11 @@ pub(super) async fn find(path: &Path, known: Option<&File>, may_wait: bool, is_o
     match read.unwrap_or_else(|_| Attempt::failed(path, stamp)) {
         Attempt::Whole(stamp, content, opened) => Found::Read(stamp, content, opened),
         Attempt::Unsettled => Found::Unsettled,
+        Attempt::BeingWritten => Found::BeingWritten,
     }
+}
+
+async fn has_writer(path: &Path) -> bool {
+    let file = path.to_owned();
+    tokio::task::spawn_blocking(move || settled::has_writer(&file)).await.unwrap_or(false)
 }

@@ -51,7 +51,7 @@ impl Rewritten {
 }
 
 /// What the file claims as it is now; see [`settled::look`].
-pub(super) async fn claims(path: &Path) -> Option<Vec<FileResource>> {
+pub(super) async fn claims(path: &Path) -> Option<(Vec<FileResource>, bool)> {
     let file = path.to_owned();
     tokio::task::spawn_blocking(move || settled::look(&file)).await.ok().flatten()
 }

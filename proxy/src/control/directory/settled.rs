@@ -7,6 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tollgate_net::is_open_to_write;
+
 use crate::policy_file::{self, FileResource, MAX_BYTES, PolicyFileError, PolicyFileErrors, broken};
 
 /// How long nothing may happen before the directory is read, and how old a file's last change must be.
@@ -41,8 +43,10 @@ pub(super) struct Broken {
 pub(super) enum Attempt {
     /// What it says, in this state. Another file may be in its place by now, or somebody may have written it on.
     Whole(Stamp, Content, Opened),
-    /// Somebody writes it, or it is gone.
+    /// Somebody has just written it, or it is gone.
     Unsettled,
+    /// Somebody has it open to write.
+    BeingWritten,
 }
 
 /// A file that was read, and how it was then; nothing where it could not be opened.
@@ -60,7 +64,8 @@ impl Opened {
 
 /// Reads the file that is there now, which need not be there any more afterwards. Unless it `is_settled`, as it was when `looked` at, it
 /// has to stay as it is for [`QUIET`] first: the first half of a file can be a valid one. Nor is that enough: who writes may rest for
-/// longer. So one that was written in place since is not read, and of another in its place the caller has to know that nobody writes it.
+/// longer. So one that was written in place since is not read, nor one that the kernel says somebody has open to write. Where it does not say
+/// so, the caller has to know that of another in its place.
 /// What a broken one claims is looked for only if somebody `wants_claims`.
 pub(super) fn read(path: &Path, looked: Stamp, is_settled: bool, wants_claims: bool) -> Attempt {
     let unusable =
@@ -85,9 +90,17 @@ pub(super) fn read(path: &Path, looked: Stamp, is_settled: bool, wants_claims: b
     if !is_settled || stamp != looked {
         std::thread::sleep(QUIET);
     }
-    let stays = || Form::of(&file).is_ok_and(|now| now == before);
-    if !stays() {
-        return Attempt::Unsettled;
+    let interrupted = || {
+        if is_being_written(&file) {
+            // Of what takes its place there is an event.
+            let has_its_name = Stamp::of(path).is_ok_and(|now| now.inode == stamp.inode);
+            return Some(if has_its_name { Attempt::BeingWritten } else { Attempt::Unsettled });
+        }
+        let stays = Form::of(&file).is_ok_and(|now| now == before);
+        (!stays).then_some(Attempt::Unsettled)
+    };
+    if let Some(interrupted) = interrupted() {
+        return interrupted;
     }
     let found = match policy_file::bytes_of(&file, path) {
         Ok(bytes) => Ok(bytes),
@@ -96,19 +109,34 @@ pub(super) fn read(path: &Path, looked: Stamp, is_settled: bool, wants_claims: b
         }
         Err(error) => Err(Broken::silent(error.into())),
     };
-    if !stays() {
-        return Attempt::Unsettled;
+    if let Some(interrupted) = interrupted() {
+        return interrupted;
     }
     let content = found.and_then(|bytes| content(&bytes, path, wants_claims));
     Attempt::Whole(stamp, content, Opened(Some((file, before))))
 }
 
-/// What a file claims that is never found in a settled state; `None` where there is nothing in it.
-pub(super) fn look(path: &Path) -> Option<Vec<FileResource>> {
-    let bytes = policy_file::read_bytes(path).ok().filter(|bytes| !bytes.is_empty())?;
-    Some(match content(&bytes, path, true) {
-        Ok(resources) => broken::denying(resources),
-        Err(broken) => broken.claims,
+/// Whether the kernel says that somebody has the file open to write, whenever they began and by whatever name.
+pub(super) fn has_writer(path: &Path) -> bool {
+    policy_file::open(path).is_ok_and(|file| is_being_written(&file))
+}
+
+/// Where it does not say that, its events have to do.
+fn is_being_written(file: &File) -> bool {
+    is_open_to_write(file).unwrap_or(false)
+}
+
+/// What a file claims that is never found in a settled state, and whether that is not all; `None` where there is nothing in it.
+pub(super) fn look(path: &Path) -> Option<(Vec<FileResource>, bool)> {
+    let file = policy_file::open(path).ok()?;
+    let found = match policy_file::bytes_of(&file, path) {
+        Ok(bytes) if bytes.is_empty() => return None,
+        Ok(bytes) => content(&bytes, path, true),
+        Err(error) => Err(Broken::too_large(error, &file, path, file.metadata().ok()?.len())),
+    };
+    Some(match found {
+        Ok(resources) => (broken::denying(resources), false),
+        Err(broken) => (broken.claims, broken.is_untold),
     })
 }
 

@@ -490,18 +490,23 @@ async fn what_a_file_claims_is_looked_for_in_more_of_it_than_is_read() {
     spread(0, "[{\"endpointId\": 1, \"endpointIps\": [\"10.0.0.1\", ");
     spread((1 << 20) - 5, " \"10.0.0.2\"]}, ");
     spread(65 << 20, " {\"endpointId\": \"3\", \"endpointIps\": [\"10.0.0.3\"]}]");
+    let mut large = Some(large);
     // Nothing is known of one that cannot even be opened.
     symlink("b.json", directory.path().join("b.json")).unwrap();
     replace(&directory, "c.json", &policy(4));
-    let mut watched = open(&directory);
-    let reading = watched.next().await;
-    let policies = reading.set.policies.iter();
-    let claims: Vec<(u64, String)> =
-        policies.map(|policy| (policy.endpoint_id, policy.endpoint_ips.join(" "))).collect();
-    let expected = [(1, "10.0.0.1 10.0.0.2"), (3, "10.0.0.3"), (4, "10.0.0.4")];
-    assert_eq!(claims, expected.map(|(id, addresses)| (id, addresses.to_owned())));
-    let untold: Vec<bool> = reading.errors.iter().map(|error| error.message.ends_with(UNTOLD)).collect();
-    assert_eq!(untold, [true, true], "a gap without an end of a word, too: {:?}", reading.errors);
+    for is_open in [true, false] {
+        // Nor in less of one that somebody is still writing.
+        large = large.filter(|_| is_open);
+        let mut watched = open(&directory);
+        let reading = watched.next().await;
+        let policies = reading.set.policies.iter();
+        let claims: Vec<(u64, String)> =
+            policies.map(|policy| (policy.endpoint_id, policy.endpoint_ips.join(" "))).collect();
+        let expected = [(1, "10.0.0.1 10.0.0.2"), (3, "10.0.0.3"), (4, "10.0.0.4")];
+        assert_eq!(claims, expected.map(|(id, addresses)| (id, addresses.to_owned())));
+        let untold: Vec<bool> = reading.errors.iter().map(|error| error.message.ends_with(UNTOLD)).collect();
+        assert_eq!(untold, [true, true], "a gap without an end of a word, too: {:?}", reading.errors);
+    }
 }
 
 /// The first half of a list of policies can be a valid one, and what is missing may be what it denies.
@@ -580,16 +585,15 @@ async fn who_only_touches_a_file_is_not_who_writes_it() {
 async fn a_file_that_was_written_since_it_was_read_is_not_taken() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.yaml");
-    let mut writer = fs::File::create(&path).unwrap();
-    writer.write_all(b"- {endpointId: 10}\n").unwrap();
+    fs::write(&path, "- {endpointId: 10}\n").unwrap();
     std::thread::sleep(2 * QUIET);
     for is_finished in [true, false] {
-        let mut watched = open(&directory); // which does not know of the writer
+        let mut watched = open(&directory);
         let found = find(&path, None, false, true).await;
         assert!(matches!(found, Found::Read(_, Ok(_), _)));
         if !is_finished {
             watched.watch = None;
-            writer.write_all(b"- {endpointId: 11}\n").unwrap();
+            fs::write(&path, "- {endpointId: 10}\n- {endpointId: 11}\n").unwrap();
         }
         let found = watched.confirmed(&path, found).await;
         assert_eq!(matches!(found, Found::Read(..)), is_finished);
@@ -629,6 +633,130 @@ async fn who_writes_a_file_is_known_when_events_were_lost() {
     tokio::time::pause();
     let reading = timeout(Duration::from_secs(60), watched.next()).await.expect("it waits for nobody for ever");
     assert_eq!((ids(&reading), reading.errors), (vec![10, 11, 25], vec![]));
+}
+
+/// Who began before the process did is nobody of whom there was an event.
+#[tokio::test]
+async fn a_file_that_somebody_began_to_write_before_the_start_allows_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let rules = ", ingress_per_port_policies: [{port: 80}] }";
+    let mut writer = fs::File::create(directory.path().join("a.yaml")).unwrap();
+    writer.write_all(format!("- {{ endpoint_id: 1, endpoint_ips: [10.0.0.1]{rules}\n").as_bytes()).unwrap();
+    replace(&directory, "b.json", &policy(2));
+    std::thread::sleep(2 * QUIET);
+    let mut watched = open(&directory);
+    let reading = timeout(Duration::from_secs(60), watched.next()).await.expect("it waits for nobody for ever");
+    assert_eq!(ids(&reading), [1, 2]);
+    assert!(reading.set.policies[0].ingress_per_port_policies.is_empty(), "the first half: {reading:?}");
+    assert!(reading.errors[0].message.contains("its endpoints deny"), "{reading:?}");
+    replace(&directory, "b.json", &policy(4));
+    assert_eq!(ids(&watched.next().await), [1, 4]);
+    writer.write_all(b"- { endpoint_id: 3, endpoint_ips: [10.0.0.3] }\n").unwrap();
+    drop(writer);
+    let reading = with_any_of(&mut watched, [3, 3]).await;
+    assert_eq!((ids(&reading), watched.failing().count()), (vec![1, 3, 4], 0));
+    assert!(!reading.set.policies[0].ingress_per_port_policies.is_empty());
+}
+
+/// Else what others claim would be in force alone.
+#[tokio::test(start_paused = true)]
+async fn the_first_reading_is_whole_when_it_is_time_to_ask_again_who_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut writer = fs::File::create(directory.path().join("a.yaml")).unwrap();
+    writer.write_all(b"- { endpoint_id: 1, endpoint_ips: [10.0.0.1] }\n").unwrap();
+    replace(&directory, "b.json", &policy(2));
+    std::thread::sleep(2 * QUIET);
+    let mut watched = open(&directory);
+    assert!(watched.look(false).await);
+    tokio::time::advance(PATIENCE).await;
+    watched.pending_since = Some(Instant::now());
+    assert_eq!(ids(&watched.next().await), [1, 2]);
+}
+
+/// What happens to the target of a link is no event in the directory of the link, its closing included.
+#[tokio::test]
+async fn a_file_that_is_written_through_a_link_is_not_read_by_halves() {
+    for rest in [0, 20_000] {
+        let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let target = elsewhere.path().join("a.yaml");
+        fs::write(&target, "- {endpointId: 1}\n").unwrap();
+        symlink(&target, directory.path().join("a.yaml")).unwrap();
+        let mut watched = open(&directory);
+        assert_eq!(ids(&watched.next().await), [1]);
+        // Small ones are read here, and large ones aside.
+        let mut writer = fs::File::create(&target).unwrap();
+        writer.write_all(b"- {endpointId: 10}\n").unwrap();
+        writer.write_all("# \n".repeat(rest).as_bytes()).unwrap();
+        for id in 20..25 {
+            replace(&directory, "b.json", &policy(id));
+            assert_eq!(ids(&watched.next().await), [1, id], "{rest}");
+        }
+        writer.write_all(b"- {endpointId: 11}\n").unwrap();
+        drop(writer);
+        assert_eq!(ids(&with_any_of(&mut watched, [11, 11]).await), [10, 11, 24], "{rest}");
+    }
+}
+
+/// Nor is it known then who writes a file of which nothing was said before.
+#[tokio::test]
+async fn who_has_begun_to_write_while_events_were_lost_is_known() {
+    for is_overflow in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        replace(&directory, "a.yaml", "- {endpointId: 1}\n");
+        let mut watched = open(&directory);
+        watched.next().await;
+        if !is_overflow {
+            watched.watch = None;
+        }
+        let mut writer = fs::File::create(directory.path().join("a.yaml")).unwrap();
+        writer.write_all(b"- {endpointId: 10}\n").unwrap();
+        if is_overflow {
+            while !matches!(
+                watched.watch.as_mut().unwrap().events.recv().await.unwrap().unwrap().kind,
+                EventKind::Modify(ModifyKind::Data(_))
+            ) {}
+            while watched.watch.as_mut().unwrap().events.try_recv().is_ok() {}
+            overflow(&mut watched);
+        }
+        for id in 21..25 {
+            replace(&directory, "b.json", &policy(id));
+            assert_eq!(ids(&watched.next().await), [1, id], "overflow: {is_overflow}");
+        }
+        writer.write_all(b"- {endpointId: 11}\n").unwrap();
+        drop(writer);
+        let reading = with_any_of(&mut watched, [11, 11]).await;
+        assert_eq!((ids(&reading), watched.failing().count()), (vec![10, 11, 24], 0), "overflow: {is_overflow}");
+    }
+}
+
+/// Whoever never closes what no event tells of is asked about for ever, but named once, and nobody waits for them.
+#[tokio::test]
+async fn a_target_of_a_link_that_is_never_closed_is_named_once_and_holds_up_nothing() {
+    let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (target, path) = (elsewhere.path().join("a.yaml"), directory.path().join("a.yaml"));
+    fs::write(&target, "- {endpointId: 1}\n").unwrap();
+    symlink(&target, &path).unwrap();
+    let mut watched = open(&directory);
+    assert_eq!(ids(&watched.next().await), [1]);
+    let mut writer = fs::File::create(&target).unwrap();
+    writer.write_all(b"- {endpointId: 10}\n").unwrap();
+    assert!(!watched.look(false).await, "it is known that it is being written");
+    std::thread::sleep(2 * QUIET);
+    replace(&directory, "b.json", &policy(2));
+    assert_eq!(ids(&watched.next().await), [1, 2]);
+    tokio::time::pause();
+    let reading = timeout(Duration::from_secs(60), watched.next()).await.expect("it is named");
+    let [error] = &reading.errors[..] else { panic!("one error, not {:?}", reading.errors) };
+    assert_eq!((ids(&reading), reading.changed, &*error.place.file), (vec![1, 2], false, &*path));
+    assert!(error.message.contains("has not closed it"), "{error}");
+    assert_eq!(watched.failing().collect::<Vec<_>>(), [error]);
+    assert!(timeout(Duration::from_secs(60), watched.next()).await.is_err(), "once");
+    tokio::time::resume();
+    replace(&directory, "b.json", &policy(3));
+    assert_eq!(ids(&watched.next().await), [1, 3]);
+    drop(writer);
+    let reading = with_any_of(&mut watched, [10, 10]).await;
+    assert_eq!((ids(&reading), watched.failing().count()), (vec![10, 3], 0));
 }
 
 /// Else what is in force would be out of date for ever without a word.
@@ -763,7 +891,7 @@ async fn claims_are_looked_for_only_where_they_count() {
                     };
                     content
                 }
-                Found::Same | Found::Unsettled => panic!("it is there"),
+                Found::Same | Found::Unsettled | Found::BeingWritten => panic!("it is there"),
             };
             let Broken { claims, is_untold, .. } = content.expect_err("it is broken");
             assert_eq!(claims.len(), count, "{} {known:?} {may_wait}", path.display());

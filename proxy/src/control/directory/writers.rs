@@ -1,6 +1,9 @@
 //! Who writes the files of a directory, by what the kernel says of them. What somebody has begun to write is not read before it is closed.
+//!
+//! Mostly it says so by itself. Of who began before the directory was watched, or writes through a link or another name, it only answers when
+//! asked, so such files are asked about again and again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +12,7 @@ use notify::Event;
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use tokio::time::{Instant, sleep_until};
 
+use super::PATIENCE;
 use crate::policy_file::{self, PolicyFileError};
 
 /// How long a file is written before that is reported, and how long its closing is waited for that may have been missed.
@@ -29,10 +33,22 @@ pub(super) struct Writers {
 struct Writing {
     since: Instant,
     last: Last,
-    /// Its closing may have been missed since then.
-    doubtful_since: Option<Instant>,
+    closing: Closing,
     /// Once it has taken [`LONG`].
     error: Option<PolicyFileError>,
+}
+
+/// How the end of its writing gets known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    /// By an event.
+    Told,
+    /// The event may have been missed: at this time whoever reads the file asks, and reads it also where the kernel has no answer.
+    Doubtful(Instant),
+    /// There may be no event: whoever reads the file asks again at this time.
+    AskedAt(Instant),
+    /// Whoever reads the file is to ask now.
+    Asked,
 }
 
 /// What was done last to a file that is being written.
@@ -48,7 +64,28 @@ enum Last {
 impl Writers {
     /// Whether somebody writes this file.
     pub(super) fn has(&self, path: &Path) -> bool {
-        self.files.contains_key(path)
+        self.files.get(path).is_some_and(|writing| writing.closing != Closing::Asked)
+    }
+
+    /// The kernel, when asked, said that somebody does.
+    pub(super) fn found(&mut self, path: &Path, now: Instant) {
+        let closing = Closing::AskedAt(now + PATIENCE);
+        self.files.entry(path.to_owned()).or_insert_with(|| Writing::begun(now)).closing = closing;
+    }
+
+    /// The kernel did not say so when it was asked. Whoever writes it next has begun then: who always does is [told](super::rewritten) from who
+    /// writes it once.
+    pub(super) fn answered(&mut self, path: &Path) {
+        if self.files.get(path).is_some_and(|writing| writing.closing == Closing::Asked) {
+            self.forget(path);
+        }
+    }
+
+    /// Nobody asks any more about others.
+    pub(super) fn keep_only(&mut self, names: &BTreeSet<PathBuf>) {
+        let gone =
+            self.files.extract_if(.., |path, writing| writing.closing == Closing::Asked && !names.contains(path));
+        self.mended |= gone.filter(|(_, writing)| writing.error.is_some()).count() > 0;
     }
 
     /// Since when somebody writes it who has not closed it.
@@ -76,7 +113,7 @@ impl Writers {
     /// Events were lost. Whoever wrote may be done since then, or not.
     pub(super) fn doubt_all(&mut self, now: Instant) {
         for writing in self.files.values_mut() {
-            writing.doubtful_since.get_or_insert(now);
+            writing.doubt(now);
         }
     }
 
@@ -106,12 +143,11 @@ impl Writers {
         match self.files.get_mut(path) {
             Some(writing) => {
                 writing.last = Last::Written;
-                writing.doubtful_since = None; // it was not closed, then
+                if !matches!(writing.closing, Closing::AskedAt(_)) {
+                    writing.closing = Closing::Told; // it was not closed, then
+                }
             }
-            None => {
-                let writing = Writing { since: now, last: Last::Written, doubtful_since: None, error: None };
-                self.files.insert(path.to_owned(), writing);
-            }
+            None => _ = self.files.insert(path.to_owned(), Writing::begun(now)),
         }
     }
 
@@ -132,7 +168,7 @@ impl Writers {
         match self.files.get_mut(path).filter(|writing| writing.last == Last::Touched) {
             Some(writing) => {
                 writing.last = Last::Written;
-                writing.doubtful_since.get_or_insert(now);
+                writing.doubt(now);
             }
             None => self.forget(path),
         }
@@ -159,15 +195,22 @@ impl Writers {
         }
     }
 
-    /// Files that take [`LONG`], each once. Those are not among them whose closing was probably missed: they count as closed, and the
-    /// directory is to be looked at.
+    /// Files that take [`LONG`], each once. Of those whose closing may be no event, or was probably missed, it is time to ask: they do not count as
+    /// written meanwhile, and the directory is to be looked at.
     pub(super) fn say(&mut self, now: Instant) -> Vec<PolicyFileError> {
-        let is_due = |path: &Path, writing: &Writing| writing.deadline(path).is_some_and(|deadline| deadline <= now);
-        let closed =
-            self.files.extract_if(.., |path, writing| writing.doubtful_since.is_some() && is_due(path, writing));
-        self.mended |= closed.filter(|(_, writing)| writing.error.is_some()).count() > 0;
-        let due = self.files.iter_mut().filter(|(path, writing)| is_due(path, writing));
-        due.map(|(path, writing)| writing.error.insert(not_closed(path)).clone()).collect()
+        let is_due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        // Nobody asks about files that nobody reads.
+        self.files.retain(|path, writing| policy_file::is_policy_file(path) || !is_due(writing.closing.deadline()));
+        let mut long = Vec::new();
+        for (path, writing) in &mut self.files {
+            if is_due(writing.long_at(path)) {
+                long.push(writing.error.insert(not_closed(path)).clone());
+            }
+            if is_due(writing.closing.deadline()) {
+                writing.closing = Closing::Asked;
+            }
+        }
+        long
     }
 
     /// What was said and lasts.
@@ -182,13 +225,35 @@ impl Writers {
 }
 
 impl Writing {
-    /// Of files that nobody reads there is nothing to say.
+    fn begun(now: Instant) -> Self {
+        Self { since: now, last: Last::Written, closing: Closing::Told, error: None }
+    }
+
+    /// Its closing may have been missed.
+    fn doubt(&mut self, now: Instant) {
+        if self.closing == Closing::Told {
+            self.closing = Closing::Doubtful(now + LONG);
+        }
+    }
+
     fn deadline(&self, path: &Path) -> Option<Instant> {
-        let since = match self.doubtful_since {
-            Some(since) => Some(since),
-            None => (self.error.is_none() && policy_file::is_policy_file(path)).then_some(self.since),
-        };
-        since.map(|since| since + LONG)
+        self.closing.deadline().into_iter().chain(self.long_at(path)).min()
+    }
+
+    /// When it has taken [`LONG`], unless that was said. Of files that nobody reads there is nothing to say, nor of those that may be closed.
+    fn long_at(&self, path: &Path) -> Option<Instant> {
+        let is_open = matches!(self.closing, Closing::Told | Closing::AskedAt(_));
+        (self.error.is_none() && is_open && policy_file::is_policy_file(path)).then(|| self.since + LONG)
+    }
+}
+
+impl Closing {
+    /// When it is to be asked for.
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            Self::Doubtful(at) | Self::AskedAt(at) => Some(at),
+            Self::Told | Self::Asked => None,
+        }
     }
 }
 
