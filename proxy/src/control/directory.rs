@@ -410,10 +410,15 @@ impl Directory {
         let known = self.files.get_mut(&path).filter(|file| !file.resources.is_empty());
         let denies = known.is_some();
         let claims = known.map_or_else(Vec::new, |file| {
-            file.only_claims = true;
-            rewritten::denying(file.resources.clone(), now)
+            let denying = rewritten::denying(file.resources.clone(), now);
+            self.changed |= file.resources != denying;
+            // That is what stays, then, if what is read next does not load.
+            file.resources.clone_from(&denying);
+            denying
         });
         self.take(path.clone(), None, Err(Broken::rewritten(&path, claims, denies)));
+        // Only now: whoever waits for a reading may have given up before.
+        self.rewritten.said(&path);
     }
 
     fn take(&mut self, path: PathBuf, stamp: Option<Stamp>, content: Content) {

@@ -22,15 +22,20 @@ struct Unsettled {
 
 impl Rewritten {
     /// Notes that a file was found while somebody may be writing it, who has written it `since` then without closing it. Returns whether
-    /// that has gone on for [`LONG`], once. Who has taken all that time to write it once is somebody else's business.
+    /// that has gone on for [`LONG`], until that is [said](Self::said). Who has taken all that time to write it once is somebody else's business.
     pub(super) fn note(&mut self, path: &Path, since: Option<Instant>, now: Instant) -> bool {
         let unsettled = self.0.entry(path.to_owned()).or_insert_with(|| Unsettled { since: now, is_said: false });
         if since.is_some_and(|since| since <= unsettled.since) {
             unsettled.since = now;
         }
-        let is_due = !unsettled.is_said && now - unsettled.since >= LONG;
-        unsettled.is_said |= is_due;
-        is_due
+        !unsettled.is_said && now - unsettled.since >= LONG
+    }
+
+    /// It is known what follows for the file.
+    pub(super) fn said(&mut self, path: &Path) {
+        if let Some(unsettled) = self.0.get_mut(path) {
+            unsettled.is_said = true;
+        }
     }
 
     /// All of that has lasted for so much longer.
