@@ -70,6 +70,27 @@ impl Group {
         F: Future + 'static,
         F::Output: 'static,
     {
+        let (task, started) = self.start(future);
+        task.schedule();
+        started
+    }
+
+    /// The same for a task whose first poll is a part of the present one, which has to be one of this group.
+    pub fn spawn_polled<F>(&self, future: F) -> Task<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        let (task, started) = self.start(future);
+        task.run();
+        started
+    }
+
+    fn start<F>(&self, future: F) -> (Ready, Task<F::Output>)
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
         let local = &self.0.local;
         let remote = Arc::clone(&local.remote);
         let mut active = local.active.borrow_mut();
@@ -80,9 +101,7 @@ impl Group {
             move |task: Ready| schedule(&remote, task),
         );
         place.insert(task.waker());
-        drop(active);
-        task.schedule();
-        Task(handle.fallible())
+        (task, Task(handle.fallible()))
     }
 }
 

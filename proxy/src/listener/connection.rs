@@ -308,6 +308,11 @@ impl Connection {
         self.group.spawn(task).detach();
     }
 
+    /// The same, and begins to serve it at once: only from a task of the connection.
+    pub(crate) fn spawn_polled(&self, task: impl Future<Output = ()> + 'static) {
+        self.group.spawn_polled(task).detach();
+    }
+
     /// In which its tasks run.
     pub(crate) fn group(&self) -> &Group {
         &self.group

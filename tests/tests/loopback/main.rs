@@ -17,6 +17,7 @@ mod fairness;
 mod first_policy;
 mod forwarded_proto;
 mod h1_memory;
+mod h2_bursts;
 mod h2_floods;
 mod h2_heads;
 mod h2_limits;

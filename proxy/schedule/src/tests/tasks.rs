@@ -140,6 +140,35 @@ fn a_panic_ends_its_task_only_and_is_told() {
     assert_eq!(told.take(), Some((None, Some(7))));
 }
 
+/// What it does there is used by the poll that it is a part of, and its panic is no other's.
+#[test]
+fn a_task_may_begin_within_the_poll_that_starts_it() {
+    let bench = Bench::new();
+    let group = bench.group(20, 1);
+    let order = Rc::new(RefCell::new(Vec::new()));
+    let (time, own, log) = (bench.time.clone(), group.clone(), Rc::clone(&order));
+    let starting = group.spawn(async move {
+        time.work(1_000);
+        let (inner, note) = (time.clone(), Rc::clone(&log));
+        own.spawn_polled(async move {
+            inner.work(2_000);
+            note.borrow_mut().push("begins");
+            again().await;
+            note.borrow_mut().push("goes on");
+        })
+        .detach();
+        let panicking = own.spawn_polled(async { panic!("as the test wants it") });
+        assert_eq!(own.spent().cpu, 3_000);
+        log.borrow_mut().push("has started it");
+        assert_eq!(panicking.await, None::<()>);
+        log.borrow_mut().push("ends");
+    });
+    bench.settle();
+    drop(starting);
+    assert_eq!(*order.borrow(), ["begins", "has started it", "ends", "goes on"]);
+    assert_eq!(*bench.books.panicked.borrow(), [TenantId::from_raw(20)]);
+}
+
 #[test]
 fn a_task_ends_when_it_is_dropped_or_cancelled() {
     let bench = Bench::new();

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
+use super::arriving::Arriving;
 use super::budget::Budget;
+use super::detach::detach;
 use super::incoming::Incoming;
 use super::owed::Answering;
 use super::prefixed::Prefixed;
@@ -20,7 +22,7 @@ use crate::http::Buffer;
 use crate::http::h1::MAX_HEAD;
 use crate::listener::connection::Connection;
 use crate::reason::Reason;
-use crate::tenant::Pacing;
+use crate::tenant::{Charged, Pacing};
 use tollgate_schedule::{Work, mark};
 
 /// Streams open at a time on one connection.
@@ -50,6 +52,7 @@ pub(super) struct Shared {
     pub(super) connection: Rc<Connection>,
     pub(super) upstream: UpstreamSlot,
     pub(super) budget: Rc<Budget>,
+    arriving: Rc<Arriving>,
     /// What waits for the client, and what waits for the upstream.
     pub(super) down: Rc<Way>,
     pub(super) up: Rc<Way>,
@@ -123,17 +126,28 @@ pub(crate) async fn serve(connection: &Rc<Connection>, stream: TcpStream, buffer
     let budget = Budget::new(&connection.worker.limits, metrics);
     let _held = connection.payer.hold_for_a_while(CONNECTION_MEMORY);
     let (down, up) = (Way::new(&connection.payer, &connection.worker), Way::new(&connection.payer, &connection.worker));
-    let handshake = builder.handshake(Prefixed::new(connection, stream, buffer, &budget, (&down, &up)));
+    let arriving = Arriving::new(&connection.payer);
+    let socket = Prefixed::new(connection, stream, buffer, (&budget, &arriving), (&down, &up));
+    let handshake = builder.handshake(socket);
     let timeout = connection.listener.config.request_head_timeout;
     let Ok(Ok(server)) = tokio::time::timeout(timeout, handshake).await else { return };
     let (open, mut closed) = mpsc::channel(1);
     let upstream = UpstreamSlot::new(open, &down, &up);
     let pacing = Pacing::default();
-    let shared =
-        Shared { connection: Rc::clone(connection), upstream, budget, down, up, pacing, goaway: Notify::new() };
+    let shared = Shared {
+        connection: Rc::clone(connection),
+        upstream,
+        budget,
+        arriving,
+        down,
+        up,
+        pacing,
+        goaway: Notify::new(),
+    };
     let shared = Rc::new(shared);
     let abuse = accept_streams(Rc::clone(&shared), server).await;
     shared.down.flushed(shared.down.client());
+    shared.arriving.end();
     // Its end is that of the upstream connection.
     drop(shared);
     if let Some(Abuse { reason, detail }) = abuse {
@@ -201,15 +215,18 @@ async fn accept_streams(shared: Rc<Shared>, mut server: h2::server::Connection<P
         tokio::select! {
             biased;
             accepted = accept(&mut server, &shared) => match accepted {
-                Some(Ok((request, mut respond))) if refuses_at.is_some_and(|at| at <= Instant::now()) => {
-                    let _request = request.map(Incoming::new);
+                Some(Ok(Accepted { mut respond, .. })) if refuses_at.is_some_and(|at| at <= Instant::now()) => {
                     respond.send_reset(h2::Reason::REFUSED_STREAM);
                     shared.down.queue_answer(&http::HeaderMap::new(), 0);
                 }
-                Some(Ok((request, respond))) => {
+                Some(Ok(accepted)) => {
                     connection.count_request();
-                    let (request, respond) = (request.map(Incoming::new), Answering::new(respond));
-                    connection.spawn(stream::serve(Rc::clone(&shared), request, respond));
+                    let stream = stream::serve(Rc::clone(&shared), accepted);
+                    match shared.arriving.are_many() {
+                        // It is refused before others are read, which take their room until they are.
+                        true => connection.spawn_polled(stream),
+                        false => connection.spawn(stream),
+                    }
                 }
                 Some(Err(error)) => {
                     tracing::debug!(downstream = %connection.downstream, %error, "HTTP/2 connection failed");
@@ -266,13 +283,22 @@ async fn reaped(connection: &Connection, leaving: bool) -> Reason {
     }
 }
 
+/// A request, and the way to answer it.
+pub(super) struct Accepted {
+    pub(super) parts: http::request::Parts,
+    pub(super) body: Incoming,
+    pub(super) respond: Answering,
+    /// What it takes, but for its bodies.
+    pub(super) charge: Charged,
+}
+
 /// The next stream. Reading frames on the way to it, and writing those that wait, is what takes time.
 async fn accept(
     server: &mut h2::server::Connection<Prefixed, Piece>,
     shared: &Shared,
-) -> Option<Result<(http::Request<h2::RecvStream>, h2::server::SendResponse<Piece>), h2::Error>> {
+) -> Option<Result<Accepted, h2::Error>> {
     let mut again = false;
-    poll_fn(|cx| {
+    let accepted = poll_fn(|cx| {
         if std::mem::replace(&mut again, true) {
             // Its task was, and meanwhile streams had their turn.
             shared.up.polled_again();
@@ -280,9 +306,17 @@ async fn accept(
         let _work = mark(Work::Http);
         let accepted = server.poll_accept(cx);
         shared.down.written(shared.down.client());
+        if accepted.is_pending() {
+            shared.arriving.none_left();
+        }
         accepted
-    })
-    .await
+    });
+    Some(accepted.await?.map(|(request, respond)| {
+        let (mut parts, body) = request.map(Incoming::new).into_parts();
+        let respond = Answering::new(respond);
+        let charge = shared.arriving.accept(respond.stream_id().as_u32(), detach(&mut parts));
+        Accepted { parts, body, respond, charge }
+    }))
 }
 
 /// Waits until the budget is used up. That happens while the connection reads, so in the task that waits here.

@@ -59,13 +59,15 @@ pub(super) struct Frames {
     skip: usize,
     /// What is skipped is shown.
     is_block: bool,
+    /// Another frame goes on with the block.
+    goes_on: bool,
     /// No further frame is wanted.
     stopped: bool,
 }
 
 impl Default for Frames {
     fn default() -> Self {
-        Self { partial: [0; HEADER], have: 0, skip: PREFACE.len(), is_block: false, stopped: false }
+        Self { partial: [0; HEADER], have: 0, skip: PREFACE.len(), is_block: false, goes_on: false, stopped: false }
     }
 }
 
@@ -83,6 +85,11 @@ impl Frames {
     /// Whether a frame has ended, and no other one has begun.
     pub(super) fn are_between(&self) -> bool {
         self.have == 0 && self.skip == 0
+    }
+
+    /// Whether a header block has begun and not ended.
+    pub(super) fn is_within_block(&self) -> bool {
+        self.goes_on || self.is_block && self.skip > 0
     }
 
     /// Shows `each` the frames whose headers end in `bytes`, and what of blocks is there. The first frame for which it returns false is the
@@ -123,6 +130,7 @@ impl Frames {
     fn begin(&mut self, head: FrameHead, each: &mut impl FnMut(Seen<'_>) -> bool) {
         self.skip = head.length as usize;
         self.is_block = matches!(head.kind, HEADERS | CONTINUATION);
+        self.goes_on = self.is_block && head.flags & END_HEADERS == 0;
         self.stopped = !each(Seen::Head(head));
     }
 }

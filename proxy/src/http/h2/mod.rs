@@ -4,6 +4,7 @@
 //! Framing, HPACK and flow control are the `h2` crate's; what is ours is the way of a request.
 
 mod answer;
+mod arriving;
 mod budget;
 mod connection;
 mod detach;

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tollgate_schedule::{Work, mark, poll_slice};
 
+use super::arriving::Arriving;
 use super::budget::Budget;
 use super::frames::{Frames, Seen};
 use super::queue::Way;
@@ -22,6 +23,9 @@ use crate::reason::Reason;
 /// that unread bytes would cause.
 const DISCARD: usize = 256 * 1024;
 
+/// Bytes that are read at a time for a client whose tenant gets nothing more: few streams, which are refused before the next are read.
+const LITTLE: usize = 256;
+
 /// Reads `buffer` first, then `stream`; writes to `stream`. Once the budget is used up it reads as ended, behind a whole
 /// frame, so that `h2` writes what it has begun and shuts down; a GOAWAY with the reason is the last that is written then.
 #[derive(Debug)]
@@ -31,6 +35,7 @@ pub(super) struct Prefixed {
     frames: Frames,
     table: ChargedTable,
     budget: Rc<Budget>,
+    arriving: Rc<Arriving>,
     connection: Rc<Connection>,
     /// What waits for the client, and what for the upstream.
     down: Rc<Way>,
@@ -53,13 +58,13 @@ impl Prefixed {
         connection: &Rc<Connection>,
         stream: TcpStream,
         buffer: Buffer,
-        budget: &Rc<Budget>,
+        (budget, arriving): (&Rc<Budget>, &Rc<Arriving>),
         (down, up): (&Rc<Way>, &Rc<Way>),
     ) -> Self {
-        let (connection, budget) = (Rc::clone(connection), Rc::clone(budget));
+        let (connection, budget, arriving) = (Rc::clone(connection), Rc::clone(budget), Rc::clone(arriving));
         let (down, up) = (Rc::clone(down), Rc::clone(up));
         let (frames, table) = (Frames::default(), ChargedTable::new(&connection.payer));
-        Self { buffer, stream, frames, table, budget, connection, down, up, last_words: LastWords::None }
+        Self { buffer, stream, frames, table, budget, arriving, connection, down, up, last_words: LastWords::None }
     }
 
     /// Writes with `write`, unless the task's slice of time is spent: what waits for its next poll has not left either.
@@ -80,11 +85,19 @@ impl Prefixed {
     }
 
     fn poll_bytes(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let most = if self.arriving.are_many() { LITTLE } else { usize::MAX };
         if self.buffer.is_empty() {
             ready!(poll_slice(cx));
+            if most < out.remaining() {
+                let mut part = ReadBuf::new(out.initialize_unfilled_to(most));
+                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+                let n = part.filled().len();
+                out.advance(n);
+                return Poll::Ready(Ok(()));
+            }
             return Pin::new(&mut self.stream).poll_read(cx, out);
         }
-        let n = self.buffer.len().min(out.remaining());
+        let n = self.buffer.len().min(out.remaining()).min(most);
         out.put_slice(&self.buffer.filled()[..n]);
         self.buffer.consume(n);
         self.buffer.release();
@@ -145,21 +158,27 @@ impl AsyncRead for Prefixed {
         if self.frames.is_over() {
             return Poll::Ready(Ok(()));
         }
+        self.arriving.wants_more();
         ready!(self.down.poll_answers_taken(cx));
         ready!(self.up.poll_read_ahead(cx));
+        ready!(self.arriving.poll_accepted(cx));
         let before = out.filled().len();
         {
             let _work = mark(Work::Io);
             ready!(self.poll_bytes(cx, out))?;
         }
-        let Self { frames, budget, table, .. } = &mut *self;
+        let Self { frames, budget, arriving, table, .. } = &mut *self;
         let followed = frames.follow(&out.filled()[before..], |seen| {
             table.see(seen);
             match seen {
-                Seen::Head(head) => budget.take(head),
+                Seen::Head(head) => {
+                    arriving.begin(head, budget.newest());
+                    budget.take(head)
+                }
                 Seen::Block(_) => true,
             }
         });
+        arriving.read(frames.is_within_block());
         out.set_filled(before + followed);
         self.up.read(followed);
         Poll::Ready(Ok(()))

@@ -14,8 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tollgate_policy::{HeaderEdits, Permit, SecurityId};
 
 use super::answer::answer;
-use super::connection::{EndIfPanicked, Shared};
-use super::detach::detach;
+use super::connection::{Accepted, EndIfPanicked, Shared};
 use super::held::HeldBack;
 use super::incoming::Incoming;
 use super::outlet::Outlet;
@@ -35,18 +34,14 @@ use crate::reason::Reason;
 use crate::tenant::{Head, Pace, Pacing};
 use crate::worker::{PanicCount, Subscription};
 
-/// Bytes that a stream takes beside its head and its bodies, here and in `h2`, for both sides of the proxy. Measured.
-const STREAM: usize = 14 * 512;
-
-/// Serves one stream from request to record.
-pub(super) async fn serve(shared: Rc<Shared>, request: http::Request<Incoming>, mut respond: Answering) {
+/// Serves one stream from request to record. It is on the account by its `charge`.
+pub(super) async fn serve(shared: Rc<Shared>, accepted: Accepted) {
+    let Accepted { parts, body, mut respond, charge: _held } = accepted;
     let connection = &shared.connection;
     let _ends = EndIfPanicked::new(&shared);
     let _panics = PanicCount::new(connection.worker.flows.metrics(), &connection.payer);
     let _work = connection.idle.work();
     let config = &connection.listener.config;
-    let (mut parts, body) = request.into_parts();
-    let _held = connection.payer.hold_for_a_while(STREAM + detach(&mut parts));
     let present = connection.present();
     let mut flow = present.open_flow(Protocol::Http2, std::time::Instant::now());
     let reply_to = |reason: Reason, grpc| LocalReply::refusal(reason, grpc, &config.denied_body, config.reason_header);
