@@ -460,11 +460,22 @@ fn heads_that_are_large_when_they_are_decoded_take_no_memory() {
     // 115 KiB each.
     let seen = bomb(python, &site, &proxy, "/allowed", 30, STREAMS);
     assert_eq!(seen, json!({ "statuses": { "431": STREAMS }, "reasons": {}, "goaway": [] }), "by the list's limit");
+    let records = until("their records", || {
+        let records = proxy.flows().into_iter().filter(|flow| flow["reason"] == Reason::HeadersTooLarge.code());
+        Some(records.collect::<Vec<Value>>()).filter(|records| records.len() >= STREAMS as usize)
+    });
+    assert_eq!(records.len(), STREAMS as usize);
+    assert!(
+        records.iter().all(|record| record["tenant"] == "greedy" && record["verdict"] == "DROPPED"),
+        "{}",
+        records[0]
+    );
     // 38 KiB.
     let seen = bomb(python, &site, &proxy, "/allowed", 10, STREAMS);
     let code = Reason::TenantHeaders.code();
     assert_eq!(seen, json!({ "statuses": { "431": STREAMS }, "reasons": { code: STREAMS }, "goaway": [0] }));
-    assert_eq!(shown(&proxy, "greedy", "refusals"), json!({ code: STREAMS }));
+    let large = Reason::HeadersTooLarge.code();
+    assert_eq!(shown(&proxy, "greedy", "refusals"), json!({ code: STREAMS, large: STREAMS }));
     // 384 KiB: decoding ends there, and so does the connection.
     let seen = bomb(python, &site, &proxy, "/allowed", 100, 1);
     assert_eq!(seen["goaway"], json!([11]), "{seen}");

@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::frames::{FrameHead, HEADERS};
+use super::connection::MAX_HEADER_LIST;
+use super::frames::{CONTINUATION, FrameHead, HEADERS};
 use crate::tenant::{Charged, MemoryStep, Payer};
 
 /// Bytes that a stream takes beside its head and its bodies, here and in `h2`, for both sides of the proxy. Measured.
@@ -20,10 +21,14 @@ const ARRIVED: usize = 7 * 512;
 pub(super) struct Arriving {
     payer: Rc<Payer>,
     streams: RefCell<VecDeque<Opened>>,
+    /// The header block that comes is the newest one's.
+    opens: Cell<bool>,
     /// It has not ended, so `h2` does not know of the stream.
     is_within_block: Cell<bool>,
     /// `h2` asks for more, so it has looked at all whole frames that it has.
     wants_more: Cell<bool>,
+    /// Those that `h2` did not hand over, for their heads.
+    too_large: Cell<u32>,
 }
 
 /// A stream that nobody serves yet.
@@ -31,6 +36,8 @@ pub(super) struct Arriving {
 struct Opened {
     stream: u32,
     charge: Charged,
+    /// Whether the list of its fields may be larger than `h2` takes.
+    is_large: bool,
 }
 
 impl Arriving {
@@ -38,8 +45,10 @@ impl Arriving {
         Rc::new(Self {
             payer: Rc::clone(payer),
             streams: RefCell::default(),
+            opens: Cell::default(),
             is_within_block: Cell::default(),
             wants_more: Cell::default(),
+            too_large: Cell::default(),
         })
     }
 
@@ -48,10 +57,21 @@ impl Arriving {
         match head.kind {
             HEADERS if head.stream > newest => {
                 let charge = self.payer.hold_for_a_while(ARRIVED);
-                let opened = Opened { stream: head.stream, charge };
+                let opened = Opened { stream: head.stream, charge, is_large: false };
                 self.streams.borrow_mut().push_back(opened);
+                self.opens.set(true);
             }
-            _ => {}
+            CONTINUATION => {}
+            _ => self.opens.set(false),
+        }
+    }
+
+    /// The fields of the present block have so many bytes at the most so far, as they are decoded.
+    pub(super) fn has_fields(&self, most: u32) {
+        if self.opens.get()
+            && let Some(newest) = self.streams.borrow_mut().back_mut()
+        {
+            newest.is_large = most >= MAX_HEADER_LIST;
         }
     }
 
@@ -86,7 +106,7 @@ impl Arriving {
     pub(super) fn accept(&self, stream: u32, head: usize) -> Charged {
         let mut streams = self.streams.borrow_mut();
         while streams.front().is_some_and(|opened| opened.stream < stream) {
-            streams.pop_front();
+            self.never_comes(streams.pop_front());
         }
         let mut charge = match streams.pop_front_if(|opened| opened.stream == stream) {
             Some(opened) => opened.charge,
@@ -104,8 +124,18 @@ impl Arriving {
         let mut streams = self.streams.borrow_mut();
         let left = usize::from(self.is_within_block.get());
         while streams.len() > left {
-            streams.pop_front();
+            self.never_comes(streams.pop_front());
         }
+    }
+
+    fn never_comes(&self, opened: Option<Opened>) {
+        let is_large = opened.is_some_and(|opened| opened.is_large);
+        self.too_large.set(self.too_large.get() + u32::from(is_large));
+    }
+
+    /// How many were refused since the last question because the list of their fields is too large: `h2` answers 431, and tells nobody.
+    pub(super) fn take_too_large(&self) -> u32 {
+        self.too_large.take()
     }
 
     /// The connection has ended.

@@ -17,7 +17,7 @@ use super::prefixed::Prefixed;
 use super::queue::{Piece, Way};
 use super::stream;
 use super::upstream::UpstreamSlot;
-use crate::flow::{Outcome, Protocol};
+use crate::flow::{Fields, Outcome, Protocol};
 use crate::http::Buffer;
 use crate::http::h1::MAX_HEAD;
 use crate::listener::connection::Connection;
@@ -308,6 +308,7 @@ async fn accept(
         shared.down.written(shared.down.client());
         if accepted.is_pending() {
             shared.arriving.none_left();
+            record_too_large(shared);
         }
         accepted
     });
@@ -315,8 +316,19 @@ async fn accept(
         let (mut parts, body) = request.map(Incoming::new).into_parts();
         let respond = Answering::new(respond);
         let charge = shared.arriving.accept(respond.stream_id().as_u32(), detach(&mut parts));
+        record_too_large(shared);
         Accepted { parts, body, respond, charge }
     }))
+}
+
+/// Writes records of the requests that `h2` has refused because of the size of their heads.
+fn record_too_large(shared: &Shared) {
+    for _ in 0..shared.arriving.take_too_large() {
+        let mut flow = shared.connection.open_flow(Protocol::Http2, Instant::now());
+        flow.record_mut().detail = Some("the list of header fields is over 60 KiB".into());
+        flow.log_request(Some(Reason::HeadersTooLarge), Fields::default());
+        flow.finish(Outcome::Denied, Some(Reason::HeadersTooLarge));
+    }
 }
 
 /// Waits until the budget is used up. That happens while the connection reads, so in the task that waits here.

@@ -175,7 +175,10 @@ impl AsyncRead for Prefixed {
                     arriving.begin(head, budget.newest());
                     budget.take(head)
                 }
-                Seen::Block(_) => true,
+                Seen::Block(_) => {
+                    arriving.has_fields(table.list_size());
+                    true
+                }
             }
         });
         arriving.read(frames.is_within_block());

@@ -24,11 +24,13 @@ const PRIORITY_FIELDS: u8 = 5;
 const READ: usize = 8 * 1024;
 /// The least that it decodes a string into.
 const DECODED: usize = 4 * 1024;
-/// The names that stay where they were read, in the static table: `:authority`, `:path`, `:scheme`; and bytes of the longest there.
+/// The names that stay where they were read, in the static table: `:authority`, `:path`, `:scheme`; and bytes of the shortest and longest
+/// there, and of the longest name with its value.
 const KEPT: [u32; 5] = [1, 4, 5, 6, 7];
 const STATIC: u32 = 61;
 const SHORTEST: u32 = 3;
 const LONGEST: u32 = 27;
+const LONGEST_FIELD: u32 = 28;
 /// What `:` is in the code of RFC 7541 appendix B: seven bits.
 const COLON: u8 = 0x5c;
 
@@ -42,6 +44,8 @@ struct Table {
     block: usize,
     walk: Walk,
     literal: Literal,
+    /// Bytes of the fields of the present block so far, as they are decoded, each with [`ENTRY`].
+    list: Bounds,
     /// The newest in front.
     entries: VecDeque<Entry>,
     /// How many there were.
@@ -134,6 +138,8 @@ struct Literal {
 #[derive(Debug)]
 struct Entry {
     size: u32,
+    /// It may be so large.
+    most: u32,
     name: Bounds,
     stays: bool,
     /// Bytes that go with it: nothing newer keeps the same buffer.
@@ -149,6 +155,7 @@ impl Default for Table {
             block: 0,
             walk: Walk::Field,
             literal: Literal::default(),
+            list: Bounds::default(),
             entries: VecDeque::new(),
             inserted: 0,
             size: 0,
@@ -169,6 +176,11 @@ pub(super) struct ChargedTable {
 impl ChargedTable {
     pub(super) fn new(payer: &Rc<Payer>) -> Self {
         Self { table: Table::default(), charge: payer.hold_for_a_while(0) }
+    }
+
+    /// The most that the fields of the present block take so far when they are decoded (RFC 9113 section 6.5.2).
+    pub(super) fn list_size(&self) -> u32 {
+        self.table.list.most
     }
 
     /// What goes to the decoder.
@@ -199,7 +211,7 @@ impl Table {
         match head.kind {
             HEADERS => {
                 self.fragment = Fragment::of(head);
-                (self.walk, self.block) = (Walk::Field, length);
+                (self.walk, self.block, self.list) = (Walk::Field, length, Bounds::default());
             }
             CONTINUATION => {
                 self.fragment = Fragment { left: head.length, ..Fragment::default() };
@@ -222,7 +234,10 @@ impl Table {
         while let Some((&byte, rest)) = bytes.split_first() {
             match self.walk {
                 // Most fields are in a table already.
-                Walk::Field if byte & 0x80 != 0 && byte != 0xff => bytes = rest,
+                Walk::Field if byte & 0x80 != 0 && byte != 0xff => {
+                    bytes = rest;
+                    self.indexed(u32::from(byte & 0x7f));
+                }
                 Walk::Field => {
                     bytes = rest;
                     self.field(byte);
@@ -284,7 +299,10 @@ impl Table {
     /// An integer has come.
     fn know(&mut self, value: u32, of: Of) {
         self.walk = match of {
-            Of::Indexed => Walk::Field,
+            Of::Indexed => {
+                self.indexed(value);
+                Walk::Field
+            }
             Of::Size if value > MOST => Walk::Broken,
             Of::Size => {
                 self.most = value;
@@ -298,6 +316,17 @@ impl Table {
             }
             Of::Length { part, is_coded } => return self.string(value, part, is_coded),
         }
+    }
+
+    /// A field of a table comes again.
+    fn indexed(&mut self, number: u32) {
+        let of = |entry: &Entry| Bounds { least: entry.size, most: entry.most };
+        let field = match number.checked_sub(STATIC + 1) {
+            None => Bounds { least: ENTRY + SHORTEST, most: ENTRY + LONGEST_FIELD },
+            Some(_) if self.is_doubtful => Bounds { least: ENTRY, most: MOST },
+            Some(place) => self.entries.get(place as usize).map_or_else(Bounds::default, of),
+        };
+        self.list.add(field);
     }
 
     /// What is known of a name in a table.
@@ -338,6 +367,7 @@ impl Table {
         self.walk = match part {
             Part::Name => Walk::Length(Part::Value),
             Part::Value => {
+                self.list.add(self.literal.size());
                 if self.literal.enters {
                     self.insert();
                 }
@@ -347,16 +377,15 @@ impl Table {
     }
 
     fn insert(&mut self) {
-        let Literal { stays, name, value, is_coded, .. } = self.literal;
-        let sum = |name: u32, value: u32| ENTRY.saturating_add(name).saturating_add(value);
-        let (least, most) = (sum(name.least, value.least), sum(name.most, value.most));
+        let Literal { stays, name, is_coded, .. } = self.literal;
+        let Bounds { least, most } = self.literal.size();
         self.make_room(least);
         if least > self.most {
             return;
         }
         self.is_doubtful |= most > self.most;
         let keeps = if stays { self.keep(is_coded) } else { 0 };
-        self.entries.push_front(Entry { size: least, name, stays, keeps });
+        self.entries.push_front(Entry { size: least, most, name, stays, keeps });
         (self.inserted, self.size) = (self.inserted + 1, self.size + least);
         self.kept += keeps as usize;
     }
@@ -386,6 +415,21 @@ impl Table {
             // Nor has `h2` any.
             self.is_doubtful = false;
         }
+    }
+}
+
+impl Literal {
+    /// What it counts as in a table, and in a list of fields.
+    fn size(&self) -> Bounds {
+        let sum = |name: u32, value: u32| ENTRY.saturating_add(name).saturating_add(value);
+        Bounds { least: sum(self.name.least, self.value.least), most: sum(self.name.most, self.value.most) }
+    }
+}
+
+impl Bounds {
+    fn add(&mut self, other: Self) {
+        self.least = self.least.saturating_add(other.least);
+        self.most = self.most.saturating_add(other.most);
     }
 }
 

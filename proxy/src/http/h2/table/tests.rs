@@ -121,3 +121,38 @@ fn a_block_goes_on() {
     frames[0][3] = HEADERS;
     assert_eq!(kept(&frames), 2 * block.len(), "in what was put together for it");
 }
+
+/// The least and the most that the last block takes when it is decoded.
+fn list_of(frames: &[Vec<u8>]) -> (u32, u32) {
+    let (mut followed, mut table) = (Frames::of_server(), Table::default());
+    followed.follow(&frames.concat(), |seen| {
+        match seen {
+            Seen::Head(head) => table.begin(head),
+            Seen::Block(bytes) => table.follow(bytes),
+        }
+        true
+    });
+    (table.list.least, table.list.most)
+}
+
+#[test]
+fn fields_count_as_they_are_decoded() {
+    let text = |name: usize, value: usize| u32::try_from(name + value).unwrap() + ENTRY;
+    let same = |size| (size, size);
+    assert_eq!(list_of(&[head(&large(14_000))]), same(text(1, 14_000)));
+    let planted = head(&[&[0x40, 1, b'x'][..], &[4], b"abcd"].concat());
+    assert_eq!(list_of(&[planted.clone(), head(&[0xbe; 500])]), same(500 * text(1, 4)), "by its number in the table");
+    assert_eq!(list_of(&[planted.clone(), head(&[0xbf; 500])]), same(0), "there is none");
+    assert_eq!(list_of(&[head(&large(14_000)), planted]), same(text(1, 4)), "each block for itself");
+    // `age`, and `accept-encoding: gzip, deflate`.
+    for (field, size) in [(b"\x95", text(3, 0)), (b"\x90", text(15, 13))] {
+        let (least, most) = list_of(&[head(field)]);
+        assert!((least..=most).contains(&size), "{size} is not from {least} to {most}");
+    }
+    // 100 letters of 5 bits, and as many bytes of 8.
+    let coded = [&[0x04, 0x80 | 63][..], &[0; 63]].concat();
+    let (least, most) = list_of(&[head(&coded)]);
+    assert!(least <= text(5, 16) && most >= text(5, 100), "{least} {most}");
+    let parts = [frame(HEADERS, 0, 1, &large(14_000)), frame(CONTINUATION, 4, 1, &large(14_000))];
+    assert_eq!(list_of(&parts), same(2 * text(1, 14_000)), "the block goes on");
+}
