@@ -264,7 +264,10 @@ impl Directory {
                 self.take(path, Some(stamp), content);
             }
             // Its closing is an event of its own, but that may have come already.
-            _ => _ = self.pending_since.get_or_insert_with(Instant::now),
+            _ => {
+                self.note_unsettled(&path);
+                self.pending_since.get_or_insert_with(Instant::now);
+            }
         }
         self.aside.begin();
     }
@@ -354,10 +357,9 @@ impl Directory {
                 false => find(&path, known, self.delivered, is_over).await,
             };
             let found = self.confirmed(&path, found).await;
-            let is_unsettled =
-                matches!(found, Found::Unsettled | Found::BeingWritten | Found::Aside { is_settled: false, .. });
-            if is_unsettled && self.rewritten.note(&path, self.writers.since(&path), Instant::now()) {
-                self.give_up(path.clone()).await;
+            // Of a large one that is seen when it is read.
+            if matches!(found, Found::Unsettled | Found::BeingWritten) {
+                self.note_unsettled(&path);
             }
             match found {
                 Found::Same => {
@@ -404,21 +406,22 @@ impl Directory {
         }
     }
 
-    /// What a file held before does not stay in force if that is how it is kept from being read.
-    async fn give_up(&mut self, path: PathBuf) {
-        let (now, _) = rewritten::claims(&path).await.unwrap_or_default();
-        let known = self.files.get_mut(&path).filter(|file| !file.resources.is_empty());
-        let denies = known.is_some();
-        let claims = known.map_or_else(Vec::new, |file| {
-            let denying = rewritten::denying(file.resources.clone(), now);
-            self.changed |= file.resources != denying;
-            // That is what stays, then, if what is read next does not load.
-            file.resources.clone_from(&denying);
-            denying
-        });
-        self.take(path.clone(), None, Err(Broken::rewritten(&path, claims, denies)));
-        // Only now: whoever waits for a reading may have given up before.
-        self.rewritten.said(&path);
+    /// Notes that a file could not be read because somebody writes it. What it held before does not stay in force if that is how it is kept
+    /// from being read; its policies deny, and all else of it stays, until it is read and loads.
+    fn note_unsettled(&mut self, path: &Path) {
+        // At a start nothing of it is in force, and what it claims is still to be found out.
+        if !self.delivered || !self.rewritten.note(path, self.writers.since(path), Instant::now()) {
+            return;
+        }
+        let file = self.files.entry(path.to_owned()).or_default();
+        let before = std::mem::take(&mut file.resources);
+        let Broken { errors, .. } = Broken::rewritten(path, Vec::new(), !before.is_empty());
+        if file.error.as_ref() != Some(&errors) {
+            self.errors.extend(errors.iter().cloned());
+        }
+        (file.error, file.stamp) = (Some(errors), None);
+        file.resources = rewritten::denying(before.clone());
+        self.changed |= file.resources != before;
     }
 
     fn take(&mut self, path: PathBuf, stamp: Option<Stamp>, content: Content) {

@@ -43,7 +43,7 @@ impl Control {
                 }
             };
             for error in &reading.errors {
-                tracing::warn!(%error, "policy file does not load; what it held before stays in force, or its endpoints deny if that is not known");
+                tracing::warn!(%error, "policy file does not load; unless it says otherwise, what it held before stays in force, or its endpoints deny if that is not known");
             }
             let contested = reading.set.contested();
             for problem in warned.keep("", contested.iter().map(ToString::to_string).collect()) {

@@ -22,20 +22,15 @@ struct Unsettled {
 
 impl Rewritten {
     /// Notes that a file was found while somebody may be writing it, who has written it `since` then without closing it. Returns whether
-    /// that has gone on for [`LONG`], until that is [said](Self::said). Who has taken all that time to write it once is somebody else's business.
+    /// that has gone on for [`LONG`], once. Who has taken all that time to write it once is somebody else's business.
     pub(super) fn note(&mut self, path: &Path, since: Option<Instant>, now: Instant) -> bool {
         let unsettled = self.0.entry(path.to_owned()).or_insert_with(|| Unsettled { since: now, is_said: false });
         if since.is_some_and(|since| since <= unsettled.since) {
             unsettled.since = now;
         }
-        !unsettled.is_said && now - unsettled.since >= LONG
-    }
-
-    /// It is known what follows for the file.
-    pub(super) fn said(&mut self, path: &Path) {
-        if let Some(unsettled) = self.0.get_mut(path) {
-            unsettled.is_said = true;
-        }
+        let is_due = !unsettled.is_said && now - unsettled.since >= LONG;
+        unsettled.is_said |= is_due;
+        is_due
     }
 
     /// All of that has lasted for so much longer.
@@ -61,15 +56,10 @@ pub(super) async fn claims(path: &Path) -> Option<(Vec<FileResource>, bool)> {
     tokio::task::spawn_blocking(move || settled::look(&file)).await.ok().flatten()
 }
 
-/// The policies of both, without what they allow: what was in force, and what the file claims `now` besides. All else stays.
-pub(super) fn denying(before: Vec<FileResource>, now: Vec<FileResource>) -> Vec<FileResource> {
-    let endpoint = |one: &FileResource| match &one.resource {
-        PolicyResource::Policy(policy) => Some(policy.endpoint_id),
-        PolicyResource::Hosts(_) | PolicyResource::Tenant(_) => None,
-    };
-    let known: BTreeSet<u64> = before.iter().filter_map(endpoint).collect();
-    let (policies, mut all): (Vec<_>, Vec<_>) = before.into_iter().partition(|one| endpoint(one).is_some());
+/// The policies without what they allow, and all else as it is.
+pub(super) fn denying(before: Vec<FileResource>) -> Vec<FileResource> {
+    let is_policy = |one: &FileResource| matches!(one.resource, PolicyResource::Policy(_));
+    let (policies, mut all): (Vec<_>, Vec<_>) = before.into_iter().partition(is_policy);
     all.extend(broken::denying(policies));
-    all.extend(now.into_iter().filter(|one| endpoint(one).is_some_and(|id| !known.contains(&id))));
     all
 }

@@ -789,10 +789,14 @@ async fn a_file_that_is_not_closed_for_long_is_named_once() {
 
 /// Writes a file in place until it is dropped, never leaving it alone for as long as it takes to be read.
 fn rewrite(directory: &TempDir, name: &'static str, text: String) -> Swapping {
+    rewrite_every(Duration::from_millis(5), directory, name, text)
+}
+
+fn rewrite_every(pause: Duration, directory: &TempDir, name: &'static str, text: String) -> Swapping {
     let path = directory.path().join(name);
     let (end, ended) = std::sync::mpsc::channel();
     let rewrite = move || {
-        while ended.recv_timeout(Duration::from_millis(5)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        while ended.recv_timeout(pause) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             fs::write(&path, &text).unwrap();
         }
     };
@@ -857,6 +861,35 @@ async fn a_file_that_is_written_again_and_again_denies_after_a_while() {
     replace(&directory, "c.json", &open_to_all(4));
     let reading = with_any_of(&mut watched, [3, 3]).await;
     assert_eq!((ids(&reading), denying(&reading), watched.failing().count()), (vec![3, 2, 4], vec![], 0));
+}
+
+/// It rests for long enough each time to be read, and not for as long as that takes.
+#[tokio::test]
+async fn a_large_file_that_is_written_again_while_it_is_read_denies_after_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let open_to_all = policy(1).replace('}', ", \"ingressPerPortPolicies\": [{\"port\": 80}]}");
+    replace(&directory, "a.yaml", &format!("- {open_to_all}\n"));
+    let mut watched = open(&directory);
+    let before = watched.next().await;
+    assert!(!before.set.policies[0].ingress_per_port_policies.is_empty());
+    let large = format!("- {}\n{}", policy(3), "# nothing\n".repeat(400_000));
+    let rewriting = rewrite_every(2 * QUIET, &directory, "a.yaml", large);
+    let named = async {
+        loop {
+            let Ok(reading) = timeout(PATIENCE, watched.next()).await else {
+                watched.rewritten.backdate(writers::LONG);
+                continue;
+            };
+            if reading.errors.iter().any(|error| error.message.contains("all the time")) {
+                break reading;
+            }
+        }
+    };
+    let reading = timeout(Duration::from_secs(60), named).await.expect("it is named");
+    assert_eq!(ids(&reading), [1]);
+    assert!(reading.set.policies[0].ingress_per_port_policies.is_empty(), "it denies");
+    drop(rewriting);
+    assert_eq!(ids(&with_any_of(&mut watched, [3, 3]).await), [3]);
 }
 
 /// A large one would be searched each time that it changes.
