@@ -258,7 +258,10 @@ impl Directory {
         let Some(aside::Read { path, attempt, is_wanted }) = self.aside.finished() else { return };
         match attempt {
             _ if !is_wanted || !is_there(&path) => {}
-            Attempt::BeingWritten => self.writers.found(&path, Instant::now()),
+            Attempt::BeingWritten => {
+                self.writers.found(&path, Instant::now());
+                self.note_unsettled(&path);
+            }
             // Another may be in its place by now, and yet another when that has been read: this one is newer than what is known.
             Attempt::Whole(stamp, content, opened) if self.is_finished(&path, &opened) => {
                 self.take(path, Some(stamp), content);

@@ -892,6 +892,37 @@ async fn a_large_file_that_is_written_again_while_it_is_read_denies_after_a_whil
     assert_eq!(ids(&with_any_of(&mut watched, [3, 3]).await), [3]);
 }
 
+/// Its writer is there whenever it is read, and gone in between.
+#[tokio::test]
+async fn a_large_file_that_is_open_to_write_whenever_it_is_read_denies_after_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.yaml");
+    let rest = "# nothing\n".repeat(10_000);
+    let open_to_all = policy(1).replace('}', ", \"ingressPerPortPolicies\": [{\"port\": 80}]}");
+    replace(&directory, "a.yaml", &format!("- {open_to_all}\n{rest}"));
+    let mut watched = open(&directory);
+    assert_eq!(ids(&watched.next().await), [1]);
+    for id in 2..4 {
+        assert_eq!(watched.failing().count(), 0);
+        fs::write(&path, format!("- {}\n{rest}", policy(id))).unwrap();
+        std::thread::sleep(2 * QUIET);
+        let Found::Aside { stamp, is_settled, wants_claims } = find(&path, watched.files.get(&path), true, true).await
+        else {
+            panic!("it rests");
+        };
+        let writer = fs::File::options().write(true).open(&path).unwrap();
+        watched.aside.add(path.clone(), stamp, is_settled, wants_claims);
+        watched.aside.begin();
+        watched.aside.wait().await;
+        watched.take_from_aside();
+        drop(writer);
+        watched.writers.forget(&path);
+        watched.rewritten.backdate(writers::LONG);
+    }
+    assert!(watched.failing().any(|error| error.message.contains("all the time")));
+    assert!(watched.changed, "it denies");
+}
+
 /// A large one would be searched each time that it changes.
 #[tokio::test]
 async fn claims_are_looked_for_only_where_they_count() {

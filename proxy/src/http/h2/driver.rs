@@ -109,7 +109,8 @@ impl Outbound {
 
     /// Notes that nothing of it leaves any more.
     fn end(&self) {
-        self.abandoned.take();
+        // Nor does what is given up from now on.
+        self.open(u32::MAX);
         self.turns.notify_waiters();
     }
 
@@ -313,6 +314,7 @@ mod tests {
             assert_eq!(outbound.is_cut(), is_cut);
         }
         outbound.end();
+        outbound.abandon(105, &payer, 100);
         assert_eq!(held(), 0);
     }
 

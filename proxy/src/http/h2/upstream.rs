@@ -239,6 +239,10 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
+        // Nobody else ends it then, and `h2` keeps the head of what has not left.
+        if std::thread::panicking() {
+            self.connection.outbound.revoke(self.stream);
+        }
         let streams = &self.connection.streams;
         streams.set(streams.get().saturating_sub(1));
         self.connection.outbound.turns.notify_one();
