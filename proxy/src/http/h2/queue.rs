@@ -33,7 +33,7 @@ const HEADS: usize = 256 * 1024;
 const AHEAD: usize = 64 * 1024;
 /// What `h2` keeps of a stream whose task has ended, beside the head: one that was answered without being passed on, until that has left. Measured.
 /// One that was given up before it was opened takes no more.
-pub(super) const QUEUED: usize = 7 * 512;
+pub(super) const QUEUED: usize = 13 * 256;
 
 /// One direction of a connection: all its streams together.
 #[derive(Debug)]
