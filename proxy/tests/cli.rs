@@ -710,6 +710,7 @@ fn trouble_in_a_policy_directory_is_named_with_file_and_line() {
     write("c.yaml", "endpointId: 3\nendpointIp: [c]\nport: 80\n");
     let big = std::fs::File::create(directory.path().join("policies/d.json")).expect("creates");
     big.set_len(3 << 30).expect("is sparse");
+    drop(big);
     let file = directory.path().join("tollgate.yaml");
     let listeners = "[{ name: load, address: '127.0.0.1:0', transparent: false, upstream: '127.0.0.1:9' }]";
     let text = format!(

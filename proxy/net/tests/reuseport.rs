@@ -13,7 +13,7 @@ use tollgate_net::{ListenOptions, Shards, listen, shard_by_source};
 const INSIDE: &str = "TOLLGATE_NET_TEST_INSIDE";
 
 /// Connections from each source.
-const EACH: usize = 12;
+const EACH: usize = 40;
 
 fn connect_from(source: IpAddr, destination: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::for_address(destination), Type::STREAM, None).unwrap();
