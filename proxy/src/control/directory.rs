@@ -1,8 +1,8 @@
 //! A watched directory of policy files: the source of policy without a control plane, and what the reference control
 //! plane serves.
 //!
-//! Each file stands for itself: one that does not load keeps its last good content and is reported, one that is deleted
-//! takes its resources along. A file is read only when its writer is done with it, because the first half of a list of
+//! Each file stands for itself: one that does not load keeps its last good content and is reported, one that is written again and
+//! again so that it cannot be read denies after a while, one that is deleted takes its resources along. A file is read only when its writer is done with it, because the first half of a list of
 //! rules can be a valid list of rules. A large one is read aside once there was a first reading, so that it holds up no other.
 //!
 //! Of a file that does not load when the directory is read for the first time, nothing is known from before. It allows nothing, and what
